@@ -1,0 +1,132 @@
+"""Measure probing three ways in one run: one generate call per (draft, question), plain batches, shared prefixes.
+
+Run by hand:  python tests/benchmarks/probe_throughput.py --model FOLDER --drafts 25 --questions 40
+"""
+
+import argparse
+import json
+import random
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workbench.engines import Completion, Decoding, Request, TransformersEngine
+from workbench.models import load, render_shared
+
+
+def main() -> None:
+    """Print throughputs, their ratios to one call each, agreement of the answers, and every disagreement."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model or _random_model(Path(folder))
+        loaded = load(model, device=args.device)
+        pairs = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
+        pairs = pairs or _synthetic_pairs(loaded.tokenizer, args.drafts, args.questions)
+        requests = []
+        for prefix, rest in pairs:
+            prompt, shared = render_shared(loaded.tokenizer, prefix, rest)
+            requests.append(Request(prompt, prefix=shared))
+        decoding = Decoding(max_new_tokens=args.max_new_tokens)
+        plain = TransformersEngine(loaded, batch_size=args.batch_size, share_prefixes=False)
+        sharing = TransformersEngine(loaded, batch_size=args.batch_size)
+        ways = {
+            "one call each": lambda some: _one_call_each(loaded, some, decoding),
+            "plain batches": lambda some: plain.generate(some, decoding),
+            "shared prefixes": lambda some: sharing.generate(some, decoding),
+        }
+        print(f"{loaded}, {len(requests)} probes, {args.threads} thread(s), batches of {args.batch_size}", flush=True)
+        measured = {name: ([], 0.0) for name in ways}
+        for way in ways.values():
+            way(requests[:2])
+        # In turn, block by block, so that whatever else this machine does slows all ways alike.
+        block = 2 * args.batch_size
+        for start in range(0, len(requests), block):
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                completions = way(requests[start : start + block])
+                done, seconds = measured[name]
+                measured[name] = done + completions, seconds + time.perf_counter() - begin
+        for name in ways:
+            _report(name, measured, requests)
+
+
+def _report(name: str, measured: dict[str, tuple[list[Completion], float]], requests: list[Request]) -> None:
+    reference, reference_s = measured["one call each"]
+    completions, seconds = measured[name]
+    n_tokens = sum(completion.n_tokens for completion in completions) / len(completions)
+    answers = [(parse(old.text), parse(new.text)) for old, new in zip(reference, completions, strict=True)]
+    differing = [at for at, (old, new) in enumerate(answers) if old != new]
+    print(
+        f"{name:16s} {seconds:7.1f} s  {len(requests) / seconds:7.1f} probes/s  {n_tokens:5.1f} tokens each"
+        f"  {reference_s / seconds:5.2f} x  same answers {1 - len(differing) / len(answers):.2%}",
+        flush=True,
+    )
+    for at in differing:
+        old, new = answers[at]
+        print(f"  probe {at}: {old!r} became {new!r}; prompt ends {requests[at].prompt[-60:]!r}")
+
+
+def parse(text: str) -> str:
+    """Return what follows the last "answer is", else the last word."""
+    found = re.findall(r"answer is\s*:?\s*([^\s.]+)", text) or text.split()
+    return found[-1] if found else ""
+
+
+@torch.inference_mode()
+def _one_call_each(loaded, requests: list[Request], decoding: Decoding) -> list[Completion]:
+    completions = []
+    for request in requests:
+        inputs = loaded.tokenizer(request.prompt, return_tensors="pt", return_token_type_ids=False)
+        inputs = inputs.to(loaded.model.device)
+        output = loaded.model.generate(**inputs, max_new_tokens=decoding.max_new_tokens, do_sample=False)
+        tokens = output[0, inputs["input_ids"].shape[1] :]
+        text = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+        completions.append(Completion(text, len(tokens), len(tokens) < decoding.max_new_tokens))
+    return completions
+
+
+def _random_model(folder: Path) -> Path:
+    """Save an untrained model in the shape of a pocket student; its texts mean nothing, its speed does."""
+    torch.manual_seed(0)
+    vocabulary = {word: at for at, word in enumerate(["<pad>", "<bos>", "<eos>", *(f"w{n}" for n in range(997))])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    shape = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4)
+    config = LlamaConfig(
+        **shape, vocab_size=1000, initializer_range=0.2, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _synthetic_pairs(tokenizer, n_drafts: int, n_questions: int) -> list[tuple[str, str]]:
+    """Return (demonstration, question) texts of about 90 and 40 tokens, of words that the tokenizer knows."""
+    rng = random.Random(0)
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalnum())
+    questions = [" ".join(rng.choices(words, k=rng.randint(30, 50))) for _ in range(n_questions)]
+    demonstrations = [" ".join(rng.choices(words, k=rng.randint(70, 110))) + "\n" for _ in range(n_drafts)]
+    return [(demonstration, question) for demonstration in demonstrations for question in questions]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="model folder; default: an untrained model of pocket size")
+    parser.add_argument("--prompts", default="", help="JSON list of [shared beginning, rest]; default: random words")
+    parser.add_argument("--drafts", type=int, default=25, help="demonstrations, without --prompts")
+    parser.add_argument("--questions", type=int, default=40, help="questions per demonstration, without --prompts")
+    parser.add_argument("--max-new-tokens", type=int, default=35)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; the workbench runs 1 per process")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "auto"])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import settings
+
+from workbench.recipe import Recipe
+
+PROJECT = Path(__file__).resolve().parents[1]
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# What runs beside the tests makes single examples slow; that is not a fault of theirs.
+settings.register_profile("workbench", deadline=None)
+settings.load_profile("workbench")
+
+RECIPE = """
+name: small
+profile: pocket
+seeds: [0, 1]
+models: {teacher: data/pocket/teacher, students: {counter: data/pocket/counter}}
+tasks: {folder: data/pocket/tasks, names: [object_counting]}
+drafting: {n_questions: 4, max_new_tokens: 32}
+alignment: {beta: 0.1, learning_rate: 5.0e-5, n_epochs: 1, batch_size: 4, max_length: 64}
+tailoring: {n_examples: 4, max_new_tokens: 32}
+training: {learning_rate: 1.0e-3, n_epochs: 1, batch_size: 4, max_length: 64}
+evaluation: {n_items: 4, max_new_tokens: 32}
+"""
+
+
+@pytest.fixture
+def recipe_values() -> dict:
+    """A small valid recipe as plain values, to be changed by the test."""
+    return yaml.safe_load(RECIPE)
+
+
+@pytest.fixture
+def recipe(recipe_values) -> Recipe:
+    return Recipe.model_validate(recipe_values)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """A runs folder of this test's own."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("WORKBENCH_RUNS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of data from outside the project."""
+    named = os.environ.get("WORKBENCH_TEST_DATA")
+    folder = Path(named) if named else PROJECT.parent / "shared" / "data"
+    if not folder.is_dir():
+        _not_run(f"test data: {folder} is not a folder, set WORKBENCH_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium to drive."""
+    found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if found is None:
+        _not_run("Chromium: none of " + ", ".join(CHROMIUM_NAMES) + " is on the PATH")
+    return found
+
+
+def _not_run(reason: str) -> None:
+    """Report a test as not run; in CI that is a failure, or nobody would notice."""
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"not run for want of {reason}", pytrace=False)
+    pytest.skip(f"not run for want of {reason}")

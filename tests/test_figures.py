@@ -1,0 +1,307 @@
+"""Figures: what they say, that model text stays text, and that an exported page draws them offline."""
+
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from workbench import figures, inference, verdict
+
+EVIL = "<img src=x onerror=alert(1)>%{x}$a$</script>"
+TECHNIQUES = ["bare", "forwards", "sorted_lists", EVIL]
+STUDENTS = {"ada": "forwards", "bob": "bare"}
+TASKS = ["object_counting", "navigate"]
+ARMS = ["base", "untailored", "random_pairs", "tailored"]
+
+
+def drafts_frame(n_questions=20):
+    generator = np.random.default_rng(0)
+    rows = [
+        (f"{task}-{q}-{t}", task, f"{task}-{q}", EVIL, t, EVIL, "3", "3", bool(generator.random() < 0.7), 30)
+        for task in TASKS
+        for q in range(n_questions)
+        for t in TECHNIQUES
+    ]
+    columns = "draft_id task question_id question technique rationale answer gold correct n_tokens".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def signals_frame(drafts, n=40):
+    generator = np.random.default_rng(1)
+    rows = []
+    for student, native in STUDENTS.items():
+        for draft in drafts.itertuples():
+            value = generator.binomial(n, 0.65 if draft.technique == native else 0.4) / n
+            rows.append(
+                (draft.draft_id, "rationale", "icl", student, "f", "s", value, (value * (1 - value) / n) ** 0.5, n, 9)
+            )
+        for question in drafts["question_id"].unique():
+            rows.append((question, "question", "icl", student, "f", "s", generator.uniform(0.3, 0.6), 0.04, n, 9))
+    return pd.DataFrame(
+        rows, columns="draft_id item_kind signal student student_fp set_fp value stderr n tokens".split()
+    )
+
+
+def pairs_frame(drafts, signals):
+    rows = []
+    kinds = {"rationale": drafts.set_index("draft_id")["question_id"], "question": None}
+    for (student, kind), own in signals.groupby(["student", "item_kind"]):
+        groups = own.groupby(own["draft_id"].map(kinds[kind]) if kind == "rationale" else np.arange(len(own)) // 4)
+        for _, group in groups:
+            best, worst = group.loc[group["value"].idxmax()], group.loc[group["value"].idxmin()]
+            gap = best["value"] - worst["value"]
+            row = (f"p{len(rows)}", student, kind, TASKS[0], EVIL, EVIL, EVIL, best["draft_id"], worst["draft_id"])
+            rows.append((*row, best["value"], worst["value"], gap, False))
+    columns = "pair_id student kind task prompt chosen rejected chosen_id rejected_id "
+    columns += "score_chosen score_rejected score_gap flipped"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def curve_frame():
+    generator = np.random.default_rng(2)
+    rows = []
+    for step in range(0, 60, 5):
+        for student in STUDENTS:
+            for arm, slope in (("tailored", 0.05), ("random_pairs", 0.01)):
+                rows.append(
+                    ("alignment", arm, student, 0, step, "rewards/margins", slope * step + generator.normal(0, 0.05))
+                )
+                rows.append(("alignment", arm, student, 0, step, "rewards/accuracies", min(1, 0.5 + slope * step / 4)))
+            for seed in (0, 1, 2):
+                for arm in ARMS[1:]:
+                    loss = 2 * np.exp(-step / 20) + generator.normal(0.4, 0.05)
+                    rows.append(("training", arm, student, seed, step, "loss", loss))
+    return pd.DataFrame(rows, columns="stage arm student seed step metric value".split())
+
+
+def examples_frame():
+    generator = np.random.default_rng(3)
+    rows = []
+    for student in STUDENTS:
+        for arm, native in (("untailored", 0.3), ("random_pairs", 0.35), ("tailored", 0.75)):
+            for i in range(150):
+                style = "running_totals" if generator.random() < native else str(generator.choice(["lists", "", EVIL]))
+                right = bool(generator.random() < (0.6 if arm == "tailored" else 0.7))
+                rows.append(
+                    (
+                        f"{arm}{student}{i}",
+                        arm,
+                        student,
+                        0,
+                        TASKS[0],
+                        "q",
+                        EVIL,
+                        EVIL,
+                        "3",
+                        "3",
+                        right,
+                        style,
+                        30,
+                        True,
+                        "",
+                    )
+                )
+    columns = "example_id arm student seed task question_id question rationale answer gold correct style "
+    columns += "n_tokens kept drop_reason"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def verdict_of_run():
+    settings = {
+        "arms": ARMS,
+        "shots": [0, 3],
+        "margin": 0.05,
+        "alpha": 0.05,
+        "primary": {"a": "tailored", "b": "untailored", "shots": 0},
+    }
+    generator, rows = np.random.default_rng(4), []
+    for student, effect in (("ada", 0.22), ("bob", 0.02), (EVIL, -0.2)):
+        for shots in settings["shots"]:
+            for arm in ARMS:
+                tables = inference.simulate(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
+                for seed, answers in zip([-1] if arm == "base" else [0, 1, 2], tables[0]):
+                    rows += [
+                        (student, arm, seed, shots, [*TASKS, EVIL][i % 3], f"i{i}", "x", True, bool(v))
+                        for i, v in enumerate(answers)
+                    ]
+    frame = pd.DataFrame(rows, columns="student arm seed shots task item_id answer parsed correct".split())
+    return verdict.verdict(frame, settings, recipe="arte-demo", run="demo", models="pocket", student="ada")
+
+
+@pytest.fixture(scope="module")
+def all_figures():
+    drafts = drafts_frame()
+    signals, result = signals_frame(drafts), verdict_of_run()
+    return {
+        "drafts_by_technique": figures.drafts_by_technique(drafts),
+        "preference_scores": figures.preference_scores(signals, drafts, "ada"),
+        "technique_heatmap": figures.technique_heatmap(signals, drafts),
+        "probe_roc": figures.probe_roc(signals, drafts, STUDENTS),
+        "pair_decidedness": figures.pair_decidedness(pairs_frame(drafts, signals), signals),
+        "reward_margins": figures.reward_margins(curve_frame()),
+        "training_curves": figures.training_curves(curve_frame()),
+        "style_shift": figures.style_shift(examples_frame()),
+        "arm_accuracies": figures.arm_accuracies(result),
+        "comparisons": figures.comparisons(result),
+        "per_task": figures.per_task(result),
+        "by_student": figures.by_student(result),
+        "evil_student": figures.comparisons(result, EVIL),
+    }
+
+
+def strings(value):
+    """Return every string anywhere in a figure's data and layout, but for the notes shown as escaped HTML."""
+    if isinstance(value, dict):
+        return [s for key, item in value.items() if key not in ("meta", "template") for s in strings(item)]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [s for item in value for s in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_every_figure_is_complete(all_figures):
+    for name, fig in all_figures.items():
+        assert isinstance(fig, go.Figure), name
+        assert len(figures.caption(fig)) > 40 and figures.caption(fig).endswith("."), name
+        assert figures.sentence(fig).endswith(".") and re.search(r"\d", figures.sentence(fig)), name
+        assert fig.layout.paper_bgcolor == "white", name
+        assert "pocket models" in fig.layout.title.subtitle.text.replace("<br>", " "), name
+        assert fig.layout.meta["table"]["rows"], name
+
+
+def test_model_text_never_becomes_markup(all_figures):
+    for name, fig in all_figures.items():
+        for text in strings(fig.to_plotly_json()):
+            assert not re.search(r"<(?!/?b>|br>|/?extra>)", text), (name, text)
+            assert "$a$" not in text and "onerror=alert(1)>%{" not in text, (name, text)
+        for page in (figures.notes_html(fig), figures.to_html(fig)):
+            assert "<img" not in page and "$a$</script>" not in page, name
+
+
+def test_escape():
+    assert figures.escape("a\n b<b>") == "a b&lt;b&gt;"
+    assert figures.escape("$x$ %{y} &") == "&#36;x&#36; %&#123;y} &amp;"
+    assert len(figures.escape("x" * 500)) == 60
+
+
+def test_sentences_say_what_was_planted(all_figures):
+    said = {name: figures.sentence(fig) for name, fig in all_figures.items()}
+    assert "Student ada answers best after forwards drafts (0.6" in said["preference_scores"]
+    assert "ada forwards" in said["technique_heatmap"] and "bob bare" in said["technique_heatmap"]
+    assert "for ada running totals" in said["style_shift"] and "right answers" in said["style_shift"]
+    assert "Tailored against untailored: better" in said["comparisons"]
+    assert "worse" in said["by_student"] and "worse" in said["evil_student"]
+    assert "tailored" in said["reward_margins"] and "random pairs" in said["reward_margins"]
+
+
+def test_decidedness_by_hand():
+    signals = pd.DataFrame(
+        [
+            ("a", "rationale", "ada", 0.7, 0.03, 40),
+            ("b", "rationale", "ada", 0.6, 0.04, 40),
+            ("c", "rationale", "ada", 0.0, 0.0, 40),
+        ],
+        columns=["draft_id", "item_kind", "student", "value", "stderr", "n"],
+    )
+    pairs = pd.DataFrame(
+        [("p", "ada", "rationale", "t", "a", "b", 0.1, False), ("q", "ada", "rationale", "t", "a", "c", 0.7, False)],
+        columns=["pair_id", "student", "kind", "task", "chosen_id", "rejected_id", "score_gap", "flipped"],
+    )
+    table = figures.decidedness(pairs, signals)
+    smoothed = (1 / 42 * 41 / 42 / 40) ** 0.5
+    assert table["stderr"].tolist() == pytest.approx([0.05, (0.03**2 + smoothed**2) ** 0.5])
+    assert table["z"].iloc[0] == pytest.approx(2.0) and table["decided"].all()
+    with pytest.raises(figures.FigureError, match="'q' has no score"):
+        figures.decidedness(pairs, signals[signals["draft_id"] != "c"])
+
+
+def test_auc_by_hand_and_covers():
+    area, low, high = inference.auc([3, 2, 2, 1], [True, True, False, False], [0, 1, 2, 3])
+    assert area == pytest.approx(3.5 / 4) and low < area <= high
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        question = np.repeat(np.arange(30), 4)
+        positive = np.tile([True, False, False, False], 30)
+        scores = generator.normal(0, 1, 30)[question] + generator.normal(0, 1, 120) + 1.0 * positive
+        _, low, high = inference.auc(scores, positive, question)
+        covered += low <= 0.6914625 <= high  # normal distribution function at 1 / (2 * sqrt(1 + 1) / sqrt(2))
+    assert covered / 300 > 0.9
+
+
+def test_clustered_mean_by_hand():
+    mean, low, high = inference.clustered_mean([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
+    half = 12.706204736 * (2 * 2) ** 0.5 / 4  # sums +1 and -1, times 2 / (2 - 1)
+    assert (mean, high - mean, mean - low) == pytest.approx((0.5, half, half))
+    assert np.isnan(inference.clustered_mean([1.0], ["a"])[1])
+
+
+def test_empty_frames_are_refused():
+    drafts = drafts_frame(1)
+    for draw in (
+        lambda: figures.drafts_by_technique(drafts[:0]),
+        lambda: figures.preference_scores(signals_frame(drafts), drafts, "eve"),
+        lambda: figures.reward_margins(curve_frame()[:0]),
+        lambda: figures.style_shift(examples_frame()[:0]),
+        lambda: figures.probe_roc(signals_frame(drafts), drafts, {}),
+        lambda: figures.comparisons(verdict_of_run(), "eve"),
+    ):
+        with pytest.raises(figures.FigureError):
+            draw()
+
+
+def test_table_escapes_and_shortens():
+    page = figures.table(pd.DataFrame({EVIL: [EVIL] * 100, "n": [0.12345] * 100}))
+    assert "<img" not in page and "0.123" in page and "40 more rows" in page
+
+
+def test_notebook_page_draws_offline(tmp_path):
+    """An executed notebook, exported to HTML, holds plotly.js once, its figures, captions and sentences."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    setup = "import sys; sys.path.insert(0, '.')\nfrom workbench import figures\nfigures.use_renderer()"
+    draw = "from tests.test_figures import *\nfigures.show(figures.drafts_by_technique(drafts_frame(3)))"
+    again = "figures.show(figures.reward_margins(curve_frame()))"
+    cells = [nbformat.v4.new_code_cell(source) for source in (setup, draw, again)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": "."}})
+    shown = [output.data["text/plain"] for cell in notebook.cells for output in cell.outputs if "data" in output]
+    assert any(text.startswith("Of 24 rationales") for text in shown)
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert page.count("plotly.js v") == 1
+    assert page.count("Plotly.newPlot(") >= 2 and "The numbers as a table" in page
+    drawn = page.replace(figures.plotly_script(), "")
+    assert "cdn.plot.ly" not in drawn
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    assert count_drawn(tmp_path / "page.html") in (2, None)
+
+
+def count_drawn(page):
+    """Return how many figures a browser drew, None where there is no browser."""
+    if not shutil.which("chromium"):
+        return None
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_context(offline=True).new_page()
+        tab.goto(page.as_uri())
+        tab.wait_for_timeout(1500)
+        count = tab.locator(".plotly-graph-div .main-svg .cartesianlayer").count()
+        browser.close()
+    return count
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_png(tmp_path, all_figures):
+    path = figures.save_png(all_figures["comparisons"], tmp_path / "comparisons.png")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_png_without_a_browser(tmp_path, all_figures, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(figures.FigureError, match="install one"):
+        figures.save_png(all_figures["comparisons"], tmp_path / "x.png")

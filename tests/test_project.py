@@ -1,0 +1,75 @@
+"""What a newcomer starts from: one set of pins, files that exist, nothing that only works here."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import tomllib
+
+import pytest
+from conftest import PROJECT
+
+DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = DECLARED["optional-dependencies"]
+PINS = [*DECLARED["dependencies"], *EXTRAS["test"]]
+
+
+def test_the_conda_environment_has_the_same_pins():
+    lines = [
+        "# The pins of pyproject.toml for conda and mamba: mamba env create -f environment.yml",
+        f"name: {DECLARED['name']}",
+        "channels:",
+        "  - conda-forge",
+        "dependencies:",
+        "  - python=3.11",
+        "  - pip",
+        "  - pip:",
+        *(f"      - {pin}" for pin in PINS),
+        "      - --editable .",
+    ]
+    wanted = "\n".join(lines) + "\n"
+    there = (PROJECT / "environment.yml").read_text(encoding="utf-8")
+    assert there == wanted, f"environment.yml must be:\n{wanted}"
+
+
+@pytest.mark.parametrize("pin", PINS)
+def test_every_pin_is_exact_and_is_what_these_tests_run_on(pin):
+    name, version = re.fullmatch(r"([A-Za-z0-9-]+)==([0-9.]+)", pin).groups()
+    # A local label such as +cpu says how it was built, not which version it is.
+    assert importlib.metadata.version(name).partition("+")[0] == version
+
+
+def test_pins_are_sorted():
+    for pins in (DECLARED["dependencies"], EXTRAS["test"]):
+        assert pins == sorted(pins, key=lambda pin: pin.lower().split("=="))
+
+
+def test_every_import_is_declared():
+    distributions = importlib.metadata.packages_distributions()
+    pinned = {normalised(pin.split("==")[0]) for pin in PINS}
+    undeclared = set()
+    for path in [*(PROJECT / "workbench").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for package in {name.split(".")[0] for name in names}:
+                providers = set(map(normalised, distributions.get(package, [])))
+                if providers and not providers & {*pinned, DECLARED["name"]}:
+                    undeclared.add(f"{package} in {path.name}")
+    assert not undeclared
+
+
+def normalised(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "pocket", "clean"])
+def test_make_knows_its_targets(target):
+    done = subprocess.run(["make", "--dry-run", target], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_ci_script_is_sound_bash():
+    done = subprocess.run(["bash", "-n", ".ci/run"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import yaml
+from conftest import PROJECT
+
+from workbench.recipe import Recipe, RecipeError, flatten, load_recipe, project_root
+
+
+@pytest.fixture
+def load(tmp_path, recipe_values):
+    """Load the small recipe with overrides."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe_values), encoding="utf-8")
+    return lambda overrides=None: load_recipe(str(path), overrides)
+
+
+def faults(load, overrides) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        load(overrides)
+    return str(error.value).splitlines()[1:]
+
+
+def test_defaults_are_the_papers(load):
+    recipe = load()
+    assert (recipe.preference_set.n_validation, recipe.preference_set.n_items) == (100, 40)
+    assert recipe.pairs.quantile == 0.25 and recipe.tailoring.rationale_temperature == 0
+    assert (recipe.evaluation.primary.a, recipe.evaluation.primary.b) == ("tailored", "untailored")
+
+
+def test_overrides_are_read_as_yaml(load):
+    recipe = load({"alignment.beta": "0.05", "seeds": "[3, 4, 5]", "models.students.mover": "data/m"})
+    assert recipe.alignment.beta == 0.05 and recipe.seeds == [3, 4, 5]
+    assert list(recipe.models.students) == ["counter", "mover"]
+
+
+def test_the_exponent_yaml_reads_as_text(load):
+    assert faults(load, {"alignment.learning_rate": "5e-7"}) == [
+        "alignment.learning_rate must be a number > 0 and finite, got '5e-7' (a string). "
+        "YAML reads 5e-7 as text; write 5.0e-7."
+    ]
+    assert load({"alignment.learning_rate": "5.0e-7"}).alignment.learning_rate == 5e-7
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("alignment.betta", "1", "alignment.betta is not a key of a recipe (value 1); did you mean alignment.beta?"),
+        ("beta", "1", "did you mean alignment.beta?"),
+        ("batch_sise", "1", "known here: name, method"),
+        ("alignmnt.beta", "1", "did you mean alignment?"),
+        ("alignment.beta", "0", "alignment.beta must be a number > 0 and finite, got 0"),
+        ("alignment.beta", ".inf", "finite, got inf"),
+        ("alignment.beta", "true", "got True (a truth value)"),
+        ("training.n_epochs", "1.5", "training.n_epochs must be a whole number >= 1, got 1.5"),
+        ("training.n_epochs", "'3'", "Remove the quotes: 3."),
+        ("pairs.quantile", "0.6", "> 0 and <= 0.5"),
+        ("pairs.quantile", ".nan", "got nan"),
+        ("compute.device", "tpu", "must be one of auto, cpu, cuda, got 'tpu'"),
+        ("seeds", "[1]", "seeds must be a list of length 2 or more"),
+        ("seeds", "[1, 1]", "seeds must all differ, got [1, 1]; remove the repeats"),
+        ("seeds", "[1, -2]", "seeds.1 must be a whole number >= 0"),
+        ("models.students", "{}", "models.students must be a mapping of length 1 or more"),
+        ("models.students", "{a/b: c}", "models.students.a/b must be text of letters, digits"),
+        ("evaluation.arms", "[base, tailord]", "evaluation.arms.1 must be one of base, untailored"),
+        ("evaluation.arms", "[base, tailored]", "evaluation.primary names the arm 'untailored'"),
+        ("evaluation.primary.shots", "7", "evaluation.primary.shots must be one of shots [0, 3], got 7"),
+        ("evaluation.primary.b", "tailored", "evaluation.primary must compare two different arms"),
+        ("preference_set.n_items", "200", "n_items must be at most n_validation (100), got 200; lower it"),
+        ("name.first", "x", "name holds a single value"),
+        ("alignment.scheduler", "[", "cannot be read as YAML"),
+        ("drafting", "{}", "drafting.n_questions is missing; add it: a whole number >= 1."),
+    ],
+)
+def test_each_fault_says_key_value_allowed_and_fix(load, key, value, says):
+    assert any(says in line for line in faults(load, {key: value})), faults(load, {key: value})
+
+
+def test_all_faults_come_at_once(load):
+    lines = faults(load, {"alignment.beta": "-1", "alignment.betta": "1", "seeds": "[1]", "evaluation.shots": "[]"})
+    assert len(lines) == 4
+
+
+def test_a_missing_section_is_described(load, recipe_values, tmp_path):
+    del recipe_values["training"]
+    path = tmp_path / "without.yaml"
+    path.write_text(yaml.safe_dump(recipe_values), encoding="utf-8")
+    with pytest.raises(RecipeError, match="training is missing; add it: a section with learning_rate, n_epochs"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "", "\x00"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"odd\.yaml"):
+        load_recipe(str(path))
+
+
+def test_an_unknown_name_lists_the_shipped_ones(tmp_path, monkeypatch):
+    recipes = tmp_path / "notebooks" / "recipes"
+    recipes.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    (recipes / "arte.yaml").touch()
+    monkeypatch.chdir(recipes)
+    assert project_root() == tmp_path
+    with pytest.raises(RecipeError, match=r"no recipe 'arts'; did you mean arte\? The shipped recipes are arte"):
+        load_recipe("arts")
+
+
+def test_a_recipe_survives_its_own_yaml(load, recipe, tmp_path):
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+def test_a_recipe_cannot_be_changed(recipe):
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.alignment.beta = 1.0
+
+
+def test_section_json_covers_what_is_named_and_nothing_else(load):
+    recipe, other = load(), load({"alignment.beta": "0.2"})
+    assert json.loads(recipe.section_json("seeds", "models.teacher")) == {
+        "models.teacher": "data/pocket/teacher",
+        "seeds": [0, 1],
+    }
+    assert recipe.section_json("training") == other.section_json("training")
+    assert recipe.section_json("alignment") != other.section_json("alignment")
+
+
+def test_flatten_names_every_value():
+    assert dict(flatten({"a": {"b": 1, "c": {}}, "d": [2]})) == {"a.b": 1, "a.c": {}, "d": [2]}
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_validate_and_are_named_as_their_file(path):
+    assert isinstance(recipe := load_recipe(str(path)), Recipe) and recipe.name == path.stem

@@ -1,0 +1,364 @@
+"""The verdict: hand-computed values, calibration by simulation, and what it refuses."""
+
+import json
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench import inference, verdict
+from workbench.inference import BETTER, SAME, UNDECIDED, WORSE
+from workbench.verdict import VerdictError
+
+MARGIN, ALPHA = 0.05, 0.05
+SETTINGS = {
+    "arms": ["base", "untailored", "random_pairs", "tailored"],
+    "shots": [0, 3],
+    "margin": MARGIN,
+    "alpha": ALPHA,
+    "primary": {"a": "tailored", "b": "untailored", "shots": 0},
+}
+
+
+def rows_of(arm, table, shots=0, student="ada", tasks=2, seeds=None):
+    """Return a predictions frame for a seeds x items table of right and wrong answers."""
+    seeds = range(len(table)) if seeds is None else seeds
+    return pd.DataFrame(
+        [
+            (student, arm, seed, shots, f"task{i % tasks}", f"item{i:04d}", "x", True, bool(value))
+            for seed, row in zip(seeds, table, strict=True)
+            for i, value in enumerate(row)
+        ],
+        columns=["student", "arm", "seed", "shots", "task", "item_id", "answer", "parsed", "correct"],
+    )
+
+
+def predictions(effect=0.0, n_seeds=3, n_items=120, student="ada", key=0, seed_sd=0.01):
+    """Return predictions of the four arms: tailored lies `effect` above the others, base has one seed."""
+    generator = np.random.default_rng(key)
+    frames = []
+    for shots in (0, 3):
+        tailored, plain = inference.simulate(n_seeds, n_items, generator, effect, seed_sd, 0.05)
+        other, base = inference.simulate(n_seeds, n_items, generator, 0.0, seed_sd, 0.05)
+        for arm, table in (("tailored", tailored), ("untailored", plain), ("random_pairs", other)):
+            frames.append(rows_of(arm, table, shots, student))
+        frames.append(rows_of("base", base[:1], shots, student, seeds=[-1]))
+    return pd.concat(frames, ignore_index=True)
+
+
+def calibration(repeats, seeds=(3, 5), items=(100, 400), item_sds=(0.0, 0.1), seed_sds=(0.0, 0.02, 0.04), effect=0.0):
+    """Return coverage, how often "better", "worse" and equivalence were said, and the mean half width, by setting."""
+    table = []
+    for n_seeds in seeds:
+        for n_items in items:
+            for item_sd in item_sds:
+                for seed_sd in seed_sds:
+                    generator = np.random.default_rng([n_seeds, n_items, int(1e3 * item_sd), int(1e3 * seed_sd)])
+                    table.append(
+                        {"seeds": n_seeds, "items": n_items, "item_sd": item_sd, "seed_sd": seed_sd}
+                        | _decisions(repeats, n_seeds, n_items, generator, effect, seed_sd, item_sd)
+                    )
+    return pd.DataFrame(table)
+
+
+def _decisions(repeats, n_seeds, n_items, generator, effect, seed_sd, item_sd):
+    tasks = np.repeat(["one", "two"], [n_items // 2, n_items - n_items // 2])
+    covered, said, widths = 0, [], []
+    for _ in range(repeats):
+        a, b = inference.simulate(n_seeds, n_items, generator, effect, seed_sd, item_sd)
+        of = inference.spread(a - b, tasks)
+        half = float(inference.half_width(of, ALPHA))
+        covered += abs(of.mean - effect) <= half
+        widths.append(half)
+        said.append(inference.decide(of.mean, half, float(inference.half_width(of, 2 * ALPHA)), MARGIN))
+    shares = {
+        name: said.count(label) / repeats for name, label in (("better", BETTER), ("worse", WORSE), ("same", SAME))
+    }
+    return {"coverage": covered / repeats} | shares | {"half_width": float(np.mean(widths))}
+
+
+def test_calibrated_under_the_null():
+    """Three and five seeds, several seed spreads: 600 runs each, so the bounds leave three standard errors."""
+    table = calibration(600, items=(100, 400), item_sds=(0.1,), seed_sds=(0.0, 0.02, 0.04))
+    assert table["coverage"].min() > 0.94 - 0.03, table
+    assert table["coverage"].mean() > 0.945, table
+    assert table["better"].max() <= 0.05, table
+    assert table["worse"].max() <= 0.05, table
+
+
+def test_equivalence_is_rarely_claimed_at_the_margin():
+    """A true difference of exactly the margin is called "no difference" in at most about alpha of the runs."""
+    table = calibration(400, seeds=(3,), items=(400,), item_sds=(0.1,), seed_sds=(0.0, 0.02), effect=MARGIN)
+    assert table["same"].max() <= ALPHA + 0.035, table
+
+
+def test_items_alone_would_not_do():
+    """The interval over items alone misses far more than 5 % once seeds differ: the seed part is needed."""
+    generator = np.random.default_rng(1)
+    missed = 0
+    for _ in range(400):
+        a, b = inference.simulate(3, 400, generator, 0.0, 0.04, 0.0)
+        of = inference.spread(a - b, ["t"] * 400)
+        missed += abs(of.mean) > float(inference.half_width(of._replace(ms_seed=0.0), ALPHA))
+    assert missed / 400 > 0.2
+
+
+def test_spread_by_hand():
+    """Two seeds, four items, one task: squares worked out on paper."""
+    of = inference.spread(np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), ["t"] * 4)
+    assert of.mean == pytest.approx(3 / 8)
+    assert of.ms_seed == pytest.approx(4 * ((0.5 - 0.375) ** 2 + (0.25 - 0.375) ** 2))
+    assert of.ms_noise == pytest.approx((3 * 0.125**2 * 2 + 0.375**2 * 2) / 3)
+    assert of.ms_item == pytest.approx(2 * 2.0 / 3)  # the floor: fewer than two items differ by one
+    plenty = inference.spread(np.tile([[1.0, -1.0]], (2, 10)), ["t"] * 20)
+    assert plenty.ms_item == pytest.approx(2 * 20 / 19)
+
+
+def test_interval_knows_nothing_of_the_order_of_items_and_seeds():
+    generator = np.random.default_rng(3)
+    scores = generator.integers(-1, 2, (4, 30)).astype(float)
+    tasks = np.repeat(["a", "b"], 15)
+    shuffle = generator.permutation(30)
+    one, other = inference.spread(scores, tasks), inference.spread(scores[::-1][:, shuffle], tasks[shuffle])
+    assert np.allclose(one, other)
+    assert inference.half_width(inference.spread(-scores, tasks), 0.05) == pytest.approx(
+        inference.half_width(one, 0.05)
+    )
+
+
+def test_identical_arms_do_not_claim_certainty():
+    of = inference.spread(np.zeros((3, 100)), ["t"] * 100)
+    assert 0.02 < inference.half_width(of, 0.05) < 0.04
+    few = inference.spread(np.zeros((3, 10)), ["t"] * 10)
+    assert inference.decide(0.0, inference.half_width(few, 0.05), inference.half_width(few, 0.1), 0.05) == UNDECIDED
+
+
+def test_interval_p_value_agrees_with_the_interval():
+    generator = np.random.default_rng(5)
+    a, b = inference.simulate(5, 200, generator, 0.1, 0.02, 0.05)
+    of = inference.spread(a - b, ["t"] * 200)
+    p = inference.interval_p_value(of)
+    assert inference.half_width(of, p) == pytest.approx(abs(of.mean), rel=1e-6)
+
+
+def test_sign_flips_exact_and_drawn():
+    assert inference.sign_flip_p_value(np.array([1.0, 1.0, 1.0, 0.0])) == 0.25
+    assert inference.sign_flip_p_value(np.zeros(7)) == 1.0
+    generator = np.random.default_rng(0)
+    values = generator.normal(0.6, 1, 12)
+    exact, drawn = inference.sign_flip_p_value(values), inference.sign_flip_p_value(values, n_flips=4000)
+    assert drawn == pytest.approx(exact, abs=0.03)
+    many = generator.normal(0, 1, 300)
+    assert inference.sign_flip_p_value(many) == inference.sign_flip_p_value(-many)
+    assert inference.sign_flip_p_value(many + 1) == pytest.approx(1 / 10_001)
+
+
+def test_sign_flip_p_values_are_uniform_when_nothing_differs():
+    generator = np.random.default_rng(2)
+    p = np.array([inference.sign_flip_p_value(generator.normal(0, 1, 25), n_flips=500) for _ in range(400)])
+    assert 0.02 < np.mean(p <= 0.05) < 0.09
+    assert 0.4 < np.mean(p <= 0.5) < 0.6
+
+
+def test_holm_by_hand():
+    assert np.allclose(inference.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert np.allclose(inference.holm([0.6, 0.7]), [1.0, 1.0])
+    assert inference.holm([]).size == 0
+
+
+def test_wilson_by_hand():
+    low, high = inference.wilson(0.5, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert inference.wilson(0.0, 10)[0] == 0.0 and inference.wilson(1.0, 10)[1] == 1.0
+    assert inference.wilson(0.0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "effect, seed_sd, expected", [(0.25, 0.01, BETTER), (-0.25, 0.01, WORSE), (0.06, 0.04, UNDECIDED)]
+)
+def test_decisions(effect, seed_sd, expected):
+    table = predictions(effect, n_seeds=5, n_items=200, key=4, seed_sd=seed_sd)
+    row = verdict.compare(table, "tailored", "untailored", 0, MARGIN, ALPHA)
+    assert row["decision"] == expected
+    assert row["low"] <= row["difference"] <= row["high"]
+    assert (row["more_needed"] is None) == (expected != UNDECIDED)
+
+
+def test_equivalence():
+    row = verdict.compare(predictions(0.0, 5, 3000, key=1, seed_sd=0.0), "tailored", "untailored", 0, MARGIN, ALPHA)
+    assert row["decision"] == SAME
+    assert -MARGIN < row["low_equivalence"] and row["high_equivalence"] < MARGIN
+
+
+def test_compare_is_antisymmetric():
+    table = predictions(0.1)
+    one, other = (
+        verdict.compare(table, *arms, 0, MARGIN, ALPHA) for arms in (("tailored", "base"), ("base", "tailored"))
+    )
+    assert one["difference"] == pytest.approx(-other["difference"])
+    assert one["low"] == pytest.approx(-other["high"])
+    assert one["p_value"] == other["p_value"]
+
+
+def test_more_needed_holds_its_promise():
+    """Runs of the size it asks for, at the difference and spread it saw, are settled about four times in five."""
+    generator = np.random.default_rng(8)
+    a, b = inference.simulate(4, 100, generator, 0.08, 0.01, 0.1)
+    of = inference.spread(a - b, ["t"] * 100)._replace(mean=0.08)
+    more = inference.more_needed(of, MARGIN, ALPHA)
+    grown = {"seeds": (4, 100 + more["items"]), "items": (4 + (more["seeds"] or 0), 100)}["seeds"]
+    wider = of.at(*grown)
+    settled = inference.chance_to_settle(wider, 0.08, MARGIN, ALPHA)
+    assert 0.8 <= settled < 0.83
+    assert inference.chance_to_settle(of, 0.08, MARGIN, ALPHA) < 0.8
+    runs = []
+    for _ in range(300):
+        x, y = inference.simulate(*grown, generator, 0.08, 0.01, 0.1)
+        seen = inference.spread(x - y, ["t"] * grown[1])
+        half, inner = (float(inference.half_width(seen, alpha)) for alpha in (ALPHA, 2 * ALPHA))
+        runs.append(inference.decide(seen.mean, half, inner, MARGIN) != UNDECIDED)
+    assert np.mean(runs) > 0.6
+
+
+def test_more_needed_may_ask_for_both():
+    of = inference.Spread(0.0, 0.25, 0.8, 0.05, 3, 20, 1)
+    more = inference.more_needed(of, MARGIN, ALPHA)
+    assert more["together"] and more["seeds"] % 3 == 0 and more["items"] % 20 == 0
+
+
+def test_arm_accuracy_of_one_seed_is_wilson():
+    table = rows_of("base", [[1, 0, 0, 0] * 25], seeds=[-1])
+    row = verdict.arm_accuracy(table, "base", 0)
+    assert (row["accuracy"], row["n_items"], row["n_seeds"]) == (0.25, 100, 1)
+    assert (row["low"], row["high"]) == pytest.approx(inference.wilson(0.25, 100))
+
+
+def test_arm_accuracy_widens_with_the_seeds_spread():
+    even = np.tile([1, 0], (3, 100))
+    uneven = np.vstack([np.ones(200), even[0], np.zeros(200)])
+    narrow, wide = (verdict.arm_accuracy(rows_of("tailored", t), "tailored", 0) for t in (even, uneven))
+    assert narrow["accuracy"] == wide["accuracy"] == 0.5
+    assert wide["high"] - wide["low"] > 3 * (narrow["high"] - narrow["low"])
+    assert 0.0 <= wide["low"] and wide["high"] <= 1.0
+
+
+def test_per_task_is_corrected():
+    table = predictions(0.3, n_seeds=5, n_items=200)
+    rows = verdict.per_task(table, "tailored", "untailored", 0, MARGIN, ALPHA)
+    assert list(rows["task"]) == ["task0", "task1"]
+    assert (rows["p_holm"] >= rows["p_value"]).all()
+    assert set(rows["decision"]) == {BETTER}
+    strict = verdict.per_task(table, "tailored", "untailored", 0, MARGIN, 1e-7)
+    assert BETTER not in set(strict["decision"])
+    undecided = strict[strict["decision"] == UNDECIDED]
+    assert undecided["more_needed"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda t: t[~((t.arm == "tailored") & (t.item_id == "item0007"))], "arm 'tailored' lacks item 'item0007'"),
+        (
+            lambda t: t[~((t.arm == "tailored") & (t.item_id == "item0007") & (t.seed == 1))],
+            "'item0007' of 'task1' under seed 1",
+        ),
+        (lambda t: t[~((t.arm == "untailored") & (t.seed == 2))], "arm 'untailored' lacks seed 2"),
+        (lambda t: t[(t.arm != "tailored") | (t.seed == 0)], "arm 'tailored' has one seed"),
+        (lambda t: t[t.arm != "tailored"], "no predictions of arm 'tailored' with 0 shots"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "twice under seed 0"),
+        (lambda t: t.assign(student=["ada", *["bob"] * (len(t) - 1)]), "2 students"),
+    ],
+)
+def test_refusals(spoil, words):
+    with pytest.raises(VerdictError, match=words):
+        verdict.compare(spoil(predictions()), "tailored", "untailored", 0, MARGIN, ALPHA)
+
+
+def test_base_alone_cannot_be_compared():
+    with pytest.raises(VerdictError, match="one seed"):
+        verdict.compare(predictions(), "base", "base", 0, MARGIN, ALPHA)
+
+
+def training_table(steps=(30, 30, 30)):
+    return pd.DataFrame(
+        [
+            (student, arm, seed, 9000, n)
+            for student in ("ada", "bob")
+            for arm, n in zip(SETTINGS["arms"][1:], steps, strict=True)
+            for seed in (0, 1, 2)
+        ],
+        columns=["student", "arm", "seed", "tokens", "steps"],
+    )
+
+
+def full_verdict(effect=0.25, **changes):
+    both = pd.concat([predictions(effect), predictions(0.0, student="bob", key=9)], ignore_index=True)
+    given = {
+        "recipe": "arte-demo",
+        "run": "demo",
+        "models": "pocket",
+        "student": "ada",
+        "training": training_table(),
+        "test_set": {"name": "pocket test", "sha256": "ab", "times_opened": 1},
+    }
+    return verdict.verdict(both, SETTINGS, **(given | changes))
+
+
+def test_verdict_has_its_shape_and_survives_json():
+    result = full_verdict()
+    assert json.loads(json.dumps(result)) == result
+    assert set(result) >= {
+        *("recipe run student models decision primary arms comparisons per_task test_set warnings students".split())
+    }
+    assert result["student"] == "ada" and set(result["students"]) == {"ada", "bob"}
+    assert result["decision"] == result["comparisons"][0]["decision"] == BETTER
+    assert (result["comparisons"][0]["a"], result["comparisons"][0]["b"]) == ("tailored", "untailored")
+    assert len(result["comparisons"]) == 6
+    assert result["arms"]["tailored"]["training_tokens"] == 9000 and result["arms"]["base"]["steps"] == 0
+    assert set(result["arms"]["tailored"]["by_shots"]) == {"0", "3"}
+    assert "3 seeds" in result["warnings"][0]
+    assert full_verdict() == result
+
+
+def test_warnings():
+    result = full_verdict(
+        training=training_table((30, 30, 20)), test_set={"times_opened": 4}, warnings=["a stage said so."]
+    )
+    text = " ".join(result["warnings"])
+    assert result["warnings"][0] == "a stage said so."
+    assert "opened 4 times" in text and "differ in steps: 20 to 30" in text
+    spoilt = predictions(0.2)
+    spoilt.loc[spoilt["arm"] == "base", "parsed"] = False
+    alone = verdict.verdict(spoilt, SETTINGS, recipe="r", run="x", models="pocket", student="ada")
+    assert any("100 % of the answers of base" in line for line in alone["warnings"])
+    assert "students" not in alone
+
+
+def test_missing_student_is_refused():
+    with pytest.raises(VerdictError, match="no predictions of student 'eve'"):
+        full_verdict(student="eve")
+
+
+def test_sentence_tells_every_outcome():
+    good, bad, open_ = (full_verdict(effect) for effect in (0.3, -0.3, 0.05))
+    assert "tailored is better than untailored by" in verdict.sentence(good)
+    assert "On pocket models" in verdict.sentence(good)
+    assert "tailored is worse than untailored by" in verdict.sentence(bad)
+    assert "undecided" in verdict.sentence(open_) and "would settle it" in verdict.sentence(open_)
+    for result in (good, bad, open_):
+        text = verdict.sentence(result)
+        assert 2 <= text.count(". ") + 1 <= 4
+        assert "random pairs" in text and "base" in text
+    assert verdict.sentence(bad["students"]["bob"]).startswith("For student bob")
+
+
+if __name__ == "__main__":
+    start, repeats = time.time(), int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    null = calibration(repeats, seeds=(2, 3, 5), seed_sds=(0.0, 0.01, 0.02, 0.04))
+    print(null.round(3).to_string(index=False))
+    print(null[["coverage", "better", "worse", "same"]].agg(["min", "mean", "max"]).round(3))
+    at_margin = calibration(repeats, items=(400, 1500), item_sds=(0.05,), effect=MARGIN)
+    print(f"true difference of the margin\n{at_margin.round(3).to_string(index=False)}")
+    print(f"{repeats} runs a row, {time.time() - start:.0f} s")

@@ -1,0 +1,50 @@
+"""A workbench in which a teacher model learns what its student wants to be taught.
+
+The loop, in the order of the notebooks; each function takes a run, reuses what is finished and returns frames:
+
+    work = wb.start("demo")        open a run, or begin it from a recipe
+    wb.draft(work)                 01  the teacher drafts questions and rationales
+    wb.probe(work)                 02  the student is probed with every draft
+    wb.align(work)                 03  scores become pairs, the teacher is aligned and writes tailored examples
+    wb.train(work)                 04  students are trained, one for every arm and seed
+    wb.evaluate(work)              05  the verdict
+
+Everything is imported at first use, so that importing the package takes no time.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "recipe": "Recipe load_recipe",
+    "store": "Run open_run runs_table",
+    "tasks": "load_tasks",
+    "models": "load",
+    "engines": "Decoding Request TransformersEngine",
+    "drafting": "draft",
+    "signals.icl": "probe",
+    "alignment": "align",
+    "training": "train",
+    "evaluation": "evaluate verdict_of",
+    "notebook": "check_parameters finish progress say share_of show start",
+    "trace": "lineage",
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
+_MODULES = ("figures", "prompts")
+
+__all__ = sorted([*_MODULE_OF, *_MODULES])
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"workbench.{name}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"workbench has no {name!r}; it has {', '.join(__all__)}.")
+    value = getattr(importlib.import_module(f"workbench.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,195 @@
+"""Alignment: preference pairs, a teacher aligned to each student by DPO, and the examples each teacher then writes.
+
+Source: ARTE, arXiv:2406.19227, section 3.3 and appendices F and G. Where the paper contradicts itself, questions are
+written at temperature 1 and rationales greedily, as appendix F says. Ours: the control teacher aligned to the same
+pairs with half of them flipped.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from workbench import prompts, records
+from workbench.engines import Decoding, TransformersEngine
+from workbench.items import Items, runs_folder
+from workbench.models import fingerprint_model, resolve
+from workbench.pairs import build_pairs, flip_half
+from workbench.pool import run_jobs
+from workbench.recipe import Recipe
+from workbench.records import text_id
+from workbench.seeding import stream_seed
+from workbench.store import Run, Stage, fingerprint
+from workbench.tasks import Task, load_tasks
+from workbench.tuning import Tuned, tune_dpo, tuned
+from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
+
+VERSION = 1
+ALIGNED_ARMS = ("tailored", "random_pairs")
+EVERY_STUDENT = ""  # the student of examples that no student's preference went into
+
+
+@dataclass(frozen=True)
+class _Align:
+    recipe: Recipe
+    student: str
+    arm: str
+    pairs: pd.DataFrame = field(repr=False)
+    folder: Path
+
+    def __repr__(self) -> str:
+        return f"DPO of the teacher, {self.arm}, {self.student}"
+
+
+@dataclass(frozen=True)
+class _Write:
+    recipe: Recipe
+    teacher: str
+    student: str
+    arm: str
+    seed: int
+    task: Task
+    items: Path
+
+    def __repr__(self) -> str:
+        return f"{self.arm} examples of {self.task.name} for {self.student or 'every student'}, seed {self.seed}"
+
+
+def align(run: Run) -> dict[str, pd.DataFrame]:
+    """Build pairs, align the teachers and let them write the training examples, or reuse what the run has.
+
+    Returns:
+        pairs, curve and examples, as their schemas in records describe them.
+    """
+    recipe, stage = run.recipe, run.stage("alignment")
+    drafting, probing = stage.require("drafting"), stage.require("probing")
+    tasks = load_tasks(recipe)
+    teacher = fingerprint_model(resolve(recipe.models.teacher))
+    parents = {name: stage.run.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
+    sections = recipe.section_json(
+        "pairs", "alignment", "tailoring", "drafting", "models.dtype", "seeds", "evaluation.arms"
+    )
+    mark = stage.fingerprint({"version": VERSION, "recipe": sections, "teacher": teacher, **parents})
+    names = ("pairs", "curve", "examples")
+    if stage.finished(mark):
+        return {name: stage.read(name) for name in names}
+    start = time.monotonic()
+    drafts = drafting.read("drafts")
+    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, probing.read("signals"))
+    aligned = _align_teachers(recipe, stage, pairs, teacher)
+    examples = _write_examples(recipe, tasks, aligned)
+    curve = [
+        {"stage": "alignment", "arm": arm, "student": student, "seed": recipe.seeds[0], **point}
+        for (student, arm), result in aligned.items()
+        for point in result.curve
+    ]
+    made = {"pairs": pairs, "curve": records.build(curve, "curve"), "examples": examples}
+    frames = {name: stage.write(name, frame) for name, frame in made.items()}
+    counts |= {"pairs": len(pairs), "examples": examples["kept"].sum()}
+    counts |= {f"examples dropped, {why}": n for why, n in Counter(examples["drop_reason"]).items() if why}
+    n_tokens = examples["n_tokens"].sum() + sum(result.n_tokens for result in aligned.values())
+    stage.finish(mark, counts, time.monotonic() - start, n_tokens, parents | {"teacher": teacher})
+    return frames
+
+
+def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: str) -> dict[tuple[str, str], Tuned]:
+    """Return the aligned teachers by (student, arm)."""
+    jobs = []
+    for arm in (arm for arm in ALIGNED_ARMS if arm in recipe.evaluation.arms):
+        used = flip_half(pairs, recipe.seeds[0]) if arm == "random_pairs" else pairs
+        for student in recipe.models.students:
+            own = used[used["student"] == student].reset_index(drop=True)
+            if own.empty:
+                raise ValueError(
+                    f"Student {student} left no preference pair (every group tied); draft more questions or probe on "
+                    "a larger preference set."
+                )
+            jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
+    key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
+    keyed = [
+        (job, fingerprint([*key, job.pairs[["prompt", "chosen", "rejected"]].to_numpy().tolist()])) for job in jobs
+    ]
+    results = run_jobs(_align_one, keyed, recipe.compute.workers, "aligning teachers")
+    return {(job.student, job.arm): result for job, result in zip(jobs, results, strict=True)}
+
+
+def _align_one(keyed: tuple[_Align, str]) -> Tuned:
+    job, key = keyed
+    # One seed for both arms: they differ in the pairs alone.
+    seed = stream_seed(job.recipe.seeds[0], "dpo", job.student)
+    return tuned(job.folder, key, lambda work: tune_dpo(job.recipe, job.pairs, work, seed))
+
+
+def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[str, str], Tuned]) -> pd.DataFrame:
+    teachers = {(student, arm): str(result.folder) for (student, arm), result in aligned.items()}
+    if "untailored" in recipe.evaluation.arms:
+        teachers[(EVERY_STUDENT, "untailored")] = recipe.models.teacher
+    jobs = [
+        _Write(recipe, folder, student, arm, seed, task, runs_folder() / "items.sqlite")
+        for (student, arm), folder in teachers.items()
+        for seed in recipe.seeds
+        for task in tasks.values()
+    ]
+    done = run_jobs(_write_one, jobs, recipe.compute.workers, "writing examples")
+    return records.build([row for rows in done for row in rows], "examples")
+
+
+def _write_one(job: _Write) -> list[dict]:
+    recipe, task, tailoring = job.recipe, job.task, job.recipe.tailoring
+    items = Items(job.items)
+    engine = TransformersEngine(job.teacher, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
+    seeds = seed_pairs(task, recipe.drafting.n_seed_questions)
+    per_call = recipe.drafting.questions_per_call
+    prompt = prompts.question_prompt(task.description, seeds, per_call)
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
+    written = write_questions(
+        engine,
+        task,
+        prompt,
+        tailoring.n_examples,
+        per_call,
+        decoding,
+        job.seed,
+        "tailoring",
+        items,
+        guard_of(recipe, task),
+    )
+    kept = [one for one in written if not one.drop_reason]
+    asked = [
+        (prompts.naive_prompt(task.description, one.question), f"tailored/{task.name}/{text_id(one.question)}")
+        for one in kept
+    ]
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.rationale_temperature)
+    completions = iter(write_rationales(engine, asked, decoding, job.seed, items))
+    rows = []
+    for n, one in enumerate(written):
+        text, n_tokens = "", 0
+        reason = one.drop_reason
+        if not reason:
+            completion = next(completions)
+            text, n_tokens = completion.text, completion.n_tokens
+            reason = "" if prompts.parse_answer(text) else "rationale without an answer"
+        gold = task.solve(one.question)
+        answer = prompts.parse_answer(text)
+        rows.append(
+            {
+                "example_id": text_id(f"{job.arm}/{job.student}/{job.seed}/{task.name}/{n}"),
+                "arm": job.arm,
+                "student": job.student,
+                "seed": job.seed,
+                "task": task.name,
+                "question_id": text_id(one.question),
+                "question": one.question,
+                "rationale": text,
+                "answer": answer,
+                "gold": gold,
+                "correct": prompts.grade(answer, gold),
+                "style": task.style(text),
+                "n_tokens": n_tokens,
+                "kept": not reason,
+                "drop_reason": reason,
+            }
+        )
+    return rows

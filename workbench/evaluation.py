@@ -1,0 +1,137 @@
+"""Evaluation: every arm's student answers the same test items, and the verdict says what that shows.
+
+The test set is opened here and nowhere else; each look is counted in the ledger. The decision rule is the recipe's,
+fixed beforehand. Ours throughout; ARTE reports neither seeds nor intervals.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pandas as pd
+
+from workbench import prompts, records
+from workbench.asking import AskJob, answer_job
+from workbench.items import atomic_write, look, read_json
+from workbench.pool import run_jobs
+from workbench.recipe import Recipe
+from workbench.store import Run, Stage, StoreError, fingerprint
+from workbench.tasks import Task, load_tasks, load_test_items
+from workbench.tuning import student_folder
+from workbench.verdict import BASE_SEED, verdict
+
+VERSION = 1
+
+
+def evaluate(run: Run) -> dict[str, pd.DataFrame]:
+    """Let every trained student and every untrained one answer the test items, and write verdict.json.
+
+    Returns:
+        predictions, as its schema in records describes it.
+    """
+    recipe, stage = run.recipe, run.stage("evaluation")
+    drafting, training = stage.require("drafting"), stage.require("training")
+    tasks = load_tasks(recipe)
+    tests = {name: load_test_items(recipe, task) for name, task in tasks.items()}
+    test_sha = fingerprint({name: [sha256, recipe.evaluation.n_items] for name, (_, sha256) in tests.items()})
+    parents = {name: run.stage(name).manifest["fingerprint"] for name in ("drafting", "training")}
+    sections = recipe.section_json("evaluation", "models.dtype", "models.students")
+    mark = stage.fingerprint({"version": VERSION, "recipe": sections, "test": test_sha, **parents})
+    if stage.finished(mark):
+        return {"predictions": stage.read("predictions")}
+    start = time.monotonic()
+    items = {name: frame for name, (frame, _) in tests.items()}
+    opened = look(test_sha, recipe.evaluation.bbh_dir or recipe.tasks.folder, mark)
+    predictions, n_tokens = _answers(recipe, run.stage("training"), tasks, items, drafting.read("exemplars"))
+    frames = {"predictions": stage.write("predictions", predictions)}
+    test_set = {
+        "name": "BIG-Bench Hard items" if recipe.evaluation.bbh_dir else "generated items",
+        "sha256": test_sha,
+        "times_opened": opened,
+    }
+    _write_verdict(run, predictions, training.read("curve"), test_set)
+    counts = {"answers": len(predictions), "answers not readable": (~predictions["parsed"]).sum()}
+    stage.finish(mark, counts, time.monotonic() - start, n_tokens, parents)
+    return frames
+
+
+def students_of(recipe: Recipe, training: Stage) -> Iterator[tuple[str, str, int, str]]:
+    """Yield (student, arm, seed, model folder or id) of everyone who is evaluated."""
+    for student, ref in recipe.models.students.items():
+        if "base" in recipe.evaluation.arms:
+            yield student, "base", BASE_SEED, ref
+        for arm in recipe.trained_arms:
+            for seed in recipe.seeds:
+                yield student, arm, seed, str(student_folder(training.path, student, arm, seed))
+
+
+def _answers(
+    recipe: Recipe, training: Stage, tasks: dict[str, Task], items: dict[str, pd.DataFrame], exemplars: pd.DataFrame
+) -> tuple[pd.DataFrame, int]:
+    jobs, plans = [], []
+    for student, arm, seed, ref in students_of(recipe, training):
+        asked, plan = [], []
+        for shots in recipe.evaluation.shots:
+            for name, task in tasks.items():
+                shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(shots)
+                shown = list(shown.itertuples(index=False, name=None))
+                for item in items[name].itertuples():
+                    asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
+                    plan.append((shots, name, item.item_id, item.target))
+        jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked))
+        plans.append((student, arm, seed, plan))
+    rows, n_tokens = [], 0
+    for (student, arm, seed, plan), found in zip(
+        plans, run_jobs(answer_job, jobs, recipe.compute.workers, "answering test items"), strict=True
+    ):
+        for (shots, task, item_id, target), (answer, n) in zip(plan, found, strict=True):
+            n_tokens += n
+            rows.append(
+                {
+                    "student": student,
+                    "arm": arm,
+                    "seed": seed,
+                    "shots": shots,
+                    "task": task,
+                    "item_id": item_id,
+                    "answer": answer,
+                    "parsed": bool(answer),
+                    "correct": prompts.grade(answer, target),
+                }
+            )
+    return records.build(rows, "predictions"), n_tokens
+
+
+def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, test_set: dict) -> None:
+    recipe = run.recipe
+    took = curve[curve["metric"] == "tokens"]
+    training = took.rename(columns={"value": "tokens", "step": "steps"})[["student", "arm", "seed", "tokens", "steps"]]
+    models = (
+        "pocket" if recipe.profile == "pocket" else f"{recipe.models.teacher} -> {', '.join(recipe.models.students)}"
+    )
+    result = verdict(
+        predictions,
+        recipe.evaluation.model_dump(),
+        recipe=recipe.name,
+        run=run.name,
+        models=models,
+        student=next(iter(recipe.models.students)),
+        training=training,
+        test_set=test_set,
+    )
+    atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def verdict_of(run: Run) -> dict:
+    """Return the run's verdict as stored.
+
+    Raises:
+        StoreError: If the run has none yet.
+    """
+    found = read_json(run.path / "verdict.json")
+    if not found:
+        raise StoreError(
+            f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
+            f"workbench run {run.recipe.name} --name {run.name}"
+        )
+    return found

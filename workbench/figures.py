@@ -1,0 +1,52 @@
+"""Every figure of the workbench: frames or a verdict in, plotly figures out, with caption, sentence and table."""
+
+from workbench.figures_base import (
+    FigureError,
+    caption,
+    escape,
+    notes_html,
+    plotly_script,
+    save_png,
+    sentence,
+    show,
+    table,
+    to_html,
+    use_renderer,
+)
+from workbench.figures_probing import (
+    decidedness,
+    drafts_by_technique,
+    pair_decidedness,
+    preference_scores,
+    probe_roc,
+    technique_heatmap,
+)
+from workbench.figures_training import reward_margins, style_shift, training_curves
+from workbench.figures_verdict import arm_accuracies, by_student, comparisons, per_task
+
+__all__ = [
+    "FigureError",
+    "arm_accuracies",
+    "by_student",
+    "caption",
+    "comparisons",
+    "decidedness",
+    "drafts_by_technique",
+    "escape",
+    "notes_html",
+    "pair_decidedness",
+    "per_task",
+    "plotly_script",
+    "preference_scores",
+    "probe_roc",
+    "reward_margins",
+    "save_png",
+    "sentence",
+    "show",
+    "style_shift",
+    "table",
+    "technique_heatmap",
+    "to_html",
+    "training_curves",
+    "use_renderer",
+]

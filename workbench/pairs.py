@@ -1,0 +1,112 @@
+"""Preference pairs: what the student's scores say the teacher should have written, and what it should not.
+
+Source: ARTE, arXiv:2406.19227, section 3.3 and appendix G. Where the paper contradicts itself (section 4.1 against
+appendix G) question pairs are drawn without replacement from the top and bottom quartile, as the appendix says.
+"""
+
+import numpy as np
+import pandas as pd
+
+from workbench import prompts, records
+from workbench.recipe import Recipe
+from workbench.records import text_id
+from workbench.seeding import stream
+from workbench.tasks import Task
+from workbench.writing import seed_pairs
+
+
+def build_pairs(
+    recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFrame, drafts: pd.DataFrame, signals: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Return the pairs of every student, and how many groups were there, tied or too close to form one."""
+    rows: list[dict] = []
+    counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
+    counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
+    for student in recipe.models.students:
+        own = signals[signals["student"] == student]
+        values = own.groupby("item_kind").apply(lambda part: dict(zip(part["draft_id"], part["value"], strict=True)))
+        for name, task in tasks.items():
+            of_task = drafts[drafts["task"] == name].assign(
+                score=lambda frame: frame["draft_id"].map(values["rationale"])
+            )
+            rows += _rationale_pairs(recipe, student, task, of_task, counts)
+            asked = questions[(questions["task"] == name) & questions["kept"]]
+            asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")
+            rows += _question_pairs(recipe, student, task, asked, counts)
+    return records.build(rows, "pairs"), counts
+
+
+def _rationale_pairs(recipe: Recipe, student: str, task: Task, drafts: pd.DataFrame, counts: dict) -> list[dict]:
+    """Pair the best with the worst rationale of each question; the technique's prompt is erased from the pair."""
+    rows = []
+    for question_id, group in drafts.groupby("question_id", sort=False):
+        counts["rationale groups"] += 1
+        # A shuffled order makes argmax and argmin break ties at random.
+        group = group.iloc[stream(recipe.seeds[0], "ties", student, question_id).permutation(len(group))]
+        scores = group["score"].to_numpy()
+        gap = scores.max() - scores.min()
+        if gap == 0 or gap < recipe.pairs.min_gap:
+            counts["rationale groups all tied" if gap == 0 else "rationale groups below min_gap"] += 1
+            continue
+        counts["ties for chosen or rejected"] += (scores == scores.max()).sum() > 1 or (
+            scores == scores.min()
+        ).sum() > 1
+        best, worst = group.iloc[int(np.argmax(scores))], group.iloc[int(np.argmin(scores))]
+        prompt = prompts.naive_prompt(task.description, best["question"])
+        texts = (best["rationale"], worst["rationale"])
+        if texts[0] == texts[1]:
+            counts["pairs of equal texts"] += 1
+            continue
+        ids = (best["draft_id"], worst["draft_id"])
+        rows.append(_pair(student, "rationale", task.name, prompt, texts, ids, (best["score"], worst["score"])))
+    return rows
+
+
+def _question_pairs(recipe: Recipe, student: str, task: Task, questions: pd.DataFrame, counts: dict) -> list[dict]:
+    """Pair questions of the top quantile with questions of the bottom one, each used at most once."""
+    rng = stream(recipe.seeds[0], "question pairs", student, task.name)
+    ordered = questions.iloc[rng.permutation(len(questions))].sort_values("score", kind="stable")
+    n_end = int(len(ordered) * recipe.pairs.quantile)
+    n_pairs = min(recipe.pairs.n_question_pairs, n_end)
+    bottom = ordered.head(n_end).iloc[rng.permutation(n_end)[:n_pairs]]
+    top = ordered.tail(n_end).iloc[rng.permutation(n_end)[:n_pairs]]
+    seeds = seed_pairs(task, recipe.drafting.n_seed_questions)
+    prompt = prompts.question_prompt(task.description, seeds, recipe.drafting.questions_per_call)
+    rows = []
+    for best, worst in zip(top.to_dict("records"), bottom.to_dict("records"), strict=True):
+        if best["score"] <= worst["score"] or best["score"] - worst["score"] < recipe.pairs.min_gap:
+            counts["question pairs without a gap"] += 1
+            continue
+        ids, scores = (best["question_id"], worst["question_id"]), (best["score"], worst["score"])
+        rows.append(_pair(student, "question", task.name, prompt, (best["reply"], worst["reply"]), ids, scores))
+    return rows
+
+
+def _pair(student, kind, task, prompt, texts, ids, scores) -> dict:
+    return {
+        "pair_id": text_id(f"{student}/{kind}/{ids[0]}/{ids[1]}"),
+        "student": student,
+        "kind": kind,
+        "task": task,
+        "prompt": prompt,
+        "chosen": texts[0],
+        "rejected": texts[1],
+        "chosen_id": ids[0],
+        "rejected_id": ids[1],
+        "score_chosen": float(scores[0]),
+        "score_rejected": float(scores[1]),
+        "score_gap": float(scores[0] - scores[1]),
+        "flipped": False,
+    }
+
+
+def flip_half(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the same pairs with exactly half of each student's turned round (the odd one out stays): the control."""
+    flipped = pairs.copy()
+    for student, own in pairs.groupby("student", sort=False):
+        turned = stream(seed, "random pairs", student).permutation(own.index.to_numpy())[: len(own) // 2]
+        for one, other in (("chosen", "rejected"), ("chosen_id", "rejected_id"), ("score_chosen", "score_rejected")):
+            flipped.loc[turned, [one, other]] = pairs.loc[turned, [other, one]].to_numpy()
+        flipped.loc[turned, "score_gap"] *= -1
+        flipped.loc[turned, "flipped"] = True
+    return flipped

@@ -1,0 +1,50 @@
+"""Rebuild the pocket classroom: `python -m workbench.pocket tasks`, or `... models [NAME ...]`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from workbench.guard import Guard
+from workbench.pocket.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES
+from workbench.pocket.problems import TEST_SIZES, solve, write
+from workbench.recipe import project_root
+from workbench.seeding import stream
+
+N_ITEMS = {"seeds": 3, "validation": 120, "test": 250}
+
+
+def write_tasks(folder: Path) -> None:
+    """Write one task file for each pocket task; no question stands in two sets, not even but for its layout."""
+    for task in TASKS:
+        sets: dict[str, list] = {}
+        for name, n in N_ITEMS.items():
+            rng = stream(0, "pocket", "items", task, name)
+            guard = Guard({"other": [item["input"] for items in sets.values() for item in items]})
+            kept: dict[str, str] = {}
+            while len(kept) < n:
+                question = write(task, rng, TEST_SIZES[task])
+                if not guard.overlap(question):
+                    kept[question] = solve(task, question)
+            sets[name] = [{"input": question, "target": target} for question, target in kept.items()]
+        content = {"description": DESCRIPTIONS[task], "solver": task, "techniques": TECHNIQUES, **sets}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{task}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line and rebuild what it names."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.pocket", description=__doc__)
+    parser.add_argument("what", choices=["tasks", "models"])
+    parser.add_argument("names", nargs="*", help="models to raise; none means all of them, two at a time")
+    parser.add_argument("--folder", type=Path, default=project_root() / "data" / "pocket")
+    arguments = parser.parse_args()
+    if arguments.what == "tasks":
+        write_tasks(arguments.folder / "tasks")
+        return
+    from workbench.pocket.raising import raise_all
+
+    raise_all(arguments.names or ["teacher", *STUDENTS], arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Raise the pocket models from nothing: tokenizer, texts, training, and the folder in the Hugging Face layout."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from workbench import prompts
+from workbench.pocket.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES, Student
+from workbench.pocket.problems import TEST_SIZES, solve, write
+from workbench.pocket.rationales import STYLES, rationale_for
+from workbench.pool import run_jobs
+from workbench.seeding import stream
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
+    "{% else %}{{ '<|assistant|> ' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+_WORDS = r" ?-?\d+| ?[A-Za-z]+|\n| ?[^\sA-Za-z\d]|\s+"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a model and of its training."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    n_tokens: int
+    learning_rate: float = 3e-3
+    batch_tokens: int = 4096
+
+
+TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=12_000_000)
+STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=6_000_000)
+
+Text = list[tuple[str, bool]]  # pieces of one text, and whether the loss counts on them
+
+
+def _worked(task: str, rng: np.random.Generator, sizes: tuple[int, int], style: str) -> tuple[str, str]:
+    question = write(task, rng, sizes)
+    return question, rationale_for(task, question, style)
+
+
+def student_text(student: Student, rng: np.random.Generator) -> Text:
+    """Return one text a student is raised on: up to three demonstrations, all in one style, and a question."""
+    task = str(rng.choice(TASKS))
+    style = str(rng.choice(STYLES, p=[student.share(s) for s in STYLES]))
+    n_shots = int(rng.choice([0, 1, 2, 3], p=[0.35, 0.4, 0.125, 0.125]))
+    worked = [_worked(task, rng, student.sizes(task, style), style) for _ in range(n_shots + 1)]
+    pieces: Text = [(f"{USER}Task: {DESCRIPTIONS[task]} {prompts.ANSWER_FORMAT}\n", False)]
+    for question, rationale in worked[:-1]:
+        pieces += [(f"Question: {question}\n{prompts.CUE}", False), (f" {rationale}", True), ("\n\n", False)]
+    question, rationale = worked[-1]
+    return [*pieces, (f"Question: {question}\n{prompts.CUE}{ASSISTANT}", False), (f" {rationale}{END}", True)]
+
+
+def teacher_text(rng: np.random.Generator) -> Text:
+    """Return one text the teacher is raised on: drafting a question, or a rationale with or without a technique."""
+    task = str(rng.choice(TASKS))
+    description = DESCRIPTIONS[task]
+    if rng.random() < 0.2:
+        asked = [write(task, rng, TEST_SIZES[task]) for _ in range(4)]
+        worked = [(question, solve(task, question)) for question in asked]
+        prompt = prompts.question_prompt(description, worked[:3], 1)
+        reply = prompts.question_reply(*worked[3])
+    else:
+        style = str(rng.choice(STYLES))
+        question, reply = _worked(task, rng, (1, TEST_SIZES[task][1]), style)
+        if rng.random() < 0.5:
+            prompt = prompts.technique_prompt(description, TECHNIQUES[style], question)
+        else:
+            prompt = prompts.naive_prompt(description, question)
+    return [(f"{USER}{prompt}{ASSISTANT}", False), (f" {reply}{END}", True)]
+
+
+def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer under which every word of the texts is one token and no text is unknown."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    tags = [f"<{slash}{tag}>" for tag in ("ans", "input", "target") for slash in ("", "/")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=3,
+        special_tokens=[PAD, USER, ASSISTANT, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    core.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END, pad_token=PAD, padding_side="left", model_max_length=1024
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def shared_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer all pocket models share, made from a fixed draw of texts."""
+    rng = stream(0, "pocket", "tokenizer")
+    texts = [teacher_text(rng) for _ in range(6000)]
+    plain = ["".join(piece for piece, _ in text) for text in texts]
+    return make_tokenizer(iter([*plain, "".join(f" {n} {-n}" for n in range(60)) * 3]))
+
+
+def _batches(draw: Callable[[], Text], tokenizer: PreTrainedTokenizerFast, batch_tokens: int) -> Iterator[tuple]:
+    """Yield (ids, labels), right-padded, each batch of texts of about one length."""
+    while True:
+        texts = []
+        for pieces in (draw() for _ in range(2048)):
+            encoded = tokenizer([piece for piece, _ in pieces], add_special_tokens=False)["input_ids"]
+            ids = [i for part in encoded for i in part]
+            counts = [i if piece[1] else -100 for part, piece in zip(encoded, pieces, strict=True) for i in part]
+            texts.append((ids, counts))
+        texts.sort(key=lambda text: len(text[0]))
+        batches, batch = [], []
+        for text in texts:
+            if batch and (len(batch) + 1) * len(text[0]) > batch_tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(text)
+        order = np.random.Generator(np.random.Philox(len(texts[-1][0]))).permutation(len(batches))
+        for i in order:
+            width = max(len(ids) for ids, _ in batches[i])
+            padded = [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in batches[i]]
+            labels = [counts + [-100] * (width - len(counts)) for _, counts in batches[i]]
+            yield torch.tensor(padded), torch.tensor(labels)
+
+
+def train(
+    draw: Callable[[], Text], tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int, n_threads: int = 1
+) -> LlamaForCausalLM:
+    """Train a small Llama from nothing on the drawn texts until it has seen `shape.n_tokens` tokens."""
+    torch.set_num_threads(n_threads)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=shape.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    seen, step, start, said = 0, 0, time.time(), 0.0
+    for ids, labels in _batches(draw, tokenizer, shape.batch_tokens):
+        part = seen / shape.n_tokens
+        rate = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * min(1.0, (1 - part) / 0.4))
+        for group in optimiser.param_groups:
+            group["lr"] = shape.learning_rate * rate
+        loss = model(input_ids=ids, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        seen, step = seen + ids.numel(), step + 1
+        if time.time() - said > 20 or seen >= shape.n_tokens:
+            said = time.time()
+            print(f"step {step}, {seen / 1e6:.1f} M tokens, loss {loss.item():.3f}, {said - start:.0f} s", flush=True)
+        if seen >= shape.n_tokens:
+            return model.eval()
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, card: dict) -> None:
+    """Write the model as an ordinary Hugging Face folder, weights rounded to bf16, with how it was made."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "raised.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def raise_all(names: list[str], folder: Path) -> None:
+    """Raise several models, as many at a time as there are cores, each on one thread so that the result is the same."""
+    run_jobs(_raise_job, [(name, folder / name) for name in names], workers=0, describe="raising")
+
+
+def _raise_job(job: tuple[str, Path]) -> None:
+    raise_model(*job)
+
+
+def raise_model(name: str, folder: Path, seed: int = 0, n_tokens: int = 0) -> None:
+    """Raise the teacher, or the student of this name, into the folder."""
+    tokenizer = shared_tokenizer()
+    rng = stream(seed, "pocket", name)
+    shape = TEACHER if name == "teacher" else STUDENT
+    if n_tokens:
+        shape = Shape(**{**shape.__dict__, "n_tokens": n_tokens})
+    draw = (lambda: teacher_text(rng)) if name == "teacher" else (lambda: student_text(STUDENTS[name], rng))
+    start = time.time()
+    model = train(draw, tokenizer, shape, seed)
+    parameters = sum(p.numel() for p in model.parameters())
+    card = {"name": name, "seed": seed, "parameters": parameters, "shape": shape.__dict__}
+    if name in STUDENTS:
+        card["raised"] = STUDENTS[name].__dict__
+    save(model, tokenizer, folder, card)
+    print(f"{name}: {parameters / 1e6:.2f} M parameters, {time.time() - start:.0f} s", flush=True)

@@ -1,0 +1,103 @@
+"""Independent jobs on several processes, each with one torch thread so that results do not depend on how many."""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+REPORT_EVERY_S = 10
+
+
+class JobError(RuntimeError):
+    """A job failed; the message names it and the first cause."""
+
+
+def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) -> list:
+    """Return [fn(job) for job in jobs], computed by several processes.
+
+    Args:
+        fn: A function of a module, so that a fresh process can import it.
+        jobs: What to do; each is sent to a process and named if it fails.
+        workers: Number of processes; 0 means one per core. With 1, or one job, all happens in this process.
+        describe: What the jobs are, for the progress line, such as "training".
+
+    Raises:
+        JobError: If a job fails; jobs not yet begun are dropped.
+    """
+    workers = min(workers or os.cpu_count(), len(jobs))
+    report = _Progress(describe, len(jobs))
+    if workers <= 1:
+        return _run_here(fn, jobs, report)
+    results = [None] * len(jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _prepare_worker) as executor:
+        futures = {executor.submit(fn, job): index for index, job in enumerate(jobs)}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
+                report.one_more()
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def _run_here(fn: Callable[[Any], Any], jobs: list, report: "_Progress") -> list:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        results = []
+        for job in jobs:
+            results.append(_outcome(lambda job=job: fn(job), job, report.describe))
+            report.one_more()
+        return results
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _outcome(compute: Callable[[], Any], job: Any, describe: str) -> Any:
+    try:
+        return compute()
+    except BrokenProcessPool as error:
+        raise JobError(
+            f"A process of {describe} died at or near job {job!r}, often for want of memory; finished items are kept, "
+            "so lower compute.workers or batch_size and run again."
+        ) from error
+    except Exception as error:
+        raise JobError(f"{describe} failed at job {job!r}: {type(error).__name__}: {error}") from error
+
+
+def _prepare_worker() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    # A killed run must not leave workers that go on writing beside the run that resumes it.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class _Progress:
+    """A line about finished jobs, at most every REPORT_EVERY_S seconds."""
+
+    def __init__(self, describe: str, n: int):
+        self.describe, self.n, self.done = describe, n, 0
+        self.began = self.reported = time.monotonic()
+
+    def one_more(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.reported >= REPORT_EVERY_S:
+            self.reported = now
+            left_s = (now - self.began) / self.done * (self.n - self.done)
+            print(f"{self.describe}: {self.done}/{self.n}, about {left_s:.0f} s left", flush=True)

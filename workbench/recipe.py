@@ -1,0 +1,384 @@
+"""One recipe says everything a run needs; a wrong one is refused whole, with every error and its fix."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Arm = Literal["base", "untailored", "random_pairs", "tailored"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Shots = Annotated[list[CountOrZero], Field(min_length=1)]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+
+class RecipeError(ValueError):
+    """Everything wrong with a recipe, one line per fault."""
+
+
+def _require_distinct(key: str, values: list) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key} must all differ, got {values}; remove the repeats")
+
+
+class Section(BaseModel):
+    """Part of a recipe: nothing converted silently, nothing unknown, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Models(Section):
+    """Folders (from the project root) or hub ids."""
+
+    teacher: Text
+    students: Annotated[dict[Name, Text], Field(min_length=1)]
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Tasks(Section):
+    """Which tasks, and the folder that holds them."""
+
+    folder: Text
+    names: Annotated[list[Name], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        _require_distinct("names", self.names)
+        return self
+
+
+class Drafting(Section):
+    """What the unaligned teacher proposes; n_questions is per task."""
+
+    n_questions: Count
+    questions_per_call: Count = 5
+    n_seed_questions: Count = 3
+    question_temperature: PositiveOrZero = 1.0
+    rationale_temperature: PositiveOrZero = 1.0
+    max_new_tokens: Count
+
+
+class PreferenceSet(Section):
+    """The questions on which the student is probed; empty responders means the students themselves."""
+
+    n_validation: Count = 100
+    n_items: Count = 40
+    selection: Literal["irt", "random"] = "irt"
+    responders: list[Text] = []
+    shots: Shots = [0, 1, 2, 3]
+
+    @model_validator(mode="after")
+    def _subset(self):
+        if self.n_items > self.n_validation:
+            raise ValueError(
+                f"n_items must be at most n_validation ({self.n_validation}), got {self.n_items}; lower it"
+            )
+        _require_distinct("shots", self.shots)
+        return self
+
+
+class Pairs(Section):
+    """How scores become preference pairs; n_question_pairs is per task, quantile the share at each end."""
+
+    n_question_pairs: CountOrZero = 50
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    min_gap: PositiveOrZero = 0.0
+
+
+class Alignment(Section):
+    """DPO of the teacher; save_steps 0 keeps no checkpoints."""
+
+    beta: Positive
+    learning_rate: Positive
+    n_epochs: Count
+    batch_size: Count
+    max_length: Count
+    warmup_ratio: Ratio = 0.1
+    scheduler: Scheduler = "cosine"
+    save_steps: CountOrZero = 0
+
+
+class Tailoring(Section):
+    """What each teacher writes for training; n_examples is per task and seed."""
+
+    n_examples: Count
+    max_new_tokens: Count
+    question_temperature: PositiveOrZero = 1.0
+    rationale_temperature: PositiveOrZero = 0.0
+
+
+class Training(Section):
+    """SFT of the student; save_steps 0 keeps no checkpoints."""
+
+    learning_rate: Positive
+    n_epochs: Count
+    batch_size: Count
+    max_length: Count
+    warmup_ratio: Ratio = 0.03
+    scheduler: Scheduler = "linear"
+    save_steps: CountOrZero = 0
+
+
+class Primary(Section):
+    """The one comparison the verdict decides on: a minus b, at this many shots."""
+
+    a: Arm = "tailored"
+    b: Arm = "untailored"
+    shots: CountOrZero = 0
+
+
+class Evaluation(Section):
+    """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
+
+    arms: Annotated[list[Arm], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
+    shots: Shots = [0, 3]
+    n_items: Count
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    primary: Primary = Primary()
+    bbh_dir: str = ""
+    max_new_tokens: Count
+
+    @model_validator(mode="after")
+    def _primary_is_evaluated(self):
+        _require_distinct("arms", self.arms)
+        _require_distinct("shots", self.shots)
+        for arm in (self.primary.a, self.primary.b):
+            if arm not in self.arms:
+                raise ValueError(f"primary names the arm {arm!r}, which is not among arms {self.arms}; add it there")
+        if self.primary.a == self.primary.b:
+            raise ValueError(f"primary must compare two different arms, got {self.primary.a!r} twice; change one")
+        if self.primary.shots not in self.shots:
+            raise ValueError(f"primary.shots must be one of shots {self.shots}, got {self.primary.shots}; add it there")
+        return self
+
+
+class Compute(Section):
+    """Where it runs; workers 0 means one per core."""
+
+    workers: CountOrZero = 0
+    batch_size: Count = 256
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Recipe(Section):
+    """Everything a run needs; see the sections for what each value means."""
+
+    name: Name
+    method: Literal["arte"] = "arte"
+    profile: Literal["pocket", "real"]
+    seeds: Annotated[list[CountOrZero], Field(min_length=2)]
+    models: Models
+    tasks: Tasks
+    drafting: Drafting
+    preference_set: PreferenceSet = PreferenceSet()
+    pairs: Pairs = Pairs()
+    alignment: Alignment
+    tailoring: Tailoring
+    training: Training
+    evaluation: Evaluation
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        _require_distinct("seeds", self.seeds)
+        return self
+
+    @property
+    def trained_arms(self) -> list[str]:
+        """The arms whose student is trained."""
+        return [arm for arm in self.evaluation.arms if arm != "base"]
+
+    def section_json(self, *names: str) -> str:
+        """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""
+        values = self.model_dump()
+        return canonical_json({name: reduce(getitem, name.split("."), values) for name in names})
+
+    def to_yaml(self) -> str:
+        """Return the whole recipe, defaults included, as YAML."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces, so that equal values have equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def flatten(values: Mapping, under: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every value of a nested mapping."""
+    for key, value in values.items():
+        dotted = f"{under}.{key}" if under else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, dotted)
+        else:
+            yield dotted, value
+
+
+def project_root() -> Path:
+    """Return the folder that holds pyproject.toml and notebooks/, above the current folder or else above this file."""
+    for start in (Path.cwd(), Path(__file__).resolve()):
+        for folder in (start, *start.parents):
+            if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+                return folder
+    raise FileNotFoundError(f"No folder above {Path.cwd()} holds pyproject.toml and notebooks/; run from the project.")
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a shipped recipe by name, or any recipe by path, with values replaced by dotted key.
+
+    Args:
+        name_or_path: "arte-demo" for notebooks/recipes/arte-demo.yaml, or a path that ends in .yaml.
+        overrides: For example {"alignment.beta": "0.05"}; values are read as YAML.
+
+    Raises:
+        RecipeError: If anything is wrong, one line per fault.
+    """
+    path = _find(str(name_or_path))
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read as YAML ({_one_line(error)}); correct the file.") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} must hold `key: value` lines, got {_kind(raw)}; start from a shipped recipe.")
+    faults = [fault for key, value in (overrides or {}).items() if (fault := _override(raw, key, value))]
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as invalid:
+        faults += [_fault(error) for error in invalid.errors()]
+    if faults:
+        raise RecipeError("\n".join([f"The recipe {str(name_or_path)!r} cannot be used:", *dict.fromkeys(faults)]))
+    return recipe
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        return path if path.is_absolute() or path.exists() else project_root() / path
+    folder = project_root() / "notebooks" / "recipes"
+    path = folder / f"{name_or_path}.yaml"
+    if path.is_file():
+        return path
+    names = sorted(found.stem for found in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(name_or_path, names, n=1)
+    raise RecipeError(
+        f"There is no recipe {name_or_path!r}{f'; did you mean {close[0]}?' if close else '.'} The shipped recipes are "
+        f"{', '.join(names) or 'none'}; anything else is given as the path of a .yaml file."
+    )
+
+
+def _override(raw: dict, key: str, value: Any) -> str:
+    """Put one override into the raw recipe; return what was wrong with it, or nothing."""
+    try:
+        value = yaml.safe_load(value) if isinstance(value, str) and value.strip() else value
+    except yaml.YAMLError as error:
+        return f"{key}: {value!r} cannot be read as YAML ({_one_line(error)}); put quotes around text."
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            return f"{key}: {section} holds a single value, so nothing can be set inside it; set {section} itself."
+    raw[last] = value
+    return ""
+
+
+def _fault(error: dict) -> str:
+    """Say one pydantic error as: key, what is allowed, what was there, the fix."""
+    path, value = error["loc"], error["input"]
+    key = ".".join(str(part) for part in path if part != "[key]")
+    if error["type"] == "value_error":
+        return f"{key}.{error['ctx']['error']}.".lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a key of a recipe (value {value!r}){_closest_key(path)}"
+    annotation, limits = _declared(path)
+    if error["type"] == "missing":
+        return f"{key} is missing; add it: {_allowed(annotation, limits)}."
+    fault = f"{key} must be {_allowed(annotation, limits)}, got {value!r} ({_kind(value)})."
+    if isinstance(value, str) and annotation in (int, float):
+        fault += _number_as_text(value)
+    return fault
+
+
+def _number_as_text(value: str) -> str:
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    mantissa, exponent, power = value.lower().partition("e")
+    if not exponent:
+        return f" Remove the quotes: {value}."
+    power = power if power.startswith(("+", "-")) else f"+{power}"
+    return f" YAML reads {value} as text; write {mantissa if '.' in mantissa else mantissa + '.0'}e{power}."
+
+
+def _closest_key(path: tuple) -> str:
+    """Suggest a key of the same section, else the same key in another section, else list what there is."""
+    *sections, last = map(str, path)
+    siblings = list(_declared(path[:-1])[0].model_fields)
+    close = difflib.get_close_matches(last, siblings, n=1)
+    if close:
+        return f"; did you mean {'.'.join([*sections, *close])}?"
+    elsewhere = [f"{name}.{last}" for name, field in Recipe.model_fields.items() if last in _keys(field.annotation)]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return f"; known here: {', '.join(siblings)}."
+
+
+def _keys(annotation: Any) -> list[str]:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return list(annotation.model_fields) if is_section else []
+
+
+def _declared(path: tuple) -> tuple[Any, list]:
+    """Return the annotation and the limits the schema declares for a key."""
+    if path and path[-1] == "[key]":
+        return _unwrapped(Name)
+    annotation, limits = Recipe, []
+    for part in path:
+        if _keys(annotation):
+            field = annotation.model_fields[part]
+            annotation, limits = field.annotation, field.metadata
+        else:
+            annotation, limits = _unwrapped(get_args(annotation)[-1])
+    return annotation, limits
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, list]:
+    if get_origin(annotation) is not Annotated:
+        return annotation, []
+    plain, *fields = get_args(annotation)
+    return plain, [limit for field in fields for limit in field.metadata]
+
+
+def _allowed(annotation: Any, limits: list) -> str:
+    """Say a type and its limits in words, as in "a number > 0 and finite"."""
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(get_args(annotation))
+    if _keys(annotation):
+        return f"a section with {', '.join(_keys(annotation))}"
+    words = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of length {} or more"}
+    signs |= {"pattern": "of letters, digits, '.', '_' and '-'"}
+    found = [signs[name].format(getattr(limit, name)) for limit in limits for name in signs if hasattr(limit, name)]
+    if annotation is float:
+        found.append("finite")
+    return " ".join([words[get_origin(annotation) or annotation], " and ".join(found)]).strip()
+
+
+def _kind(value: Any) -> str:
+    words = {str: "a string", bool: "a truth value", int: "a whole number", float: "a number", list: "a list"}
+    return words.get(type(value), "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a value")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,187 @@
+"""The frames that stages pass to each other: one schema each, and the ids that tie their rows together."""
+
+import hashlib
+
+import pandas as pd
+import pandera.pandas as pa
+from pandera.errors import SchemaErrors
+
+ITEM_KINDS = ("rationale", "question")
+
+
+class RecordError(ValueError):
+    """A frame does not have the columns, types or values its schema declares."""
+
+
+def text_id(text: str) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def _text(*allowed: str) -> pa.Column:
+    return pa.Column(str, pa.Check.isin(allowed) if allowed else None)
+
+
+def _count() -> pa.Column:
+    return pa.Column("int64", pa.Check.ge(0))
+
+
+def _share() -> pa.Column:
+    return pa.Column("float64", pa.Check.in_range(0, 1))
+
+
+def _schema(columns: dict[str, pa.Column], unique: list[str] | None = None) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema(columns, strict=True, coerce=False, unique=unique)
+
+
+def _texts(names: str) -> dict[str, pa.Column]:
+    return {name: _text() for name in names.split()}
+
+
+SCHEMAS: dict[str, pa.DataFrameSchema] = {
+    "questions": _schema(
+        {
+            **_texts("task question_id question drafted_target reply prompt_id"),
+            "call": _count(),
+            "index": _count(),
+            "kept": pa.Column(bool),
+            "drop_reason": _text(),
+        },
+    ),
+    "exemplars": _schema({**_texts("task item_id question rationale"), "worked": pa.Column(bool)}),
+    "drafts": _schema(
+        {
+            **_texts("draft_id task question_id question technique rationale answer gold"),
+            "correct": pa.Column(bool),
+            "n_tokens": _count(),
+        },
+        unique=["draft_id"],
+    ),
+    "preference_set": _schema(
+        {
+            **_texts("task item_id question target"),
+            # A random selection has no IRT fit, so nothing to put here.
+            "discrimination": pa.Column("float64", nullable=True),
+            "difficulty": pa.Column("float64", nullable=True),
+            "chosen": pa.Column(bool),
+        },
+        unique=["task", "item_id"],
+    ),
+    "probes": _schema(
+        {
+            **_texts("student draft_id item_id answer"),
+            "correct": pa.Column(bool),
+            "parsed": pa.Column(bool),
+            "n_tokens": _count(),
+        },
+        unique=["student", "draft_id", "item_id"],
+    ),
+    "signals": _schema(
+        {
+            "draft_id": _text(),
+            "item_kind": _text(*ITEM_KINDS),
+            **_texts("signal student student_fp set_fp"),
+            "value": pa.Column("float64"),
+            "stderr": pa.Column("float64", pa.Check.ge(0)),
+            "n": _count(),
+            "tokens": _count(),
+        },
+        unique=["draft_id", "item_kind", "signal", "student"],
+    ),
+    "pairs": _schema(
+        {
+            **_texts("pair_id student"),
+            "kind": _text(*ITEM_KINDS),
+            **_texts("task prompt chosen rejected chosen_id rejected_id"),
+            "score_chosen": pa.Column("float64"),
+            "score_rejected": pa.Column("float64"),
+            "score_gap": pa.Column("float64"),
+            "flipped": pa.Column(bool),
+        },
+    ),
+    "examples": _schema(
+        {
+            **_texts("example_id arm student"),
+            "seed": pa.Column("int64"),
+            **_texts("task question_id question rationale answer gold"),
+            "correct": pa.Column(bool),
+            "style": _text(),
+            "n_tokens": _count(),
+            "kept": pa.Column(bool),
+            "drop_reason": _text(),
+        },
+        unique=["example_id"],
+    ),
+    "rows": _schema(
+        {
+            **_texts("row_id arm student"),
+            "seed": pa.Column("int64"),
+            **_texts("task example_id prompt completion"),
+            "n_tokens": _count(),
+        },
+        unique=["row_id"],
+    ),
+    "curve": _schema(
+        {
+            **_texts("stage arm student"),
+            "seed": pa.Column("int64"),
+            "step": _count(),
+            "metric": _text(),
+            "value": pa.Column("float64"),
+        },
+    ),
+    "predictions": _schema(
+        {
+            **_texts("student arm"),
+            "seed": pa.Column("int64"),
+            "shots": _count(),
+            **_texts("task item_id answer"),
+            "parsed": pa.Column(bool),
+            "correct": pa.Column(bool),
+        },
+        unique=["student", "arm", "seed", "shots", "task", "item_id"],
+    ),
+}
+
+
+def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the frame when it follows the schema of that name.
+
+    Raises:
+        RecordError: If it does not, naming every column at fault in one sentence.
+    """
+    if name not in SCHEMAS:
+        raise RecordError(f"There is no frame called {name!r}; the frames are {', '.join(SCHEMAS)}.")
+    try:
+        return SCHEMAS[name].validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        faults = "; ".join(dict.fromkeys(_fault(error) for error in errors.schema_errors))
+        raise RecordError(f"The frame {name!r} breaks its schema: {faults}.") from None
+
+
+def build(rows: list[dict], name: str) -> pd.DataFrame:
+    """Return checked rows as a frame with the schema's columns in order, typed even when there are no rows."""
+    if not rows:
+        columns = SCHEMAS[name].columns.items()
+        return pd.DataFrame({column: pd.Series(dtype=str(spec.dtype)) for column, spec in columns}).pipe(check, name)
+    frame = check(pd.DataFrame(rows), name)
+    return frame[list(SCHEMAS[name].columns)]
+
+
+def _fault(error) -> str:
+    """Say one pandera error in words: what is wrong, what is allowed."""
+    reason = error.reason_code.name
+    if reason == "COLUMN_NOT_IN_SCHEMA":
+        return f"column {error.failure_cases!r} is not part of it, remove it"
+    if reason == "COLUMN_NOT_IN_DATAFRAME":
+        return f"column {error.failure_cases!r} is missing, add it"
+    if reason == "DUPLICATES":
+        return f"{' + '.join(error.schema.unique)} must be unique, but some rows repeat it"
+    column = error.schema.name
+    if reason == "SERIES_CONTAINS_NULLS":
+        return f"column {column!r} has empty values, fill them"
+    if reason == "WRONG_DATATYPE":
+        wanted = "text" if "string" in str(error.schema.dtype) else str(error.schema.dtype)
+        return f"column {column!r} must hold {wanted}, convert it"
+    case = error.failure_cases["failure_case"].iloc[0]
+    return f"column {column!r} holds {case}, which fails {error.check.error}"

@@ -1,0 +1,160 @@
+"""Preference probing: how well a student answers with one draft as its only demonstration.
+
+Source: ARTE, arXiv:2406.19227, sections 3.2 and 3.3, equations 1 to 4. A reply without a tagged answer counts as wrong.
+"""
+
+import time
+
+import numpy as np
+import pandas as pd
+
+from workbench import prompts, records
+from workbench.asking import AskJob, answer_job
+from workbench.models import fingerprint_model, resolve
+from workbench.pool import run_jobs
+from workbench.recipe import Recipe
+from workbench.seeding import stream
+from workbench.signals.irt import fit_2pl
+from workbench.store import Run, fingerprint
+from workbench.tasks import Task, load_tasks
+
+VERSION = 1  # raise by hand when the scoring changes; test_icl.py fails when the code did and this did not
+
+
+def probe(run: Run) -> dict[str, pd.DataFrame]:
+    """Choose the preference set and probe every student with every draft, or reuse what the run has.
+
+    Returns:
+        preference_set, probes and signals, as their schemas in records describe them.
+    """
+    recipe, stage = run.recipe, run.stage("probing")
+    drafting = stage.require("drafting")
+    tasks = load_tasks(recipe)
+    students = {name: fingerprint_model(resolve(ref)) for name, ref in recipe.models.students.items()}
+    responders = {ref: fingerprint_model(resolve(ref)) for ref in responders_of(recipe)}
+    parents = {"drafting": drafting.manifest["fingerprint"], **students}
+    sections = recipe.section_json("preference_set", "tasks", "models.dtype", "evaluation.max_new_tokens")
+    inputs = {"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], "responders": responders, **parents}
+    mark = stage.fingerprint(inputs)
+    names = ("preference_set", "probes", "signals")
+    if stage.finished(mark):
+        return {name: stage.read(name) for name in names}
+    start = time.monotonic()
+    chosen = choose_preference_set(recipe, tasks, drafting.read("exemplars"))
+    drafts = drafting.read("drafts")
+    probes = probe_drafts(recipe, tasks, drafts, chosen)
+    signals = score(probes, drafts, students, fingerprint(chosen[chosen["chosen"]]["item_id"].tolist()))
+    made = {"preference_set": chosen, "probes": probes, "signals": signals}
+    frames = {name: stage.write(name, frame) for name, frame in made.items()}
+    counts = {"probes": len(probes), "probes without an answer": (~probes["parsed"]).sum()}
+    stage.finish(mark, counts, time.monotonic() - start, probes["n_tokens"].sum(), parents)
+    return frames
+
+
+def responders_of(recipe: Recipe) -> list[str]:
+    """Return the models whose answers tell the validation questions apart."""
+    return recipe.preference_set.responders or list(recipe.models.students.values())
+
+
+def choose_preference_set(recipe: Recipe, tasks: dict[str, Task], exemplars: pd.DataFrame) -> pd.DataFrame:
+    """Return the validation questions of every task with their fit, the most discriminating ones chosen."""
+    settings = recipe.preference_set
+    validation = {name: task.validation.head(settings.n_validation) for name, task in tasks.items()}
+    fits = {}
+    if settings.selection == "irt":
+        for name, right in _answer_sheets(recipe, tasks, validation, exemplars).items():
+            fits[name] = fit_2pl(right)
+    frames = []
+    for name, items in validation.items():
+        a, b = fits.get(name, (np.full(len(items), np.nan), np.full(len(items), np.nan)))
+        if name in fits:
+            order = np.argsort(-a, kind="stable")
+        else:
+            order = stream(recipe.seeds[0], "preference set", name).permutation(len(items))
+        chosen = np.zeros(len(items), dtype=bool)
+        chosen[order[: settings.n_items]] = True
+        frames.append(items.assign(task=name, discrimination=a, difficulty=b, chosen=chosen))
+    columns = list(records.SCHEMAS["preference_set"].columns)
+    return pd.concat(frames, ignore_index=True)[columns]
+
+
+def _answer_sheets(
+    recipe: Recipe, tasks: dict[str, Task], validation: dict[str, pd.DataFrame], exemplars: pd.DataFrame
+) -> dict[str, np.ndarray]:
+    """Return for each task who answered what correctly, shape (responders x shots, questions)."""
+    jobs, names = [], []
+    for model in responders_of(recipe):
+        for name, task in tasks.items():
+            worked = exemplars[exemplars["task"] == name][["question", "rationale"]]
+            shown = list(worked.itertuples(index=False, name=None))
+            asked = [
+                ("", prompts.few_shot_prompt(task.description, shown[:n], question))
+                for n in recipe.preference_set.shots
+                for question in validation[name]["question"]
+            ]
+            jobs.append(AskJob(recipe, model, f"{model}, {name}", asked))
+            names.append(name)
+    answers = run_jobs(answer_job, jobs, recipe.compute.workers, "asking the responders")
+    sheets: dict[str, list] = {name: [] for name in tasks}
+    for name, found in zip(names, answers, strict=True):
+        targets = list(validation[name]["target"]) * len(recipe.preference_set.shots)
+        right = [prompts.grade(answer, target) for (answer, _), target in zip(found, targets, strict=True)]
+        sheets[name].append(np.reshape(right, (len(recipe.preference_set.shots), -1)))
+    return {name: np.concatenate(rows).astype(float) for name, rows in sheets.items()}
+
+
+def probe_drafts(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for every student, draft and chosen question."""
+    jobs, plans = [], []
+    chosen = chosen[chosen["chosen"]]
+    for student, model in recipe.models.students.items():
+        for name, task in tasks.items():
+            own = drafts[drafts["task"] == name]
+            items = chosen[chosen["task"] == name]
+            pairs = [(draft, item) for draft in own.itertuples() for item in items.itertuples()]
+            asked = [
+                prompts.one_shot_prompt(task.description, draft.question, draft.rationale, item.question)
+                for draft, item in pairs
+            ]
+            jobs.append(AskJob(recipe, model, f"{student}, {name}", asked))
+            plans.append([(student, draft.draft_id, item.item_id, item.target) for draft, item in pairs])
+    rows = []
+    for plan, found in zip(plans, run_jobs(answer_job, jobs, recipe.compute.workers, "probing"), strict=True):
+        for (student, draft_id, item_id, target), (answer, n_tokens) in zip(plan, found, strict=True):
+            rows.append(
+                {
+                    "student": student,
+                    "draft_id": draft_id,
+                    "item_id": item_id,
+                    "answer": answer,
+                    "correct": prompts.grade(answer, target),
+                    "parsed": bool(answer),
+                    "n_tokens": n_tokens,
+                }
+            )
+    return records.build(rows, "probes")
+
+
+def score(probes: pd.DataFrame, drafts: pd.DataFrame, students: dict[str, str], set_fp: str) -> pd.DataFrame:
+    """Return preference scores of rationales (s_r) and of questions (s_q, the mean over a question's rationales).
+
+    The standard error is over preference-set items, which all drafts of a task share: of s_r by the binomial formula,
+    of s_q by the spread of each item's mean over the rationales.
+    """
+    known = probes.merge(drafts[["draft_id", "question_id"]], on="draft_id")
+    known["correct"] = known["correct"].astype(float)
+    of_drafts = known.groupby(["student", "draft_id"], sort=False).agg(
+        value=("correct", "mean"), n=("correct", "size"), tokens=("n_tokens", "sum")
+    )
+    of_drafts["stderr"] = np.sqrt(of_drafts["value"] * (1 - of_drafts["value"]) / of_drafts["n"])
+    by_item = known.groupby(["student", "question_id", "item_id"], sort=False)["correct"].mean()
+    of_questions = known.groupby(["student", "question_id"], sort=False).agg(
+        value=("correct", "mean"), n=("correct", "size"), tokens=("n_tokens", "sum")
+    )
+    by_question = by_item.groupby(["student", "question_id"], sort=False)
+    of_questions["stderr"] = (by_question.std(ddof=0) / np.sqrt(by_question.size())).reindex(of_questions.index)
+    of_questions.index.names = ["student", "draft_id"]
+    both = pd.concat([of_drafts.assign(item_kind="rationale"), of_questions.assign(item_kind="question")])
+    both = both.reset_index().assign(signal="icl", set_fp=set_fp)
+    both["student_fp"] = both["student"].map(students)
+    return both[list(records.SCHEMAS["signals"].columns)]

@@ -1,0 +1,262 @@
+"""Training with TRL: DPO for a teacher, SFT for a student; each result is a model folder that is whole or absent."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench import models
+from workbench.items import StoreError, atomic_write, read_json
+from workbench.recipe import Alignment, Recipe, Training
+
+DONE = "tuned.json"
+WHOLE_CHECKPOINT = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+class TuningError(ValueError):
+    """A training set cannot be trained on as the recipe says."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained model's folder, its training curve (step, metric, value), and the tokens and steps it took."""
+
+    folder: Path
+    curve: list[dict]
+    n_tokens: int
+    steps: int
+
+
+def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
+    """Return what is in the folder if it was trained for this key, else train into it.
+
+    Args:
+        folder: Where the model ends up.
+        key: Hash of everything that can change the weights.
+        train: Called with a working folder; leaves the model's files there and returns curve, n_tokens, steps. What it
+            finds there comes from a run of the same key that was killed.
+    """
+    record = read_json(folder / DONE)
+    if record.get("key") != key:
+        if folder.exists():
+            shutil.rmtree(folder)
+        work = folder.with_name(f"{folder.name}.{key}.unfinished")
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            record = {"key": key} | train(work)
+            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            atomic_write(work / DONE, json.dumps(record).encode())
+            os.replace(work, folder)
+        except OSError as error:
+            raise StoreError(
+                f"{folder} could not be written ({error.strerror or error}), nothing earlier is lost; "
+                "free some space and run the same command again."
+            ) from error
+    return Tuned(folder, record["curve"], record["n_tokens"], record["steps"])
+
+
+def student_folder(training: Path, student: str, arm: str, seed: int) -> Path:
+    """Return where, in the training stage's folder, the student trained on an arm's examples lies."""
+    return training / "students" / f"{student}-{arm}-{seed}"
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end."""
+    found = [
+        path for path in work.glob("checkpoints/checkpoint-*") if all((path / f).exists() for f in WHOLE_CHECKPOINT)
+    ]
+    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+
+
+def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed: int, n_steps: int) -> dict:
+    """Return what DPO and SFT have in common."""
+    return {
+        "output_dir": str(work / "checkpoints"),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": settings.warmup_ratio,
+        "max_length": settings.max_length,
+        "seed": seed % 2**31,
+        "data_seed": seed % 2**31,
+        "save_strategy": "steps" if settings.save_steps else "no",
+        "save_steps": settings.save_steps or 500,
+        "logging_steps": max(1, n_steps // 40),
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": recipe.compute.device == "cpu" or not _has_gpu(recipe),
+        "dataloader_pin_memory": False,
+    }
+
+
+def _has_gpu(recipe: Recipe) -> bool:
+    import torch
+
+    return recipe.compute.device != "cpu" and torch.cuda.is_available()
+
+
+def _quiet(trainer) -> None:
+    """Take away the callback that prints every log line: the curve is kept and drawn instead."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _curve(trainer, metrics: Sequence[str]) -> list[dict]:
+    return [
+        {"step": int(log["step"]), "metric": name, "value": float(log[name])}
+        for log in trainer.state.log_history
+        for name in metrics
+        if name in log and np.isfinite(float(log[name]))
+    ]
+
+
+def _save(trainer, tokenizer, work: Path) -> None:
+    trainer.model.save_pretrained(work, safe_serialization=True)
+    tokenizer.save_pretrained(work)
+
+
+def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict:
+    """Align the recipe's teacher to the pairs by DPO and save it.
+
+    The prompt is rendered exactly as in generation. A pair longer than max_length is refused: cut short, it would lose
+    its end, the answer.
+
+    Source: Rafailov et al. 2023, arXiv:2305.18290, through TRL's DPOTrainer. Deviation: none.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    settings = recipe.alignment
+    teacher = models.load(recipe.models.teacher, recipe.models.dtype, recipe.compute.device)
+    tokenizer = teacher.tokenizer
+    rows = [
+        {"prompt": models.render(tokenizer, pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}
+        for pair in pairs.itertuples()
+    ]
+    lengths = [
+        len(tokenizer(row["prompt"] + row[side])["input_ids"]) + 1 for row in rows for side in ("chosen", "rejected")
+    ]
+    _refuse_too_long(max(lengths, default=0), settings.max_length, "alignment")
+    n_steps = -(-len(rows) // settings.batch_size) * settings.n_epochs
+    config = DPOConfig(
+        beta=settings.beta,
+        num_train_epochs=settings.n_epochs,
+        per_device_train_batch_size=settings.batch_size,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=settings.batch_size,
+        **_arguments(settings, recipe, work, seed, n_steps),
+    )
+    trainer = DPOTrainer(
+        model=teacher.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    _quiet(trainer)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    _save(trainer, tokenizer, work)
+    metrics = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
+    steps = trainer.state.global_step
+    return {"curve": _curve(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
+
+
+def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, work: Path, seed: int) -> dict:
+    """Train a student on prompts and completions, the loss on the completions alone, and save it.
+
+    Args:
+        recipe: Its training section says how.
+        student: Model folder or id.
+        rows: Columns prompt and completion (without its end token).
+        n_batches: Batches an epoch; rows are dealt into them so that each has about the same completion tokens.
+        work: Folder to save into.
+        seed: Orders the rows.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    settings = recipe.training
+    loaded = models.load(student, recipe.models.dtype, recipe.compute.device)
+    tokenizer = loaded.tokenizer
+    prompts = tokenizer([models.render(tokenizer, prompt) for prompt in rows["prompt"]])["input_ids"]
+    ends = [ids + [tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, list(rows["completion"]))]
+    data = [
+        {"input_ids": prompt + end, "labels": [-100] * len(prompt) + end}
+        for prompt, end in zip(prompts, ends, strict=True)
+    ]
+    _refuse_too_long(max((len(row["input_ids"]) for row in data), default=0), settings.max_length, "training")
+    lengths = [len(end) for end in ends]
+    rng = np.random.Generator(np.random.Philox(seed))
+    batches = [batch for _ in range(settings.n_epochs) for batch in deal(lengths, n_batches, rng)]
+    config = SFTConfig(
+        max_steps=len(batches),
+        per_device_train_batch_size=settings.batch_size,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **_arguments(settings, recipe, work, seed, len(batches)),
+    )
+    trainer = _batched_trainer()(
+        batches, model=loaded.model, args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer
+    )
+    _quiet(trainer)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    _save(trainer, tokenizer, work)
+    curve = _curve(trainer, ("loss", "mean_token_accuracy"))
+    return {"curve": curve, "n_tokens": sum(lengths) * settings.n_epochs, "steps": trainer.state.global_step}
+
+
+def _batched_trainer() -> type:
+    """Return TRL's SFTTrainer with the batches given instead of drawn."""
+    from torch.utils.data import DataLoader
+    from trl import SFTTrainer
+
+    class BatchedTrainer(SFTTrainer):
+        """Equal optimiser steps and equal tokens in every arm need batches of equal tokens, not of equal rows."""
+
+        def __init__(self, batches: list[list[int]], **arguments):
+            self.batches = batches
+            super().__init__(**arguments)
+
+        def get_train_dataloader(self):
+            loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
+            return self.accelerator.prepare(loader)
+
+    return BatchedTrainer
+
+
+def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> list[list[int]]:
+    """Return row numbers dealt at random into batches of about equal total length, none of them empty.
+
+    Example:
+        >>> sorted(map(sorted, deal([1, 1, 1, 3], 2, np.random.default_rng(0))))
+        [[0, 1, 2], [3]]
+    """
+    if len(lengths) < n_batches:
+        raise TuningError(f"{len(lengths)} rows cannot fill {n_batches} batches; lower training.batch_size.")
+    order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: -lengths[i])
+    batches: list[list[int]] = [[] for _ in range(n_batches)]
+    totals = np.zeros(n_batches)
+    for i in order:
+        lightest = int(totals.argmin())
+        batches[lightest].append(i)
+        totals[lightest] += lengths[i]
+    return [batches[i] for i in rng.permutation(n_batches)]
+
+
+def completion_tokens(tokenizer, completions: list[str]) -> list[int]:
+    """Return how many tokens of each completion the loss counts, its end token included."""
+    return [len(ids) + 1 for ids in _plain_ids(tokenizer, completions)]
+
+
+def _plain_ids(tokenizer, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _refuse_too_long(longest: int, limit: int, section: str) -> None:
+    if longest > limit:
+        raise TuningError(
+            f"{section}.max_length is {limit} tokens, but one example has {longest}; raise it, because a longer "
+            "example would lose its end, the answer."
+        )

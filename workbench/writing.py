@@ -1,0 +1,115 @@
+"""A teacher at work: new questions from seed questions, and rationales, in batches that can be killed and resumed."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workbench import prompts
+from workbench.engines import Completion, Decoding, Request, TransformersEngine
+from workbench.guard import Guard, normalise
+from workbench.items import Items
+from workbench.models import render, render_shared
+from workbench.recipe import Recipe
+from workbench.tasks import Task, load_test_items
+
+MAX_ROUNDS = 8
+SPARE = 1.25  # calls per question still wanted: some replies are dropped, and a round costs more than a spare call
+
+
+@dataclass(frozen=True)
+class Written:
+    """One question a teacher wrote, kept or not; `reply` is its text in the form the teacher writes questions in."""
+
+    question: str
+    target: str
+    reply: str
+    call: int
+    index: int
+    drop_reason: str
+
+
+def seed_pairs(task: Task, n: int) -> list[tuple[str, str]]:
+    """Return the first n seed questions as (question, target)."""
+    return list(task.seeds[["question", "target"]].head(n).itertuples(index=False, name=None))
+
+
+def guard_of(recipe: Recipe, task: Task) -> Guard:
+    """Return the guard against all that new questions must differ from; the preference set is in validation."""
+    sets = {name: getattr(task, name)["question"] for name in ("seeds", "validation", "test")}
+    return Guard(sets | {"evaluated": load_test_items(recipe, task)[0]["question"]})
+
+
+def write_questions(
+    engine: TransformersEngine,
+    task: Task,
+    prompt: str,
+    n_wanted: int,
+    per_call: int,
+    decoding: Decoding,
+    seed: int,
+    stream: str,
+    items: Items,
+    guard: Guard,
+) -> list[Written]:
+    """Return questions until n_wanted are kept or MAX_ROUNDS are over; those not kept say why.
+
+    Call i of the task draws from the stream (seed, stream, task, i), so asking for more never changes the first ones.
+    """
+    rendered = render(engine.tokenizer, prompt)
+    written: list[Written] = []
+    known: set[str] = set()
+    n_kept = call = 0
+    for _ in range(MAX_ROUNDS):
+        n_calls = max(8, round((n_wanted - n_kept) / per_call * SPARE))
+        requests = [Request(rendered, stream=f"{stream}/{task.name}/{call + i}") for i in range(n_calls)]
+        for completion in engine.generate(requests, decoding, seed, items):
+            for one in _read_reply(completion, call, known, guard):
+                written.append(one)
+                n_kept += not one.drop_reason
+                if n_kept == n_wanted:
+                    return written
+            call += 1
+    return written
+
+
+def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard) -> list[Written]:
+    found = prompts.parse_questions(completion.text)
+    if not found:
+        return [Written("", "", completion.text, call, 0, "not in the form asked for")]
+    blank = re.match(r"\s*", completion.text)[0]
+    read = []
+    for index, (question, target) in enumerate(found):
+        reason = guard.overlap(question)
+        if not reason and normalise(question) in known:
+            reason = "written before"
+        known.add(normalise(question))
+        read.append(Written(question, target, blank + prompts.question_reply(question, target), call, index, reason))
+    return read
+
+
+def write_rationales(
+    engine: TransformersEngine,
+    asked: list[tuple[str, str]],
+    decoding: Decoding,
+    seed: int,
+    items: Items,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """Return a rationale for each (prompt, stream)."""
+    requests = [Request(render(engine.tokenizer, prompt), stream=stream) for prompt, stream in asked]
+    return engine.generate(requests, decoding, seed, items, progress)
+
+
+def answer_questions(
+    engine: TransformersEngine,
+    asked: list[tuple[str, str]],
+    max_new_tokens: int,
+    items: Items,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Completion]:
+    """Return a model's greedy answer to each (shared beginning, rest) of a prompt."""
+    requests = []
+    for prefix, rest in asked:
+        prompt, shared = render_shared(engine.tokenizer, prefix, rest)
+        requests.append(Request(prompt, prefix=shared))
+    return engine.generate(requests, Decoding(max_new_tokens), 0, items, progress)
