@@ -17,17 +17,17 @@ import importlib
 __version__ = "0.1.0"
 
 _WHERE = {
-    "recipe": "Recipe load_recipe",
-    "store": "Run open_run runs_table",
+    "recipe": "load_recipe",
+    "store": "open_run runs_table",
     "tasks": "load_tasks",
-    "models": "load",
+    "models": "render",
     "engines": "Decoding Request TransformersEngine",
     "drafting": "draft",
     "signals.icl": "probe",
     "alignment": "align",
     "training": "train",
     "evaluation": "evaluate verdict_of",
-    "notebook": "check_parameters finish progress say share_of show start",
+    "notebook": "Progress finish model_names planted progress say setup share_of show start watch",
     "trace": "lineage",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}

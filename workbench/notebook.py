@@ -7,14 +7,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pandas as pd
 
 from workbench import figures, plan
 from workbench.inference import clustered_mean, wilson
-from workbench.recipe import canonical_json, load_recipe
+from workbench.recipe import Recipe, canonical_json, load_recipe, project_root
 from workbench.store import Run, StoreError, atomic_write, open_run, read_json, runs_folder
 
 HEADLESS = "WORKBENCH_HEADLESS"
@@ -49,14 +49,37 @@ def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None
         work = wb.start("demo", overrides="alignment.beta=0.05")
     """
     check_parameters(given or {})
-    wanted = parse_overrides(overrides)
     stored = runs_folder() / run / "recipe.yaml"
     if not recipe and stored.is_file():
         recipe = str(stored)
-    opened = open_run(run, load_recipe(recipe or FIRST_RECIPE, wanted))
-    figures.use_renderer()
+    opened = open_run(run, load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides)))
+    _make_ready()
     say(f"{opened}.")
     return opened
+
+
+def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
+    """Check the parameters of a notebook that has no run, and return its recipe.
+
+    Args:
+        given: The notebook's globals().
+        recipe: Name or path; empty means arte-demo.
+        overrides: As for `start`.
+    """
+    check_parameters(given)
+    settings = load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides))
+    _make_ready()
+    return settings
+
+
+def _make_ready() -> None:
+    """Bring figures to the page; where somebody is watching, edited code is taken up without a restart."""
+    figures.use_renderer()
+    if not _headless():
+        from IPython import get_ipython
+
+        get_ipython().run_line_magic("load_ext", "autoreload")
+        get_ipython().run_line_magic("autoreload", "2")
 
 
 def parse_overrides(text: str) -> dict[str, str]:
@@ -125,17 +148,20 @@ def say(sentence: str) -> None:
 
 
 def show(what, caption: str = "") -> None:
-    """Display a figure with its notes, or a frame as a table; all text in it is escaped.
+    """Display a figure with its notes, a frame as a table, or a text as it stands; all text in it is escaped.
 
     Args:
-        what: A plotly figure made by wb.figures, a frame or a series.
-        caption: What a table shows; figures bring their own.
+        what: A plotly figure made by wb.figures, a frame, a list of rows (mappings) or a text.
+        caption: What a table or text shows; figures bring their own.
     """
-    if not isinstance(what, pd.DataFrame | pd.Series):
+    head = f"<p><em>{html.escape(caption)}</em></p>" if caption else ""
+    if isinstance(what, str):
+        _display(f'{head}<pre style="white-space:pre-wrap">{html.escape(what)}</pre>', what)
+        return
+    if not isinstance(what, pd.DataFrame | list):
         figures.show(what)
         return
-    frame = what.to_frame().reset_index() if isinstance(what, pd.Series) else what
-    head = f"<p><em>{html.escape(caption)}</em></p>" if caption else ""
+    frame = pd.DataFrame(what)
     _display(f'{TABLE_STYLE}<div class="wb">{head}{figures.table(frame)}</div>', frame.to_string(index=False))
 
 
@@ -172,7 +198,7 @@ class Progress:
     def __init__(self, what: str, total: int = 0, about: bool = False):
         self.what, self.total, self.about, self.done = what, total, about, 0
         self.began = self.said = time.monotonic()
-        self.handle = None if _headless() else _display(self._bar(), self.line())
+        self.handle = None if _headless() else _display("", what)
 
     def __call__(self, done: int, total: int = 0) -> None:
         """Say that so many are done; the form that engines call."""
@@ -186,8 +212,8 @@ class Progress:
             print(self.line(), flush=True)
 
     def close(self) -> None:
-        """Show how it ended."""
-        if self.handle is not None:
+        """Show how it ended; nothing when it took no time."""
+        if self.handle is not None and self.said > self.began:
             _display(self._bar(), self.line(), self.handle)
 
     def line(self) -> str:
@@ -228,9 +254,6 @@ def watch(work: Run, stage: str) -> Iterator[None]:
         with wb.watch(work, "probing"):
             probed = wb.probe(work)
     """
-    if work.stage(stage).manifest:
-        yield
-        return
     total, before = plan.n_items(work.recipe, stage), _n_recorded()
     over = threading.Event()
     shown = Progress(stage, total, about=True)
@@ -314,4 +337,18 @@ def run_in_words(work: Run, stage: str) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in counts.items()) or "nothing"
 
 
-Callback = Callable[[int, int], None]
+def model_names(work: Run) -> str:
+    """Return how figures name the models of a run."""
+    if work.recipe.profile == "pocket":
+        return "pocket models"
+    return f"teacher {work.recipe.models.teacher}"
+
+
+def planted(work: Run) -> dict[str, str]:
+    """Return student -> the style it was raised on, for pocket students that have one: the answer key, for figures."""
+    styles = {}
+    for name, ref in work.recipe.models.students.items():
+        card = read_json(project_root() / ref / "raised.json")
+        if native := card.get("raised", {}).get("native"):
+            styles[name] = native
+    return styles

@@ -26,9 +26,8 @@ def build_pairs(
         own = signals[signals["student"] == student]
         values = own.groupby("item_kind").apply(lambda part: dict(zip(part["draft_id"], part["value"], strict=True)))
         for name, task in tasks.items():
-            of_task = drafts[drafts["task"] == name].assign(
-                score=lambda frame: frame["draft_id"].map(values["rationale"])
-            )
+            of_task = drafts[drafts["task"] == name]
+            of_task = of_task.assign(score=of_task["draft_id"].map(values["rationale"]))
             rows += _rationale_pairs(recipe, student, task, of_task, counts)
             asked = questions[(questions["task"] == name) & questions["kept"]]
             asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")

@@ -167,7 +167,7 @@ def _seconds(recipe: Recipe, row: dict) -> float:
 
 
 def parameters_of(ref: str) -> float:
-    """Return how many parameters a model has: counted in its folder, else read from its name, else 7 billion.
+    """Return how many parameters a model has: counted in its folder, else read from its name, else a usual size.
 
     Example:
         >>> parameters_of("somebody/Model-2.5b-it")
@@ -178,7 +178,8 @@ def parameters_of(ref: str) -> float:
     if counted := sum(map(_count_parameters, folder.glob("*.safetensors"))):
         return float(counted)
     sizes = re.findall(r"(?<![a-z\d.])(\d+(?:\.\d+)?)\s?([bm])(?![a-z\d])", ref.lower())
-    return max((float(n) * (1e9 if unit == "b" else 1e6) for n, unit in sizes), default=7e9)
+    usual = 1e6 if "pocket" in ref.lower() else 7e9
+    return max((float(n) * (1e9 if unit == "b" else 1e6) for n, unit in sizes), default=usual)
 
 
 def _count_parameters(path: Path) -> int:
@@ -252,9 +253,9 @@ def _basis(recipe: Recipe) -> str:
         )
     return (
         f"GPU hours of one A100 (80 GB, {GPU_FLOPS / 1e12:.0f} TFLOP/s in bfloat16), assuming that generating reaches "
-        f"{GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%} and training {GPU_PARTS['trained']:.0%}, "
-        f"{QUESTION_TOKENS['real']} tokens a question and completions of half of max_new_tokens. Memory to train is for "
-        "full fine-tuning with AdamW in mixed precision; adapters need far less. Parameters are read from the names."
+        f"{GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%}, training "
+        f"{GPU_PARTS['trained']:.0%}; {QUESTION_TOKENS['real']} tokens a question, completions of half of max_new_tokens. "
+        "Memory to train is for full fine-tuning with AdamW in mixed precision; adapters need far less. Parameters are read from the names."
     )
 
 

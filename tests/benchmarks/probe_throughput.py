@@ -6,7 +6,6 @@ Run by hand:  python tests/benchmarks/probe_throughput.py --model FOLDER --draft
 import argparse
 import json
 import random
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.engines import Completion, Decoding, Request, TransformersEngine
 from workbench.models import load, render_shared
+from workbench.prompts import parse_answer
 
 
 def main() -> None:
@@ -60,22 +60,20 @@ def _report(name: str, measured: dict[str, tuple[list[Completion], float]], requ
     reference, reference_s = measured["one call each"]
     completions, seconds = measured[name]
     n_tokens = sum(completion.n_tokens for completion in completions) / len(completions)
-    answers = [(parse(old.text), parse(new.text)) for old, new in zip(reference, completions, strict=True)]
+    answers = [
+        (parse_answer(old.text), parse_answer(new.text)) for old, new in zip(reference, completions, strict=True)
+    ]
+    n_same = sum(old.text == new.text for old, new in zip(reference, completions, strict=True))
     differing = [at for at, (old, new) in enumerate(answers) if old != new]
     print(
         f"{name:16s} {seconds:7.1f} s  {len(requests) / seconds:7.1f} probes/s  {n_tokens:5.1f} tokens each"
-        f"  {reference_s / seconds:5.2f} x  same answers {1 - len(differing) / len(answers):.2%}",
+        f"  {reference_s / seconds:5.2f} x  same answers {1 - len(differing) / len(answers):.2%}"
+        f" ({sum(bool(old) for old, _ in answers)} parsed), same texts {n_same / len(answers):.2%}",
         flush=True,
     )
     for at in differing:
         old, new = answers[at]
         print(f"  probe {at}: {old!r} became {new!r}; prompt ends {requests[at].prompt[-60:]!r}")
-
-
-def parse(text: str) -> str:
-    """Return what follows the last "answer is", else the last word."""
-    found = re.findall(r"answer is\s*:?\s*([^\s.]+)", text) or text.split()
-    return found[-1] if found else ""
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ class Shape:
 
 
 TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=12_000_000)
-STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=6_000_000)
+STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=4_000_000)
 
 Text = list[tuple[str, bool]]  # pieces of one text, and whether the loss counts on them
 

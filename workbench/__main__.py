@@ -1,0 +1,174 @@
+"""The command line: run, runs, plan, trace, doctor."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+DONE, FAILED, REFUSED = 0, 1, 2
+STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
+EXAMPLES = """examples:
+  workbench run arte-demo --name demo            the whole loop on the models the project ships, in minutes
+  workbench run arte-demo --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
+  workbench run arte-demo --name demo --from training   do training and evaluation again
+  workbench runs                                 one row a run
+  workbench plan arte-paper                      what the paper's own numbers would cost
+  workbench trace demo 3fa9c1                    where a training row came from
+"""
+RUN_HELP = """Run the notebooks of a recipe without anybody watching.
+
+Everything is checked before anything runs. Finished stages are reused. A run that was stopped goes on where it was."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="workbench",
+        description="A teacher model learns what its student wants to be taught; see notebooks/00_start_here.ipynb.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run a recipe's notebooks and report the verdict",
+        description=RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit status: 0 the verdict or the last stage asked for is there, 1 something failed, 2 refused",
+    )
+    _takes_recipe(run)
+    run.add_argument("--name", required=True, help="name of the run; it is kept in data/runs/NAME")
+    run.add_argument(
+        "--from", dest="first", choices=STAGES, metavar="STAGE", help=f"do this stage and later ones again: {_stages()}"
+    )
+    run.add_argument("--to", dest="last", choices=STAGES, metavar="STAGE", default=STAGES[-1], help="stop after it")
+    commands.add_parser("runs", help="list runs, one row each", description="List runs, one row each.")
+    plan = commands.add_parser(
+        "plan", help="say what a recipe will cost", description="Say what a recipe will cost, without running it."
+    )
+    _takes_recipe(plan)
+    trace = commands.add_parser(
+        "trace",
+        help="follow a row back to its drafts and probes, or a draft on to its rows",
+        description="Follow a row back to its drafts and probes, or a draft on to its rows.",
+    )
+    trace.add_argument("name", metavar="RUN", help="name of the run")
+    trace.add_argument(
+        "row", metavar="ROW", help="id (or four and more of its first characters) of a row, example, pair, or draft"
+    )
+    commands.add_parser("doctor", help="say what this machine has", description="Say what this machine has.")
+    return top
+
+
+def _stages() -> str:
+    return ", ".join(STAGES)
+
+
+def _takes_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
+    command.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="change one value of the recipe, for example: -p alignment.beta 0.05 (repeatable)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
+    given = parser().parse_args(arguments)
+    commands = {"run": _run, "runs": _runs, "plan": _plan, "trace": _trace, "doctor": _doctor}
+    # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
+    from workbench.recipe import RecipeError
+
+    try:
+        return commands[given.command](given)
+    except RecipeError as error:
+        return _say(error, REFUSED)
+    except KeyboardInterrupt:
+        return _say("Stopped. Finished items are kept: the same command goes on where it was.", 130)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("WORKBENCH_DEBUG"):
+            raise
+        return _say(error, FAILED)
+
+
+def _say(error: Exception | str, status: int) -> int:
+    print(f"workbench: {error}", file=sys.stderr)
+    return status
+
+
+def _run(given: argparse.Namespace) -> int:
+    from workbench.store import StoreError
+
+    began = time.monotonic()
+    from workbench import headless
+
+    try:
+        work = headless.prepare(given.recipe, given.name, dict(given.parameter))
+    except StoreError as error:
+        return _say(error, REFUSED)
+    print(f"run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", flush=True)
+    first = given.first or STAGES[0]
+    if STAGES.index(first) > STAGES.index(given.last):
+        return _say(f"--from {first} comes after --to {given.last}; the order is {_stages()}.", REFUSED)
+    report = headless.run_notebooks(work, first, given.last, again=bool(given.first))
+    print(f"{time.monotonic() - began:.0f} s in all\n")
+    if given.last == STAGES[-1]:
+        print(headless.verdict_in_words(work))
+    print(f"Report: {_shown(report)}")
+    return DONE
+
+
+def _shown(path: os.PathLike[str]) -> str:
+    """Return a path from the current folder where it lies below it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _runs(given: argparse.Namespace) -> int:
+    from workbench.store import runs_folder, runs_table
+
+    table = runs_table()
+    if table.empty:
+        print(f"There are no runs in {runs_folder()} yet; begin one: workbench run arte-demo --name demo")
+    else:
+        formats = {"difference": _points, "low": _points, "high": _points, "seconds": "{:.0f}".format}
+        print(table.to_string(index=False, na_rep="", formatters=formats))
+        print("\ndifference, low, high: of the primary comparison, in points of accuracy")
+    return DONE
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _plan(given: argparse.Namespace) -> int:
+    from workbench.plan import in_words
+    from workbench.recipe import load_recipe
+
+    print(in_words(load_recipe(given.recipe, dict(given.parameter))))
+    return DONE
+
+
+def _trace(given: argparse.Namespace) -> int:
+    from workbench.store import open_run
+    from workbench.trace import lineage
+
+    print(lineage(open_run(given.name), given.row))
+    return DONE
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from workbench.doctor import in_words
+
+    print(in_words())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
