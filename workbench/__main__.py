@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -119,7 +120,7 @@ def _run(given: argparse.Namespace) -> int:
     report = headless.run_notebooks(work, first, given.last, again=bool(given.first))
     print(f"{time.monotonic() - began:.0f} s in all\n")
     if given.last == STAGES[-1]:
-        print(headless.verdict_in_words(work))
+        print(textwrap.fill(headless.verdict_in_words(work), 100), end="\n\n")
     print(f"Report: {_shown(report)}")
     return DONE
 

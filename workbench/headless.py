@@ -17,6 +17,8 @@ from workbench.verdict import sentence
 
 STAGES = tuple(NOTEBOOKS)
 KERNEL = "python3"
+# Processes that a notebook starts look for __spec__, which reset takes away.
+EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.headless import preflight\npreflight({name!r})"
 
 
@@ -92,8 +94,7 @@ def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
 
     name = NOTEBOOKS[stage]
     began = time.monotonic()
-    print(f"{name}", flush=True)
-    _execute_cell(kernel, "%reset -f")
+    _execute_cell(kernel, EMPTY)
     try:
         papermill.execute_notebook(
             project_root() / "notebooks" / f"{name}.ipynb",
@@ -112,7 +113,7 @@ def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
         said = " ".join(str(error.evalue).split())
         record_status(metrics_path(work), name, {"status": "failed", "error": said})
         raise NotebookFailed(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
-    print(f"   {time.monotonic() - began:.0f} s: {run_in_words(work, stage)}", flush=True)
+    print(f"{name:<22} {time.monotonic() - began:4.0f} s   {run_in_words(work, stage)}", flush=True)
 
 
 def _kernel():
@@ -122,7 +123,12 @@ def _kernel():
     # Without it a kernelspec of the same name in the home folder, of another Python, would come first.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ[HEADLESS] = "1"
-    return NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
+    # Bars of libraries, drawn by processes whose output no notebook catches.
+    os.environ["TQDM_DISABLE"] = "1"
+    kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
+    # Sockets of this user's own instead of open ports.
+    kernel.transport = "ipc"
+    return kernel
 
 
 def _execute_cell(kernel, source: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from workbench.recipe import project_root
 from workbench.store import file_sha256, fingerprint
@@ -99,6 +100,8 @@ def load(ref: str | Path, dtype: str = "float32", device: str = "auto") -> Loade
     Raises:
         ModelError: If the folder is missing, holds no safetensors, or cannot be loaded completely.
     """
+    # A bar for each of many small models would bury the run's own progress lines.
+    transformers_logging.disable_progress_bar()
     if dtype not in DTYPES:
         raise ModelError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}; correct models.dtype in the recipe.")
     if device not in ("auto", "cpu", "cuda"):

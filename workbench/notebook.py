@@ -23,7 +23,7 @@ REPORT_EVERY_S = 10
 FIRST_RECIPE = "arte-demo"
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
-    "padding:.25em .7em;white-space:pre-wrap;overflow-wrap:anywhere;max-width:34em}</style>"
+    "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
 )
 
 
@@ -178,9 +178,10 @@ def share_of(right: pd.Series, clusters: pd.Series | None = None) -> str:
     """
     if len(right) == 0:
         return "none (n = 0)"
-    if clusters is None or clusters.nunique() < 2:
-        mean = float(right.mean())
-        low, high = wilson(mean, len(right))
+    mean, n = float(right.mean()), len(right) if clusters is None else clusters.nunique()
+    # A share of 0 or 1 shows no spread between clusters; then each counts as one observation.
+    if clusters is None or n < 2 or mean in (0.0, 1.0):
+        low, high = wilson(mean, n)
     else:
         mean, low, high = clustered_mean(right.astype(float), clusters)
     return f"{100 * mean:.0f} % (95 % interval {100 * max(low, 0):.0f} to {100 * min(high, 1):.0f} %, n = {len(right)})"
@@ -219,12 +220,15 @@ class Progress:
     def line(self) -> str:
         """Return count, rate and time left in words."""
         spent = time.monotonic() - self.began
-        of = f" of {'about ' if self.about else ''}{self.total}" if self.total else ""
-        said = f"{self.what}: {self.done}{of}, {spent:.0f} s"
-        if self.done and spent > 1:
+        if not self.done:
+            return f"{self.what}: {spent:.0f} s"
+        of = f" of {'about ' if self.about else ''}{self.total:,}" if self.total else ""
+        said = f"{self.what}: {self.done:,}{of}, {spent:.0f} s"
+        if self.done > spent > 1:
             said += f", {self.done / spent:.0f} a second"
-            if self.total > self.done:
-                said += f", about {(self.total - self.done) * spent / self.done:.0f} s left"
+        # Before a tenth is done a guess at the end is worth nothing.
+        if self.total > self.done > self.total / 10:
+            said += f", about {(self.total - self.done) * spent / self.done:.0f} s left"
         return said
 
     def _bar(self) -> str:
@@ -334,7 +338,7 @@ def _plain(value):
 def run_in_words(work: Run, stage: str) -> str:
     """Return what a finished stage counted, in one line."""
     counts = work.stage(stage).manifest.get("counts", {})
-    return ", ".join(f"{n:,} {what}" for what, n in counts.items()) or "nothing"
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "nothing"
 
 
 def model_names(work: Run) -> str:

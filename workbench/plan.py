@@ -253,9 +253,10 @@ def _basis(recipe: Recipe) -> str:
         )
     return (
         f"GPU hours of one A100 (80 GB, {GPU_FLOPS / 1e12:.0f} TFLOP/s in bfloat16), assuming that generating reaches "
-        f"{GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%}, training "
-        f"{GPU_PARTS['trained']:.0%}; {QUESTION_TOKENS['real']} tokens a question, completions of half of max_new_tokens. "
-        "Memory to train is for full fine-tuning with AdamW in mixed precision; adapters need far less. Parameters are read from the names."
+        f"{GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%} and training "
+        f"{GPU_PARTS['trained']:.0%}, {QUESTION_TOKENS['real']} tokens a question and completions of half of "
+        "max_new_tokens. Memory to train is for full fine-tuning with AdamW in mixed precision; adapters need less. "
+        "Parameters are read from the names."
     )
 
 

@@ -48,7 +48,7 @@ def build(notebooks: Sequence[Path], path: Path, title: str, verdict: str = "") 
     parts, links = [], []
     for notebook in notebooks:
         node = nbformat.read(notebook, as_version=4)
-        name = _title_of(node) or notebook.stem
+        name = _title_of(node).partition(":")[0] or notebook.stem
         links.append(f'<a href="#{notebook.stem}">{html.escape(name)}</a>')
         parts.append(f'<section id="{notebook.stem}">{"".join(map(_cell, node.cells))}</section>')
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -68,14 +68,14 @@ def _title_of(node: nbformat.NotebookNode) -> str:
 
 def _cell(cell: nbformat.NotebookNode) -> str:
     if cell.cell_type == "markdown":
-        return markdown2html(cell.source)
+        # Notebooks link each other; here they are sections of one page.
+        return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', markdown2html(cell.source))
     if cell.cell_type != "code":
         return ""
-    outputs = "".join(map(_output, cell.outputs))
-    # Set-up cells say nothing to who reads the report.
-    tags = cell.metadata.get("tags", [])
-    if "parameters" in tags:
+    # The values that a run used stand in its recipe.
+    if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
         return ""
+    outputs = "".join(map(_output, cell.outputs))
     code = Highlight2HTML(pygments_lexer="python3")(cell.source)
     return f'<details class="code"><summary>code</summary>{code}</details>{outputs}'
 

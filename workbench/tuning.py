@@ -130,8 +130,10 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, through TRL's DPOTrainer. Deviation: none.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import DPOConfig, DPOTrainer
+
+    disable_progress_bars()
 
     settings = recipe.alignment
     teacher = models.load(recipe.models.teacher, recipe.models.dtype, recipe.compute.device)
