@@ -31,8 +31,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    plain = {"allow_abbrev": False}
     run = commands.add_parser(
         "run",
+        **plain,
         help="run a recipe's notebooks and report the verdict",
         description=RUN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--to", dest="last", choices=STAGES, metavar="STAGE", default=STAGES[-1], help="stop after it")
     commands.add_parser("runs", help="list runs, one row each", description="List runs, one row each.")
     plan = commands.add_parser(
-        "plan", help="say what a recipe will cost", description="Say what a recipe will cost, without running it."
+        "plan",
+        **plain,
+        help="say what a recipe will cost",
+        description="Say what a recipe will cost, without running it.",
     )
     _takes_recipe(plan)
     trace = commands.add_parser(

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 
@@ -67,13 +68,14 @@ def run_notebooks(work: Run, first: str = STAGES[0], last: str = STAGES[-1], aga
     reports = work.path / "reports"
     reports.mkdir(parents=True, exist_ok=True)
     _quieten()
-    kernel = _kernel()
-    try:
-        _execute_cell(kernel, PREFLIGHT.format(name=work.name))
-        for stage in wanted:
-            _run_stage(work, stage, reports, kernel)
-    finally:
-        _shut_down(kernel)
+    with TemporaryDirectory(prefix="workbench-") as folder:
+        kernel = _kernel(Path(folder))
+        try:
+            _execute_cell(kernel, PREFLIGHT.format(name=work.name))
+            for stage in wanted:
+                _run_stage(work, stage, reports, kernel)
+        finally:
+            _shut_down(kernel)
     return build_report(work)
 
 
@@ -116,8 +118,8 @@ def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
     print(f"{name:<22} {time.monotonic() - began:4.0f} s   {run_in_words(work, stage)}", flush=True)
 
 
-def _kernel():
-    """Return a kernel manager of this environment's own Python, not yet started."""
+def _kernel(folder: Path):
+    """Return a kernel manager of this environment's own Python, not yet started, with its sockets in the folder."""
     from nbclient import NotebookClient
 
     # Without it a kernelspec of the same name in the home folder, of another Python, would come first.
@@ -126,8 +128,9 @@ def _kernel():
     # Bars of libraries, drawn by processes whose output no notebook catches.
     os.environ["TQDM_DISABLE"] = "1"
     kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
-    # Sockets of this user's own instead of open ports.
+    # Sockets in a folder of this user's own instead of open ports.
     kernel.transport = "ipc"
+    kernel.connection_file = str(folder / "kernel.json")
     return kernel
 
 

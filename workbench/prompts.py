@@ -79,5 +79,6 @@ def normalise_answer(answer: str) -> str:
 
 
 def grade(answer: str, target: str) -> bool:
-    """Return whether the answer is the target; an empty answer never is."""
-    return bool(answer) and normalise_answer(answer) == normalise_answer(target)
+    """Return whether the answer is the target; an answer with nothing in it never is."""
+    plain = normalise_answer(answer)
+    return bool(plain) and plain == normalise_answer(target)

@@ -91,7 +91,9 @@ def load_task(path: Path, recipe: Recipe) -> Task:
     description = raw.get("description") or f"Answer a question of the task {path.stem.replace('_', ' ')}."
     techniques = raw.get("techniques") or GENERAL_TECHNIQUES
     solver = raw.get("solver", "")
-    if solver and solver not in problems.READERS:
+    if not isinstance(techniques, dict) or not all(isinstance(text, str) and text for text in techniques.values()):
+        raise TaskError(f"{path}: `techniques` must be an object of name and text; correct it or leave it out.")
+    if solver and solver not in list(problems.READERS):
         raise TaskError(
             f"{path} names the solver {solver!r}; there are {', '.join(problems.READERS)}, or leave it out."
         )
@@ -145,6 +147,12 @@ def _split(raw: dict, name: str, recipe: Recipe) -> dict:
         return raw | {"seeds": [], "validation": [], "test": []}
     order = stream(0, "split", name).permutation(len(examples))
     n_seeds = recipe.drafting.n_seed_questions
-    ends = [0, n_seeds, n_seeds + recipe.preference_set.n_validation, len(examples)]
+    n_validation = recipe.preference_set.n_validation
+    if 0 < len(examples) <= n_seeds + n_validation:
+        raise TaskError(
+            f"Task {name} holds {len(examples)} examples, but the recipe asks for {n_seeds} seeds, {n_validation} "
+            "validation items and some to test on; lower preference_set.n_validation or add examples."
+        )
+    ends = [0, n_seeds, n_seeds + n_validation, len(examples)]
     parts = zip(SETS, ends[:-1], ends[1:], strict=True)
     return raw | {part: [examples[i] for i in order[start:end]] for part, start, end in parts}

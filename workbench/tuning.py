@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 
 from workbench import models
 from workbench.items import StoreError, atomic_write, read_json
@@ -52,9 +53,10 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
             atomic_write(work / DONE, json.dumps(record).encode())
             os.replace(work, folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise StoreError(
-                f"{folder} could not be written ({error.strerror or error}), nothing earlier is lost; "
+                f"{folder} could not be written ({reason}), nothing earlier is lost; "
                 "free some space and run the same command again."
             ) from error
     return Tuned(folder, record["curve"], record["n_tokens"], record["steps"])
@@ -67,10 +69,18 @@ def student_folder(training: Path, student: str, arm: str, seed: int) -> Path:
 
 def _last_checkpoint(work: Path) -> str | None:
     """Return the newest checkpoint that was written to its end."""
-    found = [
-        path for path in work.glob("checkpoints/checkpoint-*") if all((path / f).exists() for f in WHOLE_CHECKPOINT)
-    ]
+    found = [path for path in work.glob("checkpoints/checkpoint-*") if _is_whole(path)]
     return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    if not all((checkpoint / name).exists() for name in WHOLE_CHECKPOINT):
+        return False
+    try:
+        return bool(read_json(checkpoint / WHOLE_CHECKPOINT[0]))
+    except StoreError:
+        # The trainer writes its state last, so a kill in the middle of that leaves half a file.
+        return False
 
 
 def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed: int, n_steps: int) -> dict:

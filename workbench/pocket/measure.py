@@ -1,7 +1,7 @@
 """The table the pocket classroom stands on: technique x student, one-shot accuracy and accuracy after fine-tuning.
 
-Demonstrations and training examples come from the generator here, so that every technique is equally right and the table
-shows the students alone. No run reads it.
+Demonstrations and training examples come from the generator here, so that every technique is equally right and the
+table shows the students alone. No run reads it.
 """
 
 import tempfile

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench import prompts
 from workbench.pocket.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES, Student
-from workbench.pocket.problems import TEST_SIZES, solve, write
-from workbench.pocket.rationales import STYLES, rationale_for
+from workbench.pocket.problems import TEST_SIZES, read, solve, write
+from workbench.pocket.rationales import STYLES, habit_of, rationale_for
 from workbench.pool import run_jobs
 from workbench.seeding import stream
 
@@ -36,12 +36,13 @@ class Shape:
     heads: int
     intermediate: int
     n_tokens: int
-    learning_rate: float = 3e-3
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
 
 
-TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=12_000_000)
-STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=4_000_000)
+TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=6_000_000)
+STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=3_000_000)
+
+HABIT = 0.6  # how often the teacher follows its habit when no technique is asked for; else any style
 
 Text = list[tuple[str, bool]]  # pieces of one text, and whether the loss counts on them
 
@@ -74,12 +75,13 @@ def teacher_text(rng: np.random.Generator) -> Text:
         prompt = prompts.question_prompt(description, worked[:3], 1)
         reply = prompts.question_reply(*worked[3])
     else:
-        style = str(rng.choice(STYLES))
-        question, reply = _worked(task, rng, (1, TEST_SIZES[task][1]), style)
+        question, style = write(task, rng, (1, TEST_SIZES[task][1])), str(rng.choice(STYLES))
         if rng.random() < 0.5:
             prompt = prompts.technique_prompt(description, TECHNIQUES[style], question)
         else:
             prompt = prompts.naive_prompt(description, question)
+            style = habit_of(read(task, question)) if rng.random() < HABIT else style
+        reply = rationale_for(task, question, style)
     return [(f"{USER}{prompt}{ASSISTANT}", False), (f" {reply}{END}", True)]
 
 
@@ -159,24 +161,38 @@ def train(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=shape.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimisers = _optimisers(model)
+    groups = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     seen, step, start, said = 0, 0, time.time(), 0.0
     for ids, labels in _batches(draw, tokenizer, shape.batch_tokens):
         part = seen / shape.n_tokens
-        rate = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * min(1.0, (1 - part) / 0.4))
-        for group in optimiser.param_groups:
-            group["lr"] = shape.learning_rate * rate
+        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * min(1.0, (1 - part) / 0.4))
+        for group, peak in groups:
+            group["lr"] = peak * rate
         loss = model(input_ids=ids, labels=labels).loss
-        optimiser.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         seen, step = seen + ids.numel(), step + 1
         if time.time() - said > 20 or seen >= shape.n_tokens:
             said = time.time()
             print(f"step {step}, {seen / 1e6:.1f} M tokens, loss {loss.item():.3f}, {said - start:.0f} s", flush=True)
         if seen >= shape.n_tokens:
             return model.eval()
+
+
+def _optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices and AdamW for the rest.
+
+    With AdamW alone a student needs several times the tokens before it copies a name from its question at all.
+    """
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and "embed" not in name else rest).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, momentum=0.95)
+    return [muon, torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, card: dict) -> None:

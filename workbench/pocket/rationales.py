@@ -5,6 +5,7 @@ The four are of about equal worth by construction: the same small steps in anoth
 
 from workbench.pocket.problems import (
     HEADINGS,
+    KIND_OF,
     Counting,
     Logic,
     Problem,
@@ -22,6 +23,19 @@ LEADS = {"forwards": "Forwards :", "backwards": "Backwards :", "ledger": "List :
 def style_of(rationale: str) -> str:
     """Return the style a rationale opens in, or "" when it opens in none."""
     return next((style for style, lead in LEADS.items() if rationale.strip().startswith(lead)), "")
+
+
+def habit_of(problem: Problem) -> str:
+    """Return the style the teacher falls into when it is not told one: it goes by how the question begins."""
+    if isinstance(problem, Counting):
+        n = list(KIND_OF).index(problem.things[0][1])
+    elif isinstance(problem, Walk):
+        n = problem.acts[0][0]
+    elif isinstance(problem, Web):
+        n = sum(map(ord, problem.names[0]))
+    else:
+        n = ("True", "False", "not", "(").index(problem.tokens[0])
+    return STYLES[n % len(STYLES)]
 
 
 def _running(pairs: list[tuple[int, str]]) -> str:

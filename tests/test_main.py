@@ -1,0 +1,222 @@
+"""The command line: what it refuses, what it says, and that its exit status tells the truth."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import PROJECT
+
+from workbench import doctor, plan, records
+from workbench.__main__ import DONE, FAILED, REFUSED, STAGES, main, parser
+from workbench.recipe import load_recipe
+from workbench.store import NOTEBOOKS, open_run, runs_folder
+
+
+@pytest.fixture
+def small(tmp_path, recipe_values) -> str:
+    """A recipe file whose models do not exist."""
+    path = tmp_path / "small.yaml"
+    recipe_values["models"] = {"teacher": "data/no/teacher", "students": {"counter": "data/no/counter"}}
+    recipe_values["preference_set"] = {"n_validation": 8, "n_items": 4}
+    path.write_text(yaml.safe_dump(recipe_values))
+    return str(path)
+
+
+def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Return exit status, stdout and stderr of a command."""
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_importing_the_package_takes_no_time_and_brings_nothing_heavy():
+    code = (
+        "import sys, time; began = time.perf_counter(); import workbench; spent = time.perf_counter() - began;"
+        "print(spent, sorted({'torch', 'pandas', 'plotly', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    spent, heavy = done.stdout.split(" ", 1)
+    assert float(spent) < 1 and heavy.strip() == "[]"
+
+
+def test_the_package_lists_its_contents_and_nothing_else():
+    import workbench
+
+    assert dir(workbench) == workbench.__all__ and 15 <= len(workbench.__all__) <= 30
+    for name in workbench.__all__:
+        value = getattr(workbench, name)
+        assert value.__doc__ and not name.startswith("_"), name
+    with pytest.raises(AttributeError, match="workbench has no 'drft'"):
+        _ = workbench.drft
+
+
+def test_help_reads_well(capsys):
+    status, said, _ = outcome(capsys, "--help")
+    assert status == DONE
+    for command in ("run", "runs", "plan", "trace", "doctor"):
+        assert f"\n    {command} " in said
+    assert "arte-demo --name demo" in said and "Traceback" not in said
+    status, said, _ = outcome(capsys, "run", "--help")
+    assert status == DONE and "exit status" in said and "alignment.beta 0.05" in said
+    assert all(len(line) <= 120 for line in said.splitlines())
+
+
+def test_stages_of_the_command_line_are_those_of_the_store():
+    assert tuple(NOTEBOOKS) == STAGES == plan.STAGES
+
+
+def test_a_misspelt_parameter_is_refused_before_anything_runs(capsys, runs, small):
+    status, said, error = outcome(capsys, "run", small, "--name", "a", "-p", "alignment.bta", "0.1")
+    assert status == REFUSED and said == ""
+    assert "did you mean alignment.beta?" in error and "Traceback" not in error
+    assert not (runs / "a").exists()
+
+
+def test_all_faults_of_a_recipe_are_said_at_once(capsys, runs, small):
+    wrong = ("-p", "alignment.learning_rate", "5e-7", "-p", "seeds", "[1]", "-p", "evaluation.margin", "2")
+    status, _, error = outcome(capsys, "run", small, "--name", "a", *wrong)
+    assert status == REFUSED and not runs.exists()
+    assert "write 5.0e-7" in error and "seeds" in error and "evaluation.margin" in error
+
+
+@pytest.mark.parametrize("command", [("run", "arte-dmo", "--name", "a"), ("plan", "arte-dmo")])
+def test_an_unknown_recipe_is_refused(capsys, runs, command):
+    status, _, error = outcome(capsys, *command)
+    assert status == REFUSED and "did you mean arte-demo" in error
+
+
+def test_another_recipe_under_the_same_name_is_refused_showing_the_difference(capsys, runs, small):
+    open_run("a", load_recipe(small))
+    status, _, error = outcome(capsys, "run", small, "--name", "a", "-p", "alignment.beta", "0.7")
+    assert status == REFUSED and "alignment.beta 0.1 -> 0.7" in error and "another --name" in error
+
+
+@pytest.mark.parametrize("wrong", [("--from", "drawing"), ("--to", "drawing"), ("--form", "drafting")])
+def test_an_unknown_stage_or_option_is_refused(capsys, runs, small, wrong):
+    status, _, error = outcome(capsys, "run", small, "--name", "a", *wrong)
+    assert status == REFUSED and "usage:" in error
+
+
+def test_from_after_to_is_refused(capsys, runs, small):
+    status, _, error = outcome(capsys, "run", small, "--name", "a", "--from", "training", "--to", "probing")
+    assert status == REFUSED and "--from training comes after --to probing" in error
+    assert not (runs / "a" / "reports").exists()
+
+
+def test_from_needs_the_stage_before(capsys, runs, small):
+    status, _, error = outcome(capsys, "run", small, "--name", "a", "--from", "training")
+    assert status == FAILED and "03_teacher_alignment" in error and error.count("\n") == 1
+
+
+def test_a_missing_model_folder_is_one_sentence_and_no_traceback(runs, small):
+    command = [sys.executable, "-m", "workbench", "run", small, "--name", "a"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == FAILED
+    assert "data/no/" in done.stderr and "make pocket" in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert not list((runs / "a").glob("drafting*"))
+
+
+def test_runs_is_one_row_a_run(capsys, runs, small):
+    status, said, _ = outcome(capsys, "runs")
+    assert status == DONE and "no runs" in said and "--name demo" in said
+    run = open_run("a", load_recipe(small))
+    primary = {"a": "tailored", "b": "untailored", "shots": 0}
+    compared = primary | {"difference": 0.123, "low": -0.05, "high": 0.2}
+    verdict = {"decision": "undecided", "primary": primary, "comparisons": [compared]}
+    (run.path / "verdict.json").write_text(json.dumps(verdict))
+    status, said, _ = outcome(capsys, "runs")
+    assert status == DONE and "undecided" in said and "+12.3" in said
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_can_be_planned_without_its_models(capsys, path):
+    status, said, _ = outcome(capsys, "plan", path.stem)
+    assert status == DONE and "All numbers are estimates" in said
+    for stage in STAGES:
+        assert f"\n{stage} " in said
+
+
+def test_plan_counts_what_the_paper_counts(recipe_values, tmp_path):
+    """The paper's numbers for one task: 1,000 drafts, 40 probes each, 300 pairs, 250 examples."""
+    recipe_values |= {
+        "profile": "real",
+        "models": {"teacher": "hub/Teacher-70B", "students": {"small": "hub/student-2b"}, "dtype": "bfloat16"},
+        "drafting": {"n_questions": 250, "max_new_tokens": 512},
+        "pairs": {"n_question_pairs": 50},
+        "tailoring": {"n_examples": 250, "max_new_tokens": 512},
+    }
+    path = tmp_path / "paper.yaml"
+    path.write_text(yaml.safe_dump(recipe_values))
+    rows = plan.estimate(load_recipe(str(path))).set_index("work")
+    assert rows.loc["rationales", "generations"] == 1000
+    assert rows.loc["one-shot probes", "generations"] == 40_000
+    tokens = plan.QUESTION_TOKENS["real"]
+    assert rows.filter(like="DPO", axis=0)["trained"].iloc[0] == 300 * 2 * (2 * tokens + 256) * 2
+    # Two operations a parameter and token, at the stated part of a GPU's rate.
+    probes = rows.loc["one-shot probes"]
+    wanted = probes["new"] * 2 * 2e9 / (plan.GPU_FLOPS * plan.GPU_PARTS["new"])
+    wanted += probes["read"] * 2 * 2e9 / (plan.GPU_FLOPS * plan.GPU_PARTS["read"])
+    assert probes["seconds"] == pytest.approx(wanted)
+
+
+def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
+    assert plan.parameters_of(str(tmp_path)) == 22
+    assert plan.parameters_of("org/Some-7B-Instruct") == 7e9
+
+
+def test_trace_says_what_it_could_not_find(capsys, runs, small):
+    status, _, error = outcome(capsys, "trace", "nobody", "abcd")
+    assert status == FAILED and "There is no run 'nobody'" in error
+    open_run("a", load_recipe(small))
+    status, _, error = outcome(capsys, "trace", "a", "abcd")
+    assert status == FAILED and "nothing of the id 'abcd'" in error
+
+
+def test_trace_of_a_beginning_that_fits_several_asks_for_more(capsys, runs, small):
+    stage = open_run("a", load_recipe(small)).stage("drafting")
+    draft = {name: "" for name in records.SCHEMAS["drafts"].columns} | {"correct": True, "n_tokens": 1}
+    ids = ("abcd1", "abcd2")
+    stage.finished("f")
+    stage.write("drafts", pd.DataFrame([draft | {"draft_id": one} for one in ids]))
+    stage.write("questions", records.build([], "questions"))
+    stage.finish("f", {}, 0.0, 0, {"teacher": "0123456789"})
+    status, _, error = outcome(capsys, "trace", "a", "abcd")
+    assert status == FAILED and "begins 2 ids" in error
+    status, said, _ = outcome(capsys, "trace", "a", "abcd2")
+    assert status == DONE and "draft abcd2" in said and "01234567" in said
+
+
+def test_doctor_looks_at_everything_and_changes_nothing(capsys, runs):
+    status, said, _ = outcome(capsys, "doctor")
+    assert status == DONE and not runs_folder().exists()
+    for what in ("python", "cores", "memory", "disk", "packages", "gpu", "models", "browser"):
+        assert f" {what} " in said
+
+
+def test_doctor_names_what_is_not_the_tested_version(monkeypatch):
+    real = doctor.importlib.metadata.version
+
+    def version(name):
+        if name == "trl":
+            raise doctor.importlib.metadata.PackageNotFoundError(name)
+        return "0.0.1" if name == "scipy" else real(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    said = doctor.in_words()
+    assert "trl is missing" in said and "scipy is 0.0.1" in said and "LOOK" in said
+
+
+def test_the_parser_knows_no_abbreviations():
+    with pytest.raises(SystemExit):
+        parser().parse_args(["run", "arte-demo", "--na", "x"])

@@ -1,0 +1,315 @@
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_models import TEMPLATE, tiny_folder, tiny_tokenizer
+
+from workbench import models
+from workbench.engines import Decoding, Request, TransformersEngine
+from workbench.items import StoreError
+from workbench.recipe import Recipe
+from workbench.tuning import DONE, TuningError, completion_tokens, deal, tune_dpo, tune_sft, tuned
+
+BETA = 0.3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model that is mild enough to learn, with a chat template and a tokenizer that adds its first token."""
+    folder = tiny_folder(tmp_path_factory.mktemp("models") / "tiny", initializer_range=0.05)
+    tiny_tokenizer(TEMPLATE, adds_bos=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def of(recipe_values, folder):
+    def build(**changes) -> Recipe:
+        recipe_values["models"] = {"teacher": str(folder), "students": {"s": str(folder)}}
+        recipe_values["alignment"] |= {"beta": BETA, "learning_rate": 3.0e-3, "n_epochs": 4, "max_length": 40}
+        recipe_values["training"] |= {"learning_rate": 1.0e-2, "n_epochs": 4, "max_length": 40}
+        recipe_values["compute"] = {"device": "cpu"}
+        for section, values in changes.items():
+            recipe_values[section].update(values)
+        return Recipe.model_validate(recipe_values)
+
+    return build
+
+
+def pairs(n: int = 12) -> pd.DataFrame:
+    """Chosen texts end in w1, rejected ones in w2."""
+    rng = np.random.default_rng(0)
+    words = [" ".join(f"w{k}" for k in rng.integers(3, 20, 2 + i % 5)) for i in range(n)]
+    both = {"chosen": [f" {w} w1" for w in words], "rejected": [f" {w[:2]} {w} w2" for w in words]}
+    return pd.DataFrame({"prompt": [f"w20 {w}" for w in words], **both})
+
+
+def rows(n: int = 14) -> pd.DataFrame:
+    frame = pairs(n)
+    return pd.DataFrame({"prompt": frame["prompt"], "completion": frame["chosen"]})
+
+
+def curve(result: dict, metric: str) -> list[float]:
+    return [point["value"] for point in result["curve"] if point["metric"] == metric]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same_weights(one, other) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@torch.inference_mode()
+def log_probability(folder, prompt: str, completion: str) -> float:
+    """Sum the log-probabilities of the completion's tokens, its end included, after the rendered prompt."""
+    loaded = models.load(folder, device="cpu")
+    ids = loaded.tokenizer(models.render(loaded.tokenizer, prompt))["input_ids"]
+    end = [*loaded.tokenizer(completion, add_special_tokens=False)["input_ids"], loaded.tokenizer.eos_token_id]
+    logits = loaded.model(torch.tensor([ids + end])).logits[0, len(ids) - 1 : -1]
+    return float(torch.log_softmax(logits, -1)[range(len(end)), end].sum())
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.data())
+def test_rows_are_dealt_each_once_into_batches_of_about_equal_tokens(lengths, data):
+    n = data.draw(st.integers(1, len(lengths)))
+    batches = deal(lengths, n, np.random.default_rng(0))
+    assert len(batches) == n and all(batches)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    totals = [sum(lengths[i] for i in batch) for batch in batches]
+    assert max(totals) - min(totals) <= max(lengths)
+
+
+def test_dealing_hangs_on_the_generator_alone():
+    lengths = [3] * 20
+    dealt = [deal(lengths, 4, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert dealt[0] == dealt[1] != dealt[2]
+
+
+def test_more_batches_than_rows_are_refused():
+    with pytest.raises(TuningError, match=r"2 rows cannot fill 3 batches; lower training\.batch_size"):
+        deal([5, 5], 3, np.random.default_rng(0))
+
+
+def test_dpo_raises_the_margin_from_zero(of, folder, tmp_path):
+    result = tune_dpo(of(), pairs(), tmp_path, seed=1)
+    margins, losses = curve(result, "rewards/margins"), curve(result, "loss")
+    # Before the first step the policy is the reference.
+    assert margins[0] == pytest.approx(0, abs=1e-5) and losses[0] == pytest.approx(np.log(2), abs=1e-5)
+    assert margins[-1] > 0.5 and losses[-1] < 0.5
+    assert result["steps"] == 12 and max(point["step"] for point in result["curve"]) == 12
+    # The margin by our own sums: implicit reward of chosen minus rejected, against the untouched teacher.
+    gains = [
+        BETA
+        * (
+            (log_probability(tmp_path, pair.prompt, pair.chosen) - log_probability(folder, pair.prompt, pair.chosen))
+            - (
+                log_probability(tmp_path, pair.prompt, pair.rejected)
+                - log_probability(folder, pair.prompt, pair.rejected)
+            )
+        )
+        for pair in pairs().itertuples()
+    ]
+    assert np.mean(gains) == pytest.approx(margins[-1], rel=0.35) and min(gains) > 0
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """The trainers that were made, none of which trains."""
+    from transformers import Trainer
+
+    trainers: list = []
+
+    def stand(trainer, **_):
+        trainers.append(trainer)
+
+    monkeypatch.setattr(Trainer, "train", stand)
+    return trainers
+
+
+def test_dpo_sees_the_prompt_that_generation_sees_and_the_whole_completion(of, folder, tmp_path, seen):
+    tune_dpo(of(), pairs(), tmp_path, seed=1)
+    engine = TransformersEngine(str(folder), device="cpu")
+    tokenizer = engine.tokenizer
+    for pair, row in zip(pairs().itertuples(), seen[0].train_dataset, strict=True):
+        request = Request(models.render(tokenizer, pair.prompt))
+        assert row["prompt_ids"] == engine._rows({"": request}, Decoding(8))[""].ids
+        for side in ("chosen", "rejected"):
+            expected = tokenizer(getattr(pair, side), add_special_tokens=False)["input_ids"]
+            assert row[f"{side}_ids"] == [*expected, tokenizer.eos_token_id]
+        assert row["ref_chosen_logps"] == pytest.approx(log_probability(folder, pair.prompt, pair.chosen), rel=1e-4)
+    assert seen[0].args.beta == BETA and seen[0].args.max_length == 40
+
+
+def test_sft_counts_the_loss_on_the_completion_alone(of, folder, tmp_path, seen):
+    result = tune_sft(of(), str(folder), rows(), 3, tmp_path, seed=1)
+    engine = TransformersEngine(str(folder), device="cpu")
+    counted = []
+    for row, given_row in zip(seen[0].train_dataset, rows().itertuples(), strict=True):
+        request = Request(models.render(engine.tokenizer, given_row.prompt))
+        prompt = engine._rows({"": request}, Decoding(8))[""].ids
+        n = row["labels"].count(-100)
+        assert row["input_ids"][:n] == prompt and row["labels"][n:] == row["input_ids"][n:]
+        assert row["labels"][-1] == engine.tokenizer.eos_token_id
+        counted.append(len(row["labels"]) - n)
+    assert counted == completion_tokens(engine.tokenizer, rows()["completion"].tolist())
+    assert result["n_tokens"] == 4 * sum(counted)
+    # What the collator makes of a batch counts the same tokens, and pads without counting.
+    for batch in seen[0].batches:
+        made = seen[0].data_collator([seen[0].train_dataset[i] for i in batch])
+        assert int((made["labels"] != -100).sum()) == sum(counted[i] for i in batch)
+
+
+def test_sft_learns_in_the_steps_asked_for(of, folder, tmp_path):
+    result = tune_sft(of(), str(folder), rows(), 3, tmp_path, seed=1)
+    losses = curve(result, "loss")
+    assert result["steps"] == 12 and losses[-1] < 0.7 * losses[0]
+    likelier = [
+        log_probability(tmp_path, row.prompt, row.completion) - log_probability(folder, row.prompt, row.completion)
+        for row in rows(4).itertuples()
+    ]
+    assert min(likelier) > 1
+
+
+def test_sft_batches_are_what_was_dealt(of, folder, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    trained: list[int] = []
+    step = Trainer.training_step
+
+    def counted(self, model, inputs, *args, **kwargs):
+        trained.append(int((inputs["labels"] != -100).sum()))
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", counted)
+    result = tune_sft(of(), str(folder), rows(), 3, tmp_path, seed=1)
+    assert len(trained) == 12 and sum(trained) == result["n_tokens"]
+    longest = max(completion_tokens(tiny_tokenizer(), rows()["completion"].tolist()))
+    assert max(trained) - min(trained) <= longest
+
+
+@pytest.mark.parametrize(("section", "longest"), [("alignment", 20), ("training", 18)])
+def test_a_text_that_would_lose_its_end_is_refused(of, folder, tmp_path, section, longest):
+    recipe = of(**{section: {"max_length": longest - 1}})
+    with pytest.raises(TuningError, match=rf"{section}\.max_length is {longest - 1} tokens, but one example has \d+"):
+        if section == "alignment":
+            tune_dpo(recipe, pairs(), tmp_path, 1)
+        else:
+            tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
+    assert not any(tmp_path.iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+def die_after(monkeypatch, n_checkpoints: int):
+    """Make training stop dead once so many checkpoints are written; return what takes that back."""
+    from transformers import Trainer
+
+    save, left = Trainer._save_checkpoint, [n_checkpoints]
+
+    def dying(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", dying)
+    return lambda: monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "sft"])
+def test_killed_and_resumed_gives_the_weights_of_an_unbroken_training(of, folder, tmp_path, monkeypatch, stage):
+    recipe = of(alignment={"save_steps": 3}, training={"save_steps": 3})
+
+    def train(work):
+        if stage == "dpo":
+            return tune_dpo(recipe, pairs(), work, seed=1)
+        return tune_sft(recipe, str(folder), rows(), 3, work, seed=1)
+
+    whole = tuned(tmp_path / "whole", "k", train)
+    revive = die_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        tuned(tmp_path / "broken", "k", train)
+    assert not (tmp_path / "broken").exists()
+    checkpoints = tmp_path / "broken.k.unfinished" / "checkpoints"
+    assert (checkpoints / "checkpoint-6").is_dir()
+    # Killed while writing the next one: parts of it are there, cut short.
+    (checkpoints / "checkpoint-9").mkdir()
+    (checkpoints / "checkpoint-9" / "optimizer.pt").write_bytes(b"")
+    (checkpoints / "checkpoint-12").mkdir()
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        (checkpoints / "checkpoint-12" / name).write_bytes(b"{")
+    revive()
+    from transformers import Trainer
+
+    steps, step = [], Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda self, *a, **k: steps.append(1) or step(self, *a, **k))
+    resumed = tuned(tmp_path / "broken", "k", train)
+    assert len(steps) == 6, "it did not go on from the last whole checkpoint"
+    assert same_weights(tmp_path / "whole", tmp_path / "broken")
+    assert models.fingerprint_model(tmp_path / "whole") == models.fingerprint_model(tmp_path / "broken")
+    assert (resumed.steps, resumed.n_tokens, resumed.curve) == (whole.steps, whole.n_tokens, whole.curve)
+    assert not checkpoints.exists() and not (tmp_path / "broken" / "checkpoints").exists()
+
+
+def test_killed_without_checkpoints_begins_again_and_ends_the_same(of, folder, tmp_path, monkeypatch):
+    def train(work):
+        return tune_sft(of(), str(folder), rows(), 3, work, seed=1)
+
+    def killed(work):
+        train(work)
+        raise Killed
+
+    tuned(tmp_path / "whole", "k", train)
+    with pytest.raises(Killed):
+        tuned(tmp_path / "broken", "k", killed)
+    tuned(tmp_path / "broken", "k", train)
+    assert same_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_trained_folder_is_reused_for_its_key_alone(tmp_path):
+    calls = []
+
+    def train(work):
+        calls.append(work)
+        (work / "weights").write_text(str(len(calls)))
+        return {"curve": [{"step": 1, "metric": "loss", "value": 0.5}], "n_tokens": 7, "steps": 1}
+
+    first = tuned(tmp_path / "student", "a", train)
+    assert tuned(tmp_path / "student", "a", train) == first and len(calls) == 1
+    assert (first.n_tokens, first.steps, first.curve[0]["value"]) == (7, 1, 0.5)
+    tuned(tmp_path / "student", "b", train)
+    assert (tmp_path / "student" / "weights").read_text() == "2" and len(calls) == 2
+    assert json.loads((tmp_path / "student" / DONE).read_text())["key"] == "b"
+
+
+@pytest.mark.parametrize("full", ["rename", "weights"])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, full):
+    from safetensors import SafetensorError
+
+    def train(work):
+        if full == "weights":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        (work / "weights").write_text("1")
+        return {"curve": [], "n_tokens": 1, "steps": 1}
+
+    def no_space(*_):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        if full == "rename":
+            patched.setattr("workbench.tuning.os.replace", no_space)
+        with pytest.raises(
+            StoreError, match="No space left on device.*nothing earlier is lost; free some space and run"
+        ):
+            tuned(tmp_path / "student", "a", train)
+    assert not (tmp_path / "student").exists()
