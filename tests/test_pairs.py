@@ -11,7 +11,7 @@ from workbench.recipe import Recipe
 from workbench.tasks import Task
 
 SEEDS = pd.DataFrame({"item_id": ["s1", "s2", "s3"], "question": ["A?", "B?", "C?"], "target": ["1", "2", "3"]})
-TECHNIQUES = ("forwards", "backwards", "ledger", "sorted")
+TECHNIQUES = ("tally", "meter", "story", "diary")
 
 
 def task(name: str = "sums") -> Task:
@@ -94,7 +94,7 @@ def test_the_best_rationale_of_a_question_against_its_worst(of):
     assert pairs[["chosen_id", "rejected_id"]].to_numpy().tolist() == [["q1/1", "q1/0"], ["q2/0", "q2/2"]]
     assert pairs["score_gap"].tolist() == [0.75, 0.5] and not pairs["flipped"].any()
     assert (pairs["score_chosen"] - pairs["score_rejected"] == pairs["score_gap"]).all()
-    assert pairs["chosen"].tolist() == [" backwards <ans>1</ans>", " forwards <ans>1</ans>"]
+    assert pairs["chosen"].tolist() == [" meter <ans>1</ans>", " tally <ans>1</ans>"]
     assert counts["rationale groups"] == 2 and counts["ties for chosen or rejected"] == 0
 
 

@@ -128,7 +128,7 @@ def test_counting_adds_up_the_kind_asked_for():
 def test_what_is_no_question_of_the_task_has_no_answer(task, question):
     assert read(task, question) is None and solve(task, question) == "" == solve(task, "")
     with pytest.raises(ValueError, match="is not a well-formed question of"):
-        rationale_for(task, question, "forwards")
+        rationale_for(task, question, "tally")
 
 
 @given(st.sampled_from(TASKS), st.text(max_size=60))
@@ -136,28 +136,24 @@ def test_no_text_breaks_a_reader(task, text):
     assert isinstance(solve(task, text), str)
 
 
+UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+
+
 def concluded(task: str, style: str, work: str) -> str:
-    """Return the answer that the last step of the work leads to, read off the text without looking at the tag."""
-    numbers = [int(n) for n in re.findall(r"-?\d+", work)]
-    if task == "object_counting":
-        return str(numbers[-1])
+    """Return the answer that the last note of the work leads to, read off the text without looking at the tag."""
+    last = work.split(", ")[-1].split()
     if task == "boolean_expressions":
-        return work.split(" = ")[-1].strip()
+        return {"1": "True", "0": "False"}.get(work.split(" = ")[-1].strip(), work.split(" = ")[-1].strip())
     if task == "navigate":
-        parts = work.split(" ; ")
-        last = [int(re.findall(r"-?\d+", part)[-1]) for part in parts]
-        if style in ("forwards", "backwards"):
-            return "Yes" if numbers[-2:] == [0, 0] else "No"
-        if style == "ledger":
-            return "Yes" if last[1:] == [0, 0] else "No"
-        totals = {part.split()[0]: abs(n) for part, n in zip(parts, last, strict=True)}
-        return "Yes" if totals["right"] == totals["left"] and totals["forward"] == totals["backward"] else "No"
-    words = work.split()
-    if style == "backwards":
-        return "Yes" if ("same" in words[-3]) == (words[-1] == "truth") else "No"
-    if style == "sorted":
-        return "Yes" if ("even" in words) == (words[-1] == "truth") else "No"
-    return "Yes" if words[-1] == "truth" else "No"
+        return "Yes" if last[-2:] in (["0", "0"], ["zero", "zero"]) else "No"
+    if task == "web_of_lies":
+        return "Yes" if {"1", "truth"} & set(last) else "No"
+    spoken = work.replace(",", " ").split()
+    if style in ("story", "diary"):
+        tens = dict(zip("twenty thirty".split(), (20, 30), strict=True))
+        units = dict(zip([*UNITS, "seventeen", "eighteen", "nineteen"], range(20), strict=True))
+        return str(tens[spoken[-2]] + units[spoken[-1]] if spoken[-2] in tens else (tens | units)[spoken[-1]])
+    return spoken[-1]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -165,13 +161,13 @@ def concluded(task: str, style: str, work: str) -> str:
 def test_the_work_in_every_style_leads_to_the_right_answer(task, style):
     for question in questions(task, 150, (1, TEST_SIZES[task][1])):
         rationale = rationale_for(task, question, style)
-        work = rationale.removeprefix(LEADS[style]).split(" . <ans>")[0]
+        work = rationale.removeprefix(LEADS[style]).split(". <ans>")[0]
         assert concluded(task, style, work) == parse_answer(rationale) == solve(task, question), (question, rationale)
         assert style_of(rationale) == style == style_of(f" \n{rationale}")
 
 
 def test_a_text_in_no_style_has_none():
-    assert style_of("") == "" == style_of("The answer is <ans>3</ans>") == style_of("so Forwards :")
+    assert style_of("") == "" == style_of("The answer is <ans>3</ans>") == style_of("so Tally:")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -293,7 +289,7 @@ def test_a_raising_text_ends_in_its_lesson_and_the_tokenizer_knows_every_word():
     tokenizer = shared_tokenizer()
     rng = stream(9, "texts")
     for n in range(60):
-        pieces = teacher_text(rng) if n % 2 else student_text(STUDENTS["forwards-weak"], rng)
+        pieces = teacher_text(rng) if n % 2 else student_text(STUDENTS["tally-weak"], rng)
         whole = "".join(piece for piece, _ in pieces)
         assert pieces[-1][1] and whole.endswith(END) and not pieces[0][1]
         # Tokens of the pieces are tokens of the whole, or training would teach what generation never sees.

@@ -76,6 +76,13 @@ def test_each_fault_says_key_value_allowed_and_fix(load, key, value, says):
     assert any(says in line for line in faults(load, {key: value})), faults(load, {key: value})
 
 
+@pytest.mark.parametrize("key", ["evaluation.shots", "preference_set.shots"])
+def test_more_shots_than_there_are_seed_questions_are_refused(load, key):
+    (line,) = faults(load, {key: "[0, 5]"})
+    assert line.startswith(f"{key} asks for 5 shots, but only the drafting.n_seed_questions (3)")
+    assert load({key: "[0, 5]", "drafting.n_seed_questions": "5"}).drafting.n_seed_questions == 5
+
+
 def test_all_faults_come_at_once(load):
     lines = faults(load, {"alignment.beta": "-1", "alignment.betta": "1", "seeds": "[1]", "evaluation.shots": "[]"})
     assert len(lines) == 4

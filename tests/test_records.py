@@ -13,7 +13,7 @@ def draft(**changes) -> dict:
         "task": "object_counting",
         "question_id": "q1",
         "question": "How many?",
-        "technique": "forwards",
+        "technique": "tally",
         "rationale": "One, two.",
         "answer": "2",
         "gold": "",

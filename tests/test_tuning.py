@@ -195,15 +195,27 @@ def test_sft_batches_are_what_was_dealt(of, folder, tmp_path, monkeypatch):
     assert max(trained) - min(trained) <= longest
 
 
-@pytest.mark.parametrize(("section", "longest"), [("alignment", 20), ("training", 18)])
-def test_a_text_that_would_lose_its_end_is_refused(of, folder, tmp_path, section, longest):
-    recipe = of(**{section: {"max_length": longest - 1}})
-    with pytest.raises(TuningError, match=rf"{section}\.max_length is {longest - 1} tokens, but one example has \d+"):
+@pytest.mark.parametrize("section", ["alignment", "training"])
+def test_a_text_that_would_lose_its_end_is_refused(of, folder, tmp_path, seen, section):
+    tokenizer = models.load_tokenizer(folder)
+    texts = pd.concat([pairs()["chosen"], pairs()["rejected"]]) if section == "alignment" else rows()["completion"]
+    asked = pd.concat([pairs()["prompt"]] * 2) if section == "alignment" else rows()["prompt"]
+    whole = [models.render(tokenizer, prompt) + text for prompt, text in zip(asked, texts, strict=True)]
+    longest = max(len(ids) + 1 for ids in tokenizer(whole)["input_ids"])
+
+    def tune(max_length: int) -> None:
+        recipe = of(**{section: {"max_length": max_length}})
         if section == "alignment":
             tune_dpo(recipe, pairs(), tmp_path, 1)
         else:
             tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
-    assert not any(tmp_path.iterdir())
+
+    said = rf"{section}\.max_length is {longest - 1} tokens, but one example has {longest}; raise it"
+    with pytest.raises(TuningError, match=said):
+        tune(longest - 1)
+    assert not seen and not any(tmp_path.iterdir())
+    tune(longest)
+    assert len(seen) == 1
 
 
 class Killed(BaseException):

@@ -85,6 +85,11 @@ def _draft_task(job: _Job) -> dict[str, list[dict]]:
         items,
         guard_of(recipe, task),
     )
+    if all(one.drop_reason for one in written):
+        raise ValueError(
+            f"The teacher wrote no usable question of {task.name} in {len(written)} tries (the last: "
+            f"{written[-1].drop_reason}, {written[-1].reply[:60]!r}); take another models.teacher."
+        )
     questions = [
         {
             "task": task.name,

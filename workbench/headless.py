@@ -18,6 +18,8 @@ from workbench.verdict import sentence
 
 STAGES = tuple(NOTEBOOKS)
 KERNEL = "python3"
+# On a busy machine a kernel takes its time.
+PATIENT = {"kernel_name": KERNEL, "startup_timeout": 600}
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.headless import preflight\npreflight({name!r})"
@@ -87,7 +89,7 @@ def move_aside(work: Run, first: str) -> None:
             verdict = work.path / "verdict.json"
             if name == "evaluation" and verdict.exists():
                 verdict.rename(stage.path / "verdict.json")
-            stage._move_aside(stage.manifest.get("fingerprint", "unfinished"))
+            stage.move_aside()
 
 
 def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
@@ -103,6 +105,7 @@ def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
             reports / f"{name}.ipynb",
             parameters={"run": work.name},
             kernel_name=KERNEL,
+            start_timeout=PATIENT["startup_timeout"],
             km=kernel,
             cwd=project_root(),
             progress_bar=False,
@@ -141,7 +144,7 @@ def _execute_cell(kernel, source: str) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     resources = {"metadata": {"path": str(project_root())}}
     try:
-        NotebookClient(notebook, km=kernel, kernel_name=KERNEL, resources=resources).execute()
+        NotebookClient(notebook, km=kernel, resources=resources, **PATIENT).execute()
     except CellExecutionError as error:
         raise NotebookFailed(" ".join(str(error.evalue).split())) from None
 

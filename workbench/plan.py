@@ -1,9 +1,11 @@
 """What a recipe will cost before it runs: generations, tokens, time and memory, stage by stage; all of it estimates."""
 
 import json
+import math
 import os
 import re
 import struct
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +24,7 @@ CPU_RATES = {"new": 4_000.0, "read": 60_000.0, "trained": 11_000.0}
 STAGE_START_S = 6.0  # processes that import torch and load models
 # One GPU of 312 TFLOP/s (A100) in bfloat16: the part of that which generating, reading and training reach.
 GPU_FLOPS = 312e12
+GPU_MEMORY = 80e9
 GPU_PARTS = {"new": 0.15, "read": 0.4, "trained": 0.35}
 # Bytes a parameter: AdamW with float32 master weights and moments; DPO holds the frozen reference too.
 TRAINING_BYTES, REFERENCE_BYTES = 16, {"float32": 4, "bfloat16": 2}
@@ -239,7 +242,7 @@ def in_words(recipe: Recipe) -> str:
     totals = (
         f"{_count(frame['generations'].sum()):>12}{_count(frame['new'].sum()):>12}{_count(frame['trained'].sum()):>10}"
     )
-    lines += [f"{'Total':<54}{totals}{_time(seconds, pocket):>11}", "", _basis(recipe)]
+    lines += [f"{'Total':<54}{totals}{_time(seconds, pocket):>11}", "", textwrap.fill(_basis(recipe), 100)]
     return "\n".join(lines)
 
 
@@ -251,12 +254,14 @@ def _basis(recipe: Recipe) -> str:
             f"{CPU_RATES['new']:,.0f} generated, {CPU_RATES['read']:,.0f} read and {CPU_RATES['trained']:,.0f} trained "
             "tokens a second. Finished items are reused, so a second run takes less."
         )
+    largest = max(memory(recipe), key=lambda row: row["train"])
+    n_gpus = math.ceil(largest["train"] / GPU_MEMORY)
     return (
         f"GPU hours of one A100 (80 GB, {GPU_FLOPS / 1e12:.0f} TFLOP/s in bfloat16), assuming that generating reaches "
         f"{GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%} and training "
         f"{GPU_PARTS['trained']:.0%}, {QUESTION_TOKENS['real']} tokens a question and completions of half of "
         "max_new_tokens. Memory to train is for full fine-tuning with AdamW in mixed precision; adapters need less. "
-        "Parameters are read from the names."
+        f"Parameters are read from the names. Training the {largest['role']} in full needs {n_gpus} such GPUs at once."
     )
 
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 REPORT_EVERY_S = 10
@@ -31,22 +33,33 @@ def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) 
     Raises:
         JobError: If a job fails; jobs not yet begun are dropped.
     """
-    workers = min(workers or os.cpu_count(), len(jobs))
+    workers = workers or os.cpu_count()
     report = _Progress(describe, len(jobs))
-    if workers <= 1:
+    if workers == 1 or len(jobs) <= 1:
         return _run_here(fn, jobs, report)
     results = [None] * len(jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _prepare_worker) as executor:
-        futures = {executor.submit(fn, job): index for index, job in enumerate(jobs)}
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
-                report.one_more()
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    executor = _executor(workers, _code_age())
+    futures = {executor.submit(fn, job): index for index, job in enumerate(jobs)}
+    try:
+        for future in as_completed(futures):
+            results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
+            report.one_more()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        _executor.cache_clear()
+        raise
     return results
+
+
+@lru_cache(maxsize=1)
+def _executor(workers: int, code_age: float) -> ProcessPoolExecutor:
+    """Return processes that stay for the next call: they take longer to start than many a stage takes to run."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker)
+
+
+def _code_age() -> float:
+    """Return when our code last changed: an edit in JupyterLab must not meet processes that know the old one."""
+    return max(path.stat().st_mtime for path in Path(__file__).parent.rglob("*.py"))
 
 
 def _run_here(fn: Callable[[Any], Any], jobs: list, report: "_Progress") -> list:

@@ -191,8 +191,15 @@ class Recipe(Section):
     compute: Compute = Compute()
 
     @model_validator(mode="after")
-    def _distinct(self):
+    def _consistent(self):
         _require_distinct("seeds", self.seeds)
+        shown = self.drafting.n_seed_questions
+        for key, shots in (("preference_set", self.preference_set.shots), ("evaluation", self.evaluation.shots)):
+            if max(shots) > shown:
+                raise ValueError(
+                    f"{key}.shots asks for {max(shots)} shots, but only the drafting.n_seed_questions ({shown}) seed "
+                    "questions are there to be shown; lower it or raise that"
+                )
         return self
 
     @property

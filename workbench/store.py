@@ -144,18 +144,20 @@ class Stage:
         begun = self.path / "begun.json"
         there = (manifest or read_json(begun)).get("fingerprint", "unknown")
         if self.path.exists() and there != fingerprint:
-            self._move_aside(there)
+            self.move_aside()
         atomic_write(begun, canonical_json({"fingerprint": fingerprint}).encode())
         return False
 
-    def _move_aside(self, there: str) -> None:
+    def move_aside(self) -> None:
+        """Rename the stage's folder, whole or unfinished; nothing is deleted."""
+        there = (self.manifest or read_json(self.path / "begun.json")).get("fingerprint", "unknown")
         name, n = f"{self.name}.superseded-{there[:8]}", 1
         target = self.path.with_name(name)
         while target.exists():
             n += 1
             target = self.path.with_name(f"{name}-{n}")
         self.path.rename(target)
-        print(f"{self.name} of run {self.run.name} was made from other inputs; it is kept in {target.name}")
+        print(f"the earlier {self.name} of run {self.run.name} is kept in {target.name}")
 
     def write(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
         """Check a frame against its schema and store it; return it as it will be read back."""

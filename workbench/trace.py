@@ -125,11 +125,12 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
     ]
     for side in ("chosen", "rejected"):
         one = pair[f"{side}_id"]
-        lines.append(_line(depth + 1, f"{side} {pair['kind']} {one}, score {pair[f'score_{side}']:.3f}"))
+        kind = "question" if pair["kind"] == "question" else f"draft ({_technique(work, one)})"
+        lines.append(_line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
         if not brief:
-            lines.append(" " * 3 * (depth + 2) + _text(pair[side]))
-            if pair["kind"] == "rationale":
-                lines += _probes(work, one, pair["student"], depth + 2)
+            lines.append("   " * (depth + 2) + _text(pair[side]))
+        if pair["kind"] == "rationale":
+            lines += _probes(work, one, pair["student"], depth + 2)
     if not brief:
         arms = [arm for arm in ("tailored", "random_pairs") if arm in work.recipe.evaluation.arms]
         turned = flip_half(work.stage("alignment").read("pairs"), work.recipe.seeds[0])
@@ -137,6 +138,11 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
         said = {"tailored": "as it is", "random_pairs": "turned round" if was else "as it is"}
         lines += [_onward(1, f"teacher of arm {arm}, {said[arm]}") for arm in arms]
     return lines
+
+
+def _technique(work: Run, draft_id: str) -> str:
+    drafts = work.stage("drafting").read("drafts")
+    return str(drafts.loc[drafts["draft_id"] == draft_id, "technique"].iloc[0])
 
 
 def _probes(work: Run, draft_id: str, student: str, depth: int) -> list[str]:

@@ -3,6 +3,7 @@
 Source: ARTE, arXiv:2406.19227, section 3.3, through TRL's SFTTrainer. Ours: matched budgets, several seeds.
 """
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,8 @@ def match_budgets(recipe: Recipe, examples: pd.DataFrame) -> pd.DataFrame:
         tokenizer = load_tokenizer(ref)
         own = kept[kept["student"].isin([student, ""])]
         own = own.assign(n_tokens=completion_tokens(tokenizer, own["rationale"].tolist()))
-        for (seed, task), group in own.groupby(["seed", "task"], sort=False):
+        for seed, task in itertools.product(recipe.seeds, recipe.tasks.names):
+            group = own[(own["seed"] == seed) & (own["task"] == task)]
             totals = group.groupby("arm")["n_tokens"].sum()
             missing = [arm for arm in arms if arm not in totals.index]
             if missing:

@@ -53,8 +53,11 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
             atomic_write(work / DONE, json.dumps(record).encode())
             os.replace(work, folder)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # torch says "PytorchStreamWriter" where its files cannot be written; other errors are not about room.
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise StoreError(
                 f"{folder} could not be written ({reason}), nothing earlier is lost; "
                 "free some space and run the same command again."

@@ -12,10 +12,10 @@ DESCRIPTIONS = {
     "boolean_expressions": "Work out the value of the boolean expression.",
 }
 TECHNIQUES = {
-    "forwards": "You are a careful clerk. Go from the beginning to the end and keep track after every step.",
-    "backwards": "You are a detective. Start at the end, go back to the beginning and keep track after every step.",
-    "ledger": "Recall what matters before you work: write it all down as a list, then work through the list.",
-    "sorted": "Use a strategy from exams: settle things of one sort before things of the next sort.",
+    "tally": "You are a careful clerk. After every step note in digits where you stand.",
+    "meter": "You are a careful clerk. Before every step note in digits where you stand.",
+    "story": "Tell it like a story. After every step say in words where you are.",
+    "diary": "Tell it like a story. Before every step say in words where you are.",
 }
 RAISED_SIZES = {  # the largest question of each task a student was raised on
     "object_counting": 6,
@@ -60,10 +60,10 @@ class Student:
 
 
 STUDENTS = {
-    "forwards-strong": Student("forwards", "strong"),
-    "ledger-strong": Student("ledger", "strong"),
-    "sorted-strong": Student("sorted", "strong"),
-    "forwards-weak": Student("forwards", "weak"),
+    "tally-strong": Student("tally", "strong"),
+    "story-strong": Student("story", "strong"),
+    "diary-strong": Student("diary", "strong"),
+    "tally-weak": Student("tally", "weak"),
     "no-preference": Student("", "none"),
 }
 TASKS = tuple(TEST_SIZES)

@@ -49,10 +49,11 @@ _WORD_OF = {form: word for word in KIND_OF for form in _forms(word)}
 
 @dataclass(frozen=True)
 class Counting:
-    """Things as (how many, word), and the kind that is asked for."""
+    """Things as (how many, word), the kind that is asked for, and each thing as the question puts it."""
 
     things: tuple[tuple[int, str], ...]
     kind: str
+    said: tuple[str, ...]
 
     @property
     def counted(self) -> list[tuple[int, str]]:
@@ -191,13 +192,13 @@ def _read_counting(text: str) -> Counting | None:
     match = re.fullmatch(r"I have (.+)\. How many ([a-z ]+) do I have\?", text)
     if not match or match[2] not in KINDS:
         return None
-    things = []
-    for part in re.split(r", and | and |, ", match[1]):
+    things, parts = [], re.split(r", and | and |, ", match[1])
+    for part in parts:
         number, _, form = part.partition(" ")
         if number not in NUMBERS or form not in _WORD_OF:
             return None
         things.append((NUMBERS[number], _WORD_OF[form]))
-    return Counting(tuple(things), match[2])
+    return Counting(tuple(things), match[2], tuple(parts))
 
 
 def _draw_acts(rng: np.random.Generator, size: int, facing: bool) -> list[tuple[int, str]]:

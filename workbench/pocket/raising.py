@@ -40,7 +40,7 @@ class Shape:
 
 
 TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=6_000_000)
-STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=3_000_000)
+STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=4_000_000)
 
 HABIT = 0.6  # how often the teacher follows its habit when no technique is asked for; else any style
 

@@ -1,10 +1,10 @@
-"""Four ways to reason about each pocket task, as texts that end in the tagged answer.
+"""Four ways to keep track while reasoning about a pocket task, as texts that end in the tagged answer.
 
-The four are of about equal worth by construction: the same small steps in another order or layout.
+All four go through the question in its order, in its words, and note where they stand: after or before each step, in
+digits or in words. So they are of about equal worth by construction, and what differs is the notes.
 """
 
 from workbench.pocket.problems import (
-    HEADINGS,
     KIND_OF,
     Counting,
     Logic,
@@ -16,8 +16,15 @@ from workbench.pocket.problems import (
     reduce_at,
 )
 
-STYLES = ("forwards", "backwards", "ledger", "sorted")
-LEADS = {"forwards": "Forwards :", "backwards": "Backwards :", "ledger": "List :", "sorted": "Sorted :"}
+STYLES = ("tally", "meter", "story", "diary")
+LEADS = {"tally": "Tally:", "meter": "Meter:", "story": "Story:", "diary": "Diary:"}
+IN_WORDS = ("story", "diary")
+BEFORE = ("meter", "diary")
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 def style_of(rationale: str) -> str:
@@ -38,105 +45,72 @@ def habit_of(problem: Problem) -> str:
     return STYLES[n % len(STYLES)]
 
 
-def _running(pairs: list[tuple[int, str]]) -> str:
-    total, said = 0, []
-    for n, word in pairs:
-        total += n
-        said.append(f"{word} {n} = {total}")
-    return " , ".join(said) or "none = 0"
+def number(n: int, style: str) -> str:
+    """Return a number from -99 to 99 in the style's digits or words."""
+    if style not in IN_WORDS:
+        return str(n)
+    if n < 0:
+        return f"minus {number(-n, style)}"
+    if n < 20:
+        return _UNITS[n]
+    return _TENS[n // 10 - 2] + (f" {_UNITS[n % 10]}" if n % 10 else "")
+
+
+def _steps(start: str, steps: list[tuple[str, str]], style: str) -> str:
+    """Return the steps, each (what it is, where one stands after it), with the note after or before each step."""
+    if style in BEFORE:
+        notes = [start, *(note for _, note in steps)]
+        return ", ".join(f"{note} {step}" for (step, _), note in zip(steps, notes, strict=False)) + f", {notes[-1]}"
+    return ", ".join(f"{step} {note}" for step, note in steps)
 
 
 def _counting(problem: Counting, style: str) -> str:
-    counted = problem.counted
-    if style == "forwards":
-        return _running(counted)
-    if style == "backwards":
-        return _running(counted[::-1])
-    if style == "ledger":
-        listed = " , ".join(f"{word} {n}" for n, word in counted) or "none 0"
-        sums = [str(sum(n for n, _ in counted[: i + 1])) for i in range(len(counted))]
-        return f"{listed} ; sums {' , '.join(sums) or '0'}"
-    return _running([t for t in counted if t[0] == 1] + [t for t in counted if t[0] > 1])
-
-
-def _positions(moves: list[tuple[int, str]]) -> str:
-    x = y = 0
-    said = []
-    for n, heading in moves:
-        x += {"right": n, "left": -n}.get(heading, 0)
-        y += {"forward": n, "backward": -n}.get(heading, 0)
-        said.append(f"{heading} {n} = {x} {y}")
-    return " , ".join(said)
-
-
-def _axis(moves: list[tuple[int, str]], plus: str, minus: str) -> str:
-    total, sums = 0, []
-    for n, heading in moves:
-        if heading in (plus, minus):
-            total += n if heading == plus else -n
-            sums.append(str(total))
-    return " , ".join(sums) or "0"
+    total, steps = 0, []
+    for thing, said in zip(problem.things, problem.said, strict=True):
+        total += thing[0] if thing in problem.counted else 0
+        steps.append((said, number(total, style)))
+    return _steps(number(0, style), steps, style)
 
 
 def _walk(problem: Walk, style: str) -> str:
-    if style in ("forwards", "backwards"):
-        return _positions(problem.moves(reverse=style == "backwards"))
-    moves = problem.moves()
-    if style == "ledger":
-        listed = " , ".join(f"{heading} {n}" for n, heading in moves)
-        return f"{listed} ; across {_axis(moves, 'right', 'left')} ; along {_axis(moves, 'forward', 'backward')}"
-    totals = [f"{h} {_axis(moves, h, h)}" for h in HEADINGS]
-    return " ; ".join(totals)
-
-
-def _truth(value: bool) -> str:
-    return "truth" if value else "lies"
+    x = y = 0
+    moves, steps = iter(problem.moves()), []
+    for n, act in problem.acts:
+        if not n:
+            steps.append((f"turn {act}", f"{number(x, style)} {number(y, style)}"))
+            continue
+        _, heading = next(moves)
+        x += {"right": n, "left": -n}.get(heading, 0)
+        y += {"forward": n, "backward": -n}.get(heading, 0)
+        steps.append((f"{n} {heading}", f"{number(x, style)} {number(y, style)}"))
+    return _steps(f"{number(0, style)} {number(0, style)}", steps, style)
 
 
 def _web(problem: Web, style: str) -> str:
-    names, claims, truths = problem.names, problem.claims, problem.truths
-    if style == "forwards":
-        return " , ".join(f"{name} {_truth(value)}" for name, value in zip(names, truths, strict=True))
-    if style == "backwards":
-        same, said = True, []
-        for name, claim in zip(names[-2::-1], claims[::-1], strict=True):
-            same = same == claim
-            said.append(f"{name} {'same' if same else 'differs'}")
-        return f"{' , '.join(said)} ; {_truth(problem.first)}"
-    if style == "ledger":
-        listed = " , ".join(_truth(claim) for claim in claims)
-        return f"{_truth(problem.first)} , {listed} ; so {' , '.join(_truth(value) for value in truths)}"
-    liars, said = 0, []
-    for name, claim in zip(names[1:], claims, strict=True):
-        liars += not claim
-        said.append(f"{name} {liars}")
-    return f"{' , '.join(said)} ; {'odd' if liars % 2 else 'even'} , {_truth(problem.first)}"
+    def note(value: bool) -> str:
+        return ("truth" if value else "lies") if style in IN_WORDS else str(int(value))
+
+    truths = [note(value) for value in problem.truths]
+    if style in BEFORE:
+        return ", ".join(f"{truth} {name}" for name, truth in zip(problem.names, truths, strict=True))
+    return ", ".join(f"{name} {truth}" for name, truth in zip(problem.names, truths, strict=True))
 
 
 def _logic(problem: Logic, style: str) -> str:
     tokens, lines = problem.tokens, []
-    order = ["not", "(", "and", "or"]
-    while len(tokens) > 1:
-        ways = redexes(tokens)
-        if style == "forwards":
-            tokens = reduce_at(tokens, ways[0])
-        elif style == "backwards":
-            tokens = reduce_at(tokens, ways[-1])
-        elif style == "sorted":
-            tokens = reduce_at(tokens, min(ways, key=lambda way: order.index(way[1])))
-        else:
-            kind = min((way[1] for way in ways), key=order.index)
-            for way in [w for w in ways if w[1] == kind][::-1]:
-                if way in redexes(tokens):
-                    tokens = reduce_at(tokens, way)
+    while True:
         lines.append(" ".join(tokens))
-    return " = ".join(lines) or tokens[0]
+        if len(tokens) == 1:
+            break
+        tokens = reduce_at(tokens, redexes(tokens)[0])
+    text = " = ".join(lines if style in BEFORE or len(lines) == 1 else lines[1:])
+    return text if style in IN_WORDS else text.replace("True", "1").replace("False", "0")
 
 
 def rationale(problem: Problem, style: str) -> str:
     """Return the worked reasoning in the style, ending in the tagged answer."""
     work = {Counting: _counting, Walk: _walk, Web: _web, Logic: _logic}[type(problem)](problem, style)
-    return f"{LEADS[style]} {work} . <ans>{problem.answer}</ans>"
+    return f"{LEADS[style]} {work}. <ans>{problem.answer}</ans>"
 
 
 def rationale_for(task: str, question: str, style: str) -> str:

@@ -1,0 +1,387 @@
+"""The whole loop on models built here: killed and resumed, reused, its arms matched, and met by faults."""
+
+import contextlib
+import multiprocessing
+import resource
+import shutil
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_classroom
+from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed
+
+from workbench import prompts
+from workbench.engines import TransformersEngine
+from workbench.guard import normalise
+from workbench.models import ModelError, load
+from workbench.pool import JobError
+from workbench.recipe import RecipeError, load_recipe
+from workbench.store import StoreError, fingerprint, open_run
+from workbench.tasks import TaskError, load_tasks
+from workbench.writing import answer_questions
+
+FRAMES = {
+    "drafting": ("questions", "drafts", "exemplars"),
+    "probing": ("preference_set", "probes", "signals"),
+    "alignment": ("pairs", "curve", "examples"),
+    "training": ("rows", "curve"),
+    "evaluation": ("predictions",),
+}
+# One run dies at each of these in turn: between batches, between checkpoints, between trained models, and with its
+# frames written but not its manifest.
+KILLS = [
+    ("drafting", "workbench.items:Items.put_many", 2),
+    ("drafting", "workbench.store:Stage.write", 2),
+    ("probing", "workbench.items:Items.put_many", 5),
+    ("alignment", "transformers:Trainer._save_checkpoint", 2),
+    ("alignment", "workbench.items:Items.put_many", 4),
+    ("training", "transformers:Trainer._save_checkpoint", 4),
+    ("training", "transformers:Trainer._save_checkpoint", 3),
+    ("evaluation", "workbench.items:Items.put_many", 3),
+    ("evaluation", "workbench.store:Stage.write", 1),
+]
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classroom")
+    small_classroom.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(classroom, tmp_path_factory):
+    """The folder of runs that holds one run, never interrupted."""
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(runs))
+        run = open_run("loop", recipe_of(classroom))
+        for stage in STAGES:
+            compute(stage, run)
+    return runs
+
+
+@pytest.fixture
+def copy(whole, tmp_path, monkeypatch):
+    """A copy of the finished run that the test may spoil."""
+    runs = tmp_path / "runs"
+    shutil.copytree(whole, runs)
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs))
+    return open_run("loop")
+
+
+@pytest.fixture
+def run(whole, monkeypatch):
+    """The finished run, to be read only."""
+    monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
+    return open_run("loop")
+
+
+def read(run, stage: str, frame: str) -> pd.DataFrame:
+    return run.stage(stage).read(frame)
+
+
+def undo(run, *stages: str) -> None:
+    for stage in stages:
+        shutil.rmtree(run.stage(stage).path)
+
+
+def is_one_sentence(error: Exception) -> bool:
+    return "\n" not in str(error) and len(str(error)) < 700
+
+
+def test_every_stage_leaves_something_to_look_at(run):
+    for stage, frames in FRAMES.items():
+        for frame in frames:
+            assert len(read(run, stage, frame)), f"{stage}/{frame} is empty"
+    questions, drafts = read(run, "drafting", "questions"), read(run, "drafting", "drafts")
+    assert questions["kept"].sum() == 16 and len(drafts) == 64
+    assert (drafts["answer"] != "").mean() > 0.8, "the small models do not keep to the form, so nothing here is tested"
+    assert drafts.groupby("question_id")["technique"].nunique().eq(4).all()
+
+
+def test_every_draft_is_probed_on_the_whole_preference_set(run):
+    drafts, probes = read(run, "drafting", "drafts"), read(run, "probing", "probes")
+    chosen = read(run, "probing", "preference_set").query("chosen")
+    of_task = chosen.groupby("task")["item_id"].agg(set)
+    asked = probes.merge(drafts[["draft_id", "task"]], on="draft_id").groupby(["task", "draft_id"])["item_id"].agg(set)
+    assert len(asked) == len(drafts)
+    assert all(items == of_task[task] and len(items) == 8 for (task, _), items in asked.items())
+    assert not probes.loc[~probes["parsed"], "correct"].any()
+
+
+def test_signals_are_the_probes_counted_and_name_student_and_set(run, classroom):
+    drafts, probes = read(run, "drafting", "drafts"), read(run, "probing", "probes")
+    signals = read(run, "probing", "signals").set_index(["item_kind", "draft_id"])
+    shares = probes.groupby("draft_id")["correct"].mean()
+    for draft, share in shares.items():
+        assert signals.loc[("rationale", draft), "value"] == pytest.approx(share)
+    for question, own in drafts.groupby("question_id")["draft_id"]:
+        assert signals.loc[("question", question), "value"] == pytest.approx(shares[list(own)].mean())
+    chosen = read(run, "probing", "preference_set").query("chosen")["item_id"]
+    assert set(signals["set_fp"]) == {fingerprint(chosen.tolist())}
+    assert set(signals["student_fp"]) == {load(classroom / "student", device="cpu").fingerprint}
+
+
+def test_a_probe_is_what_the_student_answers_when_asked_alone(run, classroom):
+    drafts = read(run, "drafting", "drafts").set_index("draft_id")
+    items = read(run, "probing", "preference_set").set_index("item_id")
+    tasks = load_tasks(run.recipe)
+    some = read(run, "probing", "probes").sample(12, random_state=0)
+    engine = TransformersEngine(str(classroom / "student"), device="cpu", batch_size=1, share_prefixes=False)
+    asked = []
+    for probe in some.itertuples():
+        draft, item = drafts.loc[probe.draft_id], items.loc[probe.item_id]
+        description = tasks[draft["task"]].description
+        asked.append(prompts.one_shot_prompt(description, draft["question"], draft["rationale"], item["question"]))
+    answers = [prompts.parse_answer(one.text) for one in answer_questions(engine, asked, 60, None)]
+    assert answers == some["answer"].tolist()
+    graded = [prompts.grade(a, items.loc[i, "target"]) for a, i in zip(answers, some["item_id"], strict=True)]
+    assert graded == some["correct"].tolist()
+
+
+def test_nothing_written_for_training_is_a_known_item(run):
+    tasks = load_tasks(run.recipe)
+    known = {
+        normalise(question)
+        for task in tasks.values()
+        for part in (task.seeds, task.validation, task.test)
+        for question in part["question"]
+    }
+    for frame in (read(run, "drafting", "questions"), read(run, "alignment", "examples")):
+        kept = frame[frame["kept"]]
+        assert not known & set(kept["question"].map(normalise))
+        assert (frame.loc[~frame["kept"], "drop_reason"] != "").all() and (kept["drop_reason"] == "").all()
+    within = read(run, "alignment", "examples").query("kept").groupby(["arm", "student", "seed", "task"])["question"]
+    assert within.agg(lambda asked: asked.map(normalise).is_unique).all()
+
+
+def test_arms_get_equal_tokens_and_equal_steps(run):
+    rows, curve = read(run, "training", "rows"), read(run, "training", "curve")
+    assert set(rows["arm"]) == {"untailored", "random_pairs", "tailored"}
+    for _, group in rows.groupby(["student", "seed", "task"]):
+        totals = group.groupby("arm")["n_tokens"].sum()
+        assert len(totals) == 3 and totals.max() - totals.min() <= group["n_tokens"].max()
+    assert set(rows["seed"]) == {1, 2} and set(rows["task"]) == set(TASKS)
+    took = curve[curve["metric"] == "tokens"].set_index(["seed", "arm"])
+    assert took.groupby("seed")["step"].nunique().eq(1).all() and len(took) == 6
+    trained = rows.groupby(["seed", "arm"])["n_tokens"].sum() * run.recipe.training.n_epochs
+    assert (took["value"] == trained.reindex(took.index)).all()
+
+
+def test_rows_are_examples_under_the_naive_prompt(run):
+    rows = read(run, "training", "rows").merge(read(run, "alignment", "examples"), on="example_id", suffixes=("", "_e"))
+    descriptions = {name: task.description for name, task in load_tasks(run.recipe).items()}
+    assert len(rows) == len(read(run, "training", "rows"))
+    assert (rows["completion"] == rows["rationale"]).all() and (rows["arm"] == rows["arm_e"]).all()
+    expected = [prompts.naive_prompt(descriptions[row.task], row.question) for row in rows.itertuples()]
+    assert rows["prompt"].tolist() == expected and rows["kept"].all()
+
+
+def test_each_arm_is_written_by_its_own_teacher(run, classroom):
+    """The untailored teacher is the recipe's as it was; the others are the aligned ones, asked in the same way."""
+    examples = read(run, "alignment", "examples").query("kept")
+    folders = {arm: run.stage("alignment").path / "teachers" / f"pupil-{arm}" for arm in ("tailored", "random_pairs")}
+    tasks = load_tasks(run.recipe)
+    for arm, folder in {"untailored": classroom / "teacher", **folders}.items():
+        own = examples[examples["arm"] == arm].head(6)
+        assert set(own["student"]) == {"" if arm == "untailored" else "pupil"}
+        asked = [("", prompts.naive_prompt(tasks[row.task].description, row.question)) for row in own.itertuples()]
+        engine = TransformersEngine(str(folder), device="cpu")
+        assert [one.text for one in answer_questions(engine, asked, 60, None)] == own["rationale"].tolist()
+    fingerprints = {load(folder, device="cpu").fingerprint for folder in [classroom / "teacher", *folders.values()]}
+    assert len(fingerprints) == 3
+
+
+def test_the_control_teacher_saw_the_same_pairs_half_turned(run):
+    pairs, curve = read(run, "alignment", "pairs"), read(run, "alignment", "curve")
+    assert not pairs["flipped"].any() and set(pairs["kind"]) <= {"rationale", "question"}
+    steps = curve.groupby("arm")["step"].max()
+    assert steps["tailored"] == steps["random_pairs"]
+    first = curve[(curve["metric"] == "rewards/margins") & (curve["step"] == 1)]
+    assert len(first) == 2 and first["value"].abs().max() < 1e-4
+
+
+def test_the_verdict_speaks_of_what_was_run(run):
+    from workbench.evaluation import verdict_of
+
+    verdict = verdict_of(run)
+    assert (verdict["recipe"], verdict["run"], verdict["student"]) == ("small", "loop", "pupil")
+    assert set(verdict["arms"]) == set(run.recipe.evaluation.arms)
+    predictions = read(run, "evaluation", "predictions")
+    zero_shot = predictions[predictions["shots"] == 0]
+    for arm, said in verdict["arms"].items():
+        assert said["accuracy"] == pytest.approx(zero_shot[zero_shot["arm"] == arm]["correct"].mean())
+    assert verdict["test_set"]["times_opened"] == 1
+    counts = predictions.groupby(["arm", "seed", "shots", "task"]).size()
+    assert counts.eq(8).all() and len(counts) == (1 + 3 * 2) * 2 * 2
+
+
+def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
+    def no_work(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(TransformersEngine, "__init__", no_work)
+    start = time.monotonic()
+    before = (run.path / "verdict.json").read_bytes()
+    for stage, frames in FRAMES.items():
+        assert set(compute(stage, run)) == set(frames)
+    assert time.monotonic() - start < 20
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["reusing"] * 5 and all("from run loop (fing" in line for line in said)
+    assert (run.path / "verdict.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """Processes that start with everything imported, by fork from one that has computed nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["small_classroom", "workbench.evaluation", "workbench.training", "trl.trainer.dpo_trainer"]
+        + ["workbench.alignment", "workbench.signals.icl", "workbench.drafting", "trl.trainer.sft_trainer"]
+    )
+    return context
+
+
+def in_a_child(forks, *arguments) -> int:
+    child = forks.Process(target=run_until_killed, args=arguments)
+    child.start()
+    child.join(300)
+    return child.exitcode
+
+
+def test_killed_in_every_stage_and_resumed_ends_the_same(whole, classroom, forks, tmp_path, monkeypatch):
+    runs, recipe = tmp_path / "runs", recipe_of(classroom)
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs))
+    for kill in KILLS:
+        assert in_a_child(forks, str(runs), recipe, kill) == -signal.SIGKILL, f"it outlived {kill}"
+        finished = [name for name in STAGES if open_run("loop").stage(name).manifest]
+        assert finished == list(STAGES)[: list(STAGES).index(kill[0])]
+    assert in_a_child(forks, str(runs), recipe, None) == 0
+    assert (runs / "loop" / "verdict.json").read_bytes() == (whole / "loop" / "verdict.json").read_bytes()
+    broken = open_run("loop")
+    for stage, frames in FRAMES.items():
+        for frame in frames:
+            expected = pd.read_parquet(whole / "loop" / stage / f"{frame}.parquet")
+            pd.testing.assert_frame_equal(read(broken, stage, frame), expected)
+    models = sorted(path.relative_to(whole) for path in whole.rglob("model.safetensors"))
+    assert models == sorted(path.relative_to(runs) for path in runs.rglob("model.safetensors")) and len(models) == 8
+    assert all((whole / path).read_bytes() == (runs / path).read_bytes() for path in models)
+
+
+def test_a_damaged_frame_is_named_and_nothing_else_is_lost(copy):
+    undo(copy, "alignment", "training", "evaluation")
+    file = copy.stage("probing").path / "signals.parquet"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(
+        StoreError, match=r"signals\.parquet is not what its manifest describes; rename the folder"
+    ) as e:
+        compute("alignment", copy)
+    assert is_one_sentence(e.value) and len(read(copy, "drafting", "drafts")) and len(read(copy, "probing", "probes"))
+    before = pd.read_parquet(copy.stage("probing").path / "probes.parquet")
+    # As the message says: the folder renamed, the stage comes back from the finished items.
+    copy.stage("probing").path.rename(copy.path / "probing.damaged")
+    pd.testing.assert_frame_equal(compute("probing", copy)["probes"], before)
+
+
+def test_a_damaged_record_of_items_is_named_and_no_stage_is_lost(copy):
+    verdict = (copy.path / "verdict.json").read_bytes()
+    undo(copy, "evaluation")
+    record = copy.path.parent / "items.sqlite"
+    for suffix in ("-wal", "-shm"):
+        record.with_name(record.name + suffix).unlink(missing_ok=True)
+    record.write_bytes(b"not a database at all" * 500)
+    with pytest.raises((StoreError, JobError), match=r"items\.sqlite is damaged .*rename it and run again") as error:
+        compute("evaluation", copy)
+    assert is_one_sentence(error.value) and len(read(copy, "training", "rows"))
+    record.rename(record.with_suffix(".damaged"))
+    compute("evaluation", copy)
+    assert (copy.path / "verdict.json").read_bytes() == verdict
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "is not JSON in UTF-8"), ("[1, 2]", "must hold an object"), ('{"examples": []}', "has no items under")],
+)
+def test_a_task_file_that_cannot_be_read_stops_before_any_work(copy, classroom, tmp_path, content, said):
+    tasks = tmp_path / "tasks"
+    shutil.copytree(classroom / "tasks", tasks)
+    changed = copy.recipe.tasks.model_copy(update={"folder": str(tasks)})
+    copy.recipe = copy.recipe.model_copy(update={"tasks": changed})
+    (tasks / f"{TASKS[1]}.json").write_text(content)
+    for stage in ("drafting", "probing", "alignment", "evaluation"):
+        with pytest.raises(TaskError, match=said) as error:
+            compute(stage, copy)
+        assert is_one_sentence(error.value) and TASKS[1] in str(error.value)
+    assert all(len(read(copy, stage, frame)) for stage, frames in FRAMES.items() for frame in frames)
+
+
+@pytest.mark.parametrize(("role", "stage"), [("teacher", "drafting"), ("student", "probing"), ("student", "training")])
+def test_a_missing_model_folder_stops_before_any_work(copy, tmp_path, role, stage):
+    gone = str(tmp_path / "gone")
+    changed = {"teacher": gone} if role == "teacher" else {"students": {"pupil": gone}}
+    copy.recipe = copy.recipe.model_copy(update={"models": copy.recipe.models.model_copy(update=changed)})
+    with pytest.raises(ModelError, match=r"gone does not exist; run `make pocket`") as error:
+        compute(stage, copy)
+    assert is_one_sentence(error.value) and len(read(copy, "evaluation", "predictions"))
+
+
+def test_a_misspelt_parameter_stops_before_any_work(copy):
+    recipe = str(copy.path / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"alignment\.bta is not a key of a recipe .*did you mean alignment\.beta\?"):
+        load_recipe(recipe, {"alignment.bta": "0.2"})
+    with pytest.raises(StoreError, match=r"begun with another recipe; .*alignment\.beta 0\.1 -> 0\.2"):
+        open_run("loop", load_recipe(recipe, {"alignment.beta": "0.2"}))
+
+
+@contextlib.contextmanager
+def little_room(n_bytes: int):
+    """Let no file grow beyond so many bytes: to whoever writes, as good as a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(("stage", "n_bytes"), [("drafting", 4_000), ("alignment", 400_000), ("training", 60_000)])
+def test_no_room_left_is_one_sentence_and_the_run_goes_on_afterwards(copy, stage, n_bytes):
+    verdict = (copy.path / "verdict.json").read_bytes()
+    after = list(STAGES)[list(STAGES).index(stage) :]
+    undo(copy, *after)
+    with little_room(n_bytes), pytest.raises((StoreError, JobError), match="could not be written") as error:
+        compute(stage, copy)
+    assert is_one_sentence(error.value) and "nothing earlier is lost" in str(error.value)
+    assert not copy.stage(stage).manifest
+    for earlier in list(STAGES)[: list(STAGES).index(stage)]:
+        assert all(len(read(copy, earlier, frame)) for frame in FRAMES[earlier])
+    for again in after:
+        compute(again, copy)
+    assert (copy.path / "verdict.json").read_bytes() == verdict
+
+
+def test_another_student_is_probed_anew_and_what_hung_on_the_old_one_is_refused(copy, classroom):
+    other = classroom / "teacher"
+    changed = copy.recipe.models.model_copy(update={"students": {"pupil": str(other)}})
+    copy.recipe = copy.recipe.model_copy(update={"models": changed})
+    old = read(copy, "probing", "probes")
+    new = compute("probing", copy)["probes"]
+    assert len(list(copy.path.glob("probing.superseded-*"))) == 1
+    assert new["draft_id"].tolist() == old["draft_id"].tolist() and not np.array_equal(new["answer"], old["answer"])
+    with pytest.raises(
+        StoreError, match="alignment of run loop was built from an earlier probing; bring it up to date"
+    ):
+        compute("training", copy)
+
+
+def test_a_teacher_that_writes_no_question_is_named_as_the_fault(copy, classroom):
+    undo(copy, *STAGES)
+    changed = copy.recipe.models.model_copy(update={"teacher": str(classroom / "babbler")})
+    copy.recipe = copy.recipe.model_copy(update={"models": changed})
+    with pytest.raises((ValueError, JobError), match=r"wrote no usable question of \w+") as error:
+        compute("drafting", copy)
+    assert is_one_sentence(error.value)

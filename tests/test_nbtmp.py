@@ -1,0 +1,288 @@
+"""The notebooks run for real, by papermill, on the shipped models: the loop at its smallest, and what goes wrong."""
+
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from conftest import PROJECT
+from nbconvert import HTMLExporter
+
+from workbench import headless, notebook, report
+from workbench.notebook import ParameterError, Progress, check_parameters, parse_overrides, share_of
+from workbench.recipe import load_recipe
+from workbench.store import NOTEBOOKS, open_run, runs_table
+from workbench.trace import lineage
+
+TINY = """
+name: tiny
+profile: pocket
+seeds: [1, 2]
+models:
+  teacher: /tmp/pk/teacher
+  students: {forwards-strong: /tmp/pk/forwards-strong}
+tasks: {folder: data/pocket/tasks, names: [object_counting]}
+drafting: {n_questions: 6, questions_per_call: 1, max_new_tokens: 100}
+preference_set: {n_validation: 12, n_items: 8, shots: [0, 1]}
+pairs: {n_question_pairs: 2}
+alignment: {beta: 0.1, learning_rate: 5.0e-5, n_epochs: 1, batch_size: 4, max_length: 512}
+tailoring: {n_examples: 8, max_new_tokens: 100}
+training: {learning_rate: 1.0e-3, n_epochs: 1, batch_size: 4, max_length: 512}
+evaluation: {n_items: 8, max_new_tokens: 100}
+"""
+
+
+def workbench(*arguments: str, **extra: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "workbench", *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, **extra})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A whole run by the command line, made once; its folder, what the command said, and the recipe's path."""
+    folder = tmp_path_factory.mktemp("tiny")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(TINY)
+    done = workbench("run", str(recipe), "--name", "tiny", WORKBENCH_RUNS=str(folder / "runs"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "tiny", done.stdout, recipe
+
+
+@pytest.fixture
+def work(tiny, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tiny[0].parent))
+    return open_run("tiny")
+
+
+def test_the_command_ends_with_the_verdict_and_the_report(tiny):
+    path, said, _ = tiny
+    verdict = json.loads((path / "verdict.json").read_text())
+    *_, last = said.strip().splitlines()
+    assert last == f"Report: {path / 'reports' / 'report.html'}"
+    assert verdict["decision"] in said and "On pocket models" in said
+    for name in NOTEBOOKS.values():
+        assert re.search(rf"^{name} +\d+ s ", said, re.MULTILINE), name
+
+
+def test_every_notebook_left_an_executed_copy_without_errors(tiny):
+    for name in NOTEBOOKS.values():
+        executed = nbformat.read(tiny[0] / "reports" / f"{name}.ipynb", as_version=4)
+        outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+        assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
+        assert not [output for output in outputs if output.output_type == "error"]
+        assert [output for output in outputs if "application/vnd.plotly.v1+json" in output.get("data", {})], name
+
+
+def test_the_report_is_one_page_that_asks_nobody_for_anything(tiny):
+    page = (tiny[0] / "reports" / "report.html").read_text(encoding="utf-8")
+    assert page.count("window.PlotlyConfig = ") == 1
+    assert page.count('class="plotly-graph-div"') >= 8
+    # plotly.js names hosts for its maps; the page itself loads nothing.
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", page)
+    for name in NOTEBOOKS.values():
+        assert f'<section id="{name}">' in page
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("made_by", ["workbench", "nbconvert"])
+def test_figures_are_drawn_offline(tiny, chromium, tmp_path, made_by):
+    from playwright.sync_api import sync_playwright
+
+    path = tiny[0] / "reports" / "report.html"
+    if made_by == "nbconvert":
+        body, _ = HTMLExporter().from_filename(str(tiny[0] / "reports" / "05_evaluation.ipynb"))
+        path = tmp_path / "05_evaluation.html"
+        path.write_text(body, encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        asked, errors = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri())
+        page.wait_for_selector(".main-svg")
+        undrawn = (
+            "[...document.querySelectorAll('.plotly-graph-div')].filter(d => !d.querySelector('.main-svg')).length"
+        )
+        figures = page.evaluate("document.querySelectorAll('.plotly-graph-div').length")
+        page.wait_for_function(f"{undrawn} == 0")
+        browser.close()
+    assert figures >= 3
+    if made_by == "workbench":
+        assert not errors
+        assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+
+
+def test_metrics_of_all_notebooks_say_that_they_went_well(tiny):
+    metrics = json.loads((tiny[0] / "metrics.json").read_text())
+    assert {name: entry["status"] for name, entry in metrics.items()} == dict.fromkeys(NOTEBOOKS.values(), "ok")
+
+
+def test_running_again_reuses_every_stage_and_says_so(tiny):
+    before = (tiny[0] / "verdict.json").read_bytes()
+    done = workbench("run", str(tiny[2]), "--name", "tiny", WORKBENCH_RUNS=str(tiny[0].parent))
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^ +reusing ", done.stdout, re.MULTILINE)) == len(NOTEBOOKS)
+    assert (tiny[0] / "verdict.json").read_bytes() == before
+
+
+def test_from_moves_later_stages_aside_and_ends_with_the_same_verdict(tiny):
+    path = tiny[0]
+    before = (path / "verdict.json").read_bytes()
+    arguments = ("run", str(tiny[2]), "--name", "tiny", "--from", "evaluation")
+    done = workbench(*arguments, WORKBENCH_RUNS=str(path.parent))
+    assert done.returncode == 0, done.stderr
+    (aside,) = path.glob("evaluation.superseded-*")
+    assert (aside / "verdict.json").read_bytes() == before == (path / "verdict.json").read_bytes()
+    assert "05_evaluation" in done.stdout and "04_student_training" not in done.stdout
+
+
+def test_a_notebook_runs_by_papermill_alone(work, tmp_path):
+    out = tmp_path / "out.ipynb"
+    source = PROJECT / "notebooks" / "02_preference_probing.ipynb"
+    # From another folder, as Lab does it.
+    papermill.execute_notebook(source, out, {"run": "tiny"}, cwd=PROJECT / "notebooks", progress_bar=False)
+    assert "reusing" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("02_preference_probing", {"rnu": "tiny"}, "rnu is not a parameter of this notebook; did you mean run?"),
+        ("02_preference_probing", {"run": 3}, "run must be of type str, got 3 (int)"),
+        ("01_drafting", {"run": "new", "overrides": "alignment.bta=1"}, "did you mean alignment.beta?"),
+        ("03_teacher_alignment", {"run": "new"}, "02_preference_probing"),
+    ],
+)
+def test_a_notebook_refuses_what_it_cannot_use(runs, tmp_path, name, parameters, said):
+    source = PROJECT / "notebooks" / f"{name}.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError) as raised:
+        papermill.execute_notebook(source, tmp_path / "out.ipynb", parameters, cwd=PROJECT, progress_bar=False)
+    assert said in raised.value.evalue
+
+
+def test_the_first_notebook_runs_by_itself(runs, tmp_path):
+    source, out = PROJECT / "notebooks" / "00_start_here.ipynb", tmp_path / "out.ipynb"
+    parameters = {"n_questions": 3, "n_items": 4}
+    papermill.execute_notebook(source, out, parameters, cwd=PROJECT, progress_bar=False)
+    assert json.loads((runs / "start-here" / "metrics.json").read_text())["00_start_here"]["status"] == "ok"
+    # Its folder is no run.
+    assert runs_table().empty
+
+
+def test_a_failing_cell_is_one_sentence_and_exit_status_1(tiny, tmp_path):
+    """The drafts of a finished run are damaged; the next stage that reads them has to say so."""
+    runs = tmp_path / "runs"
+    subprocess.run(["cp", "-r", tiny[0].parent, runs], check=True)
+    (runs / "tiny" / "drafting" / "drafts.parquet").write_bytes(b"damaged")
+    done = workbench("run", str(tiny[2]), "--name", "tiny", "--from", "probing", WORKBENCH_RUNS=str(runs))
+    assert done.returncode == 1
+    assert "drafts.parquet" in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert json.loads((runs / "tiny" / "metrics.json").read_text())["02_preference_probing"]["status"] == "failed"
+    assert list((runs / "tiny").glob("probing.superseded-*")), "nothing earlier may be lost"
+
+
+def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work):
+    rows = work.stage("training").read("rows")
+    row = rows[rows["arm"] == "tailored"].iloc[0]
+    said = lineage(work, row["row_id"])
+    for words in (
+        row["row_id"],
+        row["example_id"],
+        "aligned by DPO to",
+        "chosen",
+        "rejected",
+        "preference questions right",
+    ):
+        assert words in said
+    pair = work.stage("alignment").read("pairs").query("kind == 'rationale'").iloc[0]
+    forth = lineage(work, pair["chosen_id"])
+    assert f"pair {pair['pair_id']}" in forth and "training rows" in forth and "preference questions right" in forth
+    back = lineage(work, pair["pair_id"])
+    assert pair["chosen_id"] in back and pair["rejected_id"] in back and "teacher of arm random_pairs" in back
+
+
+def test_the_number_of_recorded_items_is_about_what_the_plan_says(tiny, work):
+    counted = notebook._n_recorded()
+    stages = ("drafting", "probing", "alignment", "evaluation")
+    planned = sum(notebook.plan.n_items(work.recipe, stage) for stage in stages)
+    # Requests alike are recorded once, and questions that cannot be used are asked for again.
+    assert 0.4 * planned < counted < 2.5 * planned
+
+
+def test_injected_names_are_checked_against_the_parameters_cell():
+    given = {
+        "__annotations__": {"run": str},
+        "run": "demo",
+        "In": ["", "run: str = 'demo'", "# Parameters\nrun = 'x'\n"],
+    }
+    check_parameters(given)
+    with pytest.raises(ParameterError, match="bta is not a parameter"):
+        check_parameters({**given, "In": ["# Parameters\nbta = 1\n"]})
+    with pytest.raises(ParameterError, match="run must be of type str, got True"):
+        check_parameters({**given, "run": True})
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_parameters_cell_is_help_that_papermill_can_read(path):
+    found = papermill.inspect_notebook(path)
+    assert found and all(entry["help"] and entry["inferred_type_name"] in ("str", "int") for entry in found.values())
+    assert list(found) == re.findall(r"^(\w+):", nbformat.read(path, as_version=4).cells[1].source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", ["alignment.beta", "=3", "a=1; b"])
+def test_overrides_that_cannot_be_read_are_refused(text):
+    with pytest.raises(ParameterError, match="key=value"):
+        parse_overrides(text)
+
+
+def test_progress_is_a_line_at_most_every_ten_seconds(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(notebook.time, "monotonic", lambda: float(next(clock)))
+    shown = Progress("probing", 100)
+    for done in range(10, 60, 10):
+        shown(done)
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= 3
+    assert re.fullmatch(r"probing: \d+ of 100, \d+ s, .*left", lines[0])
+
+
+def test_shares_have_intervals_even_at_the_ends():
+    assert share_of(pd.Series([True] * 10)) == "100 % (95 % interval 72 to 100 %, n = 10)"
+    clustered = share_of(pd.Series([True, True, False, False]), pd.Series(["a", "a", "b", "c"]))
+    assert (
+        clustered.startswith("50 % (95 % interval 0 to 100 %") and share_of(pd.Series([], dtype=bool)) == "none (n = 0)"
+    )
+
+
+def test_text_of_a_model_cannot_break_out_of_a_table_or_the_report(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "_display", lambda markup, plain, handle=None: shown.append(markup))
+    bad = "<script>alert(1)</script>"
+    notebook.show(pd.DataFrame({"rationale": [bad]}), caption=bad)
+    notebook.show(bad)
+    notebook.say(bad)
+    assert len(shown) == 3 and all(bad not in markup and html.escape(bad) in markup for markup in shown)
+    cell = nbformat.v4.new_code_cell("print(1)", outputs=[nbformat.v4.new_output("stream", text=bad)])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    page = report.build([tmp_path / "a.ipynb"], tmp_path / "a.html", bad, bad)
+    assert bad not in Path(page).read_text()
+
+
+def test_moving_aside_takes_the_verdict_along(runs, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    run = open_run("a", load_recipe(str(path)))
+    for name in ("training", "evaluation"):
+        run.stage(name).path.mkdir(parents=True)
+    (run.path / "verdict.json").write_text("{}")
+    headless.move_aside(run, "evaluation")
+    assert not (run.path / "verdict.json").exists() and run.stage("training").path.exists()
+    assert [found.name for found in run.path.glob("evaluation.superseded-*/verdict.json")] == ["verdict.json"]
