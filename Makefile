@@ -22,7 +22,8 @@ lint: .venv/test.stamp
 	.venv/bin/ruff format --check .
 
 pocket: .venv/core.stamp
-	.venv/bin/python -m workbench.pocket
+	.venv/bin/python -m workbench.pocket tasks
+	.venv/bin/python -m workbench.pocket models
 
 .venv/core.stamp: pyproject.toml | .venv/bin/python
 	@echo "Installing what the workbench needs into .venv (a few minutes the first time)"

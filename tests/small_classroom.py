@@ -23,7 +23,7 @@ SIZES = (1, 2)
 
 
 def build(folder: Path) -> None:
-    """Write two task files and train a teacher, a student that keeps to the form, right or wrong, and one that cannot."""
+    """Write two task files and train a teacher and a student that keep to the form, and one that cannot."""
     from workbench.pocket.classroom import DESCRIPTIONS, TECHNIQUES
     from workbench.pocket.problems import solve, write
     from workbench.pocket.raising import Shape, make_tokenizer, save, train
@@ -44,7 +44,7 @@ def build(folder: Path) -> None:
     model = train(draw, tokenizer, shape, seed=1)
     save(model, tokenizer, folder / "teacher", {"name": "teacher"})
     # The student is the teacher with some of what it learned blurred: another model, and without another training.
-    _blur(model, 0.1)
+    _blur(model, 0.2)
     save(model, tokenizer, folder / "student", {"name": "student"})
     _blur(model, 3.0)
     save(model, tokenizer, folder / "babbler", {"name": "babbler"})
@@ -96,7 +96,7 @@ def recipe_of(folder: Path) -> Recipe:
             "drafting": {"n_questions": 8, "questions_per_call": 1, "max_new_tokens": 60},
             "preference_set": {"n_validation": 10, "n_items": 8, "shots": [0, 1]},
             "pairs": {"n_question_pairs": 2},
-            "alignment": {"beta": 0.1, "learning_rate": 1.0e-4, "batch_size": 4, **settings},
+            "alignment": {"beta": 0.1, "learning_rate": 1.0e-4, "batch_size": 2, **settings},
             "tailoring": {"n_examples": 6, "max_new_tokens": 60},
             "training": {"learning_rate": 1.0e-3, "batch_size": 4, **settings},
             "evaluation": {"n_items": 8, "shots": [0, 1], "max_new_tokens": 60},

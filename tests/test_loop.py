@@ -36,7 +36,7 @@ KILLS = [
     ("drafting", "workbench.items:Items.put_many", 2),
     ("drafting", "workbench.store:Stage.write", 2),
     ("probing", "workbench.items:Items.put_many", 5),
-    ("alignment", "transformers:Trainer._save_checkpoint", 2),
+    ("alignment", "transformers:Trainer._save_checkpoint", 1),
     ("alignment", "workbench.items:Items.put_many", 4),
     ("training", "transformers:Trainer._save_checkpoint", 4),
     ("training", "transformers:Trainer._save_checkpoint", 3),

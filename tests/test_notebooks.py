@@ -12,6 +12,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import yaml
 from conftest import PROJECT
 from nbconvert import HTMLExporter
 
@@ -21,22 +22,28 @@ from workbench.recipe import load_recipe
 from workbench.store import NOTEBOOKS, open_run, runs_table
 from workbench.trace import lineage
 
+pytestmark = pytest.mark.slow
+
+# The demo at its smallest: the same models, the least of everything.
 TINY = """
-name: tiny
-profile: pocket
 seeds: [1, 2]
-models:
-  teacher: data/pocket/teacher
-  students: {tally-strong: data/pocket/tally-strong}
-tasks: {folder: data/pocket/tasks, names: [object_counting]}
-drafting: {n_questions: 6, questions_per_call: 1, max_new_tokens: 100}
+drafting: {n_questions: 6, questions_per_call: 1, max_new_tokens: 120}
 preference_set: {n_validation: 12, n_items: 8, shots: [0, 1]}
 pairs: {n_question_pairs: 2}
 alignment: {beta: 0.1, learning_rate: 5.0e-5, n_epochs: 1, batch_size: 4, max_length: 512}
-tailoring: {n_examples: 8, max_new_tokens: 100}
+tailoring: {n_examples: 8, max_new_tokens: 120}
 training: {learning_rate: 1.0e-3, n_epochs: 1, batch_size: 4, max_length: 512}
-evaluation: {n_items: 8, max_new_tokens: 100}
+evaluation: {n_items: 8, max_new_tokens: 120}
 """
+
+
+def write_tiny(path: Path) -> Path:
+    """Write the tiny recipe, with the models and the first task of the demo."""
+    demo = yaml.safe_load((PROJECT / "notebooks" / "recipes" / "arte-demo.yaml").read_text())
+    tiny = demo | yaml.safe_load(TINY) | {"name": "tiny"}
+    tiny["tasks"]["names"] = tiny["tasks"]["names"][:1]
+    path.write_text(yaml.safe_dump(tiny))
+    return path
 
 
 def workbench(*arguments: str, **extra: str) -> subprocess.CompletedProcess:
@@ -48,8 +55,7 @@ def workbench(*arguments: str, **extra: str) -> subprocess.CompletedProcess:
 def tiny(tmp_path_factory):
     """A whole run by the command line, made once; its folder, what the command said, and the recipe's path."""
     folder = tmp_path_factory.mktemp("tiny")
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(TINY)
+    recipe = write_tiny(folder / "tiny.yaml")
     done = workbench("run", str(recipe), "--name", "tiny", WORKBENCH_RUNS=str(folder / "runs"))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "tiny", done.stdout, recipe
@@ -144,7 +150,8 @@ def test_from_moves_later_stages_aside_and_ends_with_the_same_verdict(tiny):
     assert "05_evaluation" in done.stdout and "04_student_training" not in done.stdout
 
 
-def test_a_notebook_runs_by_papermill_alone(work, tmp_path):
+def test_a_notebook_runs_by_papermill_alone(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     out = tmp_path / "out.ipynb"
     source = PROJECT / "notebooks" / "02_preference_probing.ipynb"
     # From another folder, as Lab does it.
@@ -158,7 +165,7 @@ def test_a_notebook_runs_by_papermill_alone(work, tmp_path):
         ("02_preference_probing", {"rnu": "tiny"}, "rnu is not a parameter of this notebook; did you mean run?"),
         ("02_preference_probing", {"run": 3}, "run must be of type str, got 3 (int)"),
         ("01_drafting", {"run": "new", "overrides": "alignment.bta=1"}, "did you mean alignment.beta?"),
-        ("03_teacher_alignment", {"run": "new"}, "02_preference_probing"),
+        ("03_teacher_alignment", {"run": "new"}, "run notebooks/01_drafting.ipynb or: workbench run"),
     ],
 )
 def test_a_notebook_refuses_what_it_cannot_use(runs, tmp_path, name, parameters, said):
@@ -277,9 +284,7 @@ def test_text_of_a_model_cannot_break_out_of_a_table_or_the_report(tmp_path, mon
 
 
 def test_moving_aside_takes_the_verdict_along(runs, tmp_path):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY)
-    run = open_run("a", load_recipe(str(path)))
+    run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
     for name in ("training", "evaluation"):
         run.stage(name).path.mkdir(parents=True)
     (run.path / "verdict.json").write_text("{}")

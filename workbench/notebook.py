@@ -349,10 +349,13 @@ def model_names(work: Run) -> str:
 
 
 def planted(work: Run) -> dict[str, str]:
-    """Return student -> the style it was raised on, for pocket students that have one: the answer key, for figures."""
-    styles = {}
-    for name, ref in work.recipe.models.students.items():
-        card = read_json(project_root() / ref / "raised.json")
-        if native := card.get("raised", {}).get("native"):
-            styles[name] = native
-    return styles
+    """Return student -> the style it was raised on: the answer key, for figures alone.
+
+    Students without one, and those whose style no technique of this run's drafts is in, are left out.
+    """
+    drafted = set(work.stage("drafting").read("drafts")["technique"])
+    cards = {
+        name: read_json(project_root() / ref / "raised.json").get("raised", {})
+        for name, ref in work.recipe.models.students.items()
+    }
+    return {name: card["native"] for name, card in cards.items() if card.get("native") in drafted}

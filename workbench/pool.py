@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -47,6 +48,8 @@ def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) 
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         _executor.cache_clear()
+        for process in multiprocessing.active_children():
+            process.terminate()
         raise
     return results
 
@@ -91,6 +94,8 @@ def _outcome(compute: Callable[[], Any], job: Any, describe: str) -> Any:
 
 
 def _prepare_worker() -> None:
+    # An interrupt reaches every process of a kernel; this one's parent ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     _keep_freed_memory()
     if "torch" in sys.modules:

@@ -255,7 +255,7 @@ def _read_walk(text: str) -> Walk | None:
         return None
     acts = []
     for said in filter(None, (part.strip() for part in match[2].split("."))):
-        step = re.fullmatch(r"Take (\d{1,2}) steps?( forward| backward| left| right)?", said)
+        step = re.fullmatch(r"Take ([1-9]\d?) steps?( forward| backward| left| right)?", said)
         turn = re.fullmatch(r"Turn (left|right|around)", said)
         if not (step or turn) or (step and bool(step[2]) != bool(match[1])) or (turn and match[1]):
             return None
