@@ -190,8 +190,10 @@ def _draw_shares(
     colour, symbol, _ = arm_style(arm)
     for column in (1, 2):
         part = own[own["what"].isin(styles) if column == 1 else own["what"] == "right answer"]
-        y = part["what"].map(
-            {style: index for index, style in enumerate([*styles])} if column == 1 else {"right answer": 0}
+        y = (
+            part["what"]
+            .map({style: index for index, style in enumerate([*styles])} if column == 1 else {"right answer": 0})
+            .astype(float)
         )
         fig.add_scatter(
             x=part["share"],
