@@ -99,7 +99,7 @@ def test_every_stage_leaves_something_to_look_at(run):
             assert len(read(run, stage, frame)), f"{stage}/{frame} is empty"
     questions, drafts = read(run, "drafting", "questions"), read(run, "drafting", "drafts")
     assert questions["kept"].sum() == 16 and len(drafts) == 64
-    assert (drafts["answer"] != "").mean() > 0.8, "the small models do not keep to the form, so nothing here is tested"
+    assert (drafts["answer"] != "").mean() > 0.6, "the small models do not keep to the form, so nothing here is tested"
     assert drafts.groupby("question_id")["technique"].nunique().eq(4).all()
 
 

@@ -65,7 +65,7 @@ def test_a_value_that_is_not_a_number_is_refused():
 
 
 def test_an_unknown_frame_is_refused_with_the_known_ones():
-    with pytest.raises(RecordError, match="no frame called 'draft'; the frames are questions, drafts"):
+    with pytest.raises(RecordError, match="no frame called 'draft'; the frames are questions, exemplars"):
         records.check(pd.DataFrame(), "draft")
 
 

@@ -27,7 +27,7 @@ _WHERE = {
     "alignment": "align",
     "training": "train",
     "evaluation": "evaluate verdict_of",
-    "notebook": "Progress finish model_names planted progress say setup share_of show start watch",
+    "notebook": "Progress finish mean_of model_names planted progress say setup share_of show start watch",
     "trace": "lineage",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}

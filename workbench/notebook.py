@@ -187,6 +187,24 @@ def share_of(right: pd.Series, clusters: pd.Series | None = None) -> str:
     return f"{100 * mean:.0f} % (95 % interval {100 * max(low, 0):.0f} to {100 * min(high, 1):.0f} %, n = {len(right)})"
 
 
+def mean_of(values: pd.Series, clusters: pd.Series | None = None) -> str:
+    """Return a mean in words, with its 95 % t interval.
+
+    Args:
+        values: Numbers.
+        clusters: What the rows share, for example the question; without it rows count as independent.
+
+    Example:
+        >>> mean_of(pd.Series([1.0, 2.0, 3.0]))
+        '2.00 (95 % interval -0.48 to 4.48, n = 3)'
+    """
+    own = values.index.to_series() if clusters is None else clusters
+    if own.nunique() < 2:
+        return f"{values.mean():.2f} (n = {len(values)}, too few for an interval)"
+    mean, low, high = clustered_mean(values, own)
+    return f"{mean:.2f} (95 % interval {low:.2f} to {high:.2f}, n = {len(values)})"
+
+
 class Progress:
     """How far something is: a bar in Lab, a line at most every 10 s where nobody is watching.
 

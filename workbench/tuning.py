@@ -16,6 +16,7 @@ from workbench.items import StoreError, atomic_write, read_json
 from workbench.recipe import Alignment, Recipe, Training
 
 DONE = "tuned.json"
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
 WHOLE_CHECKPOINT = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
@@ -54,8 +55,7 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
             atomic_write(work / DONE, json.dumps(record).encode())
             os.replace(work, folder)
         except (OSError, SafetensorError, RuntimeError) as error:
-            # torch says "PytorchStreamWriter" where its files cannot be written; other errors are not about room.
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
                 raise
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise StoreError(
