@@ -235,6 +235,14 @@ def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
     assert (run.path / "verdict.json").read_bytes() == before
 
 
+def test_a_lost_verdict_is_written_again_from_what_is_stored(copy):
+    path = copy.path / "verdict.json"
+    before = path.read_bytes()
+    path.unlink()
+    compute("evaluation", copy)
+    assert path.read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def forks():
     """Processes that start with everything imported, by fork from one that has computed nothing yet."""

@@ -37,7 +37,8 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     parents = {name: run.stage(name).manifest["fingerprint"] for name in ("drafting", "training")}
     sections = recipe.section_json("evaluation", "models.dtype", "models.students")
     mark = stage.fingerprint({"version": VERSION, "recipe": sections, "test": test_sha, **parents})
-    if stage.finished(mark):
+    # Without its verdict the stage is worked through again; its answers are all in the record of finished items.
+    if stage.finished(mark) and (run.path / "verdict.json").exists():
         return {"predictions": stage.read("predictions")}
     start = time.monotonic()
     items = {name: frame for name, (frame, _) in tests.items()}
