@@ -1,7 +1,7 @@
 """Four ways to keep track while reasoning about a pocket task, as texts that end in the tagged answer.
 
 All four go through the question in its order, in its words, and note where they stand: after or before each step, in
-digits or in words. So they are of about equal worth by construction, and what differs is the notes.
+digits or in words. They are meant to be of about equal worth: what differs is the notes alone.
 """
 
 from workbench.pocket.problems import (
