@@ -120,10 +120,7 @@ def test_counting_adds_up_the_kind_asked_for():
         ("web_of_lies", "Question: Ka lies. Jim says Ryan lies. Does Jim tell the truth?"),
         ("web_of_lies", "Question: Ka lies. Jim says Ka lies. Does Ka tell the truth?"),
         ("web_of_lies", "Question: Ka lies. Ka says Ka lies. Does Ka tell the truth?"),
-        (
-            "navigate",
         ("navigate", f"{WALK_BEGINS}Take 0 steps.\nOptions:\n- Yes\n- No"),
-        ),
         ("boolean_expressions", "True False is"),
         ("boolean_expressions", "not is"),
         ("boolean_expressions", "( True is"),
