@@ -7,7 +7,7 @@ import pytest
 from conftest import PROJECT
 
 FLOORS = {
-    0: "records recipe seeding",
+    0: "records recipe recipe_faults seeding",
     1: "items store tasks guard prompts models engines pool writing asking tuning",
     2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict",
     3: "figures",

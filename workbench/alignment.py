@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench import prompts, records
 from workbench.engines import Decoding, TransformersEngine
-from workbench.items import Items, runs_folder
+from workbench.items import shared_items
 from workbench.models import fingerprint_model, resolve
 from workbench.pairs import build_pairs, flip_half
 from workbench.pool import run_jobs
@@ -51,7 +51,6 @@ class _Write:
     arm: str
     seed: int
     task: Task
-    items: Path
 
     def __repr__(self) -> str:
         return f"{self.arm} examples of {self.task.name} for {self.student or 'every student'}, seed {self.seed}"
@@ -127,7 +126,7 @@ def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[
     if "untailored" in recipe.evaluation.arms:
         teachers[(EVERY_STUDENT, "untailored")] = recipe.models.teacher
     jobs = [
-        _Write(recipe, folder, student, arm, seed, task, runs_folder() / "items.sqlite")
+        _Write(recipe, folder, student, arm, seed, task)
         for (student, arm), folder in teachers.items()
         for seed in recipe.seeds
         for task in tasks.values()
@@ -138,7 +137,7 @@ def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[
 
 def _write_one(job: _Write) -> list[dict]:
     recipe, task, tailoring = job.recipe, job.task, job.recipe.tailoring
-    items = Items(job.items)
+    items = shared_items()
     engine = TransformersEngine(job.teacher, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
     seeds = seed_pairs(task, recipe.drafting.n_seed_questions)
     per_call = recipe.drafting.questions_per_call

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from workbench import prompts
 from workbench.engines import TransformersEngine
-from workbench.items import Items, runs_folder
+from workbench.items import shared_items
 from workbench.recipe import Recipe
 from workbench.writing import answer_questions
 
@@ -26,6 +26,6 @@ def answer_job(job: AskJob) -> list[tuple[str, int]]:
     """Return the model's parsed answer to each question ("" when it has none), and the tokens it took."""
     compute = job.recipe.compute
     engine = TransformersEngine(job.model, job.recipe.models.dtype, compute.device, compute.batch_size)
-    items = Items(runs_folder() / "items.sqlite")
+    items = shared_items()
     completions = answer_questions(engine, job.asked, job.recipe.evaluation.max_new_tokens, items)
     return [(prompts.parse_answer(completion.text), completion.n_tokens) for completion in completions]

@@ -7,13 +7,12 @@ counted; the seed questions get a rationale each, for the prompts with several d
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from workbench import prompts, records
 from workbench.engines import Decoding, TransformersEngine
-from workbench.items import Items, runs_folder
+from workbench.items import Items, shared_items
 from workbench.models import fingerprint_model, resolve
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
@@ -30,7 +29,6 @@ class _Job:
     recipe: Recipe
     task: Task
     seed: int
-    items: Path
 
     def __repr__(self) -> str:
         return f"drafting {self.task.name}"
@@ -53,7 +51,7 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
-    jobs = [_Job(recipe, task, recipe.seeds[0], runs_folder() / "items.sqlite") for task in tasks.values()]
+    jobs = [_Job(recipe, task, recipe.seeds[0]) for task in tasks.values()]
     done = run_jobs(_draft_task, jobs, recipe.compute.workers, "drafting")
     frames = {name: stage.write(name, records.build([r for one in done for r in one[name]], name)) for name in names}
     questions, drafts = frames["questions"], frames["drafts"]
@@ -66,7 +64,7 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
 
 def _draft_task(job: _Job) -> dict[str, list[dict]]:
     recipe, task, drafting = job.recipe, job.task, job.recipe.drafting
-    items = Items(job.items)
+    items = shared_items()
     engine = TransformersEngine(
         recipe.models.teacher, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size
     )

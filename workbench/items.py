@@ -187,6 +187,11 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(0.05)
 
 
+def shared_items() -> Items:
+    """Return the record of finished items that all runs share."""
+    return Items(runs_folder() / "items.sqlite")
+
+
 def look(test_set_sha: str, name: str, fingerprint: str) -> int:
     """Record that a test set was opened, in one ledger for all runs; return how often it has been.
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from workbench.recipe_faults import fault_of, kind_of, one_line
 
 Arm = Literal["base", "untailored", "random_pairs", "tailored"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -255,14 +257,14 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} cannot be read as YAML ({_one_line(error)}); correct the file.") from None
+        raise RecipeError(f"{path} cannot be read as YAML ({one_line(error)}); correct the file.") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path} must hold `key: value` lines, got {_kind(raw)}; start from a shipped recipe.")
+        raise RecipeError(f"{path} must hold `key: value` lines, got {kind_of(raw)}; start from a shipped recipe.")
     faults = [fault for key, value in (overrides or {}).items() if (fault := _override(raw, key, value))]
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as invalid:
-        faults += [_fault(error) for error in invalid.errors()]
+        faults += [fault_of(error, Recipe) for error in invalid.errors()]
     if faults:
         raise RecipeError("\n".join([f"The recipe {str(name_or_path)!r} cannot be used:", *dict.fromkeys(faults)]))
     return recipe
@@ -289,7 +291,7 @@ def _override(raw: dict, key: str, value: Any) -> str:
     try:
         value = yaml.safe_load(value) if isinstance(value, str) and value.strip() else value
     except yaml.YAMLError as error:
-        return f"{key}: {value!r} cannot be read as YAML ({_one_line(error)}); put quotes around text."
+        return f"{key}: {value!r} cannot be read as YAML ({one_line(error)}); put quotes around text."
     *sections, last = key.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})
@@ -297,95 +299,3 @@ def _override(raw: dict, key: str, value: Any) -> str:
             return f"{key}: {section} holds a single value, so nothing can be set inside it; set {section} itself."
     raw[last] = value
     return ""
-
-
-def _fault(error: dict) -> str:
-    """Say one pydantic error as: key, what is allowed, what was there, the fix."""
-    path, value = error["loc"], error["input"]
-    key = ".".join(str(part) for part in path if part != "[key]")
-    if error["type"] == "value_error":
-        return f"{key}.{error['ctx']['error']}.".lstrip(".")
-    if error["type"] == "extra_forbidden":
-        return f"{key} is not a key of a recipe (value {value!r}){_closest_key(path)}"
-    annotation, limits = _declared(path)
-    if error["type"] == "missing":
-        return f"{key} is missing; add it: {_allowed(annotation, limits)}."
-    fault = f"{key} must be {_allowed(annotation, limits)}, got {value!r} ({_kind(value)})."
-    if isinstance(value, str) and annotation in (int, float):
-        fault += _number_as_text(value)
-    return fault
-
-
-def _number_as_text(value: str) -> str:
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    mantissa, exponent, power = value.lower().partition("e")
-    if not exponent:
-        return f" Remove the quotes: {value}."
-    power = power if power.startswith(("+", "-")) else f"+{power}"
-    return f" YAML reads {value} as text; write {mantissa if '.' in mantissa else mantissa + '.0'}e{power}."
-
-
-def _closest_key(path: tuple) -> str:
-    """Suggest a key of the same section, else the same key in another section, else list what there is."""
-    *sections, last = map(str, path)
-    siblings = list(_declared(path[:-1])[0].model_fields)
-    close = difflib.get_close_matches(last, siblings, n=1)
-    if close:
-        return f"; did you mean {'.'.join([*sections, *close])}?"
-    elsewhere = [f"{name}.{last}" for name, field in Recipe.model_fields.items() if last in _keys(field.annotation)]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere)}?"
-    return f"; known here: {', '.join(siblings)}."
-
-
-def _keys(annotation: Any) -> list[str]:
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return list(annotation.model_fields) if is_section else []
-
-
-def _declared(path: tuple) -> tuple[Any, list]:
-    """Return the annotation and the limits the schema declares for a key."""
-    if path and path[-1] == "[key]":
-        return _unwrapped(Name)
-    annotation, limits = Recipe, []
-    for part in path:
-        if _keys(annotation):
-            field = annotation.model_fields[part]
-            annotation, limits = field.annotation, field.metadata
-        else:
-            annotation, limits = _unwrapped(get_args(annotation)[-1])
-    return annotation, limits
-
-
-def _unwrapped(annotation: Any) -> tuple[Any, list]:
-    if get_origin(annotation) is not Annotated:
-        return annotation, []
-    plain, *fields = get_args(annotation)
-    return plain, [limit for field in fields for limit in field.metadata]
-
-
-def _allowed(annotation: Any, limits: list) -> str:
-    """Say a type and its limits in words, as in "a number > 0 and finite"."""
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(get_args(annotation))
-    if _keys(annotation):
-        return f"a section with {', '.join(_keys(annotation))}"
-    words = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of length {} or more"}
-    signs |= {"pattern": "of letters, digits, '.', '_' and '-'"}
-    found = [signs[name].format(getattr(limit, name)) for limit in limits for name in signs if hasattr(limit, name)]
-    if annotation is float:
-        found.append("finite")
-    return " ".join([words[get_origin(annotation) or annotation], " and ".join(found)]).strip()
-
-
-def _kind(value: Any) -> str:
-    words = {str: "a string", bool: "a truth value", int: "a whole number", float: "a number", list: "a list"}
-    return words.get(type(value), "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a value")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

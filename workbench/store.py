@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from workbench import records
-from workbench.items import Items, StoreError, atomic_write, look, read_json, runs_folder
+from workbench.items import Items, StoreError, atomic_write, look, read_json, runs_folder, shared_items
 from workbench.recipe import Recipe, canonical_json, flatten, load_recipe, project_root
 
 __all__ = [
@@ -104,7 +104,7 @@ class Run:
     @cached_property
     def items(self) -> Items:
         """The record of finished items."""
-        return Items(runs_folder() / "items.sqlite")
+        return shared_items()
 
     def stage(self, name: str) -> "Stage":
         """Return a stage by name, begun or not."""

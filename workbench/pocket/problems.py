@@ -227,15 +227,21 @@ def _bring_home(rng: np.random.Generator, acts: list[tuple[int, str]], facing: b
     return acts
 
 
-def _write_walk(rng: np.random.Generator, size: int) -> str:
-    """Half of the walks end where they began, at every length from two acts and for both kinds."""
-    facing, home = size < 3 or bool(rng.random() < 0.5), size > 1 and bool(rng.random() < 0.5)
+def _draw_walk(rng: np.random.Generator, size: int, facing: bool) -> list[tuple[int, str]]:
+    """Half of the walks end where they began; the others have the same words with other step counts."""
     while True:
-        acts = _draw_acts(rng, size, facing)
-        if home:
-            acts = _bring_home(rng, acts, facing)
-        if any(n for n, _ in acts) and (Walk(tuple(acts), facing).answer == "Yes") == home:
+        acts = _bring_home(rng, _draw_acts(rng, size, facing), facing)
+        if any(n for n, _ in acts) and (size == 1 or Walk(tuple(acts), facing).answer == "Yes"):
             break
+    home = size > 1 and rng.random() < 0.5
+    while not home and Walk(tuple(acts), facing).answer == "Yes":
+        acts = [(int(rng.integers(1, 11)) if n else 0, act) for n, act in acts]
+    return acts
+
+
+def _write_walk(rng: np.random.Generator, size: int) -> str:
+    facing = size < 3 or bool(rng.random() < 0.5)
+    acts = _draw_walk(rng, size, facing)
     said = []
     for n, act in acts:
         steps = f"Take {n} step{'s' if n > 1 else ''}"

@@ -1,0 +1,100 @@
+"""What is wrong with a recipe, said in words: the key, what is allowed, what was there, the fix."""
+
+import difflib
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def fault_of(error: dict, recipe: type[BaseModel]) -> str:
+    """Say one pydantic error as: key, what is allowed, what was there, the fix."""
+    path, value = error["loc"], error["input"]
+    key = ".".join(str(part) for part in path if part != "[key]")
+    if error["type"] == "value_error":
+        return f"{key}.{error['ctx']['error']}.".lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a key of a recipe (value {value!r}){_closest_key(path, recipe)}"
+    annotation, limits = _declared(path, recipe)
+    if error["type"] == "missing":
+        return f"{key} is missing; add it: {_allowed(annotation, limits)}."
+    fault = f"{key} must be {_allowed(annotation, limits)}, got {value!r} ({kind_of(value)})."
+    if isinstance(value, str) and annotation in (int, float):
+        fault += _number_as_text(value)
+    return fault
+
+
+def _number_as_text(value: str) -> str:
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    mantissa, exponent, power = value.lower().partition("e")
+    if not exponent:
+        return f" Remove the quotes: {value}."
+    power = power if power.startswith(("+", "-")) else f"+{power}"
+    return f" YAML reads {value} as text; write {mantissa if '.' in mantissa else mantissa + '.0'}e{power}."
+
+
+def _closest_key(path: tuple, recipe: type[BaseModel]) -> str:
+    """Suggest a key of the same section, else the same key in another section, else list what there is."""
+    *sections, last = map(str, path)
+    siblings = list(_declared(path[:-1], recipe)[0].model_fields)
+    close = difflib.get_close_matches(last, siblings, n=1)
+    if close:
+        return f"; did you mean {'.'.join([*sections, *close])}?"
+    elsewhere = [f"{name}.{last}" for name, field in recipe.model_fields.items() if last in _keys(field.annotation)]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return f"; known here: {', '.join(siblings)}."
+
+
+def _keys(annotation: Any) -> list[str]:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return list(annotation.model_fields) if is_section else []
+
+
+def _declared(path: tuple, recipe: type[BaseModel]) -> tuple[Any, list]:
+    """Return the annotation and the limits the schema declares for a key."""
+    if path and path[-1] == "[key]":
+        return _unwrapped(get_args(_declared(path[:-2], recipe)[0])[0])
+    annotation, limits = recipe, []
+    for part in path:
+        if _keys(annotation):
+            field = annotation.model_fields[part]
+            annotation, limits = field.annotation, field.metadata
+        else:
+            annotation, limits = _unwrapped(get_args(annotation)[-1])
+    return annotation, limits
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, list]:
+    if get_origin(annotation) is not Annotated:
+        return annotation, []
+    plain, *fields = get_args(annotation)
+    return plain, [limit for field in fields for limit in field.metadata]
+
+
+def _allowed(annotation: Any, limits: list) -> str:
+    """Say a type and its limits in words, as in "a number > 0 and finite"."""
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(get_args(annotation))
+    if _keys(annotation):
+        return f"a section with {', '.join(_keys(annotation))}"
+    words = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of length {} or more"}
+    signs |= {"pattern": "of letters, digits, '.', '_' and '-'"}
+    found = [signs[name].format(getattr(limit, name)) for limit in limits for name in signs if hasattr(limit, name)]
+    if annotation is float:
+        found.append("finite")
+    return " ".join([words[get_origin(annotation) or annotation], " and ".join(found)]).strip()
+
+
+def kind_of(value: Any) -> str:
+    """Return the kind of a YAML value in words."""
+    words = {str: "a string", bool: "a truth value", int: "a whole number", float: "a number", list: "a list"}
+    return words.get(type(value), "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a value")
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split())
