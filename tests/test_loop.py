@@ -15,11 +15,13 @@ from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed
 
 from workbench import prompts
 from workbench.engines import TransformersEngine
+from workbench.evaluation import verdict_of
 from workbench.guard import normalise
 from workbench.models import ModelError, load
 from workbench.pool import JobError
 from workbench.recipe import RecipeError, load_recipe
 from workbench.store import StoreError, fingerprint, open_run
+from workbench.summary import markdown, summarise
 from workbench.tasks import TaskError, load_tasks
 from workbench.writing import answer_questions
 
@@ -206,8 +208,6 @@ def test_the_control_teacher_saw_the_same_pairs_half_turned(run):
 
 
 def test_the_verdict_speaks_of_what_was_run(run):
-    from workbench.evaluation import verdict_of
-
     verdict = verdict_of(run)
     assert (verdict["recipe"], verdict["run"], verdict["student"]) == ("small", "loop", "pupil")
     assert set(verdict["arms"]) == set(run.recipe.evaluation.arms)
@@ -218,6 +218,23 @@ def test_the_verdict_speaks_of_what_was_run(run):
     assert verdict["test_set"]["times_opened"] == 1
     counts = predictions.groupby(["arm", "seed", "shots", "task"]).size()
     assert counts.eq(8).all() and len(counts) == (1 + 3 * 2) * 2 * 2
+
+
+def test_the_summary_says_what_the_frames_hold(run):
+    table = summarise(run)
+    examples, verdict = read(run, "alignment", "examples"), verdict_of(run)
+    row = table.iloc[0]
+    assert list(table["student"]) == ["pupil"]
+    kept = examples[examples["kept"] & (examples["arm"] == "tailored")]
+    assert row["right_tailored"] == pytest.approx(kept["correct"].mean())
+    assert row["base"] == verdict["arms"]["base"]["accuracy"]
+    against = {one["b"]: one for one in verdict["comparisons"] if one["shots"] == 0}
+    assert (row["difference"], row["decision"]) == (
+        against["untailored"]["difference"],
+        against["untailored"]["decision"],
+    )
+    assert row["low_random"] == against["random_pairs"]["low"]
+    assert markdown(table).count("\n") == 2 and "| pupil |" in markdown(table)
 
 
 def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):

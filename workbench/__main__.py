@@ -1,4 +1,4 @@
-"""The command line: run, runs, plan, trace, doctor."""
+"""The command line: run, runs, summary, plan, trace, doctor."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   workbench run arte-demo --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
   workbench run arte-demo --name demo --from training   do training and evaluation again
   workbench runs                                 one row a run
+  workbench summary demo                         what it found, a row a student
   workbench plan arte-paper                      what the paper's own numbers would cost
   workbench trace demo 3fa9c1                    where a training row came from
 """
@@ -47,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--to", dest="last", choices=STAGES, metavar="STAGE", default=STAGES[-1], help="stop after it")
     commands.add_parser("runs", help="list runs, one row each", description="List runs, one row each.")
+    summary = commands.add_parser(
+        "summary",
+        **plain,
+        help="print what a finished run found, a row a student",
+        description="Print what a finished run found, a row a student, as a Markdown table.",
+    )
+    summary.add_argument("name", metavar="RUN", help="name of the run")
+    summary.add_argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder")
     plan = commands.add_parser(
         "plan",
         **plain,
@@ -87,7 +96,7 @@ def _takes_recipe(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
-    commands = {"run": _run, "runs": _runs, "plan": _plan, "trace": _trace, "doctor": _doctor}
+    commands = {"run": _run, "runs": _runs, "summary": _summary, "plan": _plan, "trace": _trace, "doctor": _doctor}
     # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
     from workbench.recipe import RecipeError
 
@@ -151,6 +160,19 @@ def _runs(given: argparse.Namespace) -> int:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
+
+
+def _summary(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from workbench.store import open_run
+    from workbench.summary import keep, markdown, summarise
+
+    run = open_run(given.name)
+    print(markdown(summarise(run)))
+    for path in keep(run, Path(given.to)) if given.to else []:
+        print(f"written: {_shown(path)}")
+    return DONE
 
 
 def _plan(given: argparse.Namespace) -> int:

@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import prompts, records
+from workbench.arms import aligned_arms, draft_examples, pairs_of_arm
 from workbench.engines import Decoding, TransformersEngine
 from workbench.items import shared_items
 from workbench.models import fingerprint_model, resolve
-from workbench.pairs import build_pairs, flip_half
+from workbench.pairs import build_pairs
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.records import text_id
@@ -27,7 +28,6 @@ from workbench.tuning import Tuned, tune_dpo, tuned
 from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
 
 VERSION = 1
-ALIGNED_ARMS = ("tailored", "random_pairs")
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
 
 
@@ -75,10 +75,11 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
-    drafts = drafting.read("drafts")
-    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, probing.read("signals"))
+    drafts, signals = drafting.read("drafts"), probing.read("signals")
+    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, signals)
     aligned = _align_teachers(recipe, stage, pairs, teacher)
-    examples = _write_examples(recipe, tasks, aligned)
+    rows = _write_examples(recipe, tasks, aligned) + draft_examples(recipe, tasks, drafts, signals)
+    examples = records.build(rows, "examples")
     curve = [
         {"stage": "alignment", "arm": arm, "student": student, "seed": recipe.seeds[0], **point}
         for (student, arm), result in aligned.items()
@@ -96,14 +97,14 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
 def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: str) -> dict[tuple[str, str], Tuned]:
     """Return the aligned teachers by (student, arm)."""
     jobs = []
-    for arm in (arm for arm in ALIGNED_ARMS if arm in recipe.evaluation.arms):
-        used = flip_half(pairs, recipe.seeds[0]) if arm == "random_pairs" else pairs
+    for arm in aligned_arms(recipe):
+        used = pairs_of_arm(recipe, pairs, arm)
         for student in recipe.models.students:
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair (every group tied); draft more questions or probe on "
-                    "a larger preference set."
+                    f"Student {student} left no preference pair for the arm {arm} (every group tied); draft more "
+                    "questions or probe on a larger preference set."
                 )
             jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
@@ -121,7 +122,7 @@ def _align_one(keyed: tuple[_Align, str]) -> Tuned:
     return tuned(job.folder, key, lambda work: tune_dpo(job.recipe, job.pairs, work, seed))
 
 
-def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[str, str], Tuned]) -> pd.DataFrame:
+def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[str, str], Tuned]) -> list[dict]:
     teachers = {(student, arm): str(result.folder) for (student, arm), result in aligned.items()}
     if "untailored" in recipe.evaluation.arms:
         teachers[(EVERY_STUDENT, "untailored")] = recipe.models.teacher
@@ -132,7 +133,7 @@ def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[
         for task in tasks.values()
     ]
     done = run_jobs(_write_one, jobs, recipe.compute.workers, "writing examples")
-    return records.build([row for rows in done for row in rows], "examples")
+    return [row for rows in done for row in rows]
 
 
 def _write_one(job: _Write) -> list[dict]:

@@ -61,7 +61,7 @@ def students_of(recipe: Recipe, training: Stage) -> Iterator[tuple[str, str, int
     for student, ref in recipe.models.students.items():
         if "base" in recipe.evaluation.arms:
             yield student, "base", BASE_SEED, ref
-        for arm in recipe.trained_arms:
+        for arm in recipe.trained_arms(student):
             for seed in recipe.seeds:
                 yield student, arm, seed, str(student_folder(training.path, student, arm, seed))
 

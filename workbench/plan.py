@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.recipe import Recipe, project_root
+from workbench.recipe import ALIGNED_ARMS, Recipe, project_root
 
 N_TECHNIQUES = 4  # rationales per draft question
 SPARE = 1.25  # calls for questions, for each question kept
-SEED_ARMS = ("untailored", "random_pairs", "tailored", "original_teacher", "question_only", "rationale_only")
-ALIGNED_ARMS = ("random_pairs", "tailored", "question_only", "rationale_only")
 # Tokens of a question and of what frames it; completions are taken to use this part of max_new_tokens.
 QUESTION_TOKENS = {"pocket": 45, "real": 90}
 COMPLETION_PART = {"pocket": 0.6, "real": 0.5}
@@ -130,14 +128,13 @@ def _alignment(recipe: Recipe) -> list[dict]:
 def _training(recipe: Recipe) -> list[dict]:
     n_tasks, _, n_seeds, tokens = _sizes(recipe)
     new = _written(recipe, recipe.tailoring.max_new_tokens)
-    arms = [arm for arm in recipe.evaluation.arms if arm in SEED_ARMS]
     per_model = recipe.tailoring.n_examples * n_tasks * (2 * tokens + new) * recipe.training.n_epochs
     return [
         {
             "stage": "training",
-            "work": f"SFT of student {name}, {len(arms)} arms x {n_seeds} seeds",
+            "work": f"SFT of student {name}, {len(recipe.trained_arms(name))} arms x {n_seeds} seeds",
             "model": model,
-            "trained": round(per_model * len(arms) * n_seeds),
+            "trained": round(per_model * len(recipe.trained_arms(name)) * n_seeds),
         }
         for name, model in recipe.models.students.items()
     ]
@@ -146,15 +143,14 @@ def _training(recipe: Recipe) -> list[dict]:
 def _evaluation(recipe: Recipe) -> list[dict]:
     n_tasks, _, n_seeds, tokens = _sizes(recipe)
     new = _written(recipe, recipe.evaluation.max_new_tokens)
-    trained = [arm for arm in recipe.evaluation.arms if arm in SEED_ARMS]
-    n_models = len(trained) * n_seeds + ("base" in recipe.evaluation.arms)
     shots = recipe.evaluation.shots
-    asked = recipe.evaluation.n_items * n_tasks * len(shots) * n_models
     shown = sum(shots) / len(shots) * (tokens + new)
-    return [
-        _row("evaluation", f"answers, {n_models} models", model, asked, 2 * tokens + shown, new)
-        for model in recipe.models.students.values()
-    ]
+    rows = []
+    for name, model in recipe.models.students.items():
+        n_models = len(recipe.trained_arms(name)) * n_seeds + ("base" in recipe.evaluation.arms)
+        asked = recipe.evaluation.n_items * n_tasks * len(shots) * n_models
+        rows.append(_row("evaluation", f"answers, {n_models} models", model, asked, 2 * tokens + shown, new))
+    return rows
 
 
 def _seconds(recipe: Recipe, row: dict) -> float:

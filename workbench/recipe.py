@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from workbench.recipe_faults import fault_of, kind_of, one_line
 
-Arm = Literal["base", "untailored", "random_pairs", "tailored"]
+ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only")
+DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
+ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
+TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -99,7 +102,7 @@ class Pairs(Section):
 
 
 class Alignment(Section):
-    """DPO of the teacher; save_steps 0 keeps no checkpoints."""
+    """DPO of the teacher, on the pairs of these tasks (none named: all); save_steps 0 keeps no checkpoints."""
 
     beta: Positive
     learning_rate: Positive
@@ -109,6 +112,7 @@ class Alignment(Section):
     warmup_ratio: Ratio = 0.1
     scheduler: Scheduler = "cosine"
     save_steps: CountOrZero = 0
+    tasks: list[Name] = []
 
 
 class Tailoring(Section):
@@ -135,15 +139,15 @@ class Training(Section):
 class Primary(Section):
     """The one comparison the verdict decides on: a minus b, at this many shots."""
 
-    a: Arm = "tailored"
-    b: Arm = "untailored"
+    a: Name = "tailored"
+    b: Name = "untailored"
     shots: CountOrZero = 0
 
 
 class Evaluation(Section):
     """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
 
-    arms: Annotated[list[Arm], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
+    arms: Annotated[list[Name], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
     shots: Shots = [0, 3]
     n_items: Count
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -155,6 +159,11 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _primary_is_evaluated(self):
         _require_distinct("arms", self.arms)
+        for arm in self.arms:
+            if arm not in ARMS and not arm.startswith(TAILORED_FOR):
+                raise ValueError(
+                    f"arms names {arm!r}, which is none of {', '.join(ARMS)} or {TAILORED_FOR}STUDENT; correct it"
+                )
         _require_distinct("shots", self.shots)
         for arm in (self.primary.a, self.primary.b):
             if arm not in self.arms:
@@ -202,12 +211,29 @@ class Recipe(Section):
                     f"{key}.shots asks for {max(shots)} shots, but only the drafting.n_seed_questions ({shown}) seed "
                     "questions are there to be shown; lower it or raise that"
                 )
+        if unknown := sorted(set(self.alignment.tasks) - set(self.tasks.names)):
+            raise ValueError(
+                f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
+            )
         return self
 
-    @property
-    def trained_arms(self) -> list[str]:
-        """The arms whose student is trained."""
-        return [arm for arm in self.evaluation.arms if arm != "base"]
+    @model_validator(mode="after")
+    def _others_are_students(self):
+        for arm in (arm for arm in self.evaluation.arms if arm.startswith(TAILORED_FOR)):
+            if arm.removeprefix(TAILORED_FOR) not in self.models.students:
+                known = ", ".join(self.models.students)
+                raise ValueError(f"evaluation.arms names {arm!r}, but the students are {known}; correct or remove it")
+            if "tailored" not in self.evaluation.arms:
+                raise ValueError(f"evaluation.arms has {arm!r} without 'tailored', whose examples it takes; add that")
+        return self
+
+    def arms_of(self, student: str) -> list[str]:
+        """Return the arms of one student: what is tailored for itself is its arm tailored already."""
+        return [arm for arm in self.evaluation.arms if arm != TAILORED_FOR + student]
+
+    def trained_arms(self, student: str) -> list[str]:
+        """Return the arms in which the student is trained."""
+        return [arm for arm in self.arms_of(student) if arm != "base"]
 
     def section_json(self, *names: str) -> str:
         """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""

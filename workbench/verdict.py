@@ -27,6 +27,7 @@ from workbench.inference import (
     spread,
     wilson,
 )
+from workbench.recipe import TAILORED_FOR
 
 BASE_SEED = -1
 
@@ -221,10 +222,11 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     primary, margin, alpha = dict(settings["primary"]), float(settings["margin"]), float(settings["alpha"])
     a, b, main = primary["a"], primary["b"], int(primary["shots"])
     shots = [main, *(s for s in settings["shots"] if s != main)]
-    others = [b, *(arm for arm in settings["arms"] if arm not in (a, b))]
+    own_arms = [arm for arm in settings["arms"] if arm != TAILORED_FOR + str(predictions["student"].iloc[0])]
+    others = [b, *(arm for arm in own_arms if arm not in (a, b))]
     comparisons = [compare(predictions, a, other, s, margin, alpha) for s in shots for other in others]
     arms = {}
-    for arm in settings["arms"]:
+    for arm in own_arms:
         by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
         cost = training.get(arm, {"training_tokens": 0, "steps": 0})
         arms[arm] = by_shots[str(main)] | cost | {"by_shots": by_shots}
