@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "summary",
         **plain,
         help="print what a finished run found, a row a student",
-        description="Print what a finished run found, a row a student, as a Markdown table.",
+        description="Print what a finished run found, as Markdown tables: a row a student, then ablations and cohort.",
     )
     summary.add_argument("name", metavar="RUN", help="name of the run")
     summary.add_argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder")
@@ -166,10 +166,10 @@ def _summary(given: argparse.Namespace) -> int:
     from pathlib import Path
 
     from workbench.store import open_run
-    from workbench.summary import keep, markdown, summarise
+    from workbench.summary import in_words, keep
 
     run = open_run(given.name)
-    print(markdown(summarise(run)))
+    print(in_words(run))
     for path in keep(run, Path(given.to)) if given.to else []:
         print(f"written: {_shown(path)}")
     return DONE

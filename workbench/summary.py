@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
 from workbench.evaluation import verdict_of
 from workbench.figures_base import save_png
 from workbench.figures_probing import preference_scores, probe_roc, scored
@@ -16,6 +17,7 @@ from workbench.notebook import model_names, planted
 from workbench.recipe import project_root
 from workbench.store import Run
 
+USUAL_ARMS = {"base", "untailored", "random_pairs", "tailored"}
 BEFORE, CONTROL, AFTER = "untailored", "random_pairs", "tailored"
 
 
@@ -102,12 +104,23 @@ def _difference(row: Mapping, ending: str) -> str:
     return f"{_interval(row, *keys, '{:+.1f}', 100)} {row.get(f'decision{ending}', '')}".strip()
 
 
+def in_words(run: Run) -> str:
+    """Return all tables of a run as Markdown: the summary and, where the run has such arms, ablations and cohort."""
+    parts = [markdown(summarise(run))]
+    predictions, settings = run.stage("evaluation").read("predictions"), run.recipe.evaluation
+    if set(settings.arms) - USUAL_ARMS:
+        parts.append(contrasts_markdown(contrasts(predictions, settings)))
+    if len(of_others := cohort(predictions, settings)):
+        parts.append(cohort_markdown(of_others))
+    return "\n\n".join(parts)
+
+
 def keep(run: Run, folder: Path) -> list[Path]:
     """Write the table (CSV and Markdown), the verdict and the figures (PNG, by Chromium) of a run into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     table, found = summarise(run), verdict_of(run)
     table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
-    (folder / "summary.md").write_text(markdown(table) + "\n", encoding="utf-8")
+    (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
     models, native = model_names(run), planted(run)
     signals, drafts = run.stage("probing").read("signals"), run.stage("drafting").read("drafts")
