@@ -1,4 +1,4 @@
-"""The command line: run, runs, summary, plan, trace, doctor."""
+"""The command line: run, runs, summary, validity, plan, trace, doctor."""
 
 import argparse
 import os
@@ -56,6 +56,15 @@ def parser() -> argparse.ArgumentParser:
     )
     summary.add_argument("name", metavar="RUN", help="name of the run")
     summary.add_argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder")
+    validity = commands.add_parser(
+        "validity",
+        **plain,
+        help="test the probe: train on groups of drafts by preference score",
+        description="Train every student on the best, second best, ... rationale of each draft question and print how "
+        "well the preference score of a group predicts its gain.",
+    )
+    validity.add_argument("name", metavar="RUN", help="name of a run with finished probing")
+    validity.add_argument("--seeds", type=int, default=5, metavar="N", help="training seeds for each group (default 5)")
     plan = commands.add_parser(
         "plan",
         **plain,
@@ -96,7 +105,15 @@ def _takes_recipe(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
-    commands = {"run": _run, "runs": _runs, "summary": _summary, "plan": _plan, "trace": _trace, "doctor": _doctor}
+    commands = {
+        "run": _run,
+        "runs": _runs,
+        "summary": _summary,
+        "validity": _validity,
+        "plan": _plan,
+        "trace": _trace,
+        "doctor": _doctor,
+    }
     # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
     from workbench.recipe import RecipeError
 
@@ -172,6 +189,19 @@ def _summary(given: argparse.Namespace) -> int:
     print(in_words(run))
     for path in keep(run, Path(given.to)) if given.to else []:
         print(f"written: {_shown(path)}")
+    return DONE
+
+
+def _validity(given: argparse.Namespace) -> int:
+    from workbench.store import open_run
+    from workbench.validity import agreement, validate
+
+    if given.seeds < 2:
+        return _say(f"--seeds must be 2 or more, got {given.seeds}: an interval needs that.", REFUSED)
+    run = open_run(given.name)
+    table = validate(run, list(range(1, given.seeds + 1)))
+    print(table.groupby(["student", "task", "group"])[["score", "gain"]].mean().round(3).to_string(), end="\n\n")
+    print(agreement(table).round(2).to_string(index=False))
     return DONE
 
 

@@ -22,6 +22,7 @@ from workbench.figures_probing import (
     technique_heatmap,
 )
 from workbench.figures_training import reward_margins, style_shift, training_curves
+from workbench.figures_validity import probe_validity
 from workbench.figures_verdict import arm_accuracies, by_student, comparisons, per_task
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "plotly_script",
     "preference_scores",
     "probe_roc",
+    "probe_validity",
     "reward_margins",
     "save_png",
     "sentence",
