@@ -27,7 +27,7 @@ from workbench.tasks import Task, load_tasks
 from workbench.tuning import Tuned, tune_dpo, tuned
 from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
 
-VERSION = 1
+VERSION = 2
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
 
 
@@ -108,18 +108,20 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
                 )
             jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
-    keyed = [
-        (job, fingerprint([*key, job.pairs[["prompt", "chosen", "rejected"]].to_numpy().tolist()])) for job in jobs
-    ]
+    columns = ["prompt", "chosen", "rejected"]
+    keyed = [(job, fingerprint([*key, _seed(job), job.pairs[columns].to_numpy().tolist()])) for job in jobs]
     results = run_jobs(_align_one, keyed, recipe.compute.workers, "aligning teachers")
     return {(job.student, job.arm): result for job, result in zip(jobs, results, strict=True)}
 
 
 def _align_one(keyed: tuple[_Align, str]) -> Tuned:
     job, key = keyed
-    # One seed for both arms: they differ in the pairs alone.
-    seed = stream_seed(job.recipe.seeds[0], "dpo", job.student)
-    return tuned(job.folder, key, lambda work: tune_dpo(job.recipe, job.pairs, work, seed))
+    return tuned(job.folder, key, lambda work: tune_dpo(job.recipe, job.pairs, work, _seed(job)))
+
+
+def _seed(job: _Align) -> int:
+    """Return the seed of a DPO run, the same for all arms of a student: they differ in the pairs alone."""
+    return stream_seed(job.recipe.seeds[0], "dpo", job.student)
 
 
 def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[str, str], Tuned]) -> list[dict]:
