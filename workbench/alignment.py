@@ -106,6 +106,11 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
                     f"Student {student} left no preference pair for the arm {arm} (every group tied); draft more "
                     "questions or probe on a larger preference set."
                 )
+            if arm == "random_pairs" and not own["flipped"].any():
+                raise ValueError(
+                    f"Student {student} left a single preference pair, of which no half can be flipped; draft more "
+                    "questions, or take random_pairs out of evaluation.arms."
+                )
             jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
     columns = ["prompt", "chosen", "rejected"]
