@@ -1,14 +1,74 @@
-"""The sets kept apart: a question that is, but for layout, already a seed, validation or test item is not used."""
+"""The sets kept apart: a question that is, in some disguise, already a seed, validation or test item is not used.
 
-import re
-from collections.abc import Iterable, Mapping
+Some levels say "the same question" by definition: exact, normalised, options. The others cannot, because the items of
+one task resemble each other anyway: two walks with other numbers are two items, a word problem with other numbers is a
+copy. So each of them is calibrated on the guarded sets: how alike are independent items, those of one set? Only what is
+more alike than that counts, and a level under which independent items are the same is off for the task.
 
-_LAYOUT = re.compile(r"[\W_]+")
+Near-copies are found by rapidfuzz: it compares a question with thousands of items in about a millisecond, exactly and
+the same way every time, where a MinHash index would lose short questions by chance.
+
+Ours; the threshold is a conformal one (items left out one by one), over all calibrated levels together.
+tests/benchmarks/guard_recall.py measures what is found and what is wrongly accused, task by task.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import get_args
+
+import numpy as np
+
+from workbench.likeness import MEASURES, Telling, layout, normalise, renamed, renumbered, reordered, sort_options
+from workbench.recipe import Level
+from workbench.seeding import stream
+
+LEVELS: tuple[str, ...] = get_args(Level)
+BY_DEFINITION = ("exact", "normalised", "options")
+FALSE_ALARMS = 0.02
+OFF = math.inf
+LEAST_ALIKE = {"ngram": 0.5, "near": 0.7}  # less is no copy, however little else the items of a task have in common
+COLLAPSED = 0.5  # normalising says nothing where it makes most items the same, as where brackets are the question
+MAX_REFERENCE = 1000  # so many items are enough to calibrate on; it keeps that linear in the number of items
+
+_BUT_FOR = {
+    "exact": "",
+    "normalised": " but for case, punctuation or blanks",
+    "options": " but for the order of its options",
+    "reordered": " but for the order of its words",
+    "renumbered": " but for its numbers",
+    "renamed": " but for its names and numbers",
+    "ngram": " in most of its telling n-grams",
+    "near": " in nearly all of its telling words",
+}
 
 
-def normalise(text: str) -> str:
-    """Return the text without case, punctuation and layout; text that has no letter or digit stays as it is."""
-    return _LAYOUT.sub(" ", text.casefold()).strip() or text.strip()
+def reason_of(level: str, name: str) -> str:
+    """Return how frames word an overlap with a set under `drop_reason`."""
+    return f"same as a {name} item{_BUT_FOR[level]}"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a question was found to copy.
+
+    Attributes:
+        level: The first level that found it.
+        name: Of the set.
+        item: The item's text.
+        similarity: By that level's measure, from 0 to 1.
+    """
+
+    level: str
+    name: str
+    item: str
+    similarity: float
+
+    @property
+    def reason(self) -> str:
+        """Why the question may not be used."""
+        return reason_of(self.level, self.name)
 
 
 class Guard:
@@ -16,19 +76,138 @@ class Guard:
 
     Brackets matter in some tasks (a boolean expression), so two texts that differ in punctuation alone count as one
     question here: the guard would rather drop one too many.
+
+    Args:
+        sets: The questions by set; of several sets that hold a question the first is reported.
+        levels: Those of LEVELS to use.
+        false_alarms: The share of independent questions that the calibrated levels together may take for copies,
+            estimated on the sets; with too few items (some 2 / false_alarms of one set) they are off.
+
+    Attributes:
+        thresholds: By level, the similarity above which it speaks; OFF where it cannot tell a copy from a sibling.
     """
 
-    def __init__(self, sets: Mapping[str, Iterable[str]]):
-        self._exact: dict[str, str] = {}
-        self._normalised: dict[str, str] = {}
-        for name, questions in sets.items():
-            for question in questions:
-                self._exact.setdefault(question, name)
-                self._normalised.setdefault(normalise(question), name)
+    def __init__(
+        self,
+        sets: Mapping[str, Iterable[str]],
+        levels: Collection[str] = LEVELS,
+        false_alarms: float = FALSE_ALARMS,
+    ):
+        items = [(name, question) for name, questions in sets.items() for question in dict.fromkeys(questions)]
+        self._names = np.array([name for name, _ in items], dtype=object)
+        self._texts = [question for _, question in items]
+        self._own = set(self._texts)
+        collapsed = len(set(map(normalise, self._texts))) < COLLAPSED * len(self._own)
+        plain = layout if collapsed else normalise
+        self._forms = {
+            "exact": str,
+            "normalised": plain,
+            "options": lambda text: plain(sort_options(text)),
+            "reordered": reordered,
+            "renumbered": renumbered,
+            "renamed": renamed,
+        }
+        used = [level for level in LEVELS if level in levels]
+        self._index = {level: _index(map(self._forms[level], self._texts)) for level in used if level in self._forms}
+        self.thresholds = {level: 0.0 for level in used if level in BY_DEFINITION}
+        to_calibrate = [level for level in used if level not in BY_DEFINITION]
+        reference = self._reference()
+        if to_calibrate and (len(reference) + 1) * false_alarms >= 1:
+            self._telling = Telling(self._texts)
+            self.thresholds |= self._calibrate(to_calibrate, reference, false_alarms)
+        else:
+            self.thresholds |= dict.fromkeys(to_calibrate, OFF)
 
     def overlap(self, question: str) -> str:
         """Return why a question may not be used, or "" when it may."""
-        if question in self._exact:
-            return f"same as a {self._exact[question]} item"
-        name = self._normalised.get(normalise(question))
-        return f"same as a {name} item but for case, punctuation or blanks" if name else ""
+        found = self.find(question)
+        return found.reason if found else ""
+
+    def find(self, question: str, within: Collection[str] = ()) -> Overlap | None:
+        """Return what a question copies, in all sets or in those named; None when it copies nothing."""
+        inside = np.isin(self._names, list(within)) if within else np.ones(len(self._names), dtype=bool)
+        if not inside.any():
+            return None
+        for level, threshold in self.thresholds.items():
+            if threshold < OFF:
+                scores = np.where(inside, self._scores(level, question), 0.0)
+                best = int(scores.argmax())
+                if scores[best] > threshold:
+                    return Overlap(level, str(self._names[best]), self._texts[best], float(scores[best]))
+        return None
+
+    def alone(self, level: str, question: str) -> bool | None:
+        """Return whether one level alone takes a question for a copy, None where that level is off."""
+        threshold = self.thresholds.get(level, OFF)
+        return None if threshold == OFF else bool((self._scores(level, question) > threshold).any())
+
+    def _scores(self, level: str, question: str) -> np.ndarray:
+        """Return how alike a question and each item are, shape (n_items,)."""
+        if level in MEASURES:
+            least = 2 if question in self._own else 1
+            return MEASURES[level](self._telling, question, least).round(6)
+        scores = np.zeros(len(self._texts))
+        scores[self._index[level].get(self._forms[level](question), [])] = 1.0
+        return scores
+
+    def _reference(self) -> np.ndarray:
+        """Return the items to calibrate on: of those that are the same by definition, in one set, one."""
+        same = self._forms["options"]
+        distinct = {(name, same(text)): at for at, (name, text) in enumerate(zip(self._names, self._texts))}
+        return np.array(sorted(distinct.values()), dtype=int)
+
+    def _calibrate(self, levels: list[str], reference: np.ndarray, false_alarms: float) -> dict[str, float]:
+        """Return the lowest thresholds that hardly any item passes, compared with the others of its own set.
+
+        Between the sets there may be the very leaks that are looked for. But a question is compared with all sets, so
+        the false alarms seen within them are taken to grow as the number of items does.
+        """
+        drawn = reference
+        if len(drawn) > MAX_REFERENCE:
+            drawn = np.sort(stream(0, "guard", "reference").choice(drawn, MAX_REFERENCE, replace=False))
+        highest, n_mates = np.zeros((len(drawn), len(levels))), []
+        for row, at in enumerate(drawn):
+            mates = reference[(self._names[reference] == self._names[at]) & (reference != at)]
+            n_mates.append(len(mates) + 1)
+            if len(mates):
+                highest[row] = [self._scores(level, self._texts[at])[mates].max() for level in levels]
+        grows = len(reference) / np.mean(n_mates)
+        ordered = np.sort(highest, axis=0)
+        n_measures = max(1, len(set(levels) & set(MEASURES)))
+        for k in range(int(false_alarms * (len(drawn) + 1)), 0, -1):
+            # A new item may be the highest of all by either measure: each of them costs one alarm more than was seen.
+            n_alarms = n_measures + (highest > ordered[-k]).any(axis=1).sum()
+            if n_alarms / (len(drawn) + 1) * grows <= false_alarms:
+                found = zip(levels, ordered[-k].tolist(), strict=True)
+                return {level: max(at, LEAST_ALIKE.get(level, 0.0)) if at < 1.0 else OFF for level, at in found}
+        return dict.fromkeys(levels, OFF)
+
+
+def _index(forms: Iterable[str]) -> dict[str, list[int]]:
+    index: dict[str, list[int]] = {}
+    for at, form in enumerate(forms):
+        index.setdefault(form, []).append(at)
+    return index
+
+
+@lru_cache(maxsize=32)
+def guard_for(sets: tuple[tuple[str, tuple[str, ...]], ...], levels: tuple[str, ...], false_alarms: float) -> Guard:
+    """Return the guard of these sets, calibrated once in a process."""
+    return Guard(dict(sets), levels, false_alarms)
+
+
+def copies(guard: Guard, test: Iterable[str], seen: Mapping[str, Iterable[str]]) -> dict[str, Overlap]:
+    """Return the test items that copy an item of the seen sets, or are copied by one, with what they overlap with.
+
+    Args:
+        guard: Of the test items under the name "test", and of the seen sets.
+        test: The test items.
+        seen: The other sets by name.
+    """
+    found = {question: overlap for question in test if (overlap := guard.find(question, tuple(seen)))}
+    # The words that a paraphrase brings are held against the item, not against the question: so ask both ways.
+    for name, questions in seen.items():
+        for question in questions:
+            if overlap := guard.find(question, ("test",)):
+                found.setdefault(overlap.item, Overlap(overlap.level, name, question, overlap.similarity))
+    return found
