@@ -76,7 +76,7 @@ def blanks(text: str, rng: random.Random) -> str:
 
 
 def punctuation(text: str, rng: random.Random) -> str:
-    return re.sub(r"[.,:;?!]", lambda _: rng.choice([" ;", " -", ""]), text)
+    return re.sub(r"[.,:;?!](?!\d)", lambda _: rng.choice([" ;", " -", ""]), text)
 
 
 def options(text: str, rng: random.Random) -> str:

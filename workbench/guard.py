@@ -13,7 +13,7 @@ tests/benchmarks/guard_recall.py measures what is found and what is wrongly accu
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_args
@@ -96,8 +96,7 @@ class Guard:
         items = [(name, question) for name, questions in sets.items() for question in dict.fromkeys(questions)]
         self._names = np.array([name for name, _ in items], dtype=object)
         self._texts = [question for _, question in items]
-        self._own = set(self._texts)
-        collapsed = len(set(map(normalise, self._texts))) < COLLAPSED * len(self._own)
+        collapsed = len(set(map(normalise, self._texts))) < COLLAPSED * len(set(self._texts))
         plain = layout if collapsed else normalise
         self._forms = {
             "exact": str,
@@ -123,28 +122,26 @@ class Guard:
         found = self.find(question)
         return found.reason if found else ""
 
-    def find(self, question: str, within: Collection[str] = ()) -> Overlap | None:
-        """Return what a question copies, in all sets or in those named; None when it copies nothing."""
-        inside = np.isin(self._names, list(within)) if within else np.ones(len(self._names), dtype=bool)
-        if not inside.any():
-            return None
+    def find(self, question: str) -> Overlap | None:
+        """Return what a question copies by the first level that says so, the most alike; None when nothing."""
+        return next(self.matches(question), None)
+
+    def matches(self, question: str) -> Iterator[Overlap]:
+        """Yield everything that a question copies, level by level, the most alike first."""
         for level, threshold in self.thresholds.items():
             if threshold < OFF:
-                scores = np.where(inside, self._scores(level, question), 0.0)
-                best = int(scores.argmax())
-                if scores[best] > threshold:
-                    return Overlap(level, str(self._names[best]), self._texts[best], float(scores[best]))
-        return None
+                scores = self._scores(level, question)
+                for at in np.argsort(-scores, kind="stable")[: (scores > threshold).sum()]:
+                    yield Overlap(level, str(self._names[at]), self._texts[at], float(scores[at]))
 
     def alone(self, level: str, question: str) -> bool | None:
         """Return whether one level alone takes a question for a copy, None where that level is off."""
         threshold = self.thresholds.get(level, OFF)
         return None if threshold == OFF else bool((self._scores(level, question) > threshold).any())
 
-    def _scores(self, level: str, question: str) -> np.ndarray:
-        """Return how alike a question and each item are, shape (n_items,)."""
+    def _scores(self, level: str, question: str, least: int = 1) -> np.ndarray:
+        """Return how alike a question and each item are, shape (n_items,); least as in Telling."""
         if level in MEASURES:
-            least = 2 if question in self._own else 1
             return MEASURES[level](self._telling, question, least).round(6)
         scores = np.zeros(len(self._texts))
         scores[self._index[level].get(self._forms[level](question), [])] = 1.0
@@ -170,7 +167,7 @@ class Guard:
             mates = reference[(self._names[reference] == self._names[at]) & (reference != at)]
             n_mates.append(len(mates) + 1)
             if len(mates):
-                highest[row] = [self._scores(level, self._texts[at])[mates].max() for level in levels]
+                highest[row] = [self._scores(level, self._texts[at], least=2)[mates].max() for level in levels]
         grows = len(reference) / np.mean(n_mates)
         ordered = np.sort(highest, axis=0)
         n_measures = max(1, len(set(levels) & set(MEASURES)))
@@ -196,18 +193,16 @@ def guard_for(sets: tuple[tuple[str, tuple[str, ...]], ...], levels: tuple[str, 
     return Guard(dict(sets), levels, false_alarms)
 
 
-def copies(guard: Guard, test: Iterable[str], seen: Mapping[str, Iterable[str]]) -> dict[str, Overlap]:
-    """Return the test items that copy an item of the seen sets, or are copied by one, with what they overlap with.
+def copies(test: Guard, seen: Mapping[str, Iterable[str]]) -> dict[str, Overlap]:
+    """Return the test items that the sets seen before hold, each with the copy that is there.
 
     Args:
-        guard: Of the test items under the name "test", and of the seen sets.
-        test: The test items.
+        test: The guard of the test items alone, so that words which only a copy has are unknown to it.
         seen: The other sets by name.
     """
-    found = {question: overlap for question in test if (overlap := guard.find(question, tuple(seen)))}
-    # The words that a paraphrase brings are held against the item, not against the question: so ask both ways.
+    found: dict[str, Overlap] = {}
     for name, questions in seen.items():
         for question in questions:
-            if overlap := guard.find(question, ("test",)):
-                found.setdefault(overlap.item, Overlap(overlap.level, name, question, overlap.similarity))
+            for one in test.matches(question):
+                found.setdefault(one.item, Overlap(one.level, name, question, one.similarity))
     return found

@@ -131,9 +131,8 @@ def all_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
 
 def copied_items(recipe: Recipe, task: Task) -> dict[str, Overlap]:
     """Return the test questions that copy a seed or validation item, with what they copy."""
-    items, _ = all_test_items(recipe, task)
-    seen = {name: getattr(task, name)["question"] for name in SEEN}
-    return copies(guard_of_sets(recipe, {"test": items["question"], **seen}), items["question"], seen)
+    guard = guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]})
+    return copies(guard, {name: getattr(task, name)["question"] for name in SEEN})
 
 
 def guard_of_sets(recipe: Recipe, sets: dict[str, pd.Series]) -> Guard:

@@ -53,8 +53,8 @@ def refuse_copies(recipe: Recipe, task: Task, written: list[Written]) -> None:
     if found and recipe.guard.test_overlap == "refuse":
         first = "; ".join(f"{one.question[:60]!r}: {one.drop_reason}" for one in found[:3])
         raise ValueError(
-            f"{len(found)} of {len(written)} questions written of {task.name} copy a test item ({first}); begin another "
-            "run with guard.test_overlap=remove, which drops them and reuses all that was written so far."
+            f"{len(found)} of {len(written)} questions written of {task.name} copy a test item ({first}); begin "
+            "another run with guard.test_overlap=remove, which drops them and reuses all that was written so far."
         )
 
 
