@@ -114,7 +114,7 @@ def test_honest_items_are_seldom_accused(guards):
     n_accused = n_asked = 0
     for task in TASKS:
         rng = stream(7, "honest", task)
-        plain = Guard({"test": guards[task]._texts}, levels=("exact", "normalised", "options"))
+        plain = Guard({"test": guards[task].questions}, levels=("exact", "normalised", "options"))
         new = [write(task, rng, TEST_SIZES[task]) for _ in range(250)]
         new = [question for question in new if not plain.overlap(question)]
         n_asked += len(new)
@@ -145,15 +145,25 @@ def test_leaks_between_the_sets_are_found(sets):
     test, rng = sets["object_counting"], stream(8, "honest")
     honest = [write("object_counting", rng, TEST_SIZES["object_counting"]) for _ in range(60)]
     leaked = [*planted(test[:30], "paraphrase"), *planted(test[30:90], "numbers")[:30]]
-    found = copies(Guard({"test": test}), {"seeds": honest[:3], "validation": honest[3:] + leaked})
+    seen = {"seeds": Guard({"": honest[:3]}), "validation": Guard({"": honest[3:] + leaked})}
+    found = copies(Guard({"test": test}), seen)
     assert len({one.item for one in found.values()} & set(leaked)) >= 0.95 * len(leaked)
     assert len({one.item for one in found.values()} & set(honest)) <= 2 and set(found) <= set(test)
     assert {one.name for one in found.values() if one.item in leaked} == {"validation"}
 
 
+def test_sets_from_other_hands_are_no_copies_for_being_alike(sets):
+    """Short walks resemble each other more than those of a test set do; that alone makes them no copies."""
+    rng = stream(9, "short")
+    short = list(dict.fromkeys(write("navigate", rng, (2, 4)) for _ in range(150)))
+    test, seen = Guard({"test": sets["navigate"][:150]}), Guard({"validation": short})
+    accused = {one.item for one in copies(test, {"validation": seen}).values() if one.level in LEVELS[3:]}
+    assert len(accused) <= 3 < sum(one.level in LEVELS[3:] for one in filter(None, map(test.find, short)))
+
+
 def test_every_copy_of_an_item_is_found():
     guard = Guard({"test": ["One pear?", "one PEAR", "Two figs?"]})
-    assert set(copies(guard, {"validation": ["one pear"]})) == {"One pear?", "one PEAR"}
+    assert set(copies(guard, {"validation": Guard({"": ["one pear"]})})) == {"One pear?", "one PEAR"}
 
 
 def test_the_order_of_the_items_does_not_matter(sets, guards):

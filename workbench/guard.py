@@ -16,6 +16,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
@@ -81,9 +82,11 @@ class Guard:
         sets: The questions by set; of several sets that hold a question the first is reported.
         levels: Those of LEVELS to use.
         false_alarms: The share of independent questions that the calibrated levels together may take for copies,
-            estimated on the sets; with too few items (some 2 / false_alarms of one set) they are off.
+            estimated on the sets; with fewer than 2 / false_alarms items they are off.
 
     Attributes:
+        questions: Those it guards.
+        calibrated: Whether there were items enough to calibrate on.
         thresholds: By level, the similarity above which it speaks; OFF where it cannot tell a copy from a sibling.
     """
 
@@ -95,8 +98,8 @@ class Guard:
     ):
         items = [(name, question) for name, questions in sets.items() for question in dict.fromkeys(questions)]
         self._names = np.array([name for name, _ in items], dtype=object)
-        self._texts = [question for _, question in items]
-        collapsed = len(set(map(normalise, self._texts))) < COLLAPSED * len(set(self._texts))
+        self.questions = [question for _, question in items]
+        collapsed = len(set(map(normalise, self.questions))) < COLLAPSED * len(set(self.questions))
         plain = layout if collapsed else normalise
         self._forms = {
             "exact": str,
@@ -107,12 +110,13 @@ class Guard:
             "renamed": renamed,
         }
         used = [level for level in LEVELS if level in levels]
-        self._index = {level: _index(map(self._forms[level], self._texts)) for level in used if level in self._forms}
+        self._index = {level: _index(map(self._forms[level], self.questions)) for level in used if level in self._forms}
         self.thresholds = {level: 0.0 for level in used if level in BY_DEFINITION}
         to_calibrate = [level for level in used if level not in BY_DEFINITION]
         reference = self._reference()
-        if to_calibrate and (len(reference) + 1) * false_alarms >= 1:
-            self._telling = Telling(self._texts)
+        self.calibrated = len(reference) * false_alarms >= len(MEASURES)
+        if self.calibrated and to_calibrate:
+            self._telling = Telling(self.questions)
             self.thresholds |= self._calibrate(to_calibrate, reference, false_alarms)
         else:
             self.thresholds |= dict.fromkeys(to_calibrate, OFF)
@@ -126,13 +130,19 @@ class Guard:
         """Return what a question copies by the first level that says so, the most alike; None when nothing."""
         return next(self.matches(question), None)
 
-    def matches(self, question: str) -> Iterator[Overlap]:
-        """Yield everything that a question copies, level by level, the most alike first."""
-        for level, threshold in self.thresholds.items():
+    def matches(self, question: str, at_least: Mapping[str, float] = MappingProxyType({})) -> Iterator[Overlap]:
+        """Yield everything that a question copies, level by level, the most alike first.
+
+        Args:
+            question: What may be a copy.
+            at_least: Thresholds by level that count where they are higher than the guard's own.
+        """
+        for level, own in self.thresholds.items():
+            threshold = max(own, at_least.get(level, own))
             if threshold < OFF:
                 scores = self._scores(level, question)
                 for at in np.argsort(-scores, kind="stable")[: (scores > threshold).sum()]:
-                    yield Overlap(level, str(self._names[at]), self._texts[at], float(scores[at]))
+                    yield Overlap(level, str(self._names[at]), self.questions[at], float(scores[at]))
 
     def alone(self, level: str, question: str) -> bool | None:
         """Return whether one level alone takes a question for a copy, None where that level is off."""
@@ -143,14 +153,14 @@ class Guard:
         """Return how alike a question and each item are, shape (n_items,); least as in Telling."""
         if level in MEASURES:
             return MEASURES[level](self._telling, question, least).round(6)
-        scores = np.zeros(len(self._texts))
+        scores = np.zeros(len(self.questions))
         scores[self._index[level].get(self._forms[level](question), [])] = 1.0
         return scores
 
     def _reference(self) -> np.ndarray:
         """Return the items to calibrate on: of those that are the same by definition, in one set, one."""
         same = self._forms["options"]
-        distinct = {(name, same(text)): at for at, (name, text) in enumerate(zip(self._names, self._texts))}
+        distinct = {(name, same(text)): at for at, (name, text) in enumerate(zip(self._names, self.questions))}
         return np.array(sorted(distinct.values()), dtype=int)
 
     def _calibrate(self, levels: list[str], reference: np.ndarray, false_alarms: float) -> dict[str, float]:
@@ -167,13 +177,12 @@ class Guard:
             mates = reference[(self._names[reference] == self._names[at]) & (reference != at)]
             n_mates.append(len(mates) + 1)
             if len(mates):
-                highest[row] = [self._scores(level, self._texts[at], least=2)[mates].max() for level in levels]
+                highest[row] = [self._scores(level, self.questions[at], least=2)[mates].max() for level in levels]
         grows = len(reference) / np.mean(n_mates)
         ordered = np.sort(highest, axis=0)
-        n_measures = max(1, len(set(levels) & set(MEASURES)))
         for k in range(int(false_alarms * (len(drawn) + 1)), 0, -1):
             # A new item may be the highest of all by either measure: each of them costs one alarm more than was seen.
-            n_alarms = n_measures + (highest > ordered[-k]).any(axis=1).sum()
+            n_alarms = len(MEASURES) + (highest > ordered[-k]).any(axis=1).sum()
             if n_alarms / (len(drawn) + 1) * grows <= false_alarms:
                 found = zip(levels, ordered[-k].tolist(), strict=True)
                 return {level: max(at, LEAST_ALIKE.get(level, 0.0)) if at < 1.0 else OFF for level, at in found}
@@ -193,16 +202,19 @@ def guard_for(sets: tuple[tuple[str, tuple[str, ...]], ...], levels: tuple[str, 
     return Guard(dict(sets), levels, false_alarms)
 
 
-def copies(test: Guard, seen: Mapping[str, Iterable[str]]) -> dict[str, Overlap]:
-    """Return the test items that the sets seen before hold, each with the copy that is there.
+def copies(test: Guard, seen: Mapping[str, Guard]) -> dict[str, Overlap]:
+    """Return the test items that sets seen before hold, each with the copy that is there.
+
+    Where the items of the other set are more alike among themselves than those of the test set, that is what a copy
+    must exceed: the sets may come from different hands.
 
     Args:
         test: The guard of the test items alone, so that words which only a copy has are unknown to it.
-        seen: The other sets by name.
+        seen: The guards of the other sets, each alone, by name.
     """
     found: dict[str, Overlap] = {}
-    for name, questions in seen.items():
-        for question in questions:
-            for one in test.matches(question):
+    for name, other in seen.items():
+        for question in other.questions:
+            for one in test.matches(question, other.thresholds if other.calibrated else {}):
                 found.setdefault(one.item, Overlap(one.level, name, question, one.similarity))
     return found

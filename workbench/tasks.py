@@ -132,7 +132,7 @@ def all_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
 def copied_items(recipe: Recipe, task: Task) -> dict[str, Overlap]:
     """Return the test questions that copy a seed or validation item, with what they copy."""
     guard = guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]})
-    return copies(guard, {name: getattr(task, name)["question"] for name in SEEN})
+    return copies(guard, {name: guard_of_sets(recipe, {name: getattr(task, name)["question"]}) for name in SEEN})
 
 
 def guard_of_sets(recipe: Recipe, sets: dict[str, pd.Series]) -> Guard:
