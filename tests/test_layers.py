@@ -8,8 +8,9 @@ from conftest import PROJECT
 
 FLOORS = {
     0: "records recipe recipe_faults seeding",
-    1: "items store tasks guard prompts models engines pool writing asking tuning",
-    2: "drafting signals signals.icl signals.irt pairs arms alignment training evaluation inference verdict trials",
+    1: "items store tasks guard likeness prompts models engines pool writing asking tuning",
+    2: "drafting signals signals.icl signals.irt pairs arms alignment training evaluation inference verdict overlap "
+    "trials",
     3: "figures",
     4: "__main__ notebook headless report plan doctor trace summary ablations validity",
 }

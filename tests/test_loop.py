@@ -1,6 +1,7 @@
 """The whole loop on models built here: killed and resumed, reused, its arms matched, and met by faults."""
 
 import contextlib
+import json
 import multiprocessing
 import resource
 import shutil
@@ -20,7 +21,7 @@ from workbench.guard import normalise
 from workbench.models import ModelError, load
 from workbench.pool import JobError
 from workbench.recipe import RecipeError, load_recipe
-from workbench.store import StoreError, fingerprint, open_run
+from workbench.store import Run, StoreError, fingerprint, open_run
 from workbench.summary import markdown, summarise
 from workbench.tasks import TaskError, load_tasks
 from workbench.writing import answer_questions
@@ -215,7 +216,11 @@ def test_the_verdict_speaks_of_what_was_run(run):
     zero_shot = predictions[predictions["shots"] == 0]
     for arm, said in verdict["arms"].items():
         assert said["accuracy"] == pytest.approx(zero_shot[zero_shot["arm"] == arm]["correct"].mean())
-    assert verdict["test_set"]["times_opened"] == 1
+    assert verdict["test_set"]["times_opened"] == 1 and "opened once" in verdict["test_set"]["note"]
+    assert verdict["overlap"]["false_alarms"] == run.recipe.guard.false_alarms
+    n_dropped = read(run, "drafting", "questions")["drop_reason"].str.startswith("same as").sum()
+    found = [row["n"] for row in verdict["overlap"]["found"] if row["items"] == "drafted questions"]
+    assert sum(found) == n_dropped and set(verdict["overlap"]["off"]) == set(TASKS)
     counts = predictions.groupby(["arm", "seed", "shots", "task"]).size()
     assert counts.eq(8).all() and len(counts) == (1 + 3 * 2) * 2 * 2
 
@@ -235,6 +240,28 @@ def test_the_summary_says_what_the_frames_hold(run):
     )
     assert row["low_random"] == against["random_pairs"]["low"]
     assert markdown(table).count("\n") == 2 and "| pupil |" in markdown(table)
+
+
+def test_the_ledger_counts_every_recipe_that_looks_at_the_items(copy):
+    """Another decision rule, other items of the same files, or one of the tasks alone: each is one more look."""
+    seen = [json.loads((copy.path / "verdict.json").read_text())["test_set"]["times_opened"]]
+    changes = [{"margin": 0.1}, {"margin": 0.1}, {"n_items": 7}]
+    for change in changes:
+        evaluation = copy.recipe.evaluation.model_copy(update=change)
+        again = Run("loop", copy.path, copy.recipe.model_copy(update={"evaluation": evaluation}))
+        compute("evaluation", again)
+        verdict = json.loads((copy.path / "verdict.json").read_text())
+        seen.append(verdict["test_set"]["times_opened"])
+    assert seen == [1, 2, 2, 3]
+    assert "opened 3 times" in verdict["test_set"]["note"] and verdict["test_set"]["note"] in verdict["warnings"]
+
+
+def test_another_guard_is_another_run(copy):
+    guard = copy.recipe.guard.model_copy(update={"levels": ["exact"]})
+    again = Run("loop", copy.path, copy.recipe.model_copy(update={"guard": guard}))
+    compute("drafting", again)
+    with pytest.raises(StoreError, match="alignment|probing"):
+        compute("evaluation", again)
 
 
 def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):

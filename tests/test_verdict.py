@@ -328,7 +328,7 @@ def test_warnings():
     )
     text = " ".join(result["warnings"])
     assert result["warnings"][0] == "a stage said so."
-    assert "opened 4 times" in text and "differ in steps: 20 to 30" in text
+    assert "opened 4 times, each time with another recipe" in text and "differ in steps: 20 to 30" in text
     spoilt = predictions(0.2)
     spoilt.loc[spoilt["arm"] == "base", "parsed"] = False
     alone = verdict.verdict(spoilt, SETTINGS, recipe="r", run="x", models="pocket", student="ada")

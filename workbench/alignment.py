@@ -25,7 +25,7 @@ from workbench.seeding import stream_seed
 from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import Task, load_tasks
 from workbench.tuning import Tuned, tune_dpo, tuned
-from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
+from workbench.writing import guard_of, refuse_copies, seed_pairs, write_questions, write_rationales
 
 VERSION = 2
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
@@ -68,7 +68,7 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
     teacher = fingerprint_model(resolve(recipe.models.teacher))
     parents = {name: stage.run.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
     sections = recipe.section_json(
-        "pairs", "alignment", "tailoring", "drafting", "models.dtype", "seeds", "evaluation.arms"
+        "pairs", "alignment", "tailoring", "drafting", "models.dtype", "seeds", "evaluation.arms", "guard"
     )
     mark = stage.fingerprint({"version": VERSION, "recipe": sections, "teacher": teacher, **parents})
     names = ("pairs", "curve", "examples")
@@ -163,6 +163,7 @@ def _write_one(job: _Write) -> list[dict]:
         items,
         guard_of(recipe, task),
     )
+    refuse_copies(recipe, task, written)
     kept = [one for one in written if not one.drop_reason]
     asked = [
         (prompts.naive_prompt(task.description, one.question), f"tailored/{task.name}/{text_id(one.question)}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only")
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
+Level = Literal["exact", "normalised", "options", "reordered", "renumbered", "renamed", "ngram", "near"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -60,6 +61,23 @@ class Tasks(Section):
     @model_validator(mode="after")
     def _distinct(self):
         _require_distinct("names", self.names)
+        return self
+
+
+class Guarding(Section):
+    """How the sets are kept apart; false_alarms is the share of independent items that may be taken for copies.
+
+    What teachers write is dropped when it copies any set. Fixed test items that copy a seed or validation item, and
+    written questions that copy a test item, are removed and reported, or the run is refused.
+    """
+
+    levels: Annotated[list[Level], Field(min_length=1)] = list(get_args(Level))
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    test_overlap: Literal["remove", "refuse"] = "remove"
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        _require_distinct("levels", self.levels)
         return self
 
 
@@ -192,6 +210,7 @@ class Recipe(Section):
     seeds: Annotated[list[CountOrZero], Field(min_length=2)]
     models: Models
     tasks: Tasks
+    guard: Guarding = Guarding()
     drafting: Drafting
     preference_set: PreferenceSet = PreferenceSet()
     pairs: Pairs = Pairs()

@@ -257,10 +257,7 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: di
     if primary["n_seeds"] < 5:
         said.append(f"{primary['n_seeds']} seeds: a reported run uses five or more, and the intervals are wide for it.")
     if test_set.get("times_opened", 1) > 1:
-        said.append(
-            f"The test set has been opened {test_set['times_opened']} times; "
-            "choices made after the first look are not in the intervals."
-        )
+        said.append(opened_in_words(test_set["times_opened"]))
     trained = {arm: row for arm, row in arms.items() if row["steps"]}
     for column, allowed in (("steps", 0.0), ("training_tokens", 0.02)):
         values = [row[column] for row in trained.values()]
@@ -269,6 +266,17 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: di
     unread = 1.0 - predictions.groupby("arm")["parsed"].mean()
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
+
+
+def opened_in_words(times: int) -> str:
+    """Return what it means that a test set was opened so many times, this look included."""
+    if times == 1:
+        return "The test set was opened once, by this run: nothing can have been chosen by an earlier result on it."
+    return (
+        f"The test set has been opened {times} times, each time with another recipe, other models or other code; "
+        "whatever was chosen after an earlier look (a setting, or which run to report) may suit these items by chance, "
+        "and neither the intervals nor the p-values allow for that: confirm it on items that nobody has looked at."
+    )
 
 
 def _rounded(value: object) -> object:
