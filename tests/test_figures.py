@@ -54,9 +54,9 @@ def pairs_frame(drafts, signals):
             best, worst = group.loc[group["value"].idxmax()], group.loc[group["value"].idxmin()]
             gap = best["value"] - worst["value"]
             row = (f"p{len(rows)}", student, kind, TASKS[0], EVIL, EVIL, EVIL, best["draft_id"], worst["draft_id"])
-            rows.append((*row, best["value"], worst["value"], gap, False))
+            rows.append((*row, best["value"], worst["value"], gap, 0.5 + gap / 2, False))
     columns = "pair_id student kind task prompt chosen rejected chosen_id rejected_id "
-    columns += "score_chosen score_rejected score_gap flipped"
+    columns += "score_chosen score_rejected score_gap p_chosen flipped"
     return pd.DataFrame(rows, columns=columns.split())
 
 
@@ -140,7 +140,7 @@ def all_figures():
         "preference_scores": figures.preference_scores(signals, drafts, "ada"),
         "technique_heatmap": figures.technique_heatmap(signals, drafts),
         "probe_roc": figures.probe_roc(signals, drafts, STUDENTS),
-        "pair_decidedness": figures.pair_decidedness(pairs_frame(drafts, signals), signals),
+        "pair_decidedness": figures.pair_decidedness(pairs_frame(drafts, signals)),
         "reward_margins": figures.reward_margins(curve_frame()),
         "training_curves": figures.training_curves(curve_frame()),
         "style_shift": figures.style_shift(examples_frame()),
@@ -196,25 +196,15 @@ def test_sentences_say_what_was_planted(all_figures):
     assert "tailored" in said["reward_margins"] and "random pairs" in said["reward_margins"]
 
 
-def test_decidedness_by_hand():
-    signals = pd.DataFrame(
-        [
-            ("a", "rationale", "ada", 0.7, 0.03, 40),
-            ("b", "rationale", "ada", 0.6, 0.04, 40),
-            ("c", "rationale", "ada", 0.0, 0.0, 40),
-        ],
-        columns=["draft_id", "item_kind", "student", "value", "stderr", "n"],
-    )
+def test_decidedness_reads_the_probability_of_unflipped_pairs():
     pairs = pd.DataFrame(
-        [("p", "ada", "rationale", "t", "a", "b", 0.1, False), ("q", "ada", "rationale", "t", "a", "c", 0.7, False)],
-        columns=["pair_id", "student", "kind", "task", "chosen_id", "rejected_id", "score_gap", "flipped"],
-    )
-    table = figures.decidedness(pairs, signals)
-    smoothed = (1 / 42 * 41 / 42 / 40) ** 0.5
-    assert table["stderr"].tolist() == pytest.approx([0.05, (0.03**2 + smoothed**2) ** 0.5])
-    assert table["z"].iloc[0] == pytest.approx(2.0) and table["decided"].all()
-    with pytest.raises(figures.FigureError, match="'q' has no score"):
-        figures.decidedness(pairs, signals[signals["draft_id"] != "c"])
+        [("p", 0.95, False), ("q", 0.94, False), ("r", 0.01, True)], columns=["pair_id", "p_chosen", "flipped"]
+    ).assign(student="ada", kind="rationale", task="t", score_gap=0.1)
+    table = figures.decidedness(pairs)
+    assert table["pair_id"].tolist() == ["p", "q"] and table["decided"].tolist() == [True, False]
+    assert "50 % of 2 rationale pairs" in figures.sentence(figures.pair_decidedness(pairs))
+    with pytest.raises(figures.FigureError, match="'q' has no p_chosen"):
+        figures.decidedness(pairs.assign(p_chosen=[0.9, float("nan"), 0.1]))
 
 
 def test_auc_by_hand_and_covers():

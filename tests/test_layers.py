@@ -9,11 +9,12 @@ from conftest import PROJECT
 FLOORS = {
     0: "records recipe recipe_faults seeding",
     1: "items store tasks guard prompts models engines pool writing asking tuning",
-    2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict",
+    2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict simulation "
+    "calibration decidedness reproduction",
     3: "figures",
     4: "__main__ notebook headless report plan doctor trace",
 }
-# What a run folder calls a stage; pairs, irt, inference and verdict are what stages are made of.
+# What a run folder calls a stage; pairs, irt, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}
 # The pocket classroom and the table of contents stand beside the floors: anything below the surface is theirs to use.
 BESIDE = ("pocket", "__init__")

@@ -1,4 +1,4 @@
-"""The command line: run, runs, plan, trace, doctor."""
+"""The command line: run, runs, plan, calibrate, halves, trace, doctor."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 DONE, FAILED, REFUSED = 0, 1, 2
+FIRST = "arte-demo"
 STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 EXAMPLES = """examples:
   workbench run arte-demo --name demo            the whole loop on the models the project ships, in minutes
@@ -15,6 +16,9 @@ EXAMPLES = """examples:
   workbench run arte-demo --name demo --from training   do training and evaluation again
   workbench runs                                 one row a run
   workbench plan arte-paper                      what the paper's own numbers would cost
+  workbench plan arte --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
+  workbench calibrate demo                       how often the verdict errs, at the spread seen in demo
+  workbench halves demo                          do new questions confirm the pairs of demo?
   workbench trace demo 3fa9c1                    where a training row came from
 """
 RUN_HELP = """Run the notebooks of a recipe without anybody watching.
@@ -54,6 +58,11 @@ def parser() -> argparse.ArgumentParser:
         description="Say what a recipe will cost, without running it.",
     )
     _takes_recipe(plan)
+    plan.add_argument(
+        "--detect", type=share, default=0.0, metavar="D", help="difference wanted, as a share (default: the margin)"
+    )
+    plan.add_argument("--run", default="", metavar="RUN", help="take the spread over seeds and items from this run")
+    _takes_a_look_back(commands, plain)
     trace = commands.add_parser(
         "trace",
         help="follow a row back to its drafts and probes, or a draft on to its rows",
@@ -67,12 +76,54 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _takes_a_look_back(commands, plain: dict) -> None:
+    """Add the commands that ask how far a run can be trusted."""
+    calibrate = commands.add_parser(
+        "calibrate",
+        **plain,
+        help="simulate how often a recipe's verdict errs",
+        description="Simulate whole runs of a recipe and say how often each decision is reached at known differences.",
+    )
+    calibrate.add_argument(
+        "name", nargs="?", default="", metavar="RUN", help="finished run that gives the spread and the recipe"
+    )
+    calibrate.add_argument("--recipe", default="", help=f"decide as this recipe says (default: RUN's, or {FIRST})")
+    calibrate.add_argument("--repeats", type=count, default=2000, metavar="N", help="runs a row (default 2000)")
+    _takes_parameters(calibrate)
+    halves = commands.add_parser(
+        "halves",
+        **plain,
+        help="say how often new preference questions confirm a run's pairs",
+        description="Form pairs from one half of a run's preference set and see whether the other half agrees.",
+    )
+    halves.add_argument("name", metavar="RUN", help="name of the run")
+    halves.add_argument("--splits", type=count, default=50, metavar="N", help="random halves (default 50)")
+
+
 def _stages() -> str:
     return ", ".join(STAGES)
 
 
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
+    _takes_parameters(command)
+
+
+def share(text: str) -> float:
+    """Return a number between 0 and 1."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1 (0.05 is five points), got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """Return a whole number of 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def _takes_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-p",
         "--parameter",
@@ -87,7 +138,8 @@ def _takes_recipe(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
-    commands = {"run": _run, "runs": _runs, "plan": _plan, "trace": _trace, "doctor": _doctor}
+    commands = {"run": _run, "runs": _runs, "plan": _plan, "calibrate": _calibrate, "halves": _halves}
+    commands |= {"trace": _trace, "doctor": _doctor}
     # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
     from workbench.recipe import RecipeError
 
@@ -157,7 +209,33 @@ def _plan(given: argparse.Namespace) -> int:
     from workbench.plan import in_words
     from workbench.recipe import load_recipe
 
-    print(in_words(load_recipe(given.recipe, dict(given.parameter))))
+    print(in_words(load_recipe(given.recipe, dict(given.parameter)), given.run, given.detect))
+    return DONE
+
+
+def _calibrate(given: argparse.Namespace) -> int:
+    from workbench.calibration import calibrate, in_words
+    from workbench.plan import world_of
+    from workbench.recipe import load_recipe
+    from workbench.simulation import design_of
+    from workbench.store import open_run
+
+    of_run = str(open_run(given.name).path / "recipe.yaml") if given.name else FIRST
+    design = design_of(load_recipe(given.recipe or of_run, dict(given.parameter)))
+    world = world_of(given.name, design)
+    print(in_words(calibrate(world, design, given.repeats), world, design))
+    return DONE
+
+
+def _halves(given: argparse.Namespace) -> int:
+    from workbench.reproduction import in_words
+    from workbench.store import open_run
+
+    work = open_run(given.name)
+    probing = work.stage("probing")
+    drafts = work.stage("drafting").read("drafts")
+    frames = (probing.read("probes"), drafts, probing.read("preference_set"))
+    print(in_words(*frames, given.splits, work.recipe.pairs.quantile))
     return DONE
 
 

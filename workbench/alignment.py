@@ -26,7 +26,7 @@ from workbench.tasks import Task, load_tasks
 from workbench.tuning import Tuned, tune_dpo, tuned
 from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
 
-VERSION = 1
+VERSION = 2
 ALIGNED_ARMS = ("tailored", "random_pairs")
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
 
@@ -75,8 +75,8 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
-    drafts = drafting.read("drafts")
-    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, probing.read("signals"))
+    drafted = drafting.read("questions"), drafting.read("drafts")
+    pairs, counts = build_pairs(recipe, tasks, *drafted, probing.read("signals"), probing.read("probes"))
     aligned = _align_teachers(recipe, stage, pairs, teacher)
     examples = _write_examples(recipe, tasks, aligned)
     curve = [
@@ -102,8 +102,8 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair (every group tied); draft more questions or probe on "
-                    "a larger preference set."
+                    f"Student {student} left no preference pair (every group tied or dropped); lower pairs.min_gap and "
+                    "pairs.min_probability, draft more questions or probe on a larger preference set."
                 )
             jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
