@@ -25,8 +25,8 @@ from workbench.inference import (
     spread,
     wilson,
 )
-from workbench.simulation import Design, Simulated, World, simulate
-from workbench.verdict import BASE_SEED, VerdictError, verdict
+from workbench.simulation import Design, Simulated, World, predictions_of, simulate
+from workbench.verdict import VerdictError, verdict
 
 SHORT = {BETTER: "better", WORSE: "worse", SAME: "no difference", UNDECIDED: "undecided"}
 CHUNK = 1_000_000  # answers simulated at once
@@ -87,13 +87,6 @@ def _per_task(table: np.ndarray, design: Design) -> list[list[str]]:
 
 def verdict_on(run: Simulated, design: Design, repeat: int) -> tuple[list[str], list[str]]:
     """Pass one simulated run through the verdict itself; return the decisions of its comparisons and of its tasks."""
-    frames = []
-    for (arm, shots), table in run.answers.items():
-        seeds = [BASE_SEED] if arm == "base" else range(table.shape[1])
-        for seed, row in zip(seeds, table[repeat], strict=True):
-            cells = {"student": "s", "arm": arm, "seed": seed, "shots": shots, "task": design.columns}
-            items = [f"{n:06}" for n in range(len(row))]
-            frames.append(pd.DataFrame(cells | {"item_id": items, "parsed": True, "correct": row}))
     settings = {
         "arms": list(design.arms),
         "shots": list(design.shots),
@@ -101,7 +94,7 @@ def verdict_on(run: Simulated, design: Design, repeat: int) -> tuple[list[str], 
         "alpha": design.alpha,
         "primary": {"a": design.a, "b": design.b, "shots": design.shots[0]},
     }
-    result = verdict(pd.concat(frames), settings, recipe="", run="", models="", student="s")
+    result = verdict(predictions_of(run, design, repeat), settings, recipe="", run="", models="", student="s")
     tasks = {row["task"]: row["decision"] for row in result["per_task"]}
     return [row["decision"] for row in result["comparisons"]], [tasks[name] for name in design.tasks]
 

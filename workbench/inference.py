@@ -29,7 +29,7 @@ from scipy import optimize, stats
 BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference larger than the margin", "undecided"
 N_FLIPS = 10_000
 POWER = 0.8
-N_QUANTILES = 50  # of the seeds' mean square, where a chance is worked out
+N_QUANTILES = 20  # of the seeds' mean square, where a chance is worked out
 MAX_SEEDS, MAX_ITEMS = 200, 100_000
 
 

@@ -63,7 +63,7 @@ def sheets(probes: pd.DataFrame, drafts: pd.DataFrame, preference_set: pd.DataFr
 
 def _rationale_pairs(right: np.ndarray, used: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the questions whose drafts differ, and outcomes of the best minus the worst, shape (pairs, items)."""
-    scores = np.nanmean(right[:, :, used], axis=2)
+    scores = right[:, :, used].mean(axis=2)
     # A tie is broken at random: steps of a score are much larger.
     scores = scores + 1e-9 * rng.random(scores.shape)
     rows = np.arange(len(scores))

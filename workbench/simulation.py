@@ -18,7 +18,7 @@ from scipy import optimize, stats
 
 from workbench.inference import MAX_ITEMS, POWER, Spread, chance_of_better, spread
 from workbench.recipe import Recipe
-from workbench.verdict import VerdictError, answers
+from workbench.verdict import BASE_SEED, VerdictError, answers
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 
@@ -193,6 +193,18 @@ def simulate(
             threshold = stats.norm.ppf(above if arm == design.a else level).repeat(design.n_items)
             made[arm, shots] = own + left * draw(*own.shape[:2], n) + threshold.astype(np.float32) > 0
     return Simulated(made, gaps[design.shots[0]])
+
+
+def predictions_of(run: Simulated, design: Design, repeat: int) -> pd.DataFrame:
+    """Return one simulated run as predictions, as its schema in records describes them but for the answers' texts."""
+    frames = []
+    for (arm, shots), table in run.answers.items():
+        seeds = [BASE_SEED] if arm == "base" else range(table.shape[1])
+        for seed, row in zip(seeds, table[repeat], strict=True):
+            cells = {"student": "s", "arm": arm, "seed": seed, "shots": shots, "task": design.columns}
+            items = [f"{n:06}" for n in range(len(row))]
+            frames.append(pd.DataFrame(cells | {"item_id": items, "answer": "", "parsed": True, "correct": row}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def detectable(world: World, design: Design) -> float | None:
