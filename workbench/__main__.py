@@ -233,8 +233,7 @@ def _halves(given: argparse.Namespace) -> int:
 
     work = open_run(given.name)
     probing = work.stage("probing")
-    drafts = work.stage("drafting").read("drafts")
-    frames = (probing.read("probes"), drafts, probing.read("preference_set"))
+    frames = (probing.read("probes"), work.stage("drafting").read("drafts"), probing.read("preference_set"))
     print(in_words(*frames, given.splits, work.recipe.pairs.quantile))
     return DONE
 

@@ -237,6 +237,5 @@ def detection_in_words(world: World, design: Design, wanted: float) -> str:
     counts = sorted({3, 5, 8, 12, design.n_seeds})
     needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
     ways = "; ".join(f"{n} seeds: {f'{k:,} items a task' if k else 'no number of items'}" for n, k in needs.items())
-    return "\n".join(
-        [textwrap.fill(first, 100), textwrap.fill(f"A difference of {100 * wanted:g} points needs {ways}.")]
-    )
+    second = f"A difference of {100 * wanted:g} points needs {ways}."
+    return "\n".join(textwrap.fill(line, 100) for line in (first, second))
