@@ -12,7 +12,7 @@ FLOORS = {
     2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict simulation "
     "calibration decidedness reproduction",
     3: "figures",
-    4: "__main__ notebook headless report plan doctor trace",
+    4: "__main__ notebook headless report plan doctor trace playground",
 }
 # What a run folder calls a stage; pairs, irt, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}

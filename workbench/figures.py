@@ -13,6 +13,7 @@ from workbench.figures_base import (
     to_html,
     use_renderer,
 )
+from workbench.figures_decision import decision_shares, sign_flips
 from workbench.figures_probing import (
     decidedness,
     drafts_by_technique,
@@ -31,6 +32,7 @@ __all__ = [
     "caption",
     "comparisons",
     "decidedness",
+    "decision_shares",
     "drafts_by_technique",
     "escape",
     "notes_html",
@@ -43,6 +45,7 @@ __all__ = [
     "save_png",
     "sentence",
     "show",
+    "sign_flips",
     "style_shift",
     "table",
     "technique_heatmap",
