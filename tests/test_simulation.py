@@ -71,6 +71,13 @@ def test_a_run_tells_how_its_answers_vary():
     assert set(worlds[0].accuracy) == {(task, shots) for task in DESIGN.tasks for shots in DESIGN.shots}
 
 
+def test_answers_that_never_vary_are_told_so():
+    frame = predictions_of(simulate(WORLD, DESIGN, 0.0, np.random.default_rng(0), 1)).assign(correct=False)
+    world = seen(frame, DESIGN, "it")
+    assert (world.difficulty_sd, world.item_sd, world.seed_sd) == (0.0, 0.0, 0.0)
+    assert detectable(world, DESIGN) is not None
+
+
 def test_a_task_that_was_not_seen_counts_as_the_mean():
     other = DESIGN._replace(tasks=("moves", "dates"))
     assert WORLD.accuracies(other, 0) == pytest.approx([0.6, 0.425])

@@ -114,7 +114,7 @@ def calibrate(
         design: What is decided on.
         repeats: Simulated runs a row.
         differences: True differences as shares; by default 0, half the margin, the margin and twice the margin, and 0
-            once more with seeds that differ twice as much.
+            once more with seeds that differ twice as much, by two points at least.
         seed: Of the simulation.
         n_checked: So many runs of each row also go through the verdict itself.
 
@@ -128,7 +128,7 @@ def calibrate(
     """
     if differences is None:
         steps = [(size * design.margin, world) for size in (0, 0.5, 1, 2)]
-        steps.append((0.0, world._replace(seed_sd=2 * world.seed_sd)))
+        steps.append((0.0, world._replace(seed_sd=max(2 * world.seed_sd, 0.02))))
     else:
         steps = [(size, world) for size in differences]
     generator = np.random.default_rng(seed)

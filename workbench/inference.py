@@ -1,6 +1,7 @@
 """Intervals and tests for tables of seeds x items, in plain numpy and scipy: what the verdict stands on.
 
-Calibrated by simulation under "no difference" and at a true difference; the command and its figures:
+`workbench calibrate RUN` simulates the whole decision of a recipe at the spread of a run. The intervals by themselves
+were calibrated by simulation under "no difference" and at a true difference; the command and its figures:
 
     python -m tests.test_verdict 4000
 

@@ -125,10 +125,10 @@ def seen(predictions: pd.DataFrame, design: Design, source: str) -> World:
     stack = np.stack([table.to_numpy() for table in tables])
     of = spread(stack, tasks)
     over_seeds = max(float(np.mean(of.ms_seed - of.ms_noise)) / of.n_items, 0.0)
-    over_items = max(float(np.mean(of.ms_item - of.ms_noise)) / of.n_seeds, 0.0)
     means = pd.DataFrame(stack.mean(axis=1).T, index=pd.Index(tasks, name="task"))
     within = (means - means.groupby(level="task").transform("mean")).to_numpy()
     products = within.T @ within / max(of.n_items - of.n_tasks, 1)
+    over_items = max(float(np.mean(np.diag(products) - of.ms_noise / of.n_seeds)), 0.0)
     pairs = ~np.eye(len(tables), dtype=bool)
     shared = float(products[pairs].mean()) if pairs.any() else over_items
     shared = float(np.clip(shared, 0.0, over_items))
@@ -229,10 +229,10 @@ def items_needed(world: World, design: Design, difference: float) -> int | None:
 def detection_in_words(world: World, design: Design, wanted: float) -> str:
     """Return what difference a design finds with power 0.8, and the items and seeds that a wanted one needs."""
     finds = detectable(world, design)
-    able = f"{100 * finds:.1f} points" if finds else "none, however large"
+    able = f"a true difference of {100 * finds:.1f} points" if finds else "no true difference, however large"
     first = (
-        f"Finds with power {POWER:g}: a true difference of {able} ({design.n_seeds} seeds, {design.n_items} items for "
-        f"each of {len(design.tasks)} tasks). Spread {world.in_words()}."
+        f"Finds with power {POWER:g}: {able} ({design.n_seeds} seeds, {design.n_items} items for each of "
+        f"{len(design.tasks)} tasks). Spread {world.in_words()}."
     )
     counts = sorted({3, 5, 8, 12, design.n_seeds})
     needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
