@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import PROJECT
+from test_reproduction import stored
 
 from workbench import doctor, plan, records
 from workbench.__main__ import DONE, FAILED, REFUSED, STAGES, main, parser
@@ -221,6 +222,21 @@ def test_calibrate_takes_recipe_and_spread_of_a_run(capsys, evaluated):
         capsys, "calibrate", "done", "--recipe", "arte-demo", "--repeats", "20", "-p", "seeds", "[1, 2, 3, 4]"
     )
     assert status == DONE and "4 seeds, 100 items" in " ".join(said.split())
+
+
+def test_halves_looks_at_the_probes_of_a_run(capsys, runs, small):
+    run = open_run("probed", load_recipe(small))
+    made = dict(zip(("probes", "drafts", "preference_set"), stored(0.2, 30, sharp=np.ones(24)), strict=True))
+    filling = dict.fromkeys(("question", "technique", "rationale", "answer", "gold", "target"), "x")
+    filling |= {"task": "t", "correct": True, "parsed": True, "n_tokens": 1, "difficulty": 0.0}
+    for stage, names in (("drafting", ["drafts"]), ("probing", ["probes", "preference_set"])):
+        run.stage(stage).finished("f")
+        for name in names:
+            rows = [filling | row for row in made[name].to_dict("records")]
+            run.stage(stage).write(name, pd.DataFrame(rows)[list(records.SCHEMAS[name].columns)])
+        run.stage(stage).finish("f", {}, 0.0, 0, {})
+    status, said, _ = outcome(capsys, "halves", "probed", "--splits", "3")
+    assert status == DONE and "paper's rule" in said and "a quarter, by discrimination" in said and "3 splits" in said
 
 
 def test_calibrate_and_halves_say_what_is_missing(capsys, runs, small):

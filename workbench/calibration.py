@@ -2,6 +2,14 @@
 
 How the runs are simulated stands in simulation.py. The decisions are made by the functions that the verdict uses, for
 many runs at once; some of the runs also go through the verdict itself, which must decide the same.
+
+    workbench calibrate RUN
+
+At the spread assumed without a run (2 points over seeds, 10 over items of an arm), 2,000 runs a row, level 95 %:
+arte-demo (3 seeds, 200 items) said "better" in 0.9 % of the runs without a difference, in 1.3 % when seeds differed
+twice as much, and found 10 points in 40 %; coverage was 97.1 to 98.2 %. arte (5 seeds, 400 items) said it in 1.7 and
+2.3 %, found 5 points in 46 % and 10 points in 96 %, said "no difference" in 3.4 % at the margin;
+coverage 95.0 to 96.5 %.
 """
 
 from __future__ import annotations
