@@ -32,10 +32,10 @@ def of(recipe_values):
 @pytest.fixture
 def made(of):
     """The pairs of both students; the other one's scores are the first one's upside down."""
-    questions, drafts, signals = frames(SCORES)
+    questions, drafts, signals, probes = frames(SCORES)
     other = signals.assign(student="t", value=1 - signals["value"])
     signals = pd.concat([signals, other], ignore_index=True)
-    pairs, _ = build_pairs(of(), {"sums": task()}, questions, drafts, signals)
+    pairs, _ = build_pairs(of(), {"sums": task()}, questions, drafts, signals, probes)
     return drafts, signals, pairs
 
 
@@ -84,7 +84,7 @@ def test_three_ways_to_select_a_rationale(of, made):
 
 
 def test_random_rationales_differ_by_seed_and_are_spread_evenly(of):
-    _, drafts, signals = frames({f"q{n}": [0.9, 0.5, 0.1, 0.2] for n in range(400)})
+    _, drafts, signals, _ = frames({f"q{n}": [0.9, 0.5, 0.1, 0.2] for n in range(400)})
     rows = draft_examples(of(["base", "untailored", "tailored", "random_rationale"]), {"sums": task()}, drafts, signals)
     rows = pd.DataFrame(rows)
     assert set(rows["arm"]) == {"random_rationale"}

@@ -10,11 +10,11 @@ FLOORS = {
     0: "records recipe recipe_faults seeding",
     1: "items store tasks guard likeness prompts models engines pool writing asking tuning",
     2: "drafting signals signals.icl signals.irt pairs arms alignment training evaluation inference verdict overlap "
-    "trials",
+    "simulation calibration decidedness reproduction trials",
     3: "figures",
-    4: "__main__ notebook headless report plan doctor trace summary ablations validity",
+    4: "__main__ notebook headless report plan doctor trace playground summary ablations validity",
 }
-# What a run folder calls a stage; pairs, irt, inference and verdict are what stages are made of.
+# What a run folder calls a stage; pairs, irt, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}
 # The pocket classroom and the table of contents stand beside the floors: anything below the surface is theirs to use.
 BESIDE = ("pocket", "__init__")

@@ -76,7 +76,7 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
     drafts, signals = drafting.read("drafts"), probing.read("signals")
-    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, signals)
+    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, signals, probing.read("probes"))
     aligned = _align_teachers(recipe, stage, pairs, teacher)
     rows = _write_examples(recipe, tasks, aligned) + draft_examples(recipe, tasks, drafts, signals)
     examples = records.build(rows, "examples")
@@ -103,8 +103,8 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair for the arm {arm} (every group tied); draft more "
-                    "questions or probe on a larger preference set."
+                    f"Student {student} left no preference pair for the arm {arm} (every group tied or dropped); lower "
+                    "pairs.min_gap and pairs.min_probability, draft more questions or probe on a larger preference set."
                 )
             if arm == "random_pairs" and not own["flipped"].any():
                 raise ValueError(

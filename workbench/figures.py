@@ -13,6 +13,7 @@ from workbench.figures_base import (
     to_html,
     use_renderer,
 )
+from workbench.figures_decision import decision_shares, sign_flips
 from workbench.figures_probing import (
     decidedness,
     drafts_by_technique,
@@ -32,6 +33,7 @@ __all__ = [
     "caption",
     "comparisons",
     "decidedness",
+    "decision_shares",
     "drafts_by_technique",
     "escape",
     "notes_html",
@@ -45,6 +47,7 @@ __all__ = [
     "save_png",
     "sentence",
     "show",
+    "sign_flips",
     "style_shift",
     "table",
     "technique_heatmap",

@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.recipe import ALIGNED_ARMS, Recipe, project_root
+from workbench.simulation import ASSUMED, Design, World, design_of, detection_in_words, seen
+from workbench.store import open_run
 
 N_TECHNIQUES = 4  # rationales per draft question
 SPARE = 1.25  # calls for questions, for each question kept
@@ -216,8 +218,30 @@ def memory(recipe: Recipe) -> list[dict]:
     return rows
 
 
-def in_words(recipe: Recipe) -> str:
-    """Return the plan as text: models, stages, totals, and what the estimate rests on."""
+def world_of(run: str, design: Design) -> World:
+    """Return how the answers of a finished run vary, those of its first student; what is assumed when run is "".
+
+    Raises:
+        StoreError: If there is no such run or its evaluation is not finished.
+        VerdictError: If its predictions lack an arm or the primary shots of the design.
+    """
+    if not run:
+        return ASSUMED
+    work = open_run(run)
+    predictions = work.stage("evaluation").read("predictions")
+    student = next(iter(work.recipe.models.students))
+    return seen(predictions[predictions["student"] == student], design, f"seen in run {run}, student {student}")
+
+
+def in_words(recipe: Recipe, run: str = "", detect: float = 0.0) -> str:
+    """Return the plan as text: models, stages, totals, what the estimate rests on, and what the verdict can find.
+
+    Args:
+        run: A finished run whose spread over seeds and items is taken; "" for the spread that is assumed.
+        detect: The true difference wanted, as a share; 0 for the recipe's margin.
+    """
+    design = design_of(recipe)
+    finds = detection_in_words(world_of(run, design), design, detect or design.margin)
     frame = estimate(recipe)
     pocket = recipe.profile == "pocket"
     lines = [f"Plan of recipe {recipe.name} ({recipe.profile} models). All numbers are estimates.", ""]
@@ -239,6 +263,7 @@ def in_words(recipe: Recipe) -> str:
         f"{_count(frame['generations'].sum()):>12}{_count(frame['new'].sum()):>12}{_count(frame['trained'].sum()):>10}"
     )
     lines += [f"{'Total':<54}{totals}{_time(seconds, pocket):>11}", "", textwrap.fill(_basis(recipe), 100)]
+    lines += ["", "What the verdict can find", finds]
     return "\n".join(lines)
 
 

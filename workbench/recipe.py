@@ -112,11 +112,15 @@ class PreferenceSet(Section):
 
 
 class Pairs(Section):
-    """How scores become preference pairs; n_question_pairs is per task, quantile the share at each end."""
+    """How scores become preference pairs; n_question_pairs is per task, quantile the share at each end.
+
+    min_probability drops pairs whose chosen side is less probably the better one; 0 keeps all.
+    """
 
     n_question_pairs: CountOrZero = 50
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     min_gap: PositiveOrZero = 0.0
+    min_probability: Ratio = 0.0
 
 
 class Alignment(Section):
