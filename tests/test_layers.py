@@ -7,11 +7,11 @@ import pytest
 from conftest import PROJECT
 
 FLOORS = {
-    0: "records recipe recipe_faults seeding",
+    0: "markdown records recipe recipe_faults seeding",
     1: "items store tasks guard prompts models engines pool writing asking tuning",
     2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict",
     3: "figures",
-    4: "__main__ notebook headless report plan doctor trace",
+    4: "__main__ notebook headless report plan doctor trace cards export",
 }
 # What a run folder calls a stage; pairs, irt, inference and verdict are what stages are made of.
 STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}

@@ -59,7 +59,7 @@ def test_the_package_lists_its_contents_and_nothing_else():
 def test_help_reads_well(capsys):
     status, said, _ = outcome(capsys, "--help")
     assert status == DONE
-    for command in ("run", "runs", "plan", "trace", "doctor"):
+    for command in ("run", "runs", "plan", "trace", "export", "doctor"):
         assert f"\n    {command} " in said
     assert "arte-demo --name demo" in said and "Traceback" not in said
     status, said, _ = outcome(capsys, "run", "--help")

@@ -1,4 +1,4 @@
-"""The command line: run, runs, plan, trace, doctor."""
+"""The command line: run, runs, plan, trace, export, doctor."""
 
 import argparse
 import os
@@ -16,10 +16,19 @@ EXAMPLES = """examples:
   workbench runs                                 one row a run
   workbench plan arte-paper                      what the paper's own numbers would cost
   workbench trace demo 3fa9c1                    where a training row came from
+  workbench export demo                          what the run made, as folders to load or to push to a hub
 """
 RUN_HELP = """Run the notebooks of a recipe without anybody watching.
 
 Everything is checked before anything runs. Finished stages are reused. A run that was stopped goes on where it was."""
+EXPORT_HELP = """Write what a finished run made, as folders to load or to push to a hub. Nothing is sent anywhere.
+
+  tailored/STUDENT   the tailored set and its controls: Parquet, and JSONL and JSON as TRL, Unsloth and LLaMA-Factory
+                     read them
+  teacher/STUDENT    the teacher aligned to this student
+  student/STUDENT    the students trained on the tailored set, one folder a seed (with --students)
+
+Each has a card that says how it was made, what it showed, what it cost and what did not work."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +72,19 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument(
         "row", metavar="ROW", help="id (or four and more of its first characters) of a row, example, pair, or draft"
     )
+    export = commands.add_parser(
+        "export",
+        **plain,
+        help="write the tailored set and the aligned teacher, with cards",
+        description=EXPORT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit status: 0 written, 1 the run is not finished or something failed",
+    )
+    export.add_argument("name", metavar="RUN", help="name of the run")
+    export.add_argument(
+        "--to", metavar="FOLDER", help="where to; data/runs/RUN/export unless given. An earlier export is replaced"
+    )
+    export.add_argument("--students", action="store_true", help="the trained students too")
     commands.add_parser("doctor", help="say what this machine has", description="Say what this machine has.")
     return top
 
@@ -87,7 +109,7 @@ def _takes_recipe(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
-    commands = {"run": _run, "runs": _runs, "plan": _plan, "trace": _trace, "doctor": _doctor}
+    commands = {"run": _run, "runs": _runs, "plan": _plan, "trace": _trace, "export": _export, "doctor": _doctor}
     # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
     from workbench.recipe import RecipeError
 
@@ -166,6 +188,15 @@ def _trace(given: argparse.Namespace) -> int:
     from workbench.trace import lineage
 
     print(lineage(open_run(given.name), given.row))
+    return DONE
+
+
+def _export(given: argparse.Namespace) -> int:
+    from workbench.export import export
+    from workbench.store import open_run
+
+    for folder in export(open_run(given.name), given.to, given.students):
+        print(_shown(folder))
     return DONE
 
 

@@ -23,7 +23,7 @@ from workbench.records import text_id
 from workbench.seeding import stream_seed
 from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import Task, load_tasks
-from workbench.tuning import Tuned, tune_dpo, tuned
+from workbench.tuning import Tuned, teacher_folder, tune_dpo, tuned
 from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
 
 VERSION = 1
@@ -105,7 +105,7 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
                     f"Student {student} left no preference pair (every group tied); draft more questions or probe on "
                     "a larger preference set."
                 )
-            jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
+            jobs.append(_Align(recipe, student, arm, own, teacher_folder(stage.path, student, arm)))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
     keyed = [
         (job, fingerprint([*key, job.pairs[["prompt", "chosen", "rejected"]].to_numpy().tolist()])) for job in jobs

@@ -65,6 +65,11 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     return Tuned(folder, record["curve"], record["n_tokens"], record["steps"])
 
 
+def teacher_folder(alignment: Path, student: str, arm: str) -> Path:
+    """Return where, in the alignment stage's folder, the teacher aligned to a student's pairs lies."""
+    return alignment / "teachers" / f"{student}-{arm}"
+
+
 def student_folder(training: Path, student: str, arm: str, seed: int) -> Path:
     """Return where, in the training stage's folder, the student trained on an arm's examples lies."""
     return training / "students" / f"{student}-{arm}-{seed}"
