@@ -9,9 +9,10 @@ from conftest import PROJECT
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
-from workbench import cards, markdown, models, records
+from workbench import cards, facts, markdown, models, records
 from workbench.__main__ import DONE, FAILED, main
 from workbench.export import FORMS, _file_of, export
+from workbench.facts import Facts
 from workbench.recipe import Recipe
 from workbench.store import NOTEBOOKS, StoreError, look, open_run
 from workbench.tuning import student_folder, teacher_folder
@@ -19,25 +20,25 @@ from workbench.verdict import verdict
 
 EVIL = "```\n---\nlicense: evil\n---\n<script>alert(1)</script> ````` | [a](b) \u2028 \x1b[31m \u202e end"
 ARMS = ("untailored", "random_pairs", "tailored")
-STUDENTS = ("ada", "bob")
-SPLITS = ["tailored", "untailored", "random_pairs"]
+STUDENTS = ("ada", "bo-b")
+SPLITS = ["tailored", "untailored", "random_pairs", "tailored_for_bo-b"]
 
 
 @pytest.fixture
 def work(runs, recipe_values):
     """A finished run of two students, whose models are those of the project under other names."""
-    recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bob": "some/student"}
-    recipe_values["models"]["licences"] = {"bob": "Gemma Terms"}
+    recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bo-b": "some/student"}
+    recipe_values["models"]["licences"] = {"bo-b": "Gemma Terms"}
     run = open_run("done", Recipe.model_validate(recipe_values))
-    look("sha", "items", "of another run")
-    parents: dict[str, str] = {}
+    look("file", "items", "of this run")
+    parents = {"test object_counting": "file"}
     for n, stage in enumerate(NOTEBOOKS):
         frames = {"alignment": _alignment, "training": _training, "evaluation": _evaluation}.get(stage, dict)()
         for name, frame in frames.items():
             run.stage(stage).write(name, frame)
         models_used = {"teacher": "teacher-print", **{name: f"{name}-print" for name in STUDENTS}}
         run.stage(stage).finish(stage, {"made": 10, "made, dropped": n}, 60.0 + n, 1000, parents | models_used)
-        parents = {stage: stage}
+        parents = {stage: stage, "test object_counting": "file"}
     settings = run.recipe.evaluation.model_dump()
     settings |= {"shots": [0]}
     test_set = {"name": "generated items", "sha256": "sha", "times_opened": 1}
@@ -81,7 +82,14 @@ def _examples() -> pd.DataFrame:
 
 def _alignment() -> dict[str, pd.DataFrame]:
     pair = {name: "x" for name in "pair_id task prompt chosen rejected chosen_id rejected_id".split()}
-    pair |= {"kind": "rationale", "score_chosen": 0.9, "score_rejected": 0.4, "score_gap": 0.5, "flipped": False}
+    pair |= {
+        "kind": "rationale",
+        "score_chosen": 0.9,
+        "score_rejected": 0.4,
+        "score_gap": 0.5,
+        "p_chosen": 0.8,
+        "flipped": False,
+    }
     point = {"stage": "alignment", "arm": "tailored", "seed": 0, "step": 1, "metric": "loss", "value": 0.693}
     return {
         "pairs": records.build([pair | {"student": student} for student in STUDENTS], "pairs"),
@@ -91,12 +99,16 @@ def _alignment() -> dict[str, pd.DataFrame]:
 
 
 def _training() -> dict[str, pd.DataFrame]:
-    rows = []
+    rows, kept = [], _examples().query("kept")
     for student in STUDENTS:
-        own = _examples().query("kept and student in ['', @student]")
+        own = kept[kept["student"].isin(["", student])]
+        if student == "ada":
+            other = kept[(kept["student"] == "bo-b") & (kept["arm"] == "tailored")]
+            own = pd.concat([own, other.assign(arm="tailored_for_bo-b")])
         for one in own.itertuples():
-            row = {"row_id": f"{student}{one.example_id}", "arm": one.arm, "student": student, "seed": one.seed}
-            row |= {"task": one.task, "example_id": one.example_id, "prompt": f"Question: {one.question}"}
+            row = {"row_id": f"{student}{one.arm}{one.example_id}", "arm": one.arm, "seed": one.seed}
+            row |= {"student": student, "task": one.task, "example_id": one.example_id}
+            row |= {"prompt": f"Question: {one.question}"}
             rows.append(row | {"completion": one.rationale, "n_tokens": 6})
     return {"rows": records.build(rows, "rows")}
 
@@ -120,14 +132,16 @@ def test_every_form_loads_and_holds_the_rows_trained_on(work, tmp_path):
     trained = work.stage("training").read("rows").query("student == 'ada'")
     for form in FORMS:
         builder = "parquet" if form == "parquet" else "json"
-        files = {arm: str(folder / _file_of(form, arm)) for arm in SPLITS}
-        for arm, rows in load_dataset(builder, data_files=files, cache_dir=str(tmp_path / "cache")).items():
+        files = {arm.replace("-", "_"): str(folder / _file_of(form, arm)) for arm in SPLITS}
+        loaded = load_dataset(builder, data_files=files, cache_dir=str(tmp_path / "cache"))
+        for arm, rows in zip(SPLITS, loaded.values(), strict=True):
             own = trained[trained["arm"] == arm]
             assert rows["seed"] == own["seed"].tolist() and set(rows["task"]) == {"object_counting"}
             assert _texts(form, rows) == [tuple(pair) for pair in own[["prompt", "completion"]].to_numpy()]
     # By the front matter of the card, as from a hub.
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
-    assert list(loaded) == SPLITS and loaded["tailored"]["correct"][:4] == [False, None, True, False]
+    assert list(loaded) == [*SPLITS[:3], "tailored_for_bo_b"]
+    assert loaded["tailored"]["correct"][:4] == [False, None, True, False]
 
 
 def _texts(form: str, rows) -> list[tuple[str, str]]:
@@ -161,7 +175,7 @@ def test_trl_makes_of_its_form_what_the_run_trained_on(work):
 def test_llamafactory_finds_every_file_by_its_description(work):
     folder = export(work)[0]
     described = json.loads((folder / "dataset_info.json").read_text())
-    assert list(described) == ["ada_tailored", "ada_untailored", "ada_random_pairs"]
+    assert list(described) == [f"ada_{arm}" for arm in SPLITS]
     for entry in described.values():
         rows = json.loads((folder / entry["file_name"]).read_text(encoding="utf-8"))
         assert entry["formatting"] == "alpaca" and set(entry["columns"].values()) <= set(rows[0])
@@ -188,7 +202,7 @@ def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(work):
     tailored, teacher, student, *_ = export(work, students=True)
     card = DatasetCard.load(tailored / "README.md")
     assert card.data.license == "apache-2.0" and "evil" not in str(card.data.to_dict())
-    assert [split["split"] for split in card.data.to_dict()["configs"][0]["data_files"]] == SPLITS
+    assert [split["split"] for split in card.data.to_dict()["configs"][0]["data_files"]][:3] == SPLITS[:3]
     for folder, method in ((teacher, "dpo"), (student, "sft")):
         card = ModelCard.load(folder / "README.md")
         assert card.data.library_name == "transformers" and method in card.data.tags
@@ -196,13 +210,13 @@ def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(work):
 
 
 def test_only_a_hub_id_is_named_as_base_and_licences_are_as_stated(work):
-    of_bob = ModelCard.load(export(work, students=True)[6] / "README.md")
-    assert of_bob.data.base_model == "some/student" and of_bob.data.license == "other"
-    assert "| student bob | Gemma Terms |" in of_bob.text and "| teacher | apache-2.0 |" in of_bob.text
+    card = ModelCard.load(export(work, students=True)[6] / "README.md")
+    assert card.data.base_model == "some/student" and card.data.license == "other"
+    assert "| student bo-b | Gemma Terms |" in card.text and "| teacher | apache-2.0 |" in card.text
     stated = work.recipe.models.model_copy(update={"licences": {}})
     work.recipe = work.recipe.model_copy(update={"models": stated})
     card = DatasetCard.load(export(work)[2] / "README.md")
-    assert card.data.license == "unknown" and "| student bob | not stated |" in card.text
+    assert card.data.license == "unknown" and "| student bo-b | not stated |" in card.text
 
 
 def test_texts_of_models_stay_in_their_fences(work):
@@ -228,37 +242,39 @@ def test_escaped_lines_are_shown_as_they_are():
 
 
 def test_a_card_says_what_the_run_holds(work):
-    look("sha", "items", "of a later run")
+    look("file", "items", "of a later run")
     text = DatasetCard.load(export(work)[0] / "README.md").text
     assert "On pocket models, for student ada, tailored is better than untailored by 50.0 points" in text
-    assert "had been opened 1 time when this run was evaluated, this evaluation included, and 2 times" in text
+    assert "The test set was opened once, by this run" in text
+    assert "By the day of this card it has been opened 2 times." in text
     # Under each seed, of four kept three can be checked by rule, and one of these is right.
     assert "| tailored | the teacher aligned to the student | 10 | 8 | 2 written before | 33.3 % of 6" in text
     assert "| tailored | the teacher aligned to the student | 8 | 4 (seed 0), 4 (seed 1) | 48 |" in text
+    assert "| tailored\\_for\\_bo-b | the teacher aligned to student bo-b | 8 |" in text
     assert "| tailored | 75.0 % |" in text and "| tailored - untailored | 0 | +50.0 |" in text
     assert "| all | 310 | 5,000 |" in text and "teacher-print" in text and "ada-print" in text
     assert "torch " in text and "object\\_counting" in text and str(PROJECT) not in text
 
 
 def test_a_card_says_what_did_not_work(work):
-    said = "\n".join(cards.troubles(cards.Facts(work, "bob")))
+    said = "\n".join(cards.troubles(Facts(work, "bo-b")))
     assert "Trained on untailored, the student is right less often than untrained: 25.0 % (" in said
     assert "against 62.5 %." in said and "Trained on tailored" not in said
     assert "Counted in alignment, all students together: 2 made, dropped." in said
     assert "Something to hold against it." in said and "2 seeds" in said
-    facts = cards.Facts(work, "ada")
-    facts.block["comparisons"][0] |= {"decision": "worse", "difference": -0.1, "low": -0.2, "high": -0.05}
-    facts.block["per_task"][0]["decision"] = "worse"
-    facts.examples = facts.examples.assign(correct=facts.examples["arm"] == "untailored")
-    said = "\n".join(cards.troubles(facts))
+    own = Facts(work, "ada")
+    own.block["comparisons"][0] |= {"decision": "worse", "difference": -0.1, "low": -0.2, "high": -0.05}
+    own.block["per_task"][0]["decision"] = "worse"
+    own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
+    said = "\n".join(cards.troubles(own))
     assert "tailored against untailored with 0 shots: worse (-10.0 points, -20.0 to -5.0)." in said
     assert "On object_counting, tailored is worse than untailored." in said
     assert "right less often than before: 0.0 % of its examples, 100.0 %" in said
 
 
 def test_places_on_this_machine_are_not_told():
-    assert cards.shown_ref("/home/somebody/models/teacher") == "teacher"
-    assert cards.shown_ref("data/pocket/teacher") == "data/pocket/teacher"
+    assert facts.shown_ref("/home/somebody/models/teacher") == "teacher"
+    assert facts.shown_ref("data/pocket/teacher") == "data/pocket/teacher"
 
 
 def test_an_unfinished_run_is_refused_naming_stage_and_command(work, capsys):
@@ -270,9 +286,9 @@ def test_an_unfinished_run_is_refused_naming_stage_and_command(work, capsys):
 
 
 def test_a_lost_verdict_or_teacher_is_named_and_leaves_nothing_half_done(work):
-    weights = teacher_folder(work.stage("alignment").path, "bob", "tailored") / "model.safetensors"
+    weights = teacher_folder(work.stage("alignment").path, "bo-b", "tailored") / "model.safetensors"
     weights.unlink()
-    with pytest.raises(StoreError, match=r"bob-tailored holds no weights; .*--from alignment"):
+    with pytest.raises(StoreError, match=r"bo-b-tailored holds no weights; .*--from alignment"):
         export(work)
     (work.path / "verdict.json").unlink()
     with pytest.raises(StoreError, match=r"no verdict, which its card needs; .*--from evaluation"):

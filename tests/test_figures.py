@@ -1,5 +1,6 @@
 """Figures: what they say, that model text stays text, and that an exported page draws them offline."""
 
+import functools
 import re
 import shutil
 
@@ -54,9 +55,9 @@ def pairs_frame(drafts, signals):
             best, worst = group.loc[group["value"].idxmax()], group.loc[group["value"].idxmin()]
             gap = best["value"] - worst["value"]
             row = (f"p{len(rows)}", student, kind, TASKS[0], EVIL, EVIL, EVIL, best["draft_id"], worst["draft_id"])
-            rows.append((*row, best["value"], worst["value"], gap, False))
+            rows.append((*row, best["value"], worst["value"], gap, 0.5 + gap / 2, False))
     columns = "pair_id student kind task prompt chosen rejected chosen_id rejected_id "
-    columns += "score_chosen score_rejected score_gap flipped"
+    columns += "score_chosen score_rejected score_gap p_chosen flipped"
     return pd.DataFrame(rows, columns=columns.split())
 
 
@@ -109,7 +110,9 @@ def examples_frame():
     return pd.DataFrame(rows, columns=columns.split())
 
 
-def verdict_of_run():
+@functools.cache
+def evaluated():
+    """Return predictions of a run and its verdict."""
     settings = {
         "arms": ARMS,
         "shots": [0, 3],
@@ -128,19 +131,19 @@ def verdict_of_run():
                         for i, v in enumerate(answers)
                     ]
     frame = pd.DataFrame(rows, columns="student arm seed shots task item_id answer parsed correct".split())
-    return verdict.verdict(frame, settings, recipe="arte-demo", run="demo", models="pocket", student="ada")
+    return frame, verdict.verdict(frame, settings, recipe="arte-demo", run="demo", models="pocket", student="ada")
 
 
 @pytest.fixture(scope="module")
 def all_figures():
     drafts = drafts_frame()
-    signals, result = signals_frame(drafts), verdict_of_run()
+    signals, (answers, result) = signals_frame(drafts), evaluated()
     return {
         "drafts_by_technique": figures.drafts_by_technique(drafts),
         "preference_scores": figures.preference_scores(signals, drafts, "ada"),
         "technique_heatmap": figures.technique_heatmap(signals, drafts),
         "probe_roc": figures.probe_roc(signals, drafts, STUDENTS),
-        "pair_decidedness": figures.pair_decidedness(pairs_frame(drafts, signals), signals),
+        "pair_decidedness": figures.pair_decidedness(pairs_frame(drafts, signals)),
         "reward_margins": figures.reward_margins(curve_frame()),
         "training_curves": figures.training_curves(curve_frame()),
         "style_shift": figures.style_shift(examples_frame()),
@@ -148,6 +151,11 @@ def all_figures():
         "comparisons": figures.comparisons(result),
         "per_task": figures.per_task(result),
         "by_student": figures.by_student(result),
+        "sign_flips": figures.sign_flips(answers, result, EVIL),
+        "decision_shares": figures.decision_shares(
+            dict.fromkeys((inference.BETTER, inference.WORSE, inference.SAME, inference.UNDECIDED), 5),
+            "True difference 0",
+        ),
         "evil_student": figures.comparisons(result, EVIL),
     }
 
@@ -196,25 +204,30 @@ def test_sentences_say_what_was_planted(all_figures):
     assert "tailored" in said["reward_margins"] and "random pairs" in said["reward_margins"]
 
 
-def test_decidedness_by_hand():
-    signals = pd.DataFrame(
-        [
-            ("a", "rationale", "ada", 0.7, 0.03, 40),
-            ("b", "rationale", "ada", 0.6, 0.04, 40),
-            ("c", "rationale", "ada", 0.0, 0.0, 40),
-        ],
-        columns=["draft_id", "item_kind", "student", "value", "stderr", "n"],
-    )
+def test_sign_flips_show_the_p_value_of_the_verdict():
+    answers, result = evaluated()
+    fig = figures.sign_flips(answers, result, "bob")
+    p = result["students"]["bob"]["comparisons"][0]["p_value"]
+    assert f"{100 * p:.1f} % of all sign patterns" in figures.sentence(fig)
+    as_far, near = (sum(row[n] for row in fig.layout.meta["table"]["rows"]) for n in (2, 1))
+    assert as_far == pytest.approx(100 * p, abs=0.01) and as_far + near == pytest.approx(100, abs=0.01)
+
+
+def test_decision_shares_are_shares():
+    fig = figures.decision_shares({inference.BETTER: 30, inference.UNDECIDED: 90}, "True difference +5")
+    assert [bar.x[0] for bar in fig.data] == [25.0, 75.0]
+    assert "True difference +5: better 25 %" in figures.sentence(fig)
+
+
+def test_decidedness_reads_the_probability_of_unflipped_pairs():
     pairs = pd.DataFrame(
-        [("p", "ada", "rationale", "t", "a", "b", 0.1, False), ("q", "ada", "rationale", "t", "a", "c", 0.7, False)],
-        columns=["pair_id", "student", "kind", "task", "chosen_id", "rejected_id", "score_gap", "flipped"],
-    )
-    table = figures.decidedness(pairs, signals)
-    smoothed = (1 / 42 * 41 / 42 / 40) ** 0.5
-    assert table["stderr"].tolist() == pytest.approx([0.05, (0.03**2 + smoothed**2) ** 0.5])
-    assert table["z"].iloc[0] == pytest.approx(2.0) and table["decided"].all()
-    with pytest.raises(figures.FigureError, match="'q' has no score"):
-        figures.decidedness(pairs, signals[signals["draft_id"] != "c"])
+        [("p", 0.95, False), ("q", 0.94, False), ("r", 0.01, True)], columns=["pair_id", "p_chosen", "flipped"]
+    ).assign(student="ada", kind="rationale", task="t", score_gap=0.1)
+    table = figures.decidedness(pairs)
+    assert table["pair_id"].tolist() == ["p", "q"] and table["decided"].tolist() == [True, False]
+    assert "50 % of 2 rationale pairs" in figures.sentence(figures.pair_decidedness(pairs))
+    with pytest.raises(figures.FigureError, match="'q' has no p_chosen"):
+        figures.decidedness(pairs.assign(p_chosen=[0.9, float("nan"), 0.1]))
 
 
 def test_auc_by_hand_and_covers():
@@ -245,7 +258,7 @@ def test_empty_frames_are_refused():
         lambda: figures.reward_margins(curve_frame()[:0]),
         lambda: figures.style_shift(examples_frame()[:0]),
         lambda: figures.probe_roc(signals_frame(drafts), drafts, {}),
-        lambda: figures.comparisons(verdict_of_run(), "eve"),
+        lambda: figures.comparisons(evaluated()[1], "eve"),
     ):
         with pytest.raises(figures.FigureError):
             draw()

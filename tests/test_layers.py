@@ -8,12 +8,13 @@ from conftest import PROJECT
 
 FLOORS = {
     0: "markdown records recipe recipe_faults seeding",
-    1: "items store tasks guard prompts models engines pool writing asking tuning",
-    2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict",
+    1: "items store tasks guard likeness prompts models engines pool writing asking tuning",
+    2: "drafting signals signals.icl signals.irt pairs arms alignment training evaluation inference verdict overlap "
+    "simulation calibration decidedness reproduction trials",
     3: "figures",
-    4: "__main__ notebook headless report plan doctor trace cards export",
+    4: "__main__ notebook headless report plan doctor trace playground summary ablations validity facts cards export",
 }
-# What a run folder calls a stage; pairs, irt, inference and verdict are what stages are made of.
+# What a run folder calls a stage; pairs, irt, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}
 # The pocket classroom and the table of contents stand beside the floors: anything below the surface is theirs to use.
 BESIDE = ("pocket", "__init__")

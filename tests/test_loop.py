@@ -1,6 +1,7 @@
 """The whole loop on models built here: killed and resumed, reused, its arms matched, and met by faults."""
 
 import contextlib
+import json
 import multiprocessing
 import resource
 import shutil
@@ -15,11 +16,13 @@ from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed
 
 from workbench import prompts
 from workbench.engines import TransformersEngine
+from workbench.evaluation import verdict_of
 from workbench.guard import normalise
 from workbench.models import ModelError, load
 from workbench.pool import JobError
 from workbench.recipe import RecipeError, load_recipe
-from workbench.store import StoreError, fingerprint, open_run
+from workbench.store import Run, StoreError, fingerprint, open_run
+from workbench.summary import markdown, summarise
 from workbench.tasks import TaskError, load_tasks
 from workbench.writing import answer_questions
 
@@ -206,8 +209,6 @@ def test_the_control_teacher_saw_the_same_pairs_half_turned(run):
 
 
 def test_the_verdict_speaks_of_what_was_run(run):
-    from workbench.evaluation import verdict_of
-
     verdict = verdict_of(run)
     assert (verdict["recipe"], verdict["run"], verdict["student"]) == ("small", "loop", "pupil")
     assert set(verdict["arms"]) == set(run.recipe.evaluation.arms)
@@ -215,9 +216,52 @@ def test_the_verdict_speaks_of_what_was_run(run):
     zero_shot = predictions[predictions["shots"] == 0]
     for arm, said in verdict["arms"].items():
         assert said["accuracy"] == pytest.approx(zero_shot[zero_shot["arm"] == arm]["correct"].mean())
-    assert verdict["test_set"]["times_opened"] == 1
+    assert verdict["test_set"]["times_opened"] == 1 and "opened once" in verdict["test_set"]["note"]
+    assert verdict["overlap"]["false_alarms"] == run.recipe.guard.false_alarms
+    n_dropped = read(run, "drafting", "questions")["drop_reason"].str.startswith("same as").sum()
+    found = [row["n"] for row in verdict["overlap"]["found"] if row["items"] == "drafted questions"]
+    assert sum(found) == n_dropped and set(verdict["overlap"]["off"]) == set(TASKS)
     counts = predictions.groupby(["arm", "seed", "shots", "task"]).size()
     assert counts.eq(8).all() and len(counts) == (1 + 3 * 2) * 2 * 2
+
+
+def test_the_summary_says_what_the_frames_hold(run):
+    table = summarise(run)
+    examples, verdict = read(run, "alignment", "examples"), verdict_of(run)
+    row = table.iloc[0]
+    assert list(table["student"]) == ["pupil"]
+    kept = examples[examples["kept"] & (examples["arm"] == "tailored")]
+    assert row["right_tailored"] == pytest.approx(kept["correct"].mean())
+    assert row["base"] == verdict["arms"]["base"]["accuracy"]
+    against = {one["b"]: one for one in verdict["comparisons"] if one["shots"] == 0}
+    assert (row["difference"], row["decision"]) == (
+        against["untailored"]["difference"],
+        against["untailored"]["decision"],
+    )
+    assert row["low_random"] == against["random_pairs"]["low"]
+    assert markdown(table).count("\n") == 2 and "| pupil |" in markdown(table)
+
+
+def test_the_ledger_counts_every_recipe_that_looks_at_the_items(copy):
+    """Another decision rule, other items of the same files, or one of the tasks alone: each is one more look."""
+    seen = [json.loads((copy.path / "verdict.json").read_text())["test_set"]["times_opened"]]
+    changes = [{"margin": 0.1}, {"margin": 0.1}, {"n_items": 7}]
+    for change in changes:
+        evaluation = copy.recipe.evaluation.model_copy(update=change)
+        again = Run("loop", copy.path, copy.recipe.model_copy(update={"evaluation": evaluation}))
+        compute("evaluation", again)
+        verdict = json.loads((copy.path / "verdict.json").read_text())
+        seen.append(verdict["test_set"]["times_opened"])
+    assert seen == [1, 2, 2, 3]
+    assert "opened 3 times" in verdict["test_set"]["note"] and verdict["test_set"]["note"] in verdict["warnings"]
+
+
+def test_another_guard_is_another_run(copy):
+    guard = copy.recipe.guard.model_copy(update={"levels": ["exact"]})
+    again = Run("loop", copy.path, copy.recipe.model_copy(update={"guard": guard}))
+    compute("drafting", again)
+    with pytest.raises(StoreError, match="alignment|probing"):
+        compute("evaluation", again)
 
 
 def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):

@@ -1,17 +1,21 @@
 """The command line: what it refuses, what it says, and that its exit status tells the truth."""
 
 import json
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import PROJECT
+from test_reproduction import stored
 
 from workbench import doctor, plan, records
 from workbench.__main__ import DONE, FAILED, REFUSED, STAGES, main, parser
 from workbench.recipe import load_recipe
+from workbench.simulation import ASSUMED, design_of, predictions_of, simulate
 from workbench.store import NOTEBOOKS, open_run, runs_folder
 
 
@@ -59,8 +63,8 @@ def test_the_package_lists_its_contents_and_nothing_else():
 def test_help_reads_well(capsys):
     status, said, _ = outcome(capsys, "--help")
     assert status == DONE
-    for command in ("run", "runs", "plan", "trace", "export", "doctor"):
-        assert f"\n    {command} " in said
+    for command in ("run", "runs", "plan", "calibrate", "halves", "trace", "export", "doctor"):
+        assert re.search(rf"^    {command}\s", said, re.MULTILINE), command
     assert "arte-demo --name demo" in said and "Traceback" not in said
     status, said, _ = outcome(capsys, "run", "--help")
     assert status == DONE and "exit status" in said and "alignment.beta 0.05" in said
@@ -173,6 +177,76 @@ def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
     assert plan.parameters_of(str(tmp_path)) == 22
     assert plan.parameters_of("org/Some-7B-Instruct") == 7e9
+
+
+def test_plan_says_what_the_verdict_can_find(capsys):
+    status, said, _ = outcome(capsys, "plan", "arte-demo", "--detect", "0.2")
+    said = " ".join(said.split())
+    assert status == DONE and "assumed, no run was named" in said
+    assert "Finds with power 0.8: a true difference of" in said and "A difference of 20 points needs 3 seeds:" in said
+    more = outcome(capsys, "plan", "arte-demo", "--detect", "0.2", "-p", "evaluation.n_items", "1000")[1]
+    assert found_points(more) < found_points(said)
+
+
+def found_points(said: str) -> float:
+    return float(re.search(r"a true difference of ([\d.]+) points", " ".join(said.split()))[1])
+
+
+@pytest.fixture
+def evaluated(runs, small):
+    """A run whose evaluation is simulated; its seeds hardly differ."""
+    changes = {"seeds": "[0, 1, 2, 3, 4]", "evaluation.n_items": "600"}
+    run = open_run("done", load_recipe(small, changes))
+    world, design = ASSUMED._replace(seed_sd=0.0), design_of(run.recipe)
+    made = simulate(world, design, 0.1, np.random.default_rng(0), 1)
+    frame = predictions_of(made, design, 0).assign(student="counter")
+    stage = run.stage("evaluation")
+    stage.finished("f")
+    stage.write("predictions", records.build(frame.to_dict("records"), "predictions"))
+    stage.finish("f", {}, 0.0, 0, {})
+    return run
+
+
+def test_plan_takes_the_spread_of_a_run(capsys, evaluated):
+    assumed = outcome(capsys, "plan", "arte")[1]
+    status, said, _ = outcome(capsys, "plan", "arte", "--run", "done")
+    assert status == DONE and "seen in run done, student counter" in " ".join(said.split())
+    assert found_points(said) < found_points(assumed)
+
+
+def test_calibrate_takes_recipe_and_spread_of_a_run(capsys, evaluated):
+    status, said, _ = outcome(capsys, "calibrate", "done", "--repeats", "40")
+    said = " ".join(said.split())
+    assert status == DONE and "seen in run done, student counter" in said and "5 seeds, 600 items" in said
+    status, said, _ = outcome(
+        capsys, "calibrate", "done", "--recipe", "arte-demo", "--repeats", "20", "-p", "seeds", "[1, 2, 3, 4]"
+    )
+    assert status == DONE and "4 seeds, 100 items" in " ".join(said.split())
+
+
+def test_halves_looks_at_the_probes_of_a_run(capsys, runs, small):
+    run = open_run("probed", load_recipe(small))
+    made = dict(zip(("probes", "drafts", "preference_set"), stored(0.2, 30, sharp=np.ones(24)), strict=True))
+    filling = dict.fromkeys(("question", "technique", "rationale", "answer", "gold", "target"), "x")
+    filling |= {"task": "t", "correct": True, "parsed": True, "n_tokens": 1, "difficulty": 0.0}
+    for stage, names in (("drafting", ["drafts"]), ("probing", ["probes", "preference_set"])):
+        run.stage(stage).finished("f")
+        for name in names:
+            rows = [filling | row for row in made[name].to_dict("records")]
+            run.stage(stage).write(name, pd.DataFrame(rows)[list(records.SCHEMAS[name].columns)])
+        run.stage(stage).finish("f", {}, 0.0, 0, {})
+    status, said, _ = outcome(capsys, "halves", "probed", "--splits", "3")
+    assert status == DONE and "paper's rule" in said and "a quarter, by discrimination" in said and "3 splits" in said
+
+
+def test_calibrate_and_halves_say_what_is_missing(capsys, runs, small):
+    open_run("begun", load_recipe(small))
+    for command, stage in (("calibrate", "05_evaluation"), ("halves", "02_preference_probing")):
+        status, _, error = outcome(capsys, command, "begun")
+        assert status == FAILED and stage in error
+    for wrong in (("calibrate", "--repeats", "0"), ("plan", "arte", "--detect", "5")):
+        status, _, error = outcome(capsys, *wrong)
+        assert status == REFUSED and "must" in error
 
 
 def test_trace_says_what_it_could_not_find(capsys, runs, small):

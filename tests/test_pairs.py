@@ -29,7 +29,7 @@ def of(recipe_values):
 
 
 def frames(scores: dict[str, list[float]], student: str = "s", texts=None) -> tuple:
-    """Build questions, drafts and signals from the scores of each question's rationales."""
+    """Build questions, drafts, signals and no probes from the scores of each question's rationales."""
     questions, drafts, signals = [], [], []
     for question, values in scores.items():
         questions.append(
@@ -79,7 +79,7 @@ def frames(scores: dict[str, list[float]], student: str = "s", texts=None) -> tu
         }
         for kind, name, value in signals
     ]
-    built = {"questions": questions, "drafts": drafts, "signals": signals}
+    built = {"questions": questions, "drafts": drafts, "signals": signals, "probes": []}
     return tuple(records.build(rows, name) for name, rows in built.items())
 
 
@@ -163,19 +163,19 @@ def test_question_pairs_without_a_gap_are_counted(of):
 
 
 def test_dropped_questions_form_no_pair(of):
-    questions, drafts, signals = frames({f"q{n}": [n / 8] for n in range(8)})
+    questions, drafts, signals, probes = frames({f"q{n}": [n / 8] for n in range(8)})
     questions.loc[7, ["kept", "drop_reason"]] = [False, "written before"]
     drafts, signals = drafts[drafts["question_id"] != "q7"], signals[~signals["draft_id"].str.startswith("q7")]
-    pairs, _ = build_pairs(of(), {"sums": task()}, questions, drafts, signals)
+    pairs, _ = build_pairs(of(), {"sums": task()}, questions, drafts, signals, probes)
     assert len(pairs) and "q7" not in {*pairs["chosen_id"], *pairs["rejected_id"]}
 
 
 def test_each_student_gets_pairs_by_its_own_scores(of):
     scores = {"q1": [0.25, 1.0, 0.5, 0.75], "q2": [0.5, 0.25, 0.0, 0.125]}
-    questions, drafts, signals = frames(scores)
+    questions, drafts, signals, probes = frames(scores)
     turned = frames({q: [1 - v for v in values] for q, values in scores.items()}, student="t")[2]
     both = pd.concat([signals, turned], ignore_index=True)
-    pairs, counts = build_pairs(of(("s", "t")), {"sums": task()}, questions, drafts, both)
+    pairs, counts = build_pairs(of(("s", "t")), {"sums": task()}, questions, drafts, both, probes)
     own = {name: part.reset_index(drop=True) for name, part in pairs.groupby("student")}
     assert own["s"]["chosen_id"].tolist() == own["t"]["rejected_id"].tolist()
     assert pairs["pair_id"].is_unique and counts["rationale groups"] == 4
@@ -184,6 +184,49 @@ def test_each_student_gets_pairs_by_its_own_scores(of):
 def test_nothing_but_ties_gives_an_empty_frame_in_form(of):
     pairs, _ = pairs_of(of(), {"q": [0.5, 0.5]})
     assert pairs.empty and list(pairs.columns) == list(records.SCHEMAS["pairs"].columns)
+
+
+def probed(rights: dict[str, str], student: str = "s") -> tuple:
+    """Build the frames of drafts with these outcomes: "1101" is right on all questions but the third."""
+    scores: dict[str, list[float]] = {}
+    for draft, marks in rights.items():
+        scores.setdefault(draft.split("/")[0], []).append(marks.count("1") / len(marks))
+    rows = [
+        {
+            "student": student,
+            "draft_id": draft,
+            "item_id": f"i{n}",
+            "answer": "x",
+            "correct": mark == "1",
+            "parsed": True,
+            "n_tokens": 1,
+        }
+        for draft, marks in rights.items()
+        for n, mark in enumerate(marks)
+    ]
+    return *frames(scores, student)[:3], records.build(rows, "probes")
+
+
+def test_a_pair_says_how_probable_it_is(of):
+    rights = {"q/0": "111111", "q/1": "110001", "r/0": "100000", "r/1": "011000"}
+    pairs, counts = build_pairs(of(), {"sums": task()}, *probed(rights))
+    by_hand = {"q": stats.beta.sf(0.5, 4, 1), "r": stats.beta.sf(0.5, 3, 2)}
+    assert dict(zip(pairs["chosen_id"].str[0], pairs["p_chosen"], strict=True)) == pytest.approx(by_hand)
+    assert counts["rationale pairs below min_probability"] == 0
+
+
+def test_undecided_pairs_are_dropped_and_counted(of):
+    rights = {"q/0": "111111", "q/1": "110001", "r/0": "100000", "r/1": "011000"}
+    pairs, counts = build_pairs(of(min_probability=0.9), {"sums": task()}, *probed(rights))
+    assert pairs["chosen_id"].tolist() == ["q/0"] and counts["rationale pairs below min_probability"] == 1
+    # A flipped pair's chosen side is as improbable as the other was probable.
+    turned = flip_half(pd.concat([pairs, pairs], ignore_index=True), 0)
+    assert sorted(turned["p_chosen"]) == pytest.approx([1 - pairs["p_chosen"].iloc[0], pairs["p_chosen"].iloc[0]])
+
+
+def test_pairs_of_a_signal_without_probes_are_kept(of):
+    pairs, counts = pairs_of(of(min_probability=0.9), {"q1": [0.25, 1.0]})
+    assert len(pairs) == 1 and pairs["p_chosen"].isna().all() and counts["rationale pairs below min_probability"] == 0
 
 
 @pytest.fixture
@@ -214,7 +257,9 @@ def test_flipping_turns_everything_round_and_twice_changes_nothing(some_pairs):
 @given(st.integers(0, 5))
 def test_flipping_is_the_same_for_a_seed_and_by_student(seed):
     rows = {"student": ["a"] * 30 + ["b"] * 9, "chosen": "x", "rejected": "y", "chosen_id": "1", "rejected_id": "2"}
-    pairs = pd.DataFrame(rows | {"score_chosen": 1.0, "score_rejected": 0.0, "score_gap": 1.0, "flipped": False})
+    pairs = pd.DataFrame(
+        rows | {"score_chosen": 1.0, "score_rejected": 0.0, "score_gap": 1.0, "p_chosen": 0.9, "flipped": False}
+    )
     flipped = flip_half(pairs, seed)
     assert flipped.groupby("student")["flipped"].sum().tolist() == [15, 4]
     pd.testing.assert_frame_equal(flip_half(pairs, seed), flipped)

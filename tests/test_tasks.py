@@ -8,7 +8,7 @@ from workbench.guard import normalise
 from workbench.pocket.classroom import TASKS
 from workbench.recipe import Recipe
 from workbench.store import file_sha256
-from workbench.tasks import GENERAL_TECHNIQUES, SETS, TaskError, load_task, load_tasks, load_test_items
+from workbench.tasks import GENERAL_TECHNIQUES, SETS, TaskError, copied_items, load_task, load_tasks, load_test_items
 
 
 def rows(*numbers: int) -> list[dict]:
@@ -121,6 +121,35 @@ def test_test_items_from_elsewhere_leave_out_what_is_used_here(of, folder, tmp_p
     (outside / "sums.json").write_text("{}")
     with pytest.raises(TaskError, match="must hold an object"):
         load_test_items(recipe, load_tasks(recipe)["sums"])
+
+
+def leaking(folder) -> None:
+    """Write a task whose validation set holds a test item in other words, and another with other numbers."""
+    things = "apples figs plums pears nuts cups hats pens pins bags".split()
+    asked = [
+        f"Ann has {a} {things[n % 10]} and {b} {things[n // 10]}?" for n in range(100) for a, b in [(n, 3 * n + 1)]
+    ]
+    sets = {"seeds": asked[:3], "validation": asked[3:9], "test": asked[9:]}
+    sets["validation"][0] = "Ann owns 40 apples plus 121 nuts?"
+    items = {name: [{"input": q, "target": "x"} for q in questions] for name, questions in sets.items()}
+    (folder / "sums.json").write_text(json.dumps(items))
+
+
+def test_test_items_that_copy_a_validation_item_are_left_out_or_refused(of, folder):
+    leaking(folder)
+    recipe = of(guard={"false_alarms": 0.1}, evaluation={"n_items": 91})
+    task = load_tasks(recipe)["sums"]
+    copied = "Ann has 40 apples and 121 nuts?"
+    assert list(copied_items(recipe, task)) == [copied]
+    assert copied in list(task.test["question"]) and copied not in list(load_test_items(recipe, task)[0]["question"])
+    plain = of(guard={"levels": ["exact", "normalised"]})
+    assert copied in list(load_test_items(plain, task)[0]["question"])
+    strict = of(guard={"levels": ["exact", "near"], "test_overlap": "refuse"})
+    with pytest.raises(
+        TaskError, match=r"1 of the 91 test items of sums copy what the run sees before .*'Ann has"
+    ) as e:
+        load_test_items(strict, task)
+    assert "same as a validation item in nearly all of its telling words" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_the_general_techniques_are_four_and_differ():

@@ -304,6 +304,23 @@ def test_a_trained_folder_is_reused_for_its_key_alone(tmp_path):
     assert json.loads((tmp_path / "student" / DONE).read_text())["key"] == "b"
 
 
+def test_what_another_run_has_trained_for_the_same_key_is_taken_over(runs):
+    def train(work):
+        (work / "weights").write_text("made")
+        return {"curve": [], "n_tokens": 3, "steps": 1}
+
+    def refuse(work):
+        raise AssertionError("trained although another run has it")
+
+    first = tuned(runs / "one" / "training" / "students" / "pupil", "k", train)
+    second = tuned(runs / "two" / "training" / "students" / "pupil", "k", refuse)
+    assert (second.folder / "weights").read_text() == "made" and second.n_tokens == first.n_tokens
+    with pytest.raises(AssertionError, match="although"):
+        tuned(runs / "two" / "training" / "students" / "another", "k", refuse)
+    with pytest.raises(AssertionError, match="although"):
+        tuned(runs / "three" / "training" / "students" / "pupil", "other key", refuse)
+
+
 @pytest.mark.parametrize("full", ["rename", "weights"])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, full):
     from safetensors import SafetensorError

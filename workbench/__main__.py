@@ -1,4 +1,4 @@
-"""The command line: run, runs, plan, trace, export, doctor."""
+"""The command line: run, runs, summary, plan, calibrate, halves, validity, trace, export, doctor."""
 
 import argparse
 import os
@@ -8,13 +8,18 @@ import time
 from collections.abc import Sequence
 
 DONE, FAILED, REFUSED = 0, 1, 2
+FIRST = "arte-demo"
 STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 EXAMPLES = """examples:
   workbench run arte-demo --name demo            the whole loop on the models the project ships, in minutes
   workbench run arte-demo --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
   workbench run arte-demo --name demo --from training   do training and evaluation again
   workbench runs                                 one row a run
+  workbench summary demo                         what it found, a row a student
   workbench plan arte-paper                      what the paper's own numbers would cost
+  workbench plan arte --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
+  workbench calibrate demo                       how often the verdict errs, at the spread seen in demo
+  workbench halves demo                          do new questions confirm the pairs of demo?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub
 """
@@ -63,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
         description="Say what a recipe will cost, without running it.",
     )
     _takes_recipe(plan)
+    plan.add_argument(
+        "--detect", type=share, default=0.0, metavar="D", help="difference wanted, as a share (default: the margin)"
+    )
+    plan.add_argument("--run", default="", metavar="RUN", help="take the spread over seeds and items from this run")
+    _takes_a_look_back(commands, plain)
     trace = commands.add_parser(
         "trace",
         help="follow a row back to its drafts and probes, or a draft on to its rows",
@@ -72,9 +82,58 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument(
         "row", metavar="ROW", help="id (or four and more of its first characters) of a row, example, pair, or draft"
     )
+    _add_export(commands)
+    commands.add_parser("doctor", help="say what this machine has", description="Say what this machine has.")
+    return top
+
+
+def _takes_a_look_back(commands, plain: dict) -> None:
+    """Add the commands that ask how far a run can be trusted."""
+    summary = commands.add_parser(
+        "summary",
+        **plain,
+        help="print what a finished run found, a row a student",
+        description="Print what a finished run found, as Markdown tables: a row a student, then ablations and cohort.",
+    )
+    summary.add_argument("name", metavar="RUN", help="name of the run")
+    summary.add_argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder")
+    calibrate = commands.add_parser(
+        "calibrate",
+        **plain,
+        help="simulate how often a recipe's verdict errs",
+        description="Simulate whole runs of a recipe and say how often each decision is reached at known differences.",
+    )
+    calibrate.add_argument(
+        "name", nargs="?", default="", metavar="RUN", help="finished run that gives the spread and the recipe"
+    )
+    calibrate.add_argument("--recipe", default="", help=f"decide as this recipe says (default: RUN's, or {FIRST})")
+    calibrate.add_argument("--repeats", type=count, default=2000, metavar="N", help="runs a row (default 2000)")
+    _takes_parameters(calibrate)
+    halves = commands.add_parser(
+        "halves",
+        **plain,
+        help="say how often new preference questions confirm a run's pairs",
+        description="Form pairs from one half of a run's preference set and see whether the other half agrees.",
+    )
+    halves.add_argument("name", metavar="RUN", help="name of the run")
+    halves.add_argument("--splits", type=count, default=50, metavar="N", help="random halves (default 50)")
+    validity = commands.add_parser(
+        "validity",
+        **plain,
+        help="test the probe: train on groups of drafts by preference score",
+        description="Train every student on the best, second best, ... rationale of each draft question and print how "
+        "well the preference score of a group predicts its gain.",
+    )
+    validity.add_argument("name", metavar="RUN", help="name of a run with finished probing")
+    validity.add_argument(
+        "--seeds", type=count, default=5, metavar="N", help="training seeds for each group (default 5)"
+    )
+
+
+def _add_export(commands) -> None:
     export = commands.add_parser(
         "export",
-        **plain,
+        allow_abbrev=False,
         help="write the tailored set and the aligned teacher, with cards",
         description=EXPORT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -85,8 +144,6 @@ def parser() -> argparse.ArgumentParser:
         "--to", metavar="FOLDER", help="where to; data/runs/RUN/export unless given. An earlier export is replaced"
     )
     export.add_argument("--students", action="store_true", help="the trained students too")
-    commands.add_parser("doctor", help="say what this machine has", description="Say what this machine has.")
-    return top
 
 
 def _stages() -> str:
@@ -95,6 +152,24 @@ def _stages() -> str:
 
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
+    _takes_parameters(command)
+
+
+def share(text: str) -> float:
+    """Return a number between 0 and 1."""
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1 (0.05 is five points), got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """Return a whole number of 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return value
+
+
+def _takes_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-p",
         "--parameter",
@@ -109,7 +184,18 @@ def _takes_recipe(command: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
-    commands = {"run": _run, "runs": _runs, "plan": _plan, "trace": _trace, "export": _export, "doctor": _doctor}
+    commands = {
+        "run": _run,
+        "runs": _runs,
+        "summary": _summary,
+        "plan": _plan,
+        "calibrate": _calibrate,
+        "halves": _halves,
+        "validity": _validity,
+        "trace": _trace,
+        "export": _export,
+        "doctor": _doctor,
+    }
     # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
     from workbench.recipe import RecipeError
 
@@ -175,11 +261,62 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
+def _summary(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from workbench.store import open_run
+    from workbench.summary import in_words, keep
+
+    run = open_run(given.name)
+    print(in_words(run))
+    for path in keep(run, Path(given.to)) if given.to else []:
+        print(f"written: {_shown(path)}")
+    return DONE
+
+
+def _validity(given: argparse.Namespace) -> int:
+    from workbench.store import open_run
+    from workbench.validity import agreement, validate
+
+    if given.seeds < 2:
+        return _say(f"--seeds must be 2 or more, got {given.seeds}: an interval needs that.", REFUSED)
+    run = open_run(given.name)
+    table = validate(run, list(range(1, given.seeds + 1)))
+    print(table.groupby(["student", "task", "group"])[["score", "gain"]].mean().round(3).to_string(), end="\n\n")
+    print(agreement(table).round(2).to_string(index=False))
+    return DONE
+
+
 def _plan(given: argparse.Namespace) -> int:
     from workbench.plan import in_words
     from workbench.recipe import load_recipe
 
-    print(in_words(load_recipe(given.recipe, dict(given.parameter))))
+    print(in_words(load_recipe(given.recipe, dict(given.parameter)), given.run, given.detect))
+    return DONE
+
+
+def _calibrate(given: argparse.Namespace) -> int:
+    from workbench.calibration import calibrate, in_words
+    from workbench.plan import world_of
+    from workbench.recipe import load_recipe
+    from workbench.simulation import design_of
+    from workbench.store import open_run
+
+    of_run = str(open_run(given.name).path / "recipe.yaml") if given.name else FIRST
+    design = design_of(load_recipe(given.recipe or of_run, dict(given.parameter)))
+    world = world_of(given.name, design)
+    print(in_words(calibrate(world, design, given.repeats), world, design))
+    return DONE
+
+
+def _halves(given: argparse.Namespace) -> int:
+    from workbench.reproduction import in_words
+    from workbench.store import open_run
+
+    work = open_run(given.name)
+    probing = work.stage("probing")
+    frames = (probing.read("probes"), work.stage("drafting").read("drafts"), probing.read("preference_set"))
+    print(in_words(*frames, given.splits, work.recipe.pairs.quantile))
     return DONE
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import prompts, records
+from workbench.arms import aligned_arms, draft_examples, pairs_of_arm
 from workbench.engines import Decoding, TransformersEngine
 from workbench.items import shared_items
 from workbench.models import fingerprint_model, resolve
-from workbench.pairs import build_pairs, flip_half
+from workbench.pairs import build_pairs
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.records import text_id
@@ -24,10 +25,9 @@ from workbench.seeding import stream_seed
 from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import Task, load_tasks
 from workbench.tuning import Tuned, teacher_folder, tune_dpo, tuned
-from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
+from workbench.writing import guard_of, refuse_copies, seed_pairs, write_questions, write_rationales
 
-VERSION = 1
-ALIGNED_ARMS = ("tailored", "random_pairs")
+VERSION = 2
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
 
 
@@ -68,17 +68,18 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
     teacher = fingerprint_model(resolve(recipe.models.teacher))
     parents = {name: stage.run.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
     sections = recipe.section_json(
-        "pairs", "alignment", "tailoring", "drafting", "models.dtype", "seeds", "evaluation.arms"
+        "pairs", "alignment", "tailoring", "drafting", "models.dtype", "seeds", "evaluation.arms", "guard"
     )
     mark = stage.fingerprint({"version": VERSION, "recipe": sections, "teacher": teacher, **parents})
     names = ("pairs", "curve", "examples")
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
-    drafts = drafting.read("drafts")
-    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, probing.read("signals"))
+    drafts, signals = drafting.read("drafts"), probing.read("signals")
+    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, signals, probing.read("probes"))
     aligned = _align_teachers(recipe, stage, pairs, teacher)
-    examples = _write_examples(recipe, tasks, aligned)
+    rows = _write_examples(recipe, tasks, aligned) + draft_examples(recipe, tasks, drafts, signals)
+    examples = records.build(rows, "examples")
     curve = [
         {"stage": "alignment", "arm": arm, "student": student, "seed": recipe.seeds[0], **point}
         for (student, arm), result in aligned.items()
@@ -96,32 +97,39 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
 def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: str) -> dict[tuple[str, str], Tuned]:
     """Return the aligned teachers by (student, arm)."""
     jobs = []
-    for arm in (arm for arm in ALIGNED_ARMS if arm in recipe.evaluation.arms):
-        used = flip_half(pairs, recipe.seeds[0]) if arm == "random_pairs" else pairs
+    for arm in aligned_arms(recipe):
+        used = pairs_of_arm(recipe, pairs, arm)
         for student in recipe.models.students:
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair (every group tied); draft more questions or probe on "
-                    "a larger preference set."
+                    f"Student {student} left no preference pair for the arm {arm} (every group tied or dropped); lower "
+                    "pairs.min_gap and pairs.min_probability, draft more questions or probe on a larger preference set."
+                )
+            if arm == "random_pairs" and not own["flipped"].any():
+                raise ValueError(
+                    f"Student {student} left a single preference pair, of which no half can be flipped; draft more "
+                    "questions, or take random_pairs out of evaluation.arms."
                 )
             jobs.append(_Align(recipe, student, arm, own, teacher_folder(stage.path, student, arm)))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
-    keyed = [
-        (job, fingerprint([*key, job.pairs[["prompt", "chosen", "rejected"]].to_numpy().tolist()])) for job in jobs
-    ]
+    columns = ["prompt", "chosen", "rejected"]
+    keyed = [(job, fingerprint([*key, _seed(job), job.pairs[columns].to_numpy().tolist()])) for job in jobs]
     results = run_jobs(_align_one, keyed, recipe.compute.workers, "aligning teachers")
     return {(job.student, job.arm): result for job, result in zip(jobs, results, strict=True)}
 
 
 def _align_one(keyed: tuple[_Align, str]) -> Tuned:
     job, key = keyed
-    # One seed for both arms: they differ in the pairs alone.
-    seed = stream_seed(job.recipe.seeds[0], "dpo", job.student)
-    return tuned(job.folder, key, lambda work: tune_dpo(job.recipe, job.pairs, work, seed))
+    return tuned(job.folder, key, lambda work: tune_dpo(job.recipe, job.pairs, work, _seed(job)))
 
 
-def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[str, str], Tuned]) -> pd.DataFrame:
+def _seed(job: _Align) -> int:
+    """Return the seed of a DPO run, the same for all arms of a student: they differ in the pairs alone."""
+    return stream_seed(job.recipe.seeds[0], "dpo", job.student)
+
+
+def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[str, str], Tuned]) -> list[dict]:
     teachers = {(student, arm): str(result.folder) for (student, arm), result in aligned.items()}
     if "untailored" in recipe.evaluation.arms:
         teachers[(EVERY_STUDENT, "untailored")] = recipe.models.teacher
@@ -132,7 +140,7 @@ def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[
         for task in tasks.values()
     ]
     done = run_jobs(_write_one, jobs, recipe.compute.workers, "writing examples")
-    return records.build([row for rows in done for row in rows], "examples")
+    return [row for rows in done for row in rows]
 
 
 def _write_one(job: _Write) -> list[dict]:
@@ -155,6 +163,7 @@ def _write_one(job: _Write) -> list[dict]:
         items,
         guard_of(recipe, task),
     )
+    refuse_copies(recipe, task, written)
     kept = [one for one in written if not one.drop_reason]
     asked = [
         (prompts.naive_prompt(task.description, one.question), f"tailored/{task.name}/{text_id(one.question)}")

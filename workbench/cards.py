@@ -6,22 +6,28 @@ they cannot close, all other texts are escaped, and none of them comes into the 
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from workbench.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_places
 from workbench.inference import clustered_mean, wilson
 from workbench.markdown import bullets, fenced, plain, table
-from workbench.recipe import project_root
-from workbench.store import NOTEBOOKS, Run, StoreError, read_json, runs_folder
-from workbench.verdict import sentence
+from workbench.recipe import TAILORED_FOR
+from workbench.store import NOTEBOOKS, read_json
+from workbench.verdict import opened_in_words, sentence
 
-NOT_STATED = "not stated"
-OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
-WRITERS = {"untailored": "the teacher as it was", "tailored": "the teacher aligned to the student"}
-WRITERS["random_pairs"] = "a teacher aligned to the same pairs, half of them turned round"
+UNALIGNED = "the teacher as it was"
+WRITERS = {
+    "untailored": UNALIGNED,
+    "tailored": "the teacher aligned to the student",
+    "random_pairs": "a teacher aligned to the same pairs, half of them turned round",
+    "question_only": "a teacher aligned to the pairs of questions alone",
+    "rationale_only": "a teacher aligned to the pairs of rationales alone",
+    "random_rationale": f"{UNALIGNED}: a random draft of each question",
+    "most_preferred": f"{UNALIGNED}: the draft of each question that the student preferred",
+    "task_consistent": f"{UNALIGNED}: drafts of the technique that the student preferred in the task",
+}
 N_SHOWN = 3
 # Names in a manifest's counts of what was lost or could not be used.
 LOST = re.compile(r"dropped|without|not readable|tied|below|equal texts")
@@ -35,66 +41,6 @@ SEVERAL_LIMITS = (
 POCKET_LIMIT = "The models are tiny ones, made for trying the method; nothing here says what larger models would do."
 
 
-class Facts:
-    """What a finished run says of one student, read when first asked for.
-
-    Raises:
-        StoreError: If the run is not finished, naming the stage and the command that finishes it.
-    """
-
-    def __init__(self, work: Run, student: str):
-        self.work, self.student, self.recipe = work, student, work.recipe
-        self.verdict = read_json(work.path / "verdict.json")
-        if not self.verdict:
-            raise StoreError(
-                f"Run {work.name} has no verdict, which its card needs; write it with: "
-                f"workbench run {work.path / 'recipe.yaml'} --name {work.name} --from evaluation"
-            )
-        self.block = self.verdict.get("students", {}).get(student, self.verdict)
-
-    @cached_property
-    def examples(self) -> pd.DataFrame:
-        """What was written for this student, and what was written for every student."""
-        examples = self.work.stage("alignment").read("examples")
-        return examples[examples["student"].isin([self.student, ""])]
-
-    @cached_property
-    def rows(self) -> pd.DataFrame:
-        """What this student was trained on, with the examples behind it; `correct` is empty where nothing can tell."""
-        rows = self.work.stage("training").read("rows")
-        columns = ["example_id", "question", "answer", "gold", "correct", "style"]
-        own = rows[rows["student"] == self.student].merge(self.examples[columns], on="example_id", validate="m:1")
-        own["correct"] = own["correct"].astype("boolean").where(own["gold"] != "")
-        return own.drop(columns="student")
-
-    @property
-    def arms(self) -> list[str]:
-        """The arms with training rows, the tailored one first."""
-        return sorted(self.rows["arm"].unique(), key=lambda arm: arm != "tailored")
-
-    @cached_property
-    def manifests(self) -> dict[str, dict]:
-        return {name: self.work.stage(name).manifest for name in NOTEBOOKS}
-
-    @cached_property
-    def licences(self) -> dict[str, str]:
-        """Licence of the teacher, of the student and of every task's items, as far as anybody said."""
-        models, stated = self.recipe.models, self.recipe.models.licences
-        found = {
-            "teacher": stated.get("teacher") or _our_licence(models.teacher),
-            f"student {self.student}": stated.get(self.student) or _our_licence(models.students[self.student]),
-        }
-        for task in self.recipe.tasks.names:
-            file = project_root() / self.recipe.tasks.folder / f"{task}.json"
-            said = read_json(file).get("licence") or _our_licence(self.recipe.tasks.folder)
-            found[f"task {task}"] = str(said)
-        return found
-
-
-def _our_licence(ref: str) -> str:
-    return OUR_LICENCE if Path(ref).is_relative_to(OURS) else NOT_STATED
-
-
 def data_card(facts: Facts, files: Mapping[str, str]) -> str:
     """Return the card of the tailored set and its controls.
 
@@ -103,7 +49,8 @@ def data_card(facts: Facts, files: Mapping[str, str]) -> str:
         files: Arm -> Parquet file, the tailored one first. A hub reads one kind of file for all of a card's splits.
     """
     rows, name = facts.rows, f"{facts.work.name}, student {facts.student}"
-    splits = [{"split": arm, "path": file} for arm, file in files.items()]
+    # A split's name has no hyphens, a student's may.
+    splits = [{"split": re.sub(r"\W", "_", arm), "path": file} for arm, file in files.items()]
     head = {
         "pretty_name": f"Tailored examples of run {name}",
         **_licence_line(facts),
@@ -141,7 +88,7 @@ def model_card(facts: Facts, kind: str, weights: Mapping[str, str], seed: int | 
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **_licence_line(facts),
-        **({"base_model": base} if _is_hub_id(base) else {}),
+        **({"base_model": base} if is_hub_id(base) else {}),
         "tags": ["trl", "dpo" if kind == "teacher" else "sft", "responsive-teaching"],
     }
     sums = table(["file", "SHA-256"], weights.items())
@@ -179,16 +126,15 @@ def _common_parts(facts: Facts) -> list[str]:
 def _verdict_part(facts: Facts) -> str:
     said = plain(sentence({**facts.block, "models": facts.verdict["models"]}))
     test_set, primary = facts.verdict["test_set"], facts.block["primary"]
-    opened, now = test_set["times_opened"], _looks(test_set["sha256"])
-    of = "time" if opened == 1 else "times"
-    later = f", and {now} times by the day of this card" if now > opened else ""
-    looks = f"The test set ({plain(test_set['name'])}, {test_set['sha256']}) had been opened {opened} {of} when this "
-    looks += f"run was evaluated, this evaluation included{later}."
+    opened, now = test_set["times_opened"], facts.looks
+    later = f" By the day of this card it has been opened {now} times." if now > opened else ""
+    looks = f"Test set: {plain(test_set['name'])}, {test_set['sha256']}. {plain(opened_in_words(opened))}{later}"
     return f"## Decision\n\n{said}\n\nRule, fixed beforehand: {plain(primary['rule'])}.\n\n{looks}"
 
 
-def _looks(sha: str) -> int:
-    return len(read_json(runs_folder() / "looks.json").get(sha, {}).get("looks", []))
+def _writer(arm: str) -> str:
+    other = arm.removeprefix(TAILORED_FOR)
+    return WRITERS[arm] if other == arm else f"the teacher aligned to student {other}"
 
 
 def _splits_part(facts: Facts) -> str:
@@ -196,7 +142,7 @@ def _splits_part(facts: Facts) -> str:
     for arm in facts.arms:
         own = facts.rows[facts.rows["arm"] == arm]
         by_seed = ", ".join(f"{n} (seed {seed})" for seed, n in own.groupby("seed").size().items())
-        lines.append([arm, WRITERS.get(arm, NOT_STATED), len(own), by_seed, int(own["n_tokens"].sum())])
+        lines.append([arm, _writer(arm), len(own), by_seed, int(own["n_tokens"].sum())])
     seeds = (
         "Every seed is a draw of its own. To repeat the comparison, train on one seed at a time: within a seed and "
         "task all splits have about the same number of completion tokens."
@@ -216,11 +162,15 @@ def _splits_part(facts: Facts) -> str:
 def _pairs_part(facts: Facts) -> str:
     pairs = facts.work.stage("alignment").read("pairs")
     own = pairs[pairs["student"] == facts.student]
-    lines = [[kind, len(part), f"{part['score_gap'].median():.2f}"] for kind, part in own.groupby("kind")]
+    lines = [
+        [kind, len(part), f"{part['score_gap'].median():.2f}", f"{part['p_chosen'].median():.2f}"]
+        for kind, part in own.groupby("kind")
+    ]
     curve = facts.work.stage("alignment").read("curve")
     curve = curve[(curve["student"] == facts.student) & (curve["arm"] == "tailored")].sort_values("step")
     last = ", ".join(f"{name} {value:.3f}" for name, value in curve.groupby("metric")["value"].last().items())
-    shown = table(["kind of pair", "pairs", "median gap of the preference scores"], lines)
+    head = ["kind of pair", "pairs", "median gap of the preference scores", "median probability that chosen is better"]
+    shown = table(head, lines)
     return f"## Pairs\n\n{shown}\n\nAt the last step logged: {plain(last) or NOT_STATED}."
 
 
@@ -320,7 +270,7 @@ def _making_part(facts: Facts) -> str:
         packages = ", ".join(f"{package} {version}" for package, version in one["versions"].items())
         used.setdefault(packages, []).append(name)
     versions = bullets(f"{', '.join(names)}: {packages}" for packages, names in used.items())
-    written = yaml.safe_dump(_without_places(recipe.model_dump()), sort_keys=False, allow_unicode=True)
+    written = yaml.safe_dump(without_places(recipe.model_dump()), sort_keys=False, allow_unicode=True)
     return (
         "## How it was made\n\n"
         "The teacher drafted questions and several rationales of each; the student answered held-out preference "
@@ -377,21 +327,3 @@ def points(share: float) -> str:
 
 def _range(row: Mapping, form=percent) -> str:
     return f"{form(row['low'])} to {form(row['high'])}"
-
-
-def shown_ref(ref: str) -> str:
-    """Return a model's name or path, of an absolute path its last part alone: places on this machine tell nobody."""
-    path = Path(ref).expanduser()
-    return path.name if path.is_absolute() else ref
-
-
-def _without_places(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _without_places(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_places(one) for one in value]
-    return shown_ref(value) if isinstance(value, str) and value else value
-
-
-def _is_hub_id(ref: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref)) and not (project_root() / ref).is_dir()

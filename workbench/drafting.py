@@ -19,9 +19,9 @@ from workbench.recipe import Recipe
 from workbench.records import text_id
 from workbench.store import Run
 from workbench.tasks import Task, load_tasks, load_test_items
-from workbench.writing import guard_of, seed_pairs, write_questions, write_rationales
+from workbench.writing import guard_of, refuse_copies, seed_pairs, write_questions, write_rationales
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
     teacher = fingerprint_model(resolve(recipe.models.teacher))
     parents = {"teacher": teacher} | {f"task {name}": task.sha256 for name, task in tasks.items()}
     parents |= {f"test {name}": load_test_items(recipe, task)[1] for name, task in tasks.items()}
-    sections = recipe.section_json("drafting", "tasks", "models.dtype")
+    sections = recipe.section_json("drafting", "tasks", "models.dtype", "guard")
     mark = stage.fingerprint({"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], **parents})
     names = ("questions", "drafts", "exemplars")
     if stage.finished(mark):
@@ -83,6 +83,7 @@ def _draft_task(job: _Job) -> dict[str, list[dict]]:
         items,
         guard_of(recipe, task),
     )
+    refuse_copies(recipe, task, written)
     if all(one.drop_reason for one in written):
         raise ValueError(
             f"The teacher wrote no usable question of {task.name} in {len(written)} tries (the last: "

@@ -13,14 +13,15 @@ import pandas as pd
 from workbench import prompts, records
 from workbench.asking import AskJob, answer_job
 from workbench.items import atomic_write, look, read_json
+from workbench.overlap import overlap_report, overlap_warnings
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.store import Run, Stage, StoreError, fingerprint
 from workbench.tasks import Task, load_tasks, load_test_items
 from workbench.tuning import student_folder
-from workbench.verdict import BASE_SEED, verdict
+from workbench.verdict import BASE_SEED, opened_in_words, verdict
 
-VERSION = 1
+VERSION = 2
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
@@ -35,22 +36,26 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     tests = {name: load_test_items(recipe, task) for name, task in tasks.items()}
     test_sha = fingerprint({name: [sha256, recipe.evaluation.n_items] for name, (_, sha256) in tests.items()})
     parents = {name: run.stage(name).manifest["fingerprint"] for name in ("drafting", "training")}
-    sections = recipe.section_json("evaluation", "models.dtype", "models.students")
+    sections = recipe.section_json("evaluation", "models.dtype", "models.students", "guard")
     mark = stage.fingerprint({"version": VERSION, "recipe": sections, "test": test_sha, **parents})
     # Without its verdict the stage is worked through again; its answers are all in the record of finished items.
     if stage.finished(mark) and (run.path / "verdict.json").exists():
         return {"predictions": stage.read("predictions")}
     start = time.monotonic()
     items = {name: frame for name, (frame, _) in tests.items()}
-    opened = look(test_sha, recipe.evaluation.bbh_dir or recipe.tasks.folder, mark)
+    # By file: the same items in another number, or beside other tasks, are no new test set.
+    source = recipe.evaluation.bbh_dir or recipe.tasks.folder
+    opened = max(look(sha256, f"{name} of {source}", mark) for name, (_, sha256) in tests.items())
     predictions, n_tokens = _answers(recipe, run.stage("training"), tasks, items, drafting.read("exemplars"))
     frames = {"predictions": stage.write("predictions", predictions)}
     test_set = {
         "name": "BIG-Bench Hard items" if recipe.evaluation.bbh_dir else "generated items",
         "sha256": test_sha,
         "times_opened": opened,
+        "note": opened_in_words(opened),
     }
-    _write_verdict(run, predictions, training.read("curve"), test_set)
+    overlap = overlap_report(recipe, tasks, drafting.read("questions"), run.stage("alignment").read("examples"))
+    _write_verdict(run, predictions, training.read("curve"), test_set, overlap)
     counts = {"answers": len(predictions), "answers not readable": (~predictions["parsed"]).sum()}
     stage.finish(mark, counts, time.monotonic() - start, n_tokens, parents)
     return frames
@@ -61,7 +66,7 @@ def students_of(recipe: Recipe, training: Stage) -> Iterator[tuple[str, str, int
     for student, ref in recipe.models.students.items():
         if "base" in recipe.evaluation.arms:
             yield student, "base", BASE_SEED, ref
-        for arm in recipe.trained_arms:
+        for arm in recipe.trained_arms(student):
             for seed in recipe.seeds:
                 yield student, arm, seed, str(student_folder(training.path, student, arm, seed))
 
@@ -103,7 +108,7 @@ def _answers(
     return records.build(rows, "predictions"), n_tokens
 
 
-def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, test_set: dict) -> None:
+def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, test_set: dict, overlap: dict) -> None:
     recipe = run.recipe
     took = curve[curve["metric"] == "tokens"]
     training = took.rename(columns={"value": "tokens", "step": "steps"})[["student", "arm", "seed", "tokens", "steps"]]
@@ -119,7 +124,9 @@ def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, tes
         student=next(iter(recipe.models.students)),
         training=training,
         test_set=test_set,
+        warnings=overlap_warnings(overlap),
     )
+    result["overlap"] = overlap
     atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
 
 

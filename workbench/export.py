@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.cards import Facts, data_card, model_card
+from workbench.cards import data_card, model_card
+from workbench.facts import Facts
 from workbench.items import atomic_write
 from workbench.store import Run, Stage, StoreError, file_sha256, read_json
 from workbench.tuning import DONE, student_folder, teacher_folder

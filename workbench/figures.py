@@ -13,6 +13,7 @@ from workbench.figures_base import (
     to_html,
     use_renderer,
 )
+from workbench.figures_decision import decision_shares, sign_flips
 from workbench.figures_probing import (
     decidedness,
     drafts_by_technique,
@@ -22,6 +23,7 @@ from workbench.figures_probing import (
     technique_heatmap,
 )
 from workbench.figures_training import reward_margins, style_shift, training_curves
+from workbench.figures_validity import probe_validity
 from workbench.figures_verdict import arm_accuracies, by_student, comparisons, per_task
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "caption",
     "comparisons",
     "decidedness",
+    "decision_shares",
     "drafts_by_technique",
     "escape",
     "notes_html",
@@ -39,10 +42,12 @@ __all__ = [
     "plotly_script",
     "preference_scores",
     "probe_roc",
+    "probe_validity",
     "reward_margins",
     "save_png",
     "sentence",
     "show",
+    "sign_flips",
     "style_shift",
     "table",
     "technique_heatmap",

@@ -1,6 +1,7 @@
 """Intervals and tests for tables of seeds x items, in plain numpy and scipy: what the verdict stands on.
 
-Calibrated by simulation under "no difference" and at a true difference; the command and its figures:
+`workbench calibrate RUN` simulates the whole decision of a recipe at the spread of a run. The intervals by themselves
+were calibrated by simulation under "no difference" and at a true difference; the command and its figures:
 
     python -m tests.test_verdict 4000
 
@@ -29,16 +30,17 @@ from scipy import optimize, stats
 BETTER, WORSE, SAME, UNDECIDED = "better", "worse", "no difference larger than the margin", "undecided"
 N_FLIPS = 10_000
 POWER = 0.8
+N_QUANTILES = 20  # of the seeds' mean square, where a chance is worked out
 MAX_SEEDS, MAX_ITEMS = 200, 100_000
 
 
 class Spread(NamedTuple):
     """The mean of a seeds x items table and its mean squares (two-way, one value a cell, both sides random)."""
 
-    mean: float
-    ms_seed: float
-    ms_item: float
-    ms_noise: float
+    mean: np.ndarray | float
+    ms_seed: np.ndarray | float
+    ms_item: np.ndarray | float
+    ms_noise: np.ndarray | float
     n_seeds: int
     n_items: int
     n_tasks: int
@@ -63,27 +65,29 @@ def spread(scores: np.ndarray, tasks: Sequence[str]) -> Spread:
     """Measure how a table of scores varies over seeds and, within tasks, over items.
 
     Args:
-        scores: One score a seed and item, shape (n_seeds, n_items); two seeds or more.
+        scores: One score a seed and item, shape (n_seeds, n_items); two seeds or more. Axes before these two hold
+            tables of their own, and then mean and mean squares have one value each.
         tasks: The task of each item, shape (n_items,).
 
     Example:
-        >>> spread(np.array([[1.0, 0.0], [1.0, 0.0]]), ["t", "t"]).mean
+        >>> float(spread(np.array([[1.0, 0.0], [1.0, 0.0]]), ["t", "t"]).mean)
         0.5
     """
     scores = np.asarray(scores, dtype=float)
-    n_seeds, n_items = scores.shape
+    n_seeds, n_items = scores.shape[-2:]
     codes, names = pd.factorize(np.asarray(tasks, dtype=object))
     if n_items - len(names) < 1:  # one item a task leaves nothing to compare within tasks
         codes, names = np.zeros(n_items, dtype=int), ["all"]
     in_task = np.eye(len(names))[codes]
-    centred = scores - (scores @ in_task / in_task.sum(axis=0))[:, codes]
-    item_means = centred.mean(axis=0)
+    centred = scores - (scores @ in_task / in_task.sum(axis=0))[..., codes]
+    item_means = centred.mean(axis=-2)
     dof = n_items - len(names)
     # Tables without a difference would claim certainty: at least two items are taken to differ by one.
-    ms_item = n_seeds * max(float((item_means**2).sum()), 2.0) / dof
-    ms_noise = float(((centred - item_means) ** 2).sum()) / (dof * (n_seeds - 1))
-    ms_seed = n_items * float(scores.mean(axis=1).var(ddof=1))
-    return Spread(float(scores.mean()), ms_seed, ms_item, ms_noise, n_seeds, n_items, len(names))
+    ms_item = n_seeds * np.maximum((item_means**2).sum(axis=-1), 2.0) / dof
+    noise = ((centred - item_means[..., None, :]) ** 2).sum(axis=(-2, -1))
+    ms_seed = n_items * scores.mean(axis=-1).var(axis=-1, ddof=1)
+    mean = scores.mean(axis=(-2, -1))
+    return Spread(mean, ms_seed, ms_item, noise / (dof * (n_seeds - 1)), n_seeds, n_items, len(names))
 
 
 def half_width(of: Spread, alpha: float) -> np.ndarray | float:
@@ -114,12 +118,12 @@ def interval_p_value(of: Spread) -> float:
 def sign_flip_p_value(differences: np.ndarray, seed: int = 0, n_flips: int = N_FLIPS) -> float:
     """Return the two-sided sign-flip p-value over items.
 
-    If two arms were alike, each item's difference could as well have had the other sign. All sign patterns are counted
-    when there are no more of them than n_flips, otherwise that many are drawn. The seeds are taken as they are: this
-    says whether the items agree, and the interval says whether new seeds would.
+    If two arms were alike, each item's difference could as well have had the other sign. All sign patterns count when
+    the differences are whole numbers or the patterns no more than n_flips, otherwise that many are drawn. The seeds are
+    taken as they are: this says whether the items agree, and the interval says whether new seeds would.
 
     Args:
-        differences: Seed means of the difference, one an item.
+        differences: One an item: means over seeds or, which comes to the same, sums over seeds.
 
     Example:
         >>> sign_flip_p_value(np.array([1.0, 1.0, 1.0, 0.0]))
@@ -127,6 +131,8 @@ def sign_flip_p_value(differences: np.ndarray, seed: int = 0, n_flips: int = N_F
     """
     values = np.asarray(differences, dtype=float)
     values = values[values != 0.0]
+    if np.array_equal(values, np.round(values)):
+        return float(sign_flip_p_values(values))
     seen = abs(values.sum()) - 1e-9
     if 2 ** min(len(values), 60) <= n_flips:
         patterns = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
@@ -139,6 +145,40 @@ def sign_flip_p_value(differences: np.ndarray, seed: int = 0, n_flips: int = N_F
         extreme += int((np.abs(signs @ values) >= seen).sum())
         left -= size
     return (extreme + 1) / (n_flips + 1)
+
+
+def sign_flip_null(differences: np.ndarray) -> np.ndarray:
+    """Return how probable each sum is when every item's whole-numbered difference may have either sign.
+
+    The characteristic function of the sum is a product of cosines, one an item; its Fourier transform counts all sign
+    patterns at once.
+
+    Args:
+        differences: Whole numbers, shape (..., n_items).
+
+    Returns:
+        Probabilities of the sums -reach to reach, shape (..., 2 reach + 1); reach is the largest sum there can be.
+
+    Example:
+        >>> sign_flip_null(np.array([1, 1])).round(6).tolist()
+        [0.25, 0.0, 0.5, 0.0, 0.25]
+    """
+    sizes = np.abs(np.asarray(differences)).astype(int)
+    reach = int(sizes.sum(axis=-1).max(initial=0))
+    angles = 2 * np.pi * np.arange(2 * reach + 1) / (2 * reach + 1)
+    waves = np.ones((*sizes.shape[:-1], 2 * reach + 1))
+    for size in range(1, int(sizes.max(initial=0)) + 1):
+        waves *= np.cos(size * angles) ** (sizes == size).sum(axis=-1)[..., None]
+    return np.fft.fftshift(np.fft.ifft(waves).real, axes=-1).clip(0.0)
+
+
+def sign_flip_p_values(differences: np.ndarray) -> np.ndarray:
+    """Return the exact p-values of `sign_flip_p_value` for whole numbers, shape (..., n_items) -> (...)."""
+    differences = np.asarray(differences)
+    null = sign_flip_null(differences)
+    reach = null.shape[-1] // 2
+    extreme = np.abs(np.arange(-reach, reach + 1)) >= np.abs(differences.sum(axis=-1))[..., None] - 1e-9
+    return np.clip((null * extreme).sum(axis=-1), 2.0 ** -differences.shape[-1], 1.0)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -176,10 +216,25 @@ def decide(difference: float, half: float, half_equivalence: float, margin: floa
 
 def chance_to_settle(of: Spread, difference: float, margin: float, alpha: float) -> np.ndarray | float:
     """Return the probability that a run of this spread and true difference ends in anything but "undecided"."""
-    half, inner = half_width(of, alpha), margin - half_width(of, 2 * alpha)
+    shown = _as_shown(of)
+    half, inner = half_width(shown, alpha), margin - half_width(shown, 2 * alpha)
     inner = np.clip(inner, 0.0, half)
-    below = lambda x: stats.norm.cdf((x - difference) / of.stderr)  # noqa: E731
-    return 1.0 - (below(half) - below(-half)) + (below(inner) - below(-inner))
+    below = lambda x: stats.norm.cdf((x - difference) / np.expand_dims(of.stderr, -1))  # noqa: E731
+    return (1.0 - (below(half) - below(-half)) + (below(inner) - below(-inner))).mean(axis=-1)
+
+
+def chance_of_better(of: Spread, difference: np.ndarray | float, alpha: float) -> np.ndarray | float:
+    """Return the probability that a run of this spread and true difference says "better": its power."""
+    gap = np.expand_dims(difference, -1) - half_width(_as_shown(of), alpha)
+    return stats.norm.cdf(gap / np.expand_dims(of.stderr, -1)).mean(axis=-1)
+
+
+def _as_shown(of: Spread) -> Spread:
+    """Return the spread as repeats would measure it, on a new last axis: with few seeds theirs varies widely."""
+    wide = Spread(*(np.expand_dims(value, -1) for value in of))
+    quantiles = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    dof = wide.n_seeds - 1
+    return wide._replace(ms_seed=wide.ms_seed * stats.chi2.ppf(quantiles, dof) / dof)
 
 
 def more_needed(of: Spread, margin: float, alpha: float) -> dict:

@@ -75,7 +75,7 @@ def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
 def _make_ready() -> None:
     """Bring figures to the page; where somebody is watching, edited code is taken up without a restart."""
     figures.use_renderer()
-    if not _headless():
+    if not is_headless():
         from IPython import get_ipython
 
         get_ipython().run_line_magic("load_ext", "autoreload")
@@ -217,7 +217,7 @@ class Progress:
     def __init__(self, what: str, total: int = 0, about: bool = False):
         self.what, self.total, self.about, self.done = what, total, about, 0
         self.began = self.said = time.monotonic()
-        self.handle = None if _headless() else _display("", what)
+        self.handle = None if is_headless() else _display("", what)
 
     def __call__(self, done: int, total: int = 0) -> None:
         """Say that so many are done; the form that engines call."""
@@ -311,7 +311,8 @@ def _n_recorded() -> int:
         connection.close()
 
 
-def _headless() -> bool:
+def is_headless() -> bool:
+    """Say whether nobody is watching: run by papermill, or outside a notebook."""
     if os.environ.get(HEADLESS):
         return True
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import prompts, records
+from workbench.decidedness import Outcomes, outcomes, p_chosen
 from workbench.recipe import Recipe
 from workbench.records import text_id
 from workbench.seeding import stream
@@ -16,12 +17,23 @@ from workbench.writing import seed_pairs
 
 
 def build_pairs(
-    recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFrame, drafts: pd.DataFrame, signals: pd.DataFrame
+    recipe: Recipe,
+    tasks: dict[str, Task],
+    questions: pd.DataFrame,
+    drafts: pd.DataFrame,
+    signals: pd.DataFrame,
+    probes: pd.DataFrame,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the pairs of every student, and how many groups were there, tied or too close to form one."""
+    """Return the pairs of every student, and how many groups were there, tied, too close or too undecided to form one.
+
+    p_chosen is the probability that the chosen side is better, from the probes; nan where there are none. With
+    pairs.min_probability above 0, pairs below it are dropped (ours; at 0 the paper's rule keeps them all).
+    """
     rows: list[dict] = []
     counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
     counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
+    counts |= {f"{kind} pairs below min_probability": 0 for kind in records.ITEM_KINDS}
+    probed = outcomes(probes, drafts)
     for student in recipe.models.students:
         own = signals[signals["student"] == student]
         values = own.groupby("item_kind").apply(lambda part: dict(zip(part["draft_id"], part["value"], strict=True)))
@@ -32,7 +44,17 @@ def build_pairs(
             asked = questions[(questions["task"] == name) & questions["kept"]]
             asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")
             rows += _question_pairs(recipe, student, task, asked, counts)
+    rows = [row for row in rows if _is_decided(row, probed, recipe.pairs.min_probability, counts)]
     return records.build(rows, "pairs"), counts
+
+
+def _is_decided(row: dict, probed: Outcomes, least: float, counts: dict) -> bool:
+    """Put the probability that chosen is better into a pair; say whether it is enough, and count it if not."""
+    row["p_chosen"] = p_chosen(probed, row["student"], row["kind"], row["chosen_id"], row["rejected_id"])
+    # An unknown probability is no reason to drop a pair that the signal tells apart.
+    dropped = row["p_chosen"] < least
+    counts[f"{row['kind']} pairs below min_probability"] += dropped
+    return not dropped
 
 
 def _rationale_pairs(recipe: Recipe, student: str, task: Task, drafts: pd.DataFrame, counts: dict) -> list[dict]:
@@ -109,5 +131,6 @@ def flip_half(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
         for one, other in (("chosen", "rejected"), ("chosen_id", "rejected_id"), ("score_chosen", "score_rejected")):
             flipped.loc[turned, [one, other]] = pairs.loc[turned, [other, one]].to_numpy()
         flipped.loc[turned, "score_gap"] *= -1
+        flipped.loc[turned, "p_chosen"] = 1 - flipped.loc[turned, "p_chosen"]
         flipped.loc[turned, "flipped"] = True
     return flipped

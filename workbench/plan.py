@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.recipe import Recipe, project_root
+from workbench.recipe import ALIGNED_ARMS, Recipe, project_root
+from workbench.simulation import ASSUMED, Design, World, design_of, detection_in_words, seen
+from workbench.store import open_run
 
 N_TECHNIQUES = 4  # rationales per draft question
 SPARE = 1.25  # calls for questions, for each question kept
-SEED_ARMS = ("untailored", "random_pairs", "tailored", "original_teacher", "question_only", "rationale_only")
-ALIGNED_ARMS = ("random_pairs", "tailored", "question_only", "rationale_only")
 # Tokens of a question and of what frames it; completions are taken to use this part of max_new_tokens.
 QUESTION_TOKENS = {"pocket": 45, "real": 90}
 COMPLETION_PART = {"pocket": 0.6, "real": 0.5}
@@ -130,14 +130,13 @@ def _alignment(recipe: Recipe) -> list[dict]:
 def _training(recipe: Recipe) -> list[dict]:
     n_tasks, _, n_seeds, tokens = _sizes(recipe)
     new = _written(recipe, recipe.tailoring.max_new_tokens)
-    arms = [arm for arm in recipe.evaluation.arms if arm in SEED_ARMS]
     per_model = recipe.tailoring.n_examples * n_tasks * (2 * tokens + new) * recipe.training.n_epochs
     return [
         {
             "stage": "training",
-            "work": f"SFT of student {name}, {len(arms)} arms x {n_seeds} seeds",
+            "work": f"SFT of student {name}, {len(recipe.trained_arms(name))} arms x {n_seeds} seeds",
             "model": model,
-            "trained": round(per_model * len(arms) * n_seeds),
+            "trained": round(per_model * len(recipe.trained_arms(name)) * n_seeds),
         }
         for name, model in recipe.models.students.items()
     ]
@@ -146,15 +145,14 @@ def _training(recipe: Recipe) -> list[dict]:
 def _evaluation(recipe: Recipe) -> list[dict]:
     n_tasks, _, n_seeds, tokens = _sizes(recipe)
     new = _written(recipe, recipe.evaluation.max_new_tokens)
-    trained = [arm for arm in recipe.evaluation.arms if arm in SEED_ARMS]
-    n_models = len(trained) * n_seeds + ("base" in recipe.evaluation.arms)
     shots = recipe.evaluation.shots
-    asked = recipe.evaluation.n_items * n_tasks * len(shots) * n_models
     shown = sum(shots) / len(shots) * (tokens + new)
-    return [
-        _row("evaluation", f"answers, {n_models} models", model, asked, 2 * tokens + shown, new)
-        for model in recipe.models.students.values()
-    ]
+    rows = []
+    for name, model in recipe.models.students.items():
+        n_models = len(recipe.trained_arms(name)) * n_seeds + ("base" in recipe.evaluation.arms)
+        asked = recipe.evaluation.n_items * n_tasks * len(shots) * n_models
+        rows.append(_row("evaluation", f"answers, {n_models} models", model, asked, 2 * tokens + shown, new))
+    return rows
 
 
 def _seconds(recipe: Recipe, row: dict) -> float:
@@ -220,8 +218,30 @@ def memory(recipe: Recipe) -> list[dict]:
     return rows
 
 
-def in_words(recipe: Recipe) -> str:
-    """Return the plan as text: models, stages, totals, and what the estimate rests on."""
+def world_of(run: str, design: Design) -> World:
+    """Return how the answers of a finished run vary, those of its first student; what is assumed when run is "".
+
+    Raises:
+        StoreError: If there is no such run or its evaluation is not finished.
+        VerdictError: If its predictions lack an arm or the primary shots of the design.
+    """
+    if not run:
+        return ASSUMED
+    work = open_run(run)
+    predictions = work.stage("evaluation").read("predictions")
+    student = next(iter(work.recipe.models.students))
+    return seen(predictions[predictions["student"] == student], design, f"seen in run {run}, student {student}")
+
+
+def in_words(recipe: Recipe, run: str = "", detect: float = 0.0) -> str:
+    """Return the plan as text: models, stages, totals, what the estimate rests on, and what the verdict can find.
+
+    Args:
+        run: A finished run whose spread over seeds and items is taken; "" for the spread that is assumed.
+        detect: The true difference wanted, as a share; 0 for the recipe's margin.
+    """
+    design = design_of(recipe)
+    finds = detection_in_words(world_of(run, design), design, detect or design.margin)
     frame = estimate(recipe)
     pocket = recipe.profile == "pocket"
     lines = [f"Plan of recipe {recipe.name} ({recipe.profile} models). All numbers are estimates.", ""]
@@ -243,6 +263,7 @@ def in_words(recipe: Recipe) -> str:
         f"{_count(frame['generations'].sum()):>12}{_count(frame['new'].sum()):>12}{_count(frame['trained'].sum()):>10}"
     )
     lines += [f"{'Total':<54}{totals}{_time(seconds, pocket):>11}", "", textwrap.fill(_basis(recipe), 100)]
+    lines += ["", "What the verdict can find", finds]
     return "\n".join(lines)
 
 

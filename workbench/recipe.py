@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workbench.recipe_faults import fault_of, kind_of, one_line
 
-Arm = Literal["base", "untailored", "random_pairs", "tailored"]
+ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only")
+DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
+ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
+TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
+Level = Literal["exact", "normalised", "options", "reordered", "renumbered", "renamed", "ngram", "near"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -69,6 +73,23 @@ class Tasks(Section):
         return self
 
 
+class Guarding(Section):
+    """How the sets are kept apart; false_alarms is the share of independent items that may be taken for copies.
+
+    What teachers write is dropped when it copies any set. Fixed test items that copy a seed or validation item, and
+    written questions that copy a test item, are removed and reported, or the run is refused.
+    """
+
+    levels: Annotated[list[Level], Field(min_length=1)] = list(get_args(Level))
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    test_overlap: Literal["remove", "refuse"] = "remove"
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        _require_distinct("levels", self.levels)
+        return self
+
+
 class Drafting(Section):
     """What the unaligned teacher proposes; n_questions is per task."""
 
@@ -100,15 +121,19 @@ class PreferenceSet(Section):
 
 
 class Pairs(Section):
-    """How scores become preference pairs; n_question_pairs is per task, quantile the share at each end."""
+    """How scores become preference pairs; n_question_pairs is per task, quantile the share at each end.
+
+    min_probability drops pairs whose chosen side is less probably the better one; 0 keeps all.
+    """
 
     n_question_pairs: CountOrZero = 50
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     min_gap: PositiveOrZero = 0.0
+    min_probability: Ratio = 0.0
 
 
 class Alignment(Section):
-    """DPO of the teacher; save_steps 0 keeps no checkpoints."""
+    """DPO of the teacher, on the pairs of these tasks (none named: all); save_steps 0 keeps no checkpoints."""
 
     beta: Positive
     learning_rate: Positive
@@ -118,6 +143,7 @@ class Alignment(Section):
     warmup_ratio: Ratio = 0.1
     scheduler: Scheduler = "cosine"
     save_steps: CountOrZero = 0
+    tasks: list[Name] = []
 
 
 class Tailoring(Section):
@@ -144,15 +170,15 @@ class Training(Section):
 class Primary(Section):
     """The one comparison the verdict decides on: a minus b, at this many shots."""
 
-    a: Arm = "tailored"
-    b: Arm = "untailored"
+    a: Name = "tailored"
+    b: Name = "untailored"
     shots: CountOrZero = 0
 
 
 class Evaluation(Section):
     """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
 
-    arms: Annotated[list[Arm], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
+    arms: Annotated[list[Name], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
     shots: Shots = [0, 3]
     n_items: Count
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -164,6 +190,11 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _primary_is_evaluated(self):
         _require_distinct("arms", self.arms)
+        for arm in self.arms:
+            if arm not in ARMS and not arm.startswith(TAILORED_FOR):
+                raise ValueError(
+                    f"arms names {arm!r}, which is none of {', '.join(ARMS)} or {TAILORED_FOR}STUDENT; correct it"
+                )
         _require_distinct("shots", self.shots)
         for arm in (self.primary.a, self.primary.b):
             if arm not in self.arms:
@@ -192,6 +223,7 @@ class Recipe(Section):
     seeds: Annotated[list[CountOrZero], Field(min_length=2)]
     models: Models
     tasks: Tasks
+    guard: Guarding = Guarding()
     drafting: Drafting
     preference_set: PreferenceSet = PreferenceSet()
     pairs: Pairs = Pairs()
@@ -211,12 +243,29 @@ class Recipe(Section):
                     f"{key}.shots asks for {max(shots)} shots, but only the drafting.n_seed_questions ({shown}) seed "
                     "questions are there to be shown; lower it or raise that"
                 )
+        if unknown := sorted(set(self.alignment.tasks) - set(self.tasks.names)):
+            raise ValueError(
+                f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
+            )
         return self
 
-    @property
-    def trained_arms(self) -> list[str]:
-        """The arms whose student is trained."""
-        return [arm for arm in self.evaluation.arms if arm != "base"]
+    @model_validator(mode="after")
+    def _others_are_students(self):
+        for arm in (arm for arm in self.evaluation.arms if arm.startswith(TAILORED_FOR)):
+            if arm.removeprefix(TAILORED_FOR) not in self.models.students:
+                known = ", ".join(self.models.students)
+                raise ValueError(f"evaluation.arms names {arm!r}, but the students are {known}; correct or remove it")
+            if "tailored" not in self.evaluation.arms:
+                raise ValueError(f"evaluation.arms has {arm!r} without 'tailored', whose examples it takes; add that")
+        return self
+
+    def arms_of(self, student: str) -> list[str]:
+        """Return the arms of one student: what is tailored for itself is its arm tailored already."""
+        return [arm for arm in self.evaluation.arms if arm != TAILORED_FOR + student]
+
+    def trained_arms(self, student: str) -> list[str]:
+        """Return the arms in which the student is trained."""
+        return [arm for arm in self.arms_of(student) if arm != "base"]
 
     def section_json(self, *names: str) -> str:
         """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""

@@ -96,6 +96,8 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             "score_chosen": pa.Column("float64"),
             "score_rejected": pa.Column("float64"),
             "score_gap": pa.Column("float64"),
+            # A signal without probes leaves it open.
+            "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
             "flipped": pa.Column(bool),
         },
     ),

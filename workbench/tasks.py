@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.guard import normalise
+from workbench.guard import Guard, Overlap, copies, guard_for
 from workbench.pocket import problems, rationales
 from workbench.recipe import Recipe, project_root
 from workbench.records import text_id
@@ -20,6 +20,7 @@ GENERAL_TECHNIQUES = {
     "exam": "Answer as in an exam: read closely, rule out what cannot be right, then choose.",
 }
 SETS = ("seeds", "validation", "test")
+SEEN = ("seeds", "validation")
 
 
 class TaskError(ValueError):
@@ -106,15 +107,41 @@ def load_task(path: Path, recipe: Recipe) -> Task:
 def load_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
     """Return the items a run is evaluated on, and the SHA-256 of the file they come from.
 
-    Items that stand in the task's seeds or validation set are left out before the first `evaluation.n_items` are taken.
+    Items that copy a seed or validation item are left out before the first `evaluation.n_items` are taken.
+
+    Raises:
+        TaskError: If there are such items and the recipe's guard.test_overlap is refuse, naming the first.
     """
-    items, sha256 = task.test, task.sha256
-    if recipe.evaluation.bbh_dir:
-        folder = Path(recipe.evaluation.bbh_dir)
-        path = (folder if folder.is_absolute() else project_root() / folder) / f"{task.name}.json"
-        items, sha256 = _items(_read(path).get("examples", []), path, "examples"), file_sha256(path)
-    used = {normalise(question) for name in ("seeds", "validation") for question in getattr(task, name)["question"]}
-    return items[~items["question"].map(normalise).isin(used)].head(recipe.evaluation.n_items), sha256
+    items, sha256 = all_test_items(recipe, task)
+    found = copied_items(recipe, task)
+    if found and recipe.guard.test_overlap == "refuse":
+        first = "; ".join(f"{text_id(item)} {item[:50]!r}: {one.reason}" for item, one in list(found.items())[:3])
+        raise TaskError(
+            f"{len(found)} of the {len(items)} test items of {task.name} copy what the run sees before ({first}); take "
+            "them out of the task file or set guard.test_overlap to remove."
+        )
+    return items[~items["question"].isin(list(found))].head(recipe.evaluation.n_items), sha256
+
+
+def all_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
+    """Return every item of the file that a run is evaluated on, and the file's SHA-256."""
+    if not recipe.evaluation.bbh_dir:
+        return task.test, task.sha256
+    folder = Path(recipe.evaluation.bbh_dir)
+    path = (folder if folder.is_absolute() else project_root() / folder) / f"{task.name}.json"
+    return _items(_read(path).get("examples", []), path, "examples"), file_sha256(path)
+
+
+def copied_items(recipe: Recipe, task: Task) -> dict[str, Overlap]:
+    """Return the test questions that copy a seed or validation item, with what they copy."""
+    guard = guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]})
+    return copies(guard, {name: guard_of_sets(recipe, {name: getattr(task, name)["question"]}) for name in SEEN})
+
+
+def guard_of_sets(recipe: Recipe, sets: dict[str, pd.Series]) -> Guard:
+    """Return the guard of these sets with the recipe's settings."""
+    frozen = tuple((name, tuple(questions)) for name, questions in sets.items())
+    return guard_for(frozen, tuple(recipe.guard.levels), recipe.guard.false_alarms)
 
 
 def _read(path: Path) -> dict:

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from workbench.pairs import flip_half
+from workbench.arms import aligned_arms, pairs_of_arm
+from workbench.recipe import DRAFT_ARMS
 from workbench.store import Run, StoreError
 
 SHOWN = 3  # of many alike, such as the pairs behind one teacher
@@ -103,9 +104,9 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
     original = work.recipe.models.teacher
     if not example["student"]:
         return [_line(depth, f"teacher {original}, as it was, asked with the plain prompt")]
-    pairs = work.stage("alignment").read("pairs")
-    if arm == "random_pairs":
-        pairs = flip_half(pairs, work.recipe.seeds[0])
+    if arm in DRAFT_ARMS:
+        return [_line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
+    pairs = pairs_of_arm(work.recipe, work.stage("alignment").read("pairs"), arm)
     own = pairs[pairs["student"] == student]
     here = own[own["task"] == example["task"]]
     lines = [
@@ -132,11 +133,13 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
         if pair["kind"] == "rationale":
             lines += _probes(work, one, pair["student"], depth + 2)
     if not brief:
-        arms = [arm for arm in ("tailored", "random_pairs") if arm in work.recipe.evaluation.arms]
-        turned = flip_half(work.stage("alignment").read("pairs"), work.recipe.seeds[0])
-        was = bool(turned.loc[turned["pair_id"] == pair["pair_id"], "flipped"].any())
-        said = {"tailored": "as it is", "random_pairs": "turned round" if was else "as it is"}
-        lines += [_onward(1, f"teacher of arm {arm}, {said[arm]}") for arm in arms]
+        pairs = work.stage("alignment").read("pairs")
+        for arm in aligned_arms(work.recipe):
+            used = pairs_of_arm(work.recipe, pairs, arm)
+            own = used[used["pair_id"] == pair["pair_id"]]
+            if len(own):
+                said = "turned round" if own["flipped"].any() else "as it is"
+                lines.append(_onward(1, f"teacher of arm {arm}, {said}"))
     return lines
 
 
@@ -212,7 +215,7 @@ def _pairs_with(work: Run, wanted: str) -> list[str]:
         side = "chosen" if pair["chosen_id"] == wanted else "rejected"
         other = pair["rejected_id"] if side == "chosen" else pair["chosen_id"]
         lines.append(_onward(1, f"pair {pair['pair_id']} of student {pair['student']}: {side}, against {other}"))
-        for arm in ("tailored", "random_pairs"):
+        for arm in aligned_arms(work.recipe):
             if rows is not None:
                 n = int(((rows["arm"] == arm) & (rows["student"] == pair["student"])).sum())
                 lines.append(_onward(2, f"teacher of arm {arm} -> {n} training rows of student {pair['student']}"))

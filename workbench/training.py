@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from workbench import prompts, records
+from workbench.arms import examples_of_arm
 from workbench.models import fingerprint_model, load_tokenizer, resolve
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
@@ -78,11 +79,11 @@ def match_budgets(recipe: Recipe, examples: pd.DataFrame) -> pd.DataFrame:
     """
     descriptions = {name: task.description for name, task in load_tasks(recipe).items()}
     kept = examples[examples["kept"]]
-    arms = recipe.trained_arms
     frames = []
     for student, ref in recipe.models.students.items():
         tokenizer = load_tokenizer(ref)
-        own = kept[kept["student"].isin([student, ""])]
+        arms = recipe.trained_arms(student)
+        own = pd.concat([examples_of_arm(kept, student, arm).assign(arm=arm) for arm in arms])
         own = own.assign(n_tokens=completion_tokens(tokenizer, own["rationale"].tolist()))
         for seed, task in itertools.product(recipe.seeds, recipe.tasks.names):
             group = own[(own["seed"] == seed) & (own["task"] == task)]

@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from workbench import models
-from workbench.items import StoreError, atomic_write, read_json
+from workbench.items import StoreError, atomic_write, read_json, runs_folder
 from workbench.recipe import Alignment, Recipe, Training
 
 DONE = "tuned.json"
@@ -35,7 +35,7 @@ class Tuned:
 
 
 def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
-    """Return what is in the folder if it was trained for this key, else train into it.
+    """Return what is in the folder if it was trained for this key, else take it from another run, else train into it.
 
     Args:
         folder: Where the model ends up.
@@ -50,8 +50,12 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
         work = folder.with_name(f"{folder.name}.{key}.unfinished")
         work.mkdir(parents=True, exist_ok=True)
         try:
-            record = {"key": key} | train(work)
-            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            if there := _trained_elsewhere(folder, key):
+                shutil.copytree(there, work, dirs_exist_ok=True)
+                record = read_json(there / DONE)
+            else:
+                record = {"key": key} | train(work)
+                shutil.rmtree(work / "checkpoints", ignore_errors=True)
             atomic_write(work / DONE, json.dumps(record).encode())
             os.replace(work, folder)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -63,6 +67,16 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
                 "free some space and run the same command again."
             ) from error
     return Tuned(folder, record["curve"], record["n_tokens"], record["steps"])
+
+
+def _trained_elsewhere(folder: Path, key: str) -> Path | None:
+    """Return the same folder of another run if it holds a model trained for this key."""
+    runs = runs_folder()
+    if runs not in folder.parents:
+        return None
+    _, *inside = folder.relative_to(runs).parts
+    found = (path.parent for path in sorted(runs.glob("/".join(["*", *inside, DONE]))) if path.parent != folder)
+    return next((path for path in found if read_json(path / DONE).get("key") == key), None)
 
 
 def teacher_folder(alignment: Path, student: str, arm: str) -> Path:

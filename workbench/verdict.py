@@ -27,6 +27,7 @@ from workbench.inference import (
     spread,
     wilson,
 )
+from workbench.recipe import TAILORED_FOR
 
 BASE_SEED = -1
 
@@ -135,7 +136,8 @@ def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float
         "difference": of.mean,
         "low": max(of.mean - half, -1.0),
         "high": min(of.mean + half, 1.0),
-        "p_value": sign_flip_p_value(table.to_numpy().mean(axis=0)),
+        # Sums over seeds are whole numbers, for which the test is exact.
+        "p_value": sign_flip_p_value(table.to_numpy().sum(axis=0)),
         "decision": decision,
         "more_needed": more_needed(of, margin, alpha) if decision == UNDECIDED else None,
         "n_items": of.n_items,
@@ -221,10 +223,11 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     primary, margin, alpha = dict(settings["primary"]), float(settings["margin"]), float(settings["alpha"])
     a, b, main = primary["a"], primary["b"], int(primary["shots"])
     shots = [main, *(s for s in settings["shots"] if s != main)]
-    others = [b, *(arm for arm in settings["arms"] if arm not in (a, b))]
+    own_arms = [arm for arm in settings["arms"] if arm != TAILORED_FOR + str(predictions["student"].iloc[0])]
+    others = [b, *(arm for arm in own_arms if arm not in (a, b))]
     comparisons = [compare(predictions, a, other, s, margin, alpha) for s in shots for other in others]
     arms = {}
-    for arm in settings["arms"]:
+    for arm in own_arms:
         by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
         cost = training.get(arm, {"training_tokens": 0, "steps": 0})
         arms[arm] = by_shots[str(main)] | cost | {"by_shots": by_shots}
@@ -255,10 +258,7 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: di
     if primary["n_seeds"] < 5:
         said.append(f"{primary['n_seeds']} seeds: a reported run uses five or more, and the intervals are wide for it.")
     if test_set.get("times_opened", 1) > 1:
-        said.append(
-            f"The test set has been opened {test_set['times_opened']} times; "
-            "choices made after the first look are not in the intervals."
-        )
+        said.append(opened_in_words(test_set["times_opened"]))
     trained = {arm: row for arm, row in arms.items() if row["steps"]}
     for column, allowed in (("steps", 0.0), ("training_tokens", 0.02)):
         values = [row[column] for row in trained.values()]
@@ -267,6 +267,17 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: di
     unread = 1.0 - predictions.groupby("arm")["parsed"].mean()
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
+
+
+def opened_in_words(times: int) -> str:
+    """Return what it means that a test set was opened so many times, this look included."""
+    if times == 1:
+        return "The test set was opened once, by this run: nothing can have been chosen by an earlier result on it."
+    return (
+        f"The test set has been opened {times} times, each time with another recipe, other models or other code; "
+        "whatever was chosen after an earlier look (a setting, or which run to report) may suit these items by chance, "
+        "and neither the intervals nor the p-values allow for that: confirm it on items that nobody has looked at."
+    )
 
 
 def _rounded(value: object) -> object:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from workbench import prompts
 from workbench.engines import Completion, Decoding, Request, TransformersEngine
-from workbench.guard import Guard, normalise
+from workbench.guard import LEVELS, Guard, normalise, reason_of
 from workbench.items import Items
 from workbench.models import render, render_shared
 from workbench.recipe import Recipe
-from workbench.tasks import Task, load_test_items
+from workbench.tasks import Task, all_test_items, guard_of_sets
 
 MAX_ROUNDS = 8
+TEST_SETS = ("test", "evaluated")
 SPARE = 1.25  # calls per question still wanted: some replies are dropped, and a round costs more than a spare call
 
 
@@ -35,8 +36,26 @@ def seed_pairs(task: Task, n: int) -> list[tuple[str, str]]:
 
 def guard_of(recipe: Recipe, task: Task) -> Guard:
     """Return the guard against all that new questions must differ from; the preference set is in validation."""
-    sets = {name: getattr(task, name)["question"] for name in ("seeds", "validation", "test")}
-    return Guard(sets | {"evaluated": load_test_items(recipe, task)[0]["question"]})
+    sets = {name: getattr(task, name)["question"] for name in ("test", "seeds", "validation")}
+    if recipe.evaluation.bbh_dir:
+        sets = {"evaluated": all_test_items(recipe, task)[0]["question"], **sets}
+    return guard_of_sets(recipe, sets)
+
+
+def refuse_copies(recipe: Recipe, task: Task, written: list[Written]) -> None:
+    """Refuse questions that copy a test item, when the recipe says so.
+
+    Raises:
+        ValueError: If there are any, naming the first.
+    """
+    on_test = {reason_of(level, name) for level in LEVELS for name in TEST_SETS}
+    found = [one for one in written if one.drop_reason in on_test]
+    if found and recipe.guard.test_overlap == "refuse":
+        first = "; ".join(f"{one.question[:60]!r}: {one.drop_reason}" for one in found[:3])
+        raise ValueError(
+            f"{len(found)} of {len(written)} questions written of {task.name} copy a test item ({first}); begin "
+            "another run with guard.test_overlap=remove, which drops them and reuses all that was written so far."
+        )
 
 
 def write_questions(

@@ -130,7 +130,8 @@ def _write_signals(work: Run) -> str:
 
 def _write_pairs(work: Run, tasks: dict[str, Task]) -> str:
     questions, drafts = work.stage("drafting").read("questions"), work.stage("drafting").read("drafts")
-    pairs, _ = build_pairs(work.recipe, tasks, questions, drafts, work.stage("probing").read("signals"))
+    signals, probes = work.stage("probing").read("signals"), work.stage("probing").read("probes")
+    pairs, _ = build_pairs(work.recipe, tasks, questions, drafts, signals, probes)
     _store(work, "alignment", pairs=pairs)
     return f"{len(pairs):,} pairs"
 
@@ -148,7 +149,7 @@ FIGURES = {
     "preference scores": lambda drafts, signals, pairs: figures.preference_scores(signals, drafts, "ada"),
     "technique heatmap": lambda drafts, signals, pairs: figures.technique_heatmap(signals, drafts),
     "probe ROC": lambda drafts, signals, pairs: figures.probe_roc(signals, drafts, {"ada": "tally"}),
-    "pair decidedness": lambda drafts, signals, pairs: figures.pair_decidedness(pairs, signals),
+    "pair decidedness": lambda drafts, signals, pairs: figures.pair_decidedness(pairs),
 }
 
 

@@ -1,0 +1,76 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.ablations import ALL, OTHERS, cohort, cohort_markdown, contrasts, contrasts_markdown
+from workbench.recipe import Recipe
+from workbench.seeding import stream
+
+SHARES = {  # student -> arm -> how often it is right
+    "s": {"untailored": 0.3, "tailored": 0.7, "most_preferred": 0.3, "tailored_for_t": 0.3, "tailored_for_u": 0.5},
+    "t": {"untailored": 0.3, "tailored": 0.6, "most_preferred": 0.3, "tailored_for_s": 0.3, "tailored_for_u": 0.3},
+}
+SEEDS, ITEMS = range(4), range(150)
+
+
+@pytest.fixture
+def settings(recipe_values):
+    recipe_values["models"]["students"] = {name: "data/pocket/x" for name in "stu"}
+    recipe_values["evaluation"]["arms"] = ["untailored", "tailored", "most_preferred"]
+    recipe_values["evaluation"]["shots"] = [0]
+    return Recipe.model_validate(recipe_values).evaluation
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    rows = []
+    for student, arms in SHARES.items():
+        for arm, share in arms.items():
+            right = stream(0, student, arm).random((len(SEEDS), len(ITEMS))) < share
+            rows += [
+                {"student": student, "arm": arm, "seed": s, "shots": 0, "task": "sums", "item_id": f"i{i}"}
+                | {"answer": "1", "parsed": True, "correct": bool(right[s, i])}
+                for s in SEEDS
+                for i in ITEMS
+            ]
+    return pd.DataFrame(rows)
+
+
+def test_contrasts_are_differences_of_accuracies(predictions, settings):
+    table = contrasts(predictions, settings).set_index(["student", "a", "b"])
+    means = predictions.groupby(["student", "arm"])["correct"].mean()
+    for student in SHARES:
+        row = table.loc[(student, "tailored", "untailored")]
+        assert row["difference"] == pytest.approx(means[student, "tailored"] - means[student, "untailored"])
+        others = means[student][[arm for arm in SHARES[student] if arm.startswith("tailored_for_")]].mean()
+        assert table.loc[(student, "tailored", OTHERS)]["difference"] == pytest.approx(
+            means[student, "tailored"] - others
+        )
+    whole = table.loc[(ALL, "tailored", "untailored")]
+    both = table.loc[[("s", "tailored", "untailored"), ("t", "tailored", "untailored")], "difference"]
+    assert whole["difference"] == pytest.approx(both.mean()) and whole["n_items"] == 2 * len(ITEMS)
+    assert whole["decision"] == "better" and whole["low"] > 0
+
+
+def test_the_papers_direction_stands_beside_ours_and_absent_arms_are_left_out(predictions, settings):
+    table = contrasts(predictions, settings)
+    assert set(zip(table["a"], table["b"], strict=True)) == {
+        ("tailored", "untailored"),
+        ("tailored", "most_preferred"),
+        ("tailored", OTHERS),
+    }
+    assert table[table["b"] == "most_preferred"]["paper"].eq(0.0441).all()
+    assert (table["p_holm"] >= table["p_value"]).all()
+    said = contrasts_markdown(table)
+    assert "+4.4 (table 2" in said and len({line.count("|") for line in said.splitlines()}) == 1
+
+
+def test_the_cohort_has_each_student_with_each_teacher(predictions, settings):
+    table = cohort(predictions, settings)
+    assert len(table) == 6 and np.all((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"]))
+    cells = table.set_index(["student", "tailored_for"])["accuracy"]
+    assert cells["s", "s"] > cells["s", "t"] and cells["t", "t"] > cells["t", "s"]
+    usual = predictions[~predictions["arm"].str.startswith("tailored_for_")]
+    assert cohort(usual, settings).empty
+    square = table[table["tailored_for"] != "u"]
+    assert cohort_markdown(square).count("**") == 4

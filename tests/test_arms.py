@@ -1,0 +1,111 @@
+import pandas as pd
+import pytest
+from test_pairs import frames, task
+
+from workbench import records
+from workbench.arms import aligned_arms, draft_examples, examples_of_arm, pairs_of_arm
+from workbench.pairs import build_pairs
+from workbench.recipe import ARMS, Recipe
+
+SCORES = {
+    "q1": [0.9, 0.5, 0.1, 0.2],
+    "q2": [0.2, 0.8, 0.6, 0.1],
+    "q3": [0.7, 0.6, 0.3, 0.0],
+    "q4": [0.1, 0.0, 0.0, 0.2],
+}
+
+
+@pytest.fixture
+def of(recipe_values):
+    """A recipe with these arms and values changed by dotted key."""
+
+    def build(arms=ARMS, tasks=("sums",), aligned_on=()) -> Recipe:
+        recipe_values["models"]["students"] = {"s": "data/pocket/s", "t": "data/pocket/t"}
+        recipe_values["tasks"]["names"] = list(tasks)
+        recipe_values["evaluation"]["arms"] = list(arms)
+        recipe_values["alignment"]["tasks"] = list(aligned_on)
+        return Recipe.model_validate(recipe_values)
+
+    return build
+
+
+@pytest.fixture
+def made(of):
+    """The pairs of both students; the other one's scores are the first one's upside down."""
+    questions, drafts, signals, probes = frames(SCORES)
+    other = signals.assign(student="t", value=1 - signals["value"])
+    signals = pd.concat([signals, other], ignore_index=True)
+    pairs, _ = build_pairs(of(), {"sums": task()}, questions, drafts, signals, probes)
+    return drafts, signals, pairs
+
+
+def test_each_arm_is_aligned_to_its_own_pairs(of, made):
+    recipe, (_, _, pairs) = of(), made
+    assert aligned_arms(recipe) == ["tailored", "random_pairs", "question_only", "rationale_only"]
+    kinds = {arm: set(pairs_of_arm(recipe, pairs, arm)["kind"]) for arm in aligned_arms(recipe)}
+    both = {"question", "rationale"}
+    assert kinds == {
+        "tailored": both,
+        "random_pairs": both,
+        "question_only": {"question"},
+        "rationale_only": {"rationale"},
+    }
+    for student, own in pairs_of_arm(recipe, pairs, "random_pairs").groupby("student"):
+        assert own["flipped"].sum() == len(own) // 2, student
+    assert not pairs_of_arm(recipe, pairs, "tailored")["flipped"].any()
+
+
+def test_pairs_of_other_tasks_can_be_kept_back(of, made):
+    _, _, pairs = made
+    pairs = pd.concat([pairs, pairs.assign(task="moves")], ignore_index=True)
+    recipe = of(tasks=("sums", "moves"), aligned_on=["moves"])
+    assert set(pairs_of_arm(recipe, pairs, "tailored")["task"]) == {"moves"}
+    assert len(pairs_of_arm(of(tasks=("sums", "moves")), pairs, "tailored")) == len(pairs)
+
+
+def test_three_ways_to_select_a_rationale(of, made):
+    drafts, signals, _ = made
+    rows = records.build(draft_examples(of(), {"sums": task()}, drafts, signals), "examples")
+    assert set(rows["student"]) == {"s", "t"} and set(rows["seed"]) == {0, 1}
+    assert rows.groupby(["arm", "student", "seed"]).size().eq(4).all()
+    technique = drafts.set_index(["question_id", "rationale"])["technique"]
+    rows["technique"] = [technique[key] for key in zip(rows["question_id"], rows["rationale"], strict=True)]
+    best = rows[(rows["arm"] == "most_preferred") & (rows["student"] == "s")]
+    assert dict(zip(best["question_id"], best["technique"], strict=True)) == {
+        "q1": "tally",
+        "q2": "meter",
+        "q3": "tally",
+        "q4": "diary",
+    }
+    # Means over the four questions: tally 0.475, meter 0.475, story 0.25, diary 0.125; the other student's upside down.
+    one = rows[rows["arm"] == "task_consistent"].groupby(["student", "seed"])["technique"].unique()
+    assert all(len(found) == 1 for found in one)
+    assert {found[0] for found in one["s"]} <= {"tally", "meter"} and {found[0] for found in one["t"]} == {"diary"}
+
+
+def test_random_rationales_differ_by_seed_and_are_spread_evenly(of):
+    _, drafts, signals, _ = frames({f"q{n}": [0.9, 0.5, 0.1, 0.2] for n in range(400)})
+    rows = draft_examples(of(["base", "untailored", "tailored", "random_rationale"]), {"sums": task()}, drafts, signals)
+    rows = pd.DataFrame(rows)
+    assert set(rows["arm"]) == {"random_rationale"}
+    first, second = (rows[(rows["student"] == "s") & (rows["seed"] == seed)]["rationale"].to_list() for seed in (0, 1))
+    assert first != second
+    counts = pd.Series(first).value_counts()
+    assert len(counts) == 4 and counts.min() > 70  # 100 each with a standard deviation of 8.7
+
+
+def test_an_arm_takes_its_own_examples_or_those_tailored_for_another_student():
+    examples = pd.DataFrame(
+        [("untailored", "", "u"), ("tailored", "s", "ts"), ("tailored", "t", "tt"), ("most_preferred", "s", "ms")],
+        columns=["arm", "student", "id"],
+    )
+    found = {arm: list(examples_of_arm(examples, "s", arm)["id"]) for arm in ("untailored", "tailored")}
+    assert found == {"untailored": ["u"], "tailored": ["ts"]}
+    assert list(examples_of_arm(examples, "s", "tailored_for_t")["id"]) == ["tt"]
+    assert examples_of_arm(examples, "t", "most_preferred").empty
+
+
+def test_what_is_tailored_for_itself_is_no_arm_of_its_own(of):
+    recipe = of(["base", "untailored", "tailored", "tailored_for_s", "tailored_for_t"])
+    assert recipe.trained_arms("s") == ["untailored", "tailored", "tailored_for_t"]
+    assert recipe.arms_of("t") == ["base", "untailored", "tailored", "tailored_for_s"]

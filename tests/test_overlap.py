@@ -1,0 +1,76 @@
+import json
+
+import pandas as pd
+import pytest
+from conftest import PROJECT
+
+from workbench.guard import LEVELS
+from workbench.overlap import overlap_report, overlap_warnings
+from workbench.recipe import Recipe
+from workbench.tasks import load_tasks
+from workbench.writing import Written, guard_of, refuse_copies
+
+NAME = "object_counting"
+
+
+@pytest.fixture
+def of(recipe_values, tmp_path):
+    """Build a recipe for a pocket task whose validation set holds a test item with other numbers."""
+    content = json.loads((PROJECT / "data" / "pocket" / "tasks" / f"{NAME}.json").read_text())
+    content["test"][0] = {
+        "input": "I have two beds, three lamps, and a cat. How many objects do I have?",
+        "target": "6",
+    }
+    content["validation"][0] = {"input": content["test"][0]["input"].replace("three", "five"), "target": "8"}
+    (tmp_path / f"{NAME}.json").write_text(json.dumps(content))
+
+    def build(**guard) -> Recipe:
+        return Recipe.model_validate(
+            recipe_values | {"guard": guard, "tasks": {"folder": str(tmp_path), "names": [NAME]}}
+        )
+
+    return build
+
+
+def frame(*reasons: str) -> pd.DataFrame:
+    return pd.DataFrame({"task": NAME, "drop_reason": reasons})
+
+
+def test_the_report_counts_by_task_set_and_level(of):
+    recipe = of(levels=["exact", "normalised", "renumbered"])
+    copy = "same as a test item but for its numbers"
+    questions = frame("", "written before", copy, copy, "same as a seeds item")
+    report = overlap_report(recipe, load_tasks(recipe), questions, frame("", copy))
+    assert report["false_alarms"] == recipe.guard.false_alarms
+    assert report["off"] == {NAME: ["options", "reordered", "renamed", "ngram", "near"]}
+    rows = [tuple(row.values()) for row in report["found"]]
+    assert rows == [
+        (NAME, "test", 250, "validation", "renumbered", 1, "left out of the evaluation"),
+        (NAME, "drafted questions", 5, "seeds", "exact", 1, "dropped before use"),
+        (NAME, "drafted questions", 5, "test", "renumbered", 2, "dropped before use"),
+        (NAME, "training examples", 2, "test", "renumbered", 1, "dropped before use"),
+    ]
+    assert overlap_warnings(report) == [
+        f"1 of the 250 test items of {NAME} copy seed or validation items and were left out: 1 validation (renumbered)."
+    ]
+
+
+def test_nothing_found_is_an_empty_table_and_no_warning(of):
+    recipe = of(levels=["exact"])
+    report = overlap_report(recipe, load_tasks(recipe), frame("", "written before"), frame())
+    assert report["found"] == [] == overlap_warnings(report) and report["off"][NAME] == list(LEVELS[1:])
+
+
+def test_a_recipe_may_refuse_what_copies_a_test_item(of):
+    def written(recipe, *questions):
+        task = load_tasks(recipe)[NAME]
+        guard = guard_of(recipe, task)
+        return recipe, task, [Written(question, "", "", 0, 0, guard.overlap(question)) for question in questions]
+
+    seed = load_tasks(of())[NAME].seeds["question"][0]
+    copy = "I have two beds, nine lamps, and a cat. How many objects do I have?"
+    refuse_copies(*written(of(), seed, copy))
+    refuse_copies(*written(of(test_overlap="refuse"), seed, "I have a plum. How many fruits do I have?"))
+    with pytest.raises(ValueError, match=r"1 of 2 questions written of object_counting copy a test item") as refused:
+        refuse_copies(*written(of(test_overlap="refuse"), seed, copy))
+    assert "two beds, nine lamps" in str(refused.value) and "guard.test_overlap=remove" in str(refused.value)

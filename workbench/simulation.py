@@ -1,0 +1,241 @@
+"""Simulated runs: how answers vary over items and seeds, and what a number of items and seeds can find.
+
+An answer is right when a normal score passes a threshold. The score adds up how easy the item is (for all arms), how
+well it suits the arm, what the seed did to the arm, and chance; the threshold sets the accuracy. So the true difference
+is known exactly and no probability leaves [0, 1]. How much each part weighs is taken from a finished run or assumed.
+Seeds shift an arm on all tasks alike, and arms are taken to be drawn independently of each other.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from workbench.inference import MAX_ITEMS, POWER, Spread, chance_of_better, spread
+from workbench.recipe import Recipe
+from workbench.verdict import BASE_SEED, VerdictError, answers
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+class Design(NamedTuple):
+    """What of a recipe the decision depends on; n_items is per task, the first number of shots is the primary one."""
+
+    a: str
+    b: str
+    arms: tuple[str, ...]
+    shots: tuple[int, ...]
+    tasks: tuple[str, ...]
+    n_seeds: int
+    n_items: int
+    margin: float
+    alpha: float
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The task of every item."""
+        return np.repeat(np.asarray(self.tasks, dtype=object), self.n_items)
+
+    @property
+    def compared(self) -> list[tuple[str, int]]:
+        """The other arm and the shots of every comparison, the primary one first."""
+        others = [self.b, *(arm for arm in self.arms if arm not in (self.a, self.b))]
+        return [(other, shots) for shots in self.shots for other in others]
+
+
+def design_of(recipe: Recipe) -> Design:
+    """Return what of a recipe the decision depends on."""
+    rule = recipe.evaluation
+    main = rule.primary
+    shots = (main.shots, *(n for n in rule.shots if n != main.shots))
+    sizes = (len(recipe.seeds), rule.n_items)
+    return Design(main.a, main.b, tuple(rule.arms), shots, tuple(recipe.tasks.names), *sizes, rule.margin, rule.alpha)
+
+
+class World(NamedTuple):
+    """How answers vary, in standard deviations of an accuracy: over items for all arms, over items for one, over seeds.
+
+    accuracy is that of every arm when nothing differs, by (task, shots).
+    """
+
+    accuracy: Mapping[tuple[str, int], float]
+    difficulty_sd: float
+    item_sd: float
+    seed_sd: float
+    source: str
+
+    def accuracies(self, design: Design, shots: int) -> np.ndarray:
+        """Return the accuracy on each task of a design; a task that is not known counts as the mean of those that are.
+
+        Accuracies stay within 2 and 98 %, so that there is something to vary.
+        """
+        usual = float(np.mean(list(self.accuracy.values())))
+        return np.clip([self.accuracy.get((task, shots), usual) for task in design.tasks], 0.02, 0.98)
+
+    def spread(self, design: Design) -> Spread:
+        """Return what spread of the primary difference is to be expected when nothing differs."""
+        p = self.accuracies(design, design.shots[0])
+        shared = self.difficulty_sd**2 + self.item_sd**2 + self.seed_sd**2
+        noise = 2 * max(float(np.mean(p * (1 - p))) - shared, 0.01)
+        n_items = design.n_items * len(design.tasks)
+        return Spread(
+            mean=0.0,
+            ms_seed=n_items * 2 * self.seed_sd**2 + noise,
+            ms_item=design.n_seeds * 2 * self.item_sd**2 + noise,
+            ms_noise=noise,
+            n_seeds=design.n_seeds,
+            n_items=n_items,
+            n_tasks=len(design.tasks),
+        )
+
+    def in_words(self) -> str:
+        """Return where the spread comes from and what it is, in points of accuracy."""
+        return (
+            f"{self.source}: accuracy {100 * np.mean(list(self.accuracy.values())):.0f} %; standard deviations in "
+            f"points: {100 * self.seed_sd:.1f} over seeds of one arm, {100 * self.item_sd:.1f} over items of one arm, "
+            f"{100 * self.difficulty_sd:.1f} over items of all arms"
+        )
+
+
+# The middle of the settings that inference.py was calibrated at.
+ASSUMED = World({("any", 0): 0.4}, 0.25 / 3**0.5, 0.1, 0.02, "assumed, no run was named")
+
+
+def seen(predictions: pd.DataFrame, design: Design, source: str) -> World:
+    """Measure how the answers of a finished run vary.
+
+    Variance components by the method of moments, averaged over the trained arms at the primary shots, none below zero.
+    With few seeds the spread over seeds is itself uncertain: a table at twice that spread belongs beside the result.
+
+    Args:
+        predictions: Of one student.
+        design: Names the arms and shots; its tasks and numbers need not be those of the predictions.
+        source: What to call it.
+    """
+    main = design.shots[0]
+    tables = [answers(predictions, arm, main) for arm in design.arms if arm != "base"]
+    if len({len(table) for table in tables}) > 1 or len(tables[0]) < 2:
+        raise VerdictError("The trained arms need the same two or more seeds; evaluate all of them.")
+    tasks = tables[0].columns.get_level_values("task")
+    stack = np.stack([table.to_numpy() for table in tables])
+    of = spread(stack, tasks)
+    over_seeds = max(float(np.mean(of.ms_seed - of.ms_noise)) / of.n_items, 0.0)
+    means = pd.DataFrame(stack.mean(axis=1).T, index=pd.Index(tasks, name="task"))
+    within = (means - means.groupby(level="task").transform("mean")).to_numpy()
+    products = within.T @ within / max(of.n_items - of.n_tasks, 1)
+    over_items = max(float(np.mean(np.diag(products) - of.ms_noise / of.n_seeds)), 0.0)
+    pairs = ~np.eye(len(tables), dtype=bool)
+    shared = float(products[pairs].mean()) if pairs.any() else over_items
+    shared = float(np.clip(shared, 0.0, over_items))
+    own = predictions[(predictions["arm"] == design.b) & predictions["shots"].isin(design.shots)]
+    accuracy = {key: float(share) for key, share in own.groupby(["task", "shots"])["correct"].mean().items()}
+    return World(accuracy, shared**0.5, (over_items - shared) ** 0.5, over_seeds**0.5, source)
+
+
+def _covariance(correlation: float, thresholds: np.ndarray) -> float:
+    """Return the covariance of two answers whose scores correlate so, averaged over the thresholds.
+
+    The derivative of the bivariate normal distribution function by its correlation is the density; with the
+    correlation as a sine it is smooth.
+    """
+    top = np.arcsin(correlation)
+    sines = np.sin((NODES + 1) * top / 2)
+    density = np.exp(-(thresholds[:, None] ** 2) / (1 + sines)) / (2 * np.pi)
+    return float((density @ WEIGHTS).mean() * top / 2)
+
+
+def _weights(world: World, design: Design) -> tuple[float, float, float, float]:
+    """Return the shares of the score's variance: item for all arms, item for one arm, seed, chance."""
+    thresholds = stats.norm.ppf(world.accuracies(design, design.shots[0]))
+
+    def share(variance: float) -> float:
+        lacking = lambda r: _covariance(r, thresholds) - variance  # noqa: E731
+        return 0.98 if lacking(0.98) < 0 else float(optimize.brentq(lacking, 0.0, 0.98))
+
+    both = share(world.difficulty_sd**2 + world.item_sd**2)
+    difficulty = min(share(world.difficulty_sd**2), both)
+    seed = min(share(world.seed_sd**2), 0.99 - both)
+    return difficulty, both - difficulty, seed, 1.0 - both - seed
+
+
+class Simulated(NamedTuple):
+    """Answers of many runs by (arm, shots), each of shape (repeats, n_seeds or 1, items), and the true difference."""
+
+    answers: dict[tuple[str, int], np.ndarray]
+    difference: float
+
+
+def simulate(
+    world: World, design: Design, difference: float, generator: np.random.Generator, repeats: int
+) -> Simulated:
+    """Draw the answers of whole runs in which arm a is better than every other arm by the difference, at all shots.
+
+    All other arms, the untrained one included, have one accuracy, so at a difference of 0 every "better" is false.
+    """
+    difficulty, suits, seed, chance = np.sqrt(_weights(world, design))
+    n = design.n_items * len(design.tasks)
+    draw = lambda *shape: generator.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    items, made, gaps = difficulty * draw(repeats, 1, n), {}, {}
+    for arm in design.arms:
+        own = items + suits * draw(repeats, 1, n)
+        if arm != "base":
+            own = own + seed * draw(repeats, design.n_seeds, 1)
+        left = chance if arm != "base" else (chance**2 + seed**2) ** 0.5
+        for shots in design.shots:
+            level = world.accuracies(design, shots)
+            above = np.clip(level + difference, 0.005, 0.995)
+            gaps[shots] = float(np.mean(above - level))
+            threshold = stats.norm.ppf(above if arm == design.a else level).repeat(design.n_items)
+            made[arm, shots] = own + left * draw(*own.shape[:2], n) + threshold.astype(np.float32) > 0
+    return Simulated(made, gaps[design.shots[0]])
+
+
+def predictions_of(run: Simulated, design: Design, repeat: int) -> pd.DataFrame:
+    """Return one simulated run as predictions, as its schema in records describes them but for the answers' texts."""
+    frames = []
+    for (arm, shots), table in run.answers.items():
+        seeds = [BASE_SEED] if arm == "base" else range(table.shape[1])
+        for seed, row in zip(seeds, table[repeat], strict=True):
+            cells = {"student": "s", "arm": arm, "seed": seed, "shots": shots, "task": design.columns}
+            items = [f"{n:06}" for n in range(len(row))]
+            frames.append(pd.DataFrame(cells | {"item_id": items, "answer": "", "parsed": True, "correct": row}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def detectable(world: World, design: Design) -> float | None:
+    """Return the smallest true difference found "better" in four of five runs; None when none below 1 is."""
+    sizes = np.arange(1, 1000) / 1000
+    enough = sizes[chance_of_better(world.spread(design), sizes, design.alpha) >= POWER]
+    return float(enough[0]) if len(enough) else None
+
+
+def items_needed(world: World, design: Design, difference: float) -> int | None:
+    """Return how many items a task find a true difference in four of five runs; None when no number does."""
+    low, high = 1, MAX_ITEMS
+    finds = lambda n: chance_of_better(world.spread(design._replace(n_items=n)), difference, design.alpha)  # noqa: E731
+    if finds(high) < POWER:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if finds(middle) >= POWER else (middle, high)
+    return high
+
+
+def detection_in_words(world: World, design: Design, wanted: float) -> str:
+    """Return what difference a design finds with power 0.8, and the items and seeds that a wanted one needs."""
+    finds = detectable(world, design)
+    able = f"a true difference of {100 * finds:.1f} points" if finds else "no true difference, however large"
+    first = (
+        f"Finds with power {POWER:g}: {able} ({design.n_seeds} seeds, {design.n_items} items for each of "
+        f"{len(design.tasks)} tasks). Spread {world.in_words()}."
+    )
+    counts = sorted({3, 5, 8, 12, design.n_seeds})
+    needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
+    ways = "; ".join(f"{n} seeds: {f'{k:,} items a task' if k else 'no number of items'}" for n, k in needs.items())
+    second = f"A difference of {100 * wanted:g} points needs {ways}."
+    return "\n".join(textwrap.fill(line, 100) for line in (first, second))

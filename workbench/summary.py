@@ -1,0 +1,138 @@
+"""A run in one table: what the probe found, how the teacher moved and what that was worth, a row a student."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
+from workbench.evaluation import verdict_of
+from workbench.figures_base import save_png
+from workbench.figures_probing import preference_scores, probe_roc, scored
+from workbench.figures_training import style_shift
+from workbench.figures_verdict import block_of, by_student, comparisons
+from workbench.inference import auc
+from workbench.items import read_json
+from workbench.notebook import model_names, planted
+from workbench.recipe import project_root
+from workbench.store import Run
+
+USUAL_ARMS = {"base", "untailored", "random_pairs", "tailored"}
+BEFORE, CONTROL, AFTER = "untailored", "random_pairs", "tailored"
+
+
+def summarise(run: Run) -> pd.DataFrame:
+    """Return one row a student, every number with its 95 % interval where it has one.
+
+    Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
+    well the one-shot probe tells native drafts from others); native_* and right_* (shares of an arm's examples in the
+    native style, and with the right answer); base, untailored, random_pairs, tailored (accuracies); and difference,
+    low, high, decision of tailored against untailored and, with the ending _random, against random pairs.
+    """
+    found, native = verdict_of(run), planted(run)
+    scores = scored(run.stage("probing").read("signals"), run.stage("drafting").read("drafts"))
+    examples = run.stage("alignment").read("examples")
+    rows = []
+    for student, ref in run.recipe.models.students.items():
+        dose = read_json(project_root() / ref / "raised.json").get("raised", {}).get("dose", "")
+        row = {"student": student, "dose": dose, "native": native.get(student, "")}
+        own = scores[scores["student"] == student]
+        if student in native:
+            area = auc(own["value"], own["technique"] == native[student], own["question_id"])
+            row |= dict(zip(("auc", "auc_low", "auc_high"), area, strict=True))
+        written = examples[examples["kept"] & examples["student"].isin([student, ""])]
+        for arm in (BEFORE, CONTROL, AFTER):
+            of_arm = written[written["arm"] == arm]
+            if student in native and len(of_arm):
+                row[f"native_{arm}"] = (of_arm["style"] == native[student]).mean()
+            if len(of_arm):
+                row[f"right_{arm}"] = of_arm["correct"].mean()
+        rows.append(row | _outcome(block_of(found, student)))
+    return pd.DataFrame(rows)
+
+
+def _outcome(block: Mapping) -> dict:
+    """Return a student's accuracies and its two comparisons, at the shots of the primary one."""
+    row = {arm: values["accuracy"] for arm, values in block["arms"].items()}
+    for one in block["comparisons"]:
+        if one["a"] == AFTER and one["shots"] == block["primary"]["shots"] and one["b"] in (BEFORE, CONTROL):
+            ending = "_random" if one["b"] == CONTROL else ""
+            row |= {f"{key}{ending}": one[key] for key in ("difference", "low", "high", "decision")}
+    return row
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return the table in Markdown: shares and accuracies in percent, differences in points."""
+    heads = {
+        "student": lambda r: r["student"],
+        "dose": lambda r: r["dose"] or "unknown",
+        "probe AUC": lambda r: _interval(r, "auc", "auc_low", "auc_high", "{:.2f}", 1),
+        "native style before / random pairs / after, %": lambda r: _three(r, "native"),
+        "right before / random pairs / after, %": lambda r: _three(r, "right"),
+        "base": lambda r: _number(r, "base"),
+        BEFORE: lambda r: _number(r, BEFORE),
+        "random pairs": lambda r: _number(r, CONTROL),
+        AFTER: lambda r: _number(r, AFTER),
+        "tailored - untailored": lambda r: _difference(r, ""),
+        "tailored - random pairs": lambda r: _difference(r, "_random"),
+    }
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    lines += ["| " + " | ".join(say(row) for say in heads.values()) + " |" for row in table.to_dict("records")]
+    return "\n".join(lines)
+
+
+def _has(row: Mapping, key: str) -> bool:
+    return key in row and not pd.isna(row[key])
+
+
+def _number(row: Mapping, key: str, form: str = "{:.0f}", scale: float = 100) -> str:
+    return form.format(scale * row[key]) if _has(row, key) else "-"
+
+
+def _interval(row: Mapping, key: str, low: str, high: str, form: str, scale: float) -> str:
+    if not _has(row, key):
+        return "-"
+    return f"{_number(row, key, form, scale)} ({_number(row, low, form, scale)} to {_number(row, high, form, scale)})"
+
+
+def _three(row: Mapping, what: str) -> str:
+    return " / ".join(_number(row, f"{what}_{arm}") for arm in (BEFORE, CONTROL, AFTER))
+
+
+def _difference(row: Mapping, ending: str) -> str:
+    keys = [f"{key}{ending}" for key in ("difference", "low", "high")]
+    return f"{_interval(row, *keys, '{:+.1f}', 100)} {row.get(f'decision{ending}', '')}".strip()
+
+
+def in_words(run: Run) -> str:
+    """Return all tables of a run as Markdown: the summary and, where the run has such arms, ablations and cohort."""
+    parts = [markdown(summarise(run))]
+    predictions, settings = run.stage("evaluation").read("predictions"), run.recipe.evaluation
+    if set(settings.arms) - USUAL_ARMS:
+        parts.append(contrasts_markdown(contrasts(predictions, settings)))
+    if len(of_others := cohort(predictions, settings)):
+        parts.append(cohort_markdown(of_others))
+    return "\n\n".join(parts)
+
+
+def keep(run: Run, folder: Path) -> list[Path]:
+    """Write the table (CSV and Markdown), the verdict and the figures (PNG, by Chromium) of a run into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, found = summarise(run), verdict_of(run)
+    table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
+    (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
+    (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
+    models, native = model_names(run), planted(run)
+    signals, drafts = run.stage("probing").read("signals"), run.stage("drafting").read("drafts")
+    examples = run.stage("alignment").read("examples")
+    figures = {"comparisons": comparisons(found)}
+    if len(table) > 1:
+        figures["by_student"] = by_student(found)
+    if native:
+        figures["probe_roc"] = probe_roc(signals, drafts, native, models)
+    student = table["student"].iloc[0]
+    figures["preference_scores"] = preference_scores(signals, drafts, student, models)
+    shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
+    figures["style_shift"] = style_shift(shown.assign(student=student), models)
+    drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [folder / name for name in ("summary.csv", "summary.md", "verdict.json")] + drawn

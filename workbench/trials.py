@@ -1,0 +1,59 @@
+"""Trials: a student trained on some rows, or left as it is, and then asked held-out questions; outside a run's arms."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from workbench import prompts
+from workbench.asking import AskJob, answer_job
+from workbench.models import fingerprint_model, resolve
+from workbench.pool import run_jobs
+from workbench.recipe import Recipe
+from workbench.seeding import stream_seed
+from workbench.store import fingerprint
+from workbench.tuning import tune_sft, tuned
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Attributes:
+        recipe: Its training section says how to train, its evaluation section how long answers may be.
+        student: Name in the recipe.
+        rows: Columns prompt and completion to train on; None leaves the student as it is.
+        asked: (what prompts share, the rest) of each question's prompt.
+        targets: The right answers, in the order of asked.
+        seed: Orders the rows.
+        folder: Where the trained student is kept, so that a trial that was killed is not trained again.
+    """
+
+    recipe: Recipe
+    student: str
+    rows: pd.DataFrame | None = field(repr=False)
+    asked: list[tuple[str, str]] = field(repr=False)
+    targets: list[str] = field(repr=False)
+    seed: int
+    folder: Path
+
+    def __repr__(self) -> str:
+        return f"trial {self.folder.name}"
+
+
+def run_trials(recipe: Recipe, trials: list[Trial], describe: str) -> list[list[bool]]:
+    """Return for each trial which questions were answered right, in the order asked."""
+    return run_jobs(_run_trial, trials, recipe.compute.workers, describe)
+
+
+def _run_trial(trial: Trial) -> list[bool]:
+    recipe, ref = trial.recipe, trial.recipe.models.students[trial.student]
+    if trial.rows is not None:
+        rows = trial.rows[["prompt", "completion"]]
+        n_batches = max(1, round(len(rows) / recipe.training.batch_size))
+        settings = recipe.section_json("training", "models.dtype")
+        key = fingerprint([fingerprint_model(resolve(ref)), settings, trial.seed, rows.to_numpy().tolist()])
+        seed = stream_seed(trial.seed, "trial", trial.student)
+        ref = str(tuned(trial.folder, key, lambda work: tune_sft(recipe, ref, rows, n_batches, work, seed)).folder)
+    answers = answer_job(AskJob(recipe, ref, repr(trial), trial.asked))
+    return [prompts.grade(answer, target) for (answer, _), target in zip(answers, trial.targets, strict=True)]
