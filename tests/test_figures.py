@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from workbench import figures, inference, verdict
+from workbench import figures, figures_base, figures_probing, inference, verdict
 
 EVIL = "<img src=x onerror=alert(1)>%{x}$a$</script>"
 TECHNIQUES = ["bare", "forwards", "sorted_lists", EVIL]
@@ -267,6 +267,27 @@ def test_empty_frames_are_refused():
 def test_table_escapes_and_shortens():
     page = figures.table(pd.DataFrame({EVIL: [EVIL] * 100, "n": [0.12345] * 100}))
     assert "<img" not in page and "0.123" in page and "40 more rows" in page
+
+
+def test_more_drafts_than_can_be_told_apart_are_sampled_and_the_figure_says_so(monkeypatch):
+    drafts = drafts_frame()
+    signals = signals_frame(drafts)
+    whole = figures.preference_scores(signals, drafts, "ada")
+    monkeypatch.setattr(figures_probing, "MAX_DOTS", 50)
+    some = figures.preference_scores(signals, drafts, "ada")
+    n_dots = [sum(len(trace.x) for trace in fig.data if trace.name == "one draft") for fig in (whole, some)]
+    assert n_dots == [160, 50]
+    said = [fig.layout.title.subtitle.text for fig in (whole, some)]
+    assert "drawn as dots" not in said[0] and "160 drafts (50 of them drawn as dots, picked at random)" in said[1]
+    assert figures.sentence(some) == figures.sentence(whole) and figures.table(some) == figures.table(whole)
+
+
+def test_a_long_table_is_stored_in_part_and_counted_whole(monkeypatch):
+    monkeypatch.setattr(figures_base, "STORED_ROWS", 70)
+    frame = pd.DataFrame({"n": range(100)})
+    fig = figures_base.finish(go.Figure(), "t", "s", "c", "s", frame)
+    assert len(fig.layout.meta["table"]["rows"]) == 70
+    assert figures.table(fig) == figures.table(frame) and "40 more rows" in figures.table(fig)
 
 
 def test_notebook_page_draws_offline(tmp_path):

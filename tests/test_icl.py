@@ -130,6 +130,20 @@ def test_irt_takes_the_questions_that_tell_responders_apart(at_random, monkeypat
     assert chosen["discrimination"].notna().all() and chosen["difficulty"].notna().all()
 
 
+def test_probes_computed_in_parts_are_those_computed_at_once(at_random, monkeypatch):
+    tasks = {name: task(name, 6) for name in ("sums", "products")}
+    chosen = pd.concat([one.validation.assign(task=name, chosen=True) for name, one in tasks.items()])
+    texts = [(name, f"{name}-{n}", f"{n}?", f"Because {n}.") for name in tasks for n in range(5)]
+    all_drafts = pd.DataFrame(texts, columns=["task", "draft_id", "question", "rationale"])
+    here = at_random.model_copy(update={"compute": at_random.compute.model_copy(update={"workers": 1})})
+    # In place of a student, something that depends on the whole prompt.
+    monkeypatch.setattr(icl, "answer_job", lambda job: [(str(len(a + b) % 6), len(a)) for a, b in job.asked])
+    at_once = icl.probe_drafts(here, tasks, all_drafts, chosen)
+    assert len(at_once) == 10 * 6 and at_once["correct"].nunique() == 2
+    monkeypatch.setattr(icl, "PROBES_PER_JOB", 13)
+    pd.testing.assert_frame_equal(icl.probe_drafts(here, tasks, all_drafts, chosen), at_once)
+
+
 def test_responders_are_the_students_unless_named(at_random):
     assert responders_of(at_random) == ["data/pocket/counter"]
     named = at_random.preference_set.model_copy(update={"responders": ["a/b", "c"]})
@@ -137,13 +151,13 @@ def test_responders_are_the_students_unless_named(at_random):
 
 
 def test_the_version_is_raised_with_the_code():
-    scorer = (icl.choose_preference_set, icl._answer_sheets, icl.probe_drafts, icl.score, irt.fit_2pl)
+    scorer = (icl.choose_preference_set, icl._answer_sheets, icl.probe_drafts, icl._probe_job, icl.score, irt.fit_2pl)
     asked = (prompts.one_shot_prompt, prompts.few_shot_prompt, prompts._head, prompts._asked, prompts._shown)
     read = (prompts.parse_answer, prompts.grade, prompts.normalise_answer, asking.answer_job, writing.answer_questions)
     code = "".join(inspect.getsource(part) for part in (*scorer, *asked, *read))
     constants = [prompts.ANSWER_FORMAT, prompts.CUE, prompts._ANSWER.pattern, irt.PRIOR_SD, irt.N_NODES]
     digest = fingerprint([hashlib.sha256(code.encode()).hexdigest(), *constants])
-    assert (icl.VERSION, digest) == (1, "8bb4bc16d1edfed6"), (
+    assert (icl.VERSION, digest) == (1, "41c32e3f38ef8ae2"), (
         "What probes are asked or how they are scored changed: raise VERSION in workbench/signals/icl.py if scores can "
         "change, and write the new digest here."
     )

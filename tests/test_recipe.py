@@ -47,6 +47,7 @@ def test_the_exponent_yaml_reads_as_text(load):
     [
         ("alignment.betta", "1", "alignment.betta is not a key of a recipe (value 1); did you mean alignment.beta?"),
         ("beta", "1", "did you mean alignment.beta?"),
+        ("models.licences.mover", "mit", "licences names 'mover', which is none of teacher, counter"),
         ("batch_sise", "1", "known here: name, method"),
         ("alignmnt.beta", "1", "did you mean alignment?"),
         ("alignment.beta", "0", "alignment.beta must be a number > 0 and finite, got 0"),

@@ -1,4 +1,4 @@
-"""The command line: run, runs, summary, plan, calibrate, halves, validity, trace, doctor."""
+"""The command line: run, runs, summary, plan, calibrate, halves, validity, trace, export, doctor."""
 
 import argparse
 import os
@@ -21,10 +21,19 @@ EXAMPLES = """examples:
   workbench calibrate demo                       how often the verdict errs, at the spread seen in demo
   workbench halves demo                          do new questions confirm the pairs of demo?
   workbench trace demo 3fa9c1                    where a training row came from
+  workbench export demo                          what the run made, as folders to load or to push to a hub
 """
 RUN_HELP = """Run the notebooks of a recipe without anybody watching.
 
 Everything is checked before anything runs. Finished stages are reused. A run that was stopped goes on where it was."""
+EXPORT_HELP = """Write what a finished run made, as folders to load or to push to a hub. Nothing is sent anywhere.
+
+  tailored/STUDENT   the tailored set and its controls: Parquet, and JSONL and JSON as TRL, Unsloth and LLaMA-Factory
+                     read them
+  teacher/STUDENT    the teacher aligned to this student
+  student/STUDENT    the students trained on the tailored set, one folder a seed (with --students)
+
+Each has a card that says how it was made, what it showed, what it cost and what did not work."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument(
         "row", metavar="ROW", help="id (or four and more of its first characters) of a row, example, pair, or draft"
     )
+    _add_export(commands)
     commands.add_parser("doctor", help="say what this machine has", description="Say what this machine has.")
     return top
 
@@ -118,6 +128,22 @@ def _takes_a_look_back(commands, plain: dict) -> None:
     validity.add_argument(
         "--seeds", type=count, default=5, metavar="N", help="training seeds for each group (default 5)"
     )
+
+
+def _add_export(commands) -> None:
+    export = commands.add_parser(
+        "export",
+        allow_abbrev=False,
+        help="write the tailored set and the aligned teacher, with cards",
+        description=EXPORT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit status: 0 written, 1 the run is not finished or something failed",
+    )
+    export.add_argument("name", metavar="RUN", help="name of the run")
+    export.add_argument(
+        "--to", metavar="FOLDER", help="where to; data/runs/RUN/export unless given. An earlier export is replaced"
+    )
+    export.add_argument("--students", action="store_true", help="the trained students too")
 
 
 def _stages() -> str:
@@ -167,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "halves": _halves,
         "validity": _validity,
         "trace": _trace,
+        "export": _export,
         "doctor": _doctor,
     }
     # pydantic, pandas and the rest are imported by the command that needs them: --help is instant.
@@ -298,6 +325,15 @@ def _trace(given: argparse.Namespace) -> int:
     from workbench.trace import lineage
 
     print(lineage(open_run(given.name), given.row))
+    return DONE
+
+
+def _export(given: argparse.Namespace) -> int:
+    from workbench.export import export
+    from workbench.store import open_run
+
+    for folder in export(open_run(given.name), given.to, given.students):
+        print(_shown(folder))
     return DONE
 
 

@@ -24,7 +24,7 @@ from workbench.records import text_id
 from workbench.seeding import stream_seed
 from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import Task, load_tasks
-from workbench.tuning import Tuned, tune_dpo, tuned
+from workbench.tuning import Tuned, teacher_folder, tune_dpo, tuned
 from workbench.writing import guard_of, refuse_copies, seed_pairs, write_questions, write_rationales
 
 VERSION = 2
@@ -111,7 +111,7 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
                     f"Student {student} left a single preference pair, of which no half can be flipped; draft more "
                     "questions, or take random_pairs out of evaluation.arms."
                 )
-            jobs.append(_Align(recipe, student, arm, own, stage.path / "teachers" / f"{student}-{arm}"))
+            jobs.append(_Align(recipe, student, arm, own, teacher_folder(stage.path, student, arm)))
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
     columns = ["prompt", "chosen", "rejected"]
     keyed = [(job, fingerprint([*key, _seed(job), job.pairs[columns].to_numpy().tolist()])) for job in jobs]

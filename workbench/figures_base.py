@@ -26,7 +26,7 @@ ARMS = {
 }
 OTHER_ARMS = (("#56B4E9", "triangle-up", "dash"), ("#E69F00", "triangle-down", "dot"), ("#CC79A7", "cross", "dashdot"))
 FONT = "Helvetica, Arial, sans-serif"
-TABLE_ROWS = 60
+TABLE_ROWS, STORED_ROWS = 60, 1_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 _script_shown = False
@@ -86,7 +86,7 @@ def finish(
     """Give a figure its title, subtitle, caption, sentence and table, and the common look.
 
     Titles, subtitles, captions and sentences may hold escaped names; the caption and the sentence are kept as plain
-    text in layout.meta (they are escaped again where they are shown), the table as rows.
+    text in layout.meta (they are escaped again where they are shown), the table's first STORED_ROWS rows there too.
     """
     lines = textwrap.wrap(subtitle, 118)
     table = table.astype(object).where(table.notna(), None)
@@ -115,7 +115,8 @@ def finish(
             "sentence": html.unescape(sentence),
             "table": {
                 "columns": [str(column) for column in table.columns],
-                "rows": [[_plain(value) for value in row] for row in table.itertuples(index=False)],
+                "rows": [[_plain(value) for value in row] for row in table.head(STORED_ROWS).itertuples(index=False)],
+                "n_rows": len(table),
             },
         },
     )
@@ -146,12 +147,12 @@ def sentence(fig: go.Figure) -> str:
 def table(of: go.Figure | pd.DataFrame) -> str:
     """Return the numbers of a figure, or a frame, as an HTML table; all text is escaped."""
     if isinstance(of, pd.DataFrame):
-        columns, rows = list(map(str, of.columns)), of.to_numpy(dtype=object).tolist()
+        columns, rows, n_rows = list(map(str, of.columns)), of.head(TABLE_ROWS).to_numpy(dtype=object).tolist(), len(of)
     else:
-        columns, rows = of.layout.meta["table"]["columns"], of.layout.meta["table"]["rows"]
+        columns, rows, n_rows = (of.layout.meta["table"][key] for key in ("columns", "rows", "n_rows"))
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows[:TABLE_ROWS])
-    more = f"<p>{len(rows) - TABLE_ROWS} more rows are not shown.</p>" if len(rows) > TABLE_ROWS else ""
+    more = f"<p>{n_rows - TABLE_ROWS} more rows are not shown.</p>" if n_rows > TABLE_ROWS else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 

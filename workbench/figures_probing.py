@@ -27,6 +27,7 @@ from workbench.inference import auc, clustered_mean, wilson
 POCKET = "pocket models"
 BY_QUESTION = "95 % intervals, t over questions"
 DECIDED_AT = 0.95
+MAX_DOTS = 4_000  # a browser draws more of them slowly, and nobody can tell them apart
 
 
 def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure:
@@ -143,8 +144,10 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
     place = {technique: index for index, technique in enumerate(techniques)}
     fig = make_subplots(1, len(tasks), subplot_titles=panels(tasks), shared_yaxes=True, horizontal_spacing=0.05)
     generator = np.random.default_rng(0)
+    shown = rows.sample(MAX_DOTS, random_state=0) if len(rows) > MAX_DOTS else rows
+    some = f" ({len(shown)} of them drawn as dots, picked at random)" if len(shown) < len(rows) else ""
     for column, task in enumerate(tasks, 1):
-        own, dots = table[table["task"] == task], rows[rows["task"] == task]
+        own, dots = table[table["task"] == task], shown[shown["task"] == task]
         jitter = dots["technique"].map(place) + generator.uniform(-0.3, -0.12, len(dots))
         fig.add_scatter(
             x=dots["value"],
@@ -183,7 +186,7 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
     return finish(
         fig,
         f"Which demonstrations work for {named(student)}?",
-        f"{len(rows)} drafts of {rows['question_id'].nunique()} questions, {items} preference questions each; "
+        f"{len(rows)} drafts{some} of {rows['question_id'].nunique()} questions, {items} preference questions each; "
         f"{BY_QUESTION}; {models}",
         "Preference score: share of the preference set answered right with the draft as the one demonstration. "
         "Intervals are over questions, for this preference set; they leave out the choice of its items.",

@@ -60,11 +60,13 @@ def _is_decided(row: dict, probed: Outcomes, least: float, counts: dict) -> bool
 def _rationale_pairs(recipe: Recipe, student: str, task: Task, drafts: pd.DataFrame, counts: dict) -> list[dict]:
     """Pair the best with the worst rationale of each question; the technique's prompt is erased from the pair."""
     rows = []
-    for question_id, group in drafts.groupby("question_id", sort=False):
+    drafts = drafts.reset_index(drop=True)
+    columns = {name: drafts[name].to_numpy(dtype=object) for name in ("draft_id", "question", "rationale")}
+    for question_id, group in drafts.groupby("question_id", sort=False)["score"]:
         counts["rationale groups"] += 1
         # A shuffled order makes argmax and argmin break ties at random.
-        group = group.iloc[stream(recipe.seeds[0], "ties", student, question_id).permutation(len(group))]
-        scores = group["score"].to_numpy()
+        order = stream(recipe.seeds[0], "ties", student, question_id).permutation(len(group))
+        places, scores = group.index[order], group.to_numpy()[order]
         gap = scores.max() - scores.min()
         if gap == 0 or gap < recipe.pairs.min_gap:
             counts["rationale groups all tied" if gap == 0 else "rationale groups below min_gap"] += 1
@@ -72,14 +74,14 @@ def _rationale_pairs(recipe: Recipe, student: str, task: Task, drafts: pd.DataFr
         counts["ties for chosen or rejected"] += (scores == scores.max()).sum() > 1 or (
             scores == scores.min()
         ).sum() > 1
-        best, worst = group.iloc[int(np.argmax(scores))], group.iloc[int(np.argmin(scores))]
-        prompt = prompts.naive_prompt(task.description, best["question"])
-        texts = (best["rationale"], worst["rationale"])
+        best, worst = places[np.argmax(scores)], places[np.argmin(scores)]
+        prompt = prompts.naive_prompt(task.description, columns["question"][best])
+        texts = (columns["rationale"][best], columns["rationale"][worst])
         if texts[0] == texts[1]:
             counts["pairs of equal texts"] += 1
             continue
-        ids = (best["draft_id"], worst["draft_id"])
-        rows.append(_pair(student, "rationale", task.name, prompt, texts, ids, (best["score"], worst["score"])))
+        ids = (columns["draft_id"][best], columns["draft_id"][worst])
+        rows.append(_pair(student, "rationale", task.name, prompt, texts, ids, (scores.max(), scores.min())))
     return rows
 
 

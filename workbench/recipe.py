@@ -45,11 +45,20 @@ class Section(BaseModel):
 
 
 class Models(Section):
-    """Folders (from the project root) or hub ids."""
+    """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards."""
 
     teacher: Text
     students: Annotated[dict[Name, Text], Field(min_length=1)]
     dtype: Literal["float32", "bfloat16"] = "float32"
+    licences: dict[Name, Text] = {}
+
+    @model_validator(mode="after")
+    def _licences_name_models(self):
+        known = ["teacher", *self.students]
+        for name in self.licences:
+            if name not in known:
+                raise ValueError(f"licences names {name!r}, which is none of {', '.join(known)}; use one of these")
+        return self
 
 
 class Tasks(Section):

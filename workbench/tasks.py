@@ -84,7 +84,10 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
 
 
 def load_task(path: Path, recipe: Recipe) -> Task:
-    """Read one task file: our own format, with its sets named, or BIG-Bench Hard's, whose examples are then split."""
+    """Read one task file: our own format, with its sets named, or BIG-Bench Hard's, whose examples are then split.
+
+    A `licence` in the file is said on the cards of what a run makes; nothing else reads it.
+    """
     raw = _read(path)
     if "examples" in raw:
         raw = _split(raw, path.stem, recipe)

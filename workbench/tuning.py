@@ -79,6 +79,11 @@ def _trained_elsewhere(folder: Path, key: str) -> Path | None:
     return next((path for path in found if read_json(path / DONE).get("key") == key), None)
 
 
+def teacher_folder(alignment: Path, student: str, arm: str) -> Path:
+    """Return where, in the alignment stage's folder, the teacher aligned to a student's pairs lies."""
+    return alignment / "teachers" / f"{student}-{arm}"
+
+
 def student_folder(training: Path, student: str, arm: str, seed: int) -> Path:
     """Return where, in the training stage's folder, the student trained on an arm's examples lies."""
     return training / "students" / f"{student}-{arm}-{seed}"

@@ -3,7 +3,9 @@
 Source: ARTE, arXiv:2406.19227, sections 3.2 and 3.3, equations 1 to 4. A reply without a tagged answer counts as wrong.
 """
 
+import itertools
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,21 @@ from workbench.store import Run, fingerprint
 from workbench.tasks import Task, load_tasks
 
 VERSION = 1  # raise by hand when the scoring changes; test_icl.py fails when the code did and this did not
+PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One student, and the drafts of a task to probe it with."""
+
+    recipe: Recipe
+    student: str
+    task: Task
+    drafts: pd.DataFrame = field(repr=False)
+    items: pd.DataFrame = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{len(self.drafts)} drafts of {self.task.name} to {self.student}"
 
 
 def probe(run: Run) -> dict[str, pd.DataFrame]:
@@ -105,33 +122,39 @@ def _answer_sheets(
 
 def probe_drafts(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """Return one row for every student, draft and chosen question."""
-    jobs, plans = [], []
+    jobs = []
     chosen = chosen[chosen["chosen"]]
-    for student, model in recipe.models.students.items():
+    for student in recipe.models.students:
         for name, task in tasks.items():
-            own = drafts[drafts["task"] == name]
-            items = chosen[chosen["task"] == name]
-            pairs = [(draft, item) for draft in own.itertuples() for item in items.itertuples()]
-            asked = [
-                prompts.one_shot_prompt(task.description, draft.question, draft.rationale, item.question)
-                for draft, item in pairs
-            ]
-            jobs.append(AskJob(recipe, model, f"{student}, {name}", asked))
-            plans.append([(student, draft.draft_id, item.item_id, item.target) for draft, item in pairs])
-    rows = []
-    for plan, found in zip(plans, run_jobs(answer_job, jobs, recipe.compute.workers, "probing"), strict=True):
-        for (student, draft_id, item_id, target), (answer, n_tokens) in zip(plan, found, strict=True):
-            rows.append(
-                {
-                    "student": student,
-                    "draft_id": draft_id,
-                    "item_id": item_id,
-                    "answer": answer,
-                    "correct": prompts.grade(answer, target),
-                    "parsed": bool(answer),
-                    "n_tokens": n_tokens,
-                }
-            )
+            own, items = drafts[drafts["task"] == name], chosen[chosen["task"] == name]
+            n_drafts = max(1, PROBES_PER_JOB // max(1, len(items)))
+            parts = [own.iloc[start : start + n_drafts] for start in range(0, len(own), n_drafts)]
+            jobs += [_Probe(recipe, student, task, part, items) for part in parts]
+    frames = run_jobs(_probe_job, jobs, recipe.compute.workers, "probing")
+    return pd.concat(frames, ignore_index=True) if frames else records.build([], "probes")
+
+
+def _probe_job(job: _Probe) -> pd.DataFrame:
+    """Return the probes of one job; the prompts are made here, since those of all jobs at once fill the memory."""
+    pairs = list(itertools.product(job.drafts.itertuples(), job.items.itertuples()))
+    asked = [
+        prompts.one_shot_prompt(job.task.description, draft.question, draft.rationale, item.question)
+        for draft, item in pairs
+    ]
+    model = job.recipe.models.students[job.student]
+    found = answer_job(AskJob(job.recipe, model, repr(job), asked))
+    rows = [
+        {
+            "student": job.student,
+            "draft_id": draft.draft_id,
+            "item_id": item.item_id,
+            "answer": answer,
+            "correct": prompts.grade(answer, item.target),
+            "parsed": bool(answer),
+            "n_tokens": n_tokens,
+        }
+        for (draft, item), (answer, n_tokens) in zip(pairs, found, strict=True)
+    ]
     return records.build(rows, "probes")
 
 

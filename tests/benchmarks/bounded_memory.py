@@ -1,0 +1,183 @@
+"""Measure memory and time of storing, joining, pairing and drawing 100,000 drafts with 40 probes each.
+
+Run by hand, on Linux:  python -m tests.benchmarks.bounded_memory
+Everything happens in one process, as in a notebook's kernel; no model is asked, the answers are drawn.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench import figures, prompts
+from workbench.pairs import build_pairs
+from workbench.recipe import Recipe
+from workbench.records import text_id
+from workbench.signals import icl
+from workbench.store import Run, open_run
+from workbench.tasks import Task
+
+TECHNIQUES = ("tally", "meter", "story", "diary")
+TASKS = ("adding", "sorting", "walking", "weighing")
+LIMIT_GB = 4.0
+WORDS = np.array("one two three apples pears steps left right then so add take away the box holds and we get".split())
+
+
+def main() -> None:
+    """Print for each step its CPU and wall seconds and the highest memory the process held during it."""
+    args = _arguments()
+    with tempfile.TemporaryDirectory(dir=args.folder or None) as folder:
+        os.environ["WORKBENCH_RUNS"] = folder
+        recipe = _recipe(args.questions // len(TASKS), args.items)
+        work, tasks = open_run("large", recipe), {name: _task(name, args.items) for name in TASKS}
+        steps = {
+            "write drafts": lambda: _write_drafts(work, tasks, args.questions // len(TASKS)),
+            "plan probes, join answers": lambda: _write_probes(work, tasks),
+            "score": lambda: _write_signals(work),
+            "pair": lambda: _write_pairs(work, tasks),
+            **{f"draw {name}": lambda draw=draw: _draw(work, draw) for name, draw in FIGURES.items()},
+        }
+        print(f"{4 * args.questions:,} drafts, {4 * args.questions * args.items:,} probes", flush=True)
+        print(f"{'at rest':<28}{_peak_gb():36.2f} GB", flush=True)
+        highest = 0.0
+        for name, step in steps.items():
+            _forget_peak()
+            began, worked = time.monotonic(), time.process_time()
+            said = step()
+            seconds, worked, peak = time.monotonic() - began, time.process_time() - worked, _peak_gb()
+            highest = max(highest, peak)
+            print(f"{name:<28}{worked:9.1f} s of CPU{seconds:9.1f} s{peak:7.2f} GB   {said}", flush=True)
+    print(f"highest {highest:.2f} GB: {'within' if highest <= LIMIT_GB else 'MORE THAN'} {LIMIT_GB:g} GB")
+
+
+def _recipe(n_questions: int, n_items: int) -> Recipe:
+    tuning = {"learning_rate": 1.0e-4, "n_epochs": 1, "batch_size": 8, "max_length": 512}
+    return Recipe.model_validate(
+        {
+            "name": "large",
+            "profile": "pocket",
+            "seeds": [0, 1],
+            "models": {"teacher": "data/pocket/teacher", "students": {"ada": "data/pocket/tally-strong"}},
+            "tasks": {"folder": "data/pocket/tasks", "names": list(TASKS)},
+            "drafting": {"n_questions": n_questions, "questions_per_call": 1, "max_new_tokens": 120},
+            "preference_set": {"n_validation": n_items, "n_items": n_items},
+            "alignment": {"beta": 0.1, **tuning},
+            "tailoring": {"n_examples": 4, "max_new_tokens": 120},
+            "training": tuning,
+            "evaluation": {"n_items": 4, "max_new_tokens": 120},
+            "compute": {"workers": 1},
+        }
+    )
+
+
+def _task(name: str, n_items: int) -> Task:
+    questions = [f"{name}: {text}" for text in _texts(np.random.default_rng(len(name)), n_items, 40)]
+    ids = [text_id(question) for question in questions]
+    items = pd.DataFrame({"item_id": ids, "question": questions, "target": "3"})
+    techniques = dict.fromkeys(TECHNIQUES, "Do it.")
+    return Task(name, "Work it out.", techniques, items.head(3), items, items, "0")
+
+
+def _texts(rng: np.random.Generator, n: int, n_words: int) -> list[str]:
+    return [" ".join(row) for row in rng.choice(WORDS, (n, n_words))]
+
+
+def _write_drafts(work: Run, tasks: dict[str, Task], n_questions: int) -> str:
+    """Store drafts about as long as those of the pocket teacher, and the whole validation set as preference set."""
+    rng, questions, drafts = np.random.default_rng(0), [], []
+    for name in tasks:
+        texts = [f"{text} {n}" for n, text in enumerate(_texts(rng, n_questions, 40))]
+        ids = [text_id(f"{name}/{text}") for text in texts]
+        own = pd.DataFrame({"task": name, "question_id": ids, "question": texts, "drafted_target": "3"})
+        own["reply"] = [prompts.question_reply(text, "3") for text in texts]
+        questions.append(own.assign(prompt_id="p", call=np.arange(n_questions), index=0, kept=True, drop_reason=""))
+        for technique in TECHNIQUES:
+            rationales = [f"{text} <ans>3</ans>" for text in _texts(rng, n_questions, 80)]
+            one = own[["task", "question_id", "question"]].assign(technique=technique, rationale=rationales)
+            one.insert(0, "draft_id", [text_id(f"{name}/{technique}/{one_id}") for one_id in ids])
+            one["answer"], one["gold"], one["n_tokens"] = "3", "3", rng.integers(60, 120, n_questions)
+            drafts.append(one.assign(correct=rng.random(n_questions) < 0.7))
+    drafts = pd.concat(drafts, ignore_index=True)
+    columns = "draft_id task question_id question technique rationale answer gold correct n_tokens".split()
+    _store(work, "drafting", questions=pd.concat(questions, ignore_index=True), drafts=drafts[columns])
+    return f"{len(drafts):,} drafts"
+
+
+def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
+    """Plan and join as the stage does, with drawn answers in place of a student's."""
+    drafts = work.stage("drafting").read("drafts")
+    chosen = pd.concat([task.validation.assign(task=name) for name, task in tasks.items()], ignore_index=True)
+    chosen = chosen.assign(discrimination=1.0, difficulty=0.0, chosen=True)
+    rng = np.random.default_rng(1)
+    icl.answer_job = lambda job: [("3" if right else "", 40) for right in rng.random(len(job.asked)) < 0.6]
+    probes = icl.probe_drafts(work.recipe, tasks, drafts, chosen)
+    columns = "task item_id question target discrimination difficulty chosen".split()
+    stage = _store(work, "probing", preference_set=chosen[columns], probes=probes)
+    return f"{len(probes):,} probes, {(stage.path / 'probes.parquet').stat().st_size / 1e6:.0f} MB of Parquet"
+
+
+def _write_signals(work: Run) -> str:
+    probes, drafts = work.stage("probing").read("probes"), work.stage("drafting").read("drafts")
+    signals = icl.score(probes, drafts, {"ada": "fp"}, "set")
+    _store(work, "probing", signals=signals)
+    return f"{len(signals):,} scores"
+
+
+def _write_pairs(work: Run, tasks: dict[str, Task]) -> str:
+    questions, drafts = work.stage("drafting").read("questions"), work.stage("drafting").read("drafts")
+    signals, probes = work.stage("probing").read("signals"), work.stage("probing").read("probes")
+    pairs, _ = build_pairs(work.recipe, tasks, questions, drafts, signals, probes)
+    _store(work, "alignment", pairs=pairs)
+    return f"{len(pairs):,} pairs"
+
+
+def _store(work: Run, name: str, **frames: pd.DataFrame):
+    stage = work.stage(name)
+    for frame, rows in frames.items():
+        stage.write(frame, rows)
+    stage.finish("f", {}, 0.0, 0, {})
+    return stage
+
+
+FIGURES = {
+    "drafts by technique": lambda drafts, signals, pairs: figures.drafts_by_technique(drafts),
+    "preference scores": lambda drafts, signals, pairs: figures.preference_scores(signals, drafts, "ada"),
+    "technique heatmap": lambda drafts, signals, pairs: figures.technique_heatmap(signals, drafts),
+    "probe ROC": lambda drafts, signals, pairs: figures.probe_roc(signals, drafts, {"ada": "tally"}),
+    "pair decidedness": lambda drafts, signals, pairs: figures.pair_decidedness(pairs),
+}
+
+
+def _draw(work: Run, draw) -> str:
+    """Draw a figure and turn it into all that a notebook stores of it."""
+    drafts, signals = work.stage("drafting").read("drafts"), work.stage("probing").read("signals")
+    fig = draw(drafts, signals, work.stage("alignment").read("pairs"))
+    shown = fig.to_json() + figures.to_html(fig) + figures.table(fig)
+    return f"{len(shown) / 1e6:.1f} MB in the notebook"
+
+
+def _forget_peak() -> None:
+    # Linux: what is said of the highest memory so far begins anew.
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_gb() -> float:
+    said = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", said)[1]) * 1024 / 1e9
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=25_000, help="draft questions; each has four rationales")
+    parser.add_argument("--items", type=int, default=40, help="preference questions, so probes of each draft")
+    parser.add_argument("--folder", default="", help="where the run is written, to be removed at the end")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

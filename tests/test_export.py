@@ -1,0 +1,308 @@
+"""Exported sets, models and cards: that they load for real, say what the run holds, and that text stays text."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import PROJECT
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, ModelCard
+
+from workbench import cards, facts, markdown, models, records
+from workbench.__main__ import DONE, FAILED, main
+from workbench.export import FORMS, _file_of, export
+from workbench.facts import Facts
+from workbench.recipe import Recipe
+from workbench.store import NOTEBOOKS, StoreError, look, open_run
+from workbench.tuning import student_folder, teacher_folder
+from workbench.verdict import verdict
+
+EVIL = "```\n---\nlicense: evil\n---\n<script>alert(1)</script> ````` | [a](b) \u2028 \x1b[31m \u202e end"
+ARMS = ("untailored", "random_pairs", "tailored")
+STUDENTS = ("ada", "bo-b")
+SPLITS = ["tailored", "untailored", "random_pairs", "tailored_for_bo-b"]
+
+
+@pytest.fixture
+def work(runs, recipe_values):
+    """A finished run of two students, whose models are those of the project under other names."""
+    recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bo-b": "some/student"}
+    recipe_values["models"]["licences"] = {"bo-b": "Gemma Terms"}
+    run = open_run("done", Recipe.model_validate(recipe_values))
+    look("file", "items", "of this run")
+    parents = {"test object_counting": "file"}
+    for n, stage in enumerate(NOTEBOOKS):
+        frames = {"alignment": _alignment, "training": _training, "evaluation": _evaluation}.get(stage, dict)()
+        for name, frame in frames.items():
+            run.stage(stage).write(name, frame)
+        models_used = {"teacher": "teacher-print", **{name: f"{name}-print" for name in STUDENTS}}
+        run.stage(stage).finish(stage, {"made": 10, "made, dropped": n}, 60.0 + n, 1000, parents | models_used)
+        parents = {stage: stage, "test object_counting": "file"}
+    settings = run.recipe.evaluation.model_dump()
+    settings |= {"shots": [0]}
+    test_set = {"name": "generated items", "sha256": "sha", "times_opened": 1}
+    result = verdict(
+        _evaluation()["predictions"],
+        settings,
+        recipe="small",
+        run="done",
+        models="pocket",
+        student="ada",
+        test_set=test_set,
+        warnings=["Something to hold against it."],
+    )
+    (run.path / "verdict.json").write_text(json.dumps(result))
+    for student in STUDENTS:
+        _put_model("teacher", teacher_folder(run.stage("alignment").path, student, "tailored"))
+        for seed in run.recipe.seeds:
+            folder = student_folder(run.stage("training").path, student, "tailored", seed)
+            _put_model("tally-strong", folder)
+    return run
+
+
+def _put_model(name: str, folder) -> None:
+    shutil.copytree(PROJECT / "data" / "pocket" / name, folder)
+    (folder / "tuned.json").write_text('{"key": "ours"}')
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+
+
+def _examples() -> pd.DataFrame:
+    rows = []
+    for arm, student in [("untailored", ""), *((arm, one) for arm in ARMS[1:] for one in STUDENTS)]:
+        for seed in (0, 1):
+            for n in range(5):
+                text = EVIL if n == 0 else f"There are {n}."
+                row = {"example_id": f"{arm}{student}{seed}{n}", "arm": arm, "student": student, "seed": seed}
+                row |= {"task": "object_counting", "question_id": f"q{n}", "question": text, "rationale": f" {text}"}
+                row |= {"answer": str(n), "gold": "" if n == 1 else "2", "correct": n == 2, "style": "", "n_tokens": 5}
+                rows.append(row | {"kept": n != 4, "drop_reason": "" if n != 4 else "written before"})
+    return records.build(rows, "examples")
+
+
+def _alignment() -> dict[str, pd.DataFrame]:
+    pair = {name: "x" for name in "pair_id task prompt chosen rejected chosen_id rejected_id".split()}
+    pair |= {
+        "kind": "rationale",
+        "score_chosen": 0.9,
+        "score_rejected": 0.4,
+        "score_gap": 0.5,
+        "p_chosen": 0.8,
+        "flipped": False,
+    }
+    point = {"stage": "alignment", "arm": "tailored", "seed": 0, "step": 1, "metric": "loss", "value": 0.693}
+    return {
+        "pairs": records.build([pair | {"student": student} for student in STUDENTS], "pairs"),
+        "curve": records.build([point | {"student": student} for student in STUDENTS], "curve"),
+        "examples": _examples(),
+    }
+
+
+def _training() -> dict[str, pd.DataFrame]:
+    rows, kept = [], _examples().query("kept")
+    for student in STUDENTS:
+        own = kept[kept["student"].isin(["", student])]
+        if student == "ada":
+            other = kept[(kept["student"] == "bo-b") & (kept["arm"] == "tailored")]
+            own = pd.concat([own, other.assign(arm="tailored_for_bo-b")])
+        for one in own.itertuples():
+            row = {"row_id": f"{student}{one.arm}{one.example_id}", "arm": one.arm, "seed": one.seed}
+            row |= {"student": student, "task": one.task, "example_id": one.example_id}
+            row |= {"prompt": f"Question: {one.question}"}
+            rows.append(row | {"completion": one.rationale, "n_tokens": 6})
+    return {"rows": records.build(rows, "rows")}
+
+
+def _evaluation() -> dict[str, pd.DataFrame]:
+    """Tailored answers 6 of 8 items right under every seed, the base 5, the controls 2."""
+    rows, right = [], {"base": 5, "untailored": 2, "random_pairs": 2, "tailored": 6}
+    for student in STUDENTS:
+        for arm, n_right in right.items():
+            for seed in (-1,) if arm == "base" else (0, 1):
+                for item in range(8):
+                    row = {"student": student, "arm": arm, "seed": seed, "shots": 0, "task": "object_counting"}
+                    ok = item < n_right
+                    rows.append(row | {"item_id": f"i{item}", "answer": "2", "parsed": True, "correct": ok})
+    return {"predictions": records.build(rows, "predictions")}
+
+
+def test_every_form_loads_and_holds_the_rows_trained_on(work, tmp_path):
+    folder = export(work)[0]
+    assert folder == work.path / "export" / "tailored" / "ada"
+    trained = work.stage("training").read("rows").query("student == 'ada'")
+    for form in FORMS:
+        builder = "parquet" if form == "parquet" else "json"
+        files = {arm.replace("-", "_"): str(folder / _file_of(form, arm)) for arm in SPLITS}
+        loaded = load_dataset(builder, data_files=files, cache_dir=str(tmp_path / "cache"))
+        for arm, rows in zip(SPLITS, loaded.values(), strict=True):
+            own = trained[trained["arm"] == arm]
+            assert rows["seed"] == own["seed"].tolist() and set(rows["task"]) == {"object_counting"}
+            assert _texts(form, rows) == [tuple(pair) for pair in own[["prompt", "completion"]].to_numpy()]
+    # By the front matter of the card, as from a hub.
+    loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == [*SPLITS[:3], "tailored_for_bo_b"]
+    assert loaded["tailored"]["correct"][:4] == [False, None, True, False]
+
+
+def _texts(form: str, rows) -> list[tuple[str, str]]:
+    """Return prompt and completion of each row; of messages with the blank that the prompt form has and they leave."""
+    if form == "parquet":
+        return list(zip(rows["prompt"], rows["completion"], strict=True))
+    if form == "alpaca":
+        assert set(rows["input"]) == {""}
+        return [(row["instruction"], f" {row['output']}") for row in rows]
+    both = [row["messages"] if form == "conversational" else row["prompt"] + row["completion"] for row in rows]
+    assert all([turn["role"] for turn in turns] == ["user", "assistant"] for turns in both)
+    return [(turns[0]["content"], f" {turns[1]['content']}") for turns in both]
+
+
+def test_trl_makes_of_its_form_what_the_run_trained_on(work):
+    from trl.data_utils import apply_chat_template, is_conversational
+
+    folder = export(work)[0]
+    tokenizer = models.load_tokenizer("data/pocket/tally-strong")
+    trained = work.stage("training").read("rows").query("student == 'ada' and arm == 'tailored'")
+    lines = (folder / "trl.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert len(lines) == len(trained)
+    for line, row in zip(map(json.loads, lines), trained.itertuples(), strict=True):
+        example = {key: line[key] for key in ("prompt", "completion")}
+        assert is_conversational(example)
+        made = apply_chat_template(example, tokenizer)
+        assert made["prompt"] == models.render(tokenizer, row.prompt)
+        assert made["completion"] == row.completion + tokenizer.eos_token
+
+
+def test_llamafactory_finds_every_file_by_its_description(work):
+    folder = export(work)[0]
+    described = json.loads((folder / "dataset_info.json").read_text())
+    assert list(described) == [f"ada_{arm}" for arm in SPLITS]
+    for entry in described.values():
+        rows = json.loads((folder / entry["file_name"]).read_text(encoding="utf-8"))
+        assert entry["formatting"] == "alpaca" and set(entry["columns"].values()) <= set(rows[0])
+
+
+def test_models_load_by_transformers_alone_and_hold_nothing_of_ours(work):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = export(work, students=True)
+    assert [str(path.relative_to(work.path / "export")) for path in folders[:4]] == [
+        *("tailored/ada", "teacher/ada", "student/ada/seed-0", "student/ada/seed-1")
+    ]
+    for folder in folders[1:3]:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        turns = [{"role": "user", "content": "How many?"}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 2
+        assert not {"tuned.json", "training_args.bin"} & {path.name for path in folder.iterdir()}
+    assert models.fingerprint_model(folders[1]) == models.fingerprint_model("data/pocket/teacher")
+
+
+def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(work):
+    tailored, teacher, student, *_ = export(work, students=True)
+    card = DatasetCard.load(tailored / "README.md")
+    assert card.data.license == "apache-2.0" and "evil" not in str(card.data.to_dict())
+    assert [split["split"] for split in card.data.to_dict()["configs"][0]["data_files"]][:3] == SPLITS[:3]
+    for folder, method in ((teacher, "dpo"), (student, "sft")):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == "transformers" and method in card.data.tags
+        assert card.data.base_model is None and card.data.license == "apache-2.0"
+
+
+def test_only_a_hub_id_is_named_as_base_and_licences_are_as_stated(work):
+    card = ModelCard.load(export(work, students=True)[6] / "README.md")
+    assert card.data.base_model == "some/student" and card.data.license == "other"
+    assert "| student bo-b | Gemma Terms |" in card.text and "| teacher | apache-2.0 |" in card.text
+    stated = work.recipe.models.model_copy(update={"licences": {}})
+    work.recipe = work.recipe.model_copy(update={"models": stated})
+    card = DatasetCard.load(export(work)[2] / "README.md")
+    assert card.data.license == "unknown" and "| student bo-b | not stated |" in card.text
+
+
+def test_texts_of_models_stay_in_their_fences(work):
+    text = DatasetCard.load(export(work)[0] / "README.md").text
+    outside, inside, fence = [], [], ""
+    for line in text.split("\n"):
+        mark = line[: len(line) - len(line.lstrip("`"))]
+        if fence:
+            fence = "" if line == fence else fence
+            inside.append(line)
+        else:
+            fence = mark if len(mark) >= 3 else ""
+            outside.append(line)
+    assert not fence and "<script>" not in "\n".join(outside) and "evil" not in "\n".join(outside)
+    assert "<script>alert(1)</script>" in "\n".join(inside)
+    assert not {"\x1b", "\u202e", "\u2028"} & set(text)
+
+
+def test_escaped_lines_are_shown_as_they_are():
+    assert markdown.plain("a|b\n<i>*x*</i> `c` [d](e)") == r"a\|b &lt;i&gt;\*x\*&lt;/i&gt; \`c\` \[d\](e)"
+    assert markdown.table(["n"], [[1234], ["a|b"]]) == "| n |\n| --- |\n| 1,234 |\n| a\\|b |"
+    assert markdown.fenced("a ```` b", "yaml") == "`````yaml\na ```` b\n`````"
+
+
+def test_a_card_says_what_the_run_holds(work):
+    look("file", "items", "of a later run")
+    text = DatasetCard.load(export(work)[0] / "README.md").text
+    assert "On pocket models, for student ada, tailored is better than untailored by 50.0 points" in text
+    assert "The test set was opened once, by this run" in text
+    assert "By the day of this card it has been opened 2 times." in text
+    # Under each seed, of four kept three can be checked by rule, and one of these is right.
+    assert "| tailored | the teacher aligned to the student | 10 | 8 | 2 written before | 33.3 % of 6" in text
+    assert "| tailored | the teacher aligned to the student | 8 | 4 (seed 0), 4 (seed 1) | 48 |" in text
+    assert "| tailored\\_for\\_bo-b | the teacher aligned to student bo-b | 8 |" in text
+    assert "| tailored | 75.0 % |" in text and "| tailored - untailored | 0 | +50.0 |" in text
+    assert "| all | 310 | 5,000 |" in text and "teacher-print" in text and "ada-print" in text
+    assert "torch " in text and "object\\_counting" in text and str(PROJECT) not in text
+
+
+def test_a_card_says_what_did_not_work(work):
+    said = "\n".join(cards.troubles(Facts(work, "bo-b")))
+    assert "Trained on untailored, the student is right less often than untrained: 25.0 % (" in said
+    assert "against 62.5 %." in said and "Trained on tailored" not in said
+    assert "Counted in alignment, all students together: 2 made, dropped." in said
+    assert "Something to hold against it." in said and "2 seeds" in said
+    own = Facts(work, "ada")
+    own.block["comparisons"][0] |= {"decision": "worse", "difference": -0.1, "low": -0.2, "high": -0.05}
+    own.block["per_task"][0]["decision"] = "worse"
+    own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
+    said = "\n".join(cards.troubles(own))
+    assert "tailored against untailored with 0 shots: worse (-10.0 points, -20.0 to -5.0)." in said
+    assert "On object_counting, tailored is worse than untailored." in said
+    assert "right less often than before: 0.0 % of its examples, 100.0 %" in said
+
+
+def test_places_on_this_machine_are_not_told():
+    assert facts.shown_ref("/home/somebody/models/teacher") == "teacher"
+    assert facts.shown_ref("data/pocket/teacher") == "data/pocket/teacher"
+
+
+def test_an_unfinished_run_is_refused_naming_stage_and_command(work, capsys):
+    (work.stage("training").path / "manifest.json").unlink()
+    assert main(["export", "done"]) == FAILED
+    said = capsys.readouterr().err
+    assert "no finished training" in said and "--to training" in said and said.count("\n") == 1
+    assert not (work.path / "export").exists()
+
+
+def test_a_lost_verdict_or_teacher_is_named_and_leaves_nothing_half_done(work):
+    weights = teacher_folder(work.stage("alignment").path, "bo-b", "tailored") / "model.safetensors"
+    weights.unlink()
+    with pytest.raises(StoreError, match=r"bo-b-tailored holds no weights; .*--from alignment"):
+        export(work)
+    (work.path / "verdict.json").unlink()
+    with pytest.raises(StoreError, match=r"no verdict, which its card needs; .*--from evaluation"):
+        export(work)
+    assert not list(work.path.glob("*export*"))
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(work, tmp_path, capsys):
+    to = tmp_path / "out"
+    assert main(["export", "done", "--to", str(to), "--students"]) == DONE
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    export(work, to)
+    assert (to / "tailored").is_dir() and not (to / "student").exists()
+    (to / "tailored" / "mine.txt").write_text("keep me")
+    with pytest.raises(StoreError, match=r"holds what no export wrote \(tailored/mine.txt\); .*--to"):
+        export(work, to)
+    assert (to / "tailored" / "mine.txt").read_text() == "keep me"
