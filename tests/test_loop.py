@@ -230,7 +230,7 @@ def test_the_summary_says_what_the_frames_hold(run):
     examples, verdict = read(run, "alignment", "examples"), verdict_of(run)
     row = table.iloc[0]
     assert list(table["student"]) == ["pupil"]
-    kept = examples[examples["kept"] & (examples["arm"] == "tailored")]
+    kept = examples[examples["kept"] & (examples["arm"] == "tailored") & (examples["gold"] != "")]
     assert row["right_tailored"] == pytest.approx(kept["correct"].mean())
     assert row["base"] == verdict["arms"]["base"]["accuracy"]
     against = {one["b"]: one for one in verdict["comparisons"] if one["shots"] == 0}

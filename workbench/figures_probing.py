@@ -119,11 +119,16 @@ def _share_right(drafts: pd.DataFrame, task: str, technique: str) -> dict:
 
 
 def scored(signals: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
-    """Return the rationale signals with the task, technique and question of their drafts."""
+    """Return the rationale signals with the task, technique and question of their drafts.
+
+    The column rank is the score's rank among the student's scores of the same task, as a share: tasks differ in
+    difficulty, and a pair is always formed within a task.
+    """
     rationales = signals[signals["item_kind"] == "rationale"]
     columns = ["draft_id", "task", "technique", "question_id"]
     joined = rationales.merge(drafts[columns], on="draft_id", how="inner", validate="many_to_one")
-    return need(joined, "preference scores of these drafts", "run the probing stage")
+    ranks = joined.groupby(["student", "task"])["value"].rank(pct=True)
+    return need(joined.assign(rank=ranks), "preference scores of these drafts", "run the probing stage")
 
 
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -269,10 +274,10 @@ def probe_roc(
     for index, student in enumerate(known):
         own = rows[rows["student"] == student]
         positive = (own["technique"] == native[student]).to_numpy()
-        area, low, high = auc(own["value"], positive, own["question_id"])
-        cuts = np.r_[np.inf, np.unique(own["value"])[::-1]]
-        hit = [float((own["value"].to_numpy()[positive] >= cut).mean()) for cut in cuts]
-        false = [float((own["value"].to_numpy()[~positive] >= cut).mean()) for cut in cuts]
+        area, low, high = auc(own["rank"], positive, own["question_id"])
+        cuts = np.r_[np.inf, np.unique(own["rank"])[::-1]]
+        hit = [float((own["rank"].to_numpy()[positive] >= cut).mean()) for cut in cuts]
+        false = [float((own["rank"].to_numpy()[~positive] >= cut).mean()) for cut in cuts]
         line = {"color": shades[index % len(shades)], "dash": dashes[index % len(dashes)], "width": 2.5}
         fig.add_scatter(
             x=false, y=hit, mode="lines", line=line, name=f"{named(student)}: {area:.2f} ({low:.2f} to {high:.2f})"
@@ -288,7 +293,8 @@ def probe_roc(
         "Does the probe find the planted style?",
         f"one curve a student, AUC in the legend; {len(rows)} scores; 95 % intervals clustered by question; {models}",
         "A draft is native when its technique is the one the student was raised on; the probe does not know which that "
-        "is. The area is the chance that a native draft scores above a foreign one, ties counting half.",
+        "is. Scores are ranked within their task. The area is the chance that a native draft ranks above a foreign "
+        "one, ties counting half.",
         f"Area under the curve, 0.5 being chance, with 95 % intervals: {said}.",
         pd.DataFrame(found),
         height=470,

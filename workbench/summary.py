@@ -25,9 +25,10 @@ def summarise(run: Run) -> pd.DataFrame:
     """Return one row a student, every number with its 95 % interval where it has one.
 
     Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
-    well the one-shot probe tells native drafts from others); native_* and right_* (shares of an arm's examples in the
-    native style, and with the right answer); base, untailored, random_pairs, tailored (accuracies); and difference,
-    low, high, decision of tailored against untailored and, with the ending _random, against random pairs.
+    well the one-shot probe tells native drafts from others of their task); of an arm's examples native_* (share in the
+    native style), checkable_* (share whose question a rule can answer) and right_* (share of those answered right);
+    base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored against
+    untailored and, with the ending _random, against random pairs.
     """
     found, native = verdict_of(run), planted(run)
     scores = scored(run.stage("probing").read("signals"), run.stage("drafting").read("drafts"))
@@ -38,7 +39,7 @@ def summarise(run: Run) -> pd.DataFrame:
         row = {"student": student, "dose": dose, "native": native.get(student, "")}
         own = scores[scores["student"] == student]
         if student in native:
-            area = auc(own["value"], own["technique"] == native[student], own["question_id"])
+            area = auc(own["rank"], own["technique"] == native[student], own["question_id"])
             row |= dict(zip(("auc", "auc_low", "auc_high"), area, strict=True))
         written = examples[examples["kept"] & examples["student"].isin([student, ""])]
         for arm in (BEFORE, CONTROL, AFTER):
@@ -46,7 +47,8 @@ def summarise(run: Run) -> pd.DataFrame:
             if student in native and len(of_arm):
                 row[f"native_{arm}"] = (of_arm["style"] == native[student]).mean()
             if len(of_arm):
-                row[f"right_{arm}"] = of_arm["correct"].mean()
+                checkable = of_arm["gold"] != ""
+                row |= {f"checkable_{arm}": checkable.mean(), f"right_{arm}": of_arm["correct"][checkable].mean()}
         rows.append(row | _outcome(block_of(found, student)))
     return pd.DataFrame(rows)
 
@@ -68,7 +70,8 @@ def markdown(table: pd.DataFrame) -> str:
         "dose": lambda r: r["dose"] or "unknown",
         "probe AUC": lambda r: _interval(r, "auc", "auc_low", "auc_high", "{:.2f}", 1),
         "native style before / random pairs / after, %": lambda r: _three(r, "native"),
-        "right before / random pairs / after, %": lambda r: _three(r, "right"),
+        "well-formed questions, %": lambda r: _three(r, "checkable"),
+        "right of these, %": lambda r: _three(r, "right"),
         "base": lambda r: _number(r, "base"),
         BEFORE: lambda r: _number(r, BEFORE),
         "random pairs": lambda r: _number(r, CONTROL),
