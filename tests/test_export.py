@@ -5,7 +5,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import PROJECT
+import yaml
+from conftest import PROJECT, RECIPE
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
@@ -14,7 +15,7 @@ from workbench.__main__ import DONE, FAILED, main
 from workbench.export import FORMS, _file_of, export
 from workbench.facts import Facts
 from workbench.recipe import Recipe
-from workbench.store import NOTEBOOKS, StoreError, look, open_run
+from workbench.store import NOTEBOOKS, Run, StoreError, look, open_run
 from workbench.tuning import student_folder, teacher_folder
 from workbench.verdict import verdict
 
@@ -24,9 +25,34 @@ STUDENTS = ("ada", "bo-b")
 SPLITS = ["tailored", "untailored", "random_pairs", "tailored_for_bo-b"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of runs that holds one finished run and its export."""
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(runs))
+        export(_run(), students=True)
+    return runs
+
+
 @pytest.fixture
-def work(runs, recipe_values):
-    """A finished run of two students, whose models are those of the project under other names."""
+def made(whole, monkeypatch):
+    """The exported run, to be read only."""
+    monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
+    return open_run("done")
+
+
+@pytest.fixture
+def work(whole, tmp_path, monkeypatch):
+    """A copy of the run, not exported, that the test may spoil."""
+    shutil.copytree(whole, tmp_path / "runs", ignore=shutil.ignore_patterns("export"))
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    return open_run("done")
+
+
+def _run() -> Run:
+    """Return a finished run of two students, whose models are those of the project under other names."""
+    recipe_values = yaml.safe_load(RECIPE)
     recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bo-b": "some/student"}
     recipe_values["models"]["licences"] = {"bo-b": "Gemma Terms"}
     run = open_run("done", Recipe.model_validate(recipe_values))
@@ -126,10 +152,9 @@ def _evaluation() -> dict[str, pd.DataFrame]:
     return {"predictions": records.build(rows, "predictions")}
 
 
-def test_every_form_loads_and_holds_the_rows_trained_on(work, tmp_path):
-    folder = export(work)[0]
-    assert folder == work.path / "export" / "tailored" / "ada"
-    trained = work.stage("training").read("rows").query("student == 'ada'")
+def test_every_form_loads_and_holds_the_rows_trained_on(made, tmp_path):
+    folder = made.path / "export" / "tailored" / "ada"
+    trained = made.stage("training").read("rows").query("student == 'ada'")
     for form in FORMS:
         builder = "parquet" if form == "parquet" else "json"
         files = {arm.replace("-", "_"): str(folder / _file_of(form, arm)) for arm in SPLITS}
@@ -156,12 +181,12 @@ def _texts(form: str, rows) -> list[tuple[str, str]]:
     return [(turns[0]["content"], f" {turns[1]['content']}") for turns in both]
 
 
-def test_trl_makes_of_its_form_what_the_run_trained_on(work):
+def test_trl_makes_of_its_form_what_the_run_trained_on(made):
     from trl.data_utils import apply_chat_template, is_conversational
 
-    folder = export(work)[0]
+    folder = made.path / "export" / "tailored" / "ada"
     tokenizer = models.load_tokenizer("data/pocket/tally-strong")
-    trained = work.stage("training").read("rows").query("student == 'ada' and arm == 'tailored'")
+    trained = made.stage("training").read("rows").query("student == 'ada' and arm == 'tailored'")
     lines = (folder / "trl.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(lines) == len(trained)
     for line, row in zip(map(json.loads, lines), trained.itertuples(), strict=True):
@@ -172,8 +197,8 @@ def test_trl_makes_of_its_form_what_the_run_trained_on(work):
         assert made["completion"] == row.completion + tokenizer.eos_token
 
 
-def test_llamafactory_finds_every_file_by_its_description(work):
-    folder = export(work)[0]
+def test_llamafactory_finds_every_file_by_its_description(made):
+    folder = made.path / "export" / "tailored" / "ada"
     described = json.loads((folder / "dataset_info.json").read_text())
     assert list(described) == [f"ada_{arm}" for arm in SPLITS]
     for entry in described.values():
@@ -181,30 +206,26 @@ def test_llamafactory_finds_every_file_by_its_description(work):
         assert entry["formatting"] == "alpaca" and set(entry["columns"].values()) <= set(rows[0])
 
 
-def test_models_load_by_transformers_alone_and_hold_nothing_of_ours(work):
+def test_models_load_by_transformers_alone_and_hold_nothing_of_ours(made):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folders = export(work, students=True)
-    assert [str(path.relative_to(work.path / "export")) for path in folders[:4]] == [
-        *("tailored/ada", "teacher/ada", "student/ada/seed-0", "student/ada/seed-1")
-    ]
-    for folder in folders[1:3]:
+    folders = [made.path / "export" / place for place in ("teacher/ada", "student/ada/seed-0")]
+    for folder in folders:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
         turns = [{"role": "user", "content": "How many?"}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 2
         assert not {"tuned.json", "training_args.bin"} & {path.name for path in folder.iterdir()}
-    assert models.fingerprint_model(folders[1]) == models.fingerprint_model("data/pocket/teacher")
+    assert models.fingerprint_model(folders[0]) == models.fingerprint_model("data/pocket/teacher")
 
 
-def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(work):
-    tailored, teacher, student, *_ = export(work, students=True)
-    card = DatasetCard.load(tailored / "README.md")
+def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(made):
+    card = DatasetCard.load(made.path / "export" / "tailored" / "ada" / "README.md")
     assert card.data.license == "apache-2.0" and "evil" not in str(card.data.to_dict())
     assert [split["split"] for split in card.data.to_dict()["configs"][0]["data_files"]][:3] == SPLITS[:3]
-    for folder, method in ((teacher, "dpo"), (student, "sft")):
-        card = ModelCard.load(folder / "README.md")
+    for folder, method in (("teacher/ada", "dpo"), ("student/ada/seed-1", "sft")):
+        card = ModelCard.load(made.path / "export" / folder / "README.md")
         assert card.data.library_name == "transformers" and method in card.data.tags
         assert card.data.base_model is None and card.data.license == "apache-2.0"
 
@@ -219,8 +240,8 @@ def test_only_a_hub_id_is_named_as_base_and_licences_are_as_stated(work):
     assert card.data.license == "unknown" and "| student bo-b | not stated |" in card.text
 
 
-def test_texts_of_models_stay_in_their_fences(work):
-    text = DatasetCard.load(export(work)[0] / "README.md").text
+def test_texts_of_models_stay_in_their_fences(made):
+    text = DatasetCard.load(made.path / "export" / "tailored" / "ada" / "README.md").text
     outside, inside, fence = [], [], ""
     for line in text.split("\n"):
         mark = line[: len(line) - len(line.lstrip("`"))]
@@ -256,13 +277,13 @@ def test_a_card_says_what_the_run_holds(work):
     assert "torch " in text and "object\\_counting" in text and str(PROJECT) not in text
 
 
-def test_a_card_says_what_did_not_work(work):
-    said = "\n".join(cards.troubles(Facts(work, "bo-b")))
+def test_a_card_says_what_did_not_work(made):
+    said = "\n".join(cards.troubles(Facts(made, "bo-b")))
     assert "Trained on untailored, the student is right less often than untrained: 25.0 % (" in said
     assert "against 62.5 %." in said and "Trained on tailored" not in said
     assert "Counted in alignment, all students together: 2 made, dropped." in said
     assert "Something to hold against it." in said and "2 seeds" in said
-    own = Facts(work, "ada")
+    own = Facts(made, "ada")
     own.block["comparisons"][0] |= {"decision": "worse", "difference": -0.1, "low": -0.2, "high": -0.05}
     own.block["per_task"][0]["decision"] = "worse"
     own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
@@ -299,7 +320,9 @@ def test_a_lost_verdict_or_teacher_is_named_and_leaves_nothing_half_done(work):
 def test_an_earlier_export_is_replaced_and_nothing_else_is(work, tmp_path, capsys):
     to = tmp_path / "out"
     assert main(["export", "done", "--to", str(to), "--students"]) == DONE
-    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert [line.split("/out/")[1] for line in capsys.readouterr().out.splitlines()][:4] == [
+        *("tailored/ada", "teacher/ada", "student/ada/seed-0", "student/ada/seed-1")
+    ]
     export(work, to)
     assert (to / "tailored").is_dir() and not (to / "student").exists()
     (to / "tailored" / "mine.txt").write_text("keep me")
