@@ -8,13 +8,14 @@ from conftest import PROJECT
 
 FLOORS = {
     0: "records recipe recipe_faults seeding",
-    1: "items store tasks guard prompts models engines pool writing asking tuning",
-    2: "drafting signals signals.icl signals.irt pairs alignment training evaluation inference verdict",
+    1: "items store tasks guard prompts models engines pool writing asking tuning packing warming",
+    2: "drafting signals signals.icl signals.irt signals.influence signals.stepping pairs alignment training "
+    "evaluation inference verdict",
     3: "figures",
     4: "__main__ notebook headless report plan doctor trace",
 }
-# What a run folder calls a stage; pairs, irt, inference and verdict are what stages are made of.
-STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}
+# What a run folder calls a stage; pairs, irt, stepping, inference and verdict are what stages are made of.
+STAGES = {"drafting", "signals.icl", "signals.influence", "alignment", "training", "evaluation"}
 # The pocket classroom and the table of contents stand beside the floors: anything below the surface is theirs to use.
 BESIDE = ("pocket", "__init__")
 MODELS = {"torch", "transformers", "trl", "peft", "workbench.models", "workbench.engines"}
