@@ -245,11 +245,12 @@ def test_weights_and_optimiser_state_are_restored_to_the_bit(student, warm):
 
 @pytest.mark.parametrize("way", ["exact", "first_order", "screen"])
 def test_order_and_duplicates_change_nothing(student, warm, runs, monkeypatch, way):
-    found = measured(student, warm, way=way)
+    settings = {"way": way, "learning_rate": 1e-3, "n_calibrate": 3}
+    found = measured(student, warm, **settings)
     monkeypatch.setenv("WORKBENCH_RUNS", str(runs / "other"))
     monkeypatch.setattr(stepping, "BLOCK", 3)
     twice = pd.concat([CANDIDATES.assign(draft_id="again " + CANDIDATES["draft_id"]), CANDIDATES[::-1]])
-    other = measured(student, warm, twice, way=way).set_index("draft_id")
+    other = measured(student, warm, twice, **settings).set_index("draft_id")
     for prefix in ("", "again "):
         same = other.loc[prefix + found["draft_id"]].reset_index()
         if way == "exact":
@@ -340,7 +341,7 @@ def test_first_order_becomes_exact_as_the_step_becomes_small(student, warm, runs
         assert exact["zero_step"].equals(first["zero_step"])
     # What first order leaves out grows with the square of the rate, what it has with the rate.
     assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[2] < 0.01
-    assert exact["value"].corr(first["value"], method="spearman") == 1
+    assert exact["value"].rank().equals(first["value"].rank())
     assert first["stderr"].to_numpy() == pytest.approx(exact["stderr"].to_numpy(), rel=0.1)
 
 
@@ -349,11 +350,12 @@ def test_a_screen_is_exact_where_there_is_a_doubt(student, warm, runs):
         return measured(student, warm, candidates, learning_rate=1e-3, n_calibrate=3, **settings)
 
     exact, first, screened = ways(), ways(way="first_order"), ways(way="screen")
-    for at, row in screened.iterrows():
-        assert row["value"] == pytest.approx({"exact": exact, "first_order": first}[row["how"]].loc[at, "value"])
-    assert set(screened["how"]) == {"exact", "first_order"} and (screened["how"] == "exact").sum() >= 3
     far = screened["how"] == "first_order"
-    assert (np.sign(exact["value"]) == np.sign(first["value"]))[far].all()
+    assert far.any() and (~far).sum() >= 3
+    pd.testing.assert_series_equal(screened[~far]["value"], exact[~far]["value"])
+    scales = (screened["value"] / first["value"])[far]
+    assert scales.to_numpy() == pytest.approx(scales.iloc[0]) and 0.8 < scales.iloc[0] < 1.2
+    assert (np.sign(exact["value"]) == np.sign(screened["value"])).all()
     # With all of them siblings, and a doubt beyond all bounds, nothing is left to first order.
     assert set(ways(CANDIDATES.assign(group="g"), way="screen", doubt=1e9)["how"]) == {"exact"}
 
@@ -430,10 +432,10 @@ def test_impossible_settings_are_refused():
 def test_the_version_is_raised_with_the_code():
     parts = (WarmStudent, stepping.step_job, stepping._zero_step, stepping._exact, stepping._first_order)
     parts += (stepping._movement_on, packing.token_losses, packing._attend, packing._Row, packing.pack, Texts)
-    parts += (packing._families, tuning.encode, warming.trainable)
+    parts += (packing._families, packing.single, tuning.encode, warming.trainable)
     code = "".join(inspect.getsource(part) for part in parts)
     digest = fingerprint([hashlib.sha256(code.encode()).hexdigest()])
-    assert (influence.VERSION, digest) == (1, ""), (
+    assert (influence.VERSION, digest) == (1, "09ab653905b87a4b"), (
         "How influence is measured changed: raise VERSION in workbench/signals/influence.py if figures can change, and "
         "write the new digest here."
     )

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 
 from workbench import models, prompts
 from workbench.guard import Guard
@@ -80,8 +81,10 @@ class Loop:
     def reference_loss(self) -> float:
         total, n = 0.0, 0
         for batch in self.batches:
-            counted = int((batch["labels"] != -100).sum())
-            total, n = total + self.model(**batch, use_cache=False).loss.item() * counted, n + counted
+            logits = self.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            counted = batch["labels"][:, 1:] != -100
+            losses = cross_entropy(logits[:, :-1][counted], batch["labels"][:, 1:][counted], reduction="none")
+            total, n = total + losses.double().sum().item(), n + len(losses)
         return total / n
 
     def influence(self, row) -> float:

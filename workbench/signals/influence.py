@@ -39,11 +39,12 @@ class InfluenceSettings:
     Args:
         way: "exact" takes the step and evaluates. "first_order" puts every example's gradient through AdamW as that
             step would and multiplies the movement with the reference gradient. "screen" does so for all candidates
-            and takes the step for those whose sign or place among their siblings is in doubt (see in_doubt).
+            and takes the step for a sample, from which it learns how far first order is off and by what factor, and
+            for all whose sign or place among their siblings is then in doubt (see in_doubt).
         learning_rate: Of the one step; 0 means that of the warmed state.
         batch_means: 0 takes the mean over all reference tokens; n the mean of the means of batches of n texts, as the
             paper's code does.
-        n_calibrate: Candidates that a screen computes both ways, to learn how far first order is off.
+        n_calibrate: Size of that sample.
         doubt: How many times that error a first-order figure must be from zero, and from its siblings', to stand.
     """
 
@@ -234,12 +235,17 @@ def _screen(
     """Return changes as _Steps does, exact where first order leaves a doubt, and how each was found."""
     changes = steps.changes("first_order", names, texts)
     # By the hash of the text: the same sample whatever the order, and one that no one chose.
-    order = sorted(range(len(texts)), key=lambda at: fingerprint(asdict(texts[at])))
-    sample = order[: settings.n_calibrate]
-    exact = steps.changes("exact", [names[at] for at in sample], [texts[at] for at in sample])
-    error = np.sqrt((((exact - changes[sample]) @ weights) ** 2).mean()) if sample else 0.0
+    keys = [fingerprint(asdict(text)) for text in texts]
+    sampled = sorted(set(keys))[: settings.n_calibrate]
+    sample = [keys.index(key) for key in sampled]
+    exact = steps.changes("exact", [names[at] for at in sample], [texts[at] for at in sample]) @ weights
+    first = changes[sample] @ weights
+    # Curvature makes long movements do less than first order says; one factor brings both onto one scale.
+    scale = (exact @ first) / (first @ first) if first.any() else 1.0
+    changes *= scale
+    error = np.sqrt(((exact - scale * first) ** 2).mean()) if sample else 0.0
     doubted = in_doubt(changes @ weights, groups, settings.doubt * error)
-    doubted[sample] = True
+    doubted |= np.isin(keys, sampled)
     at = np.flatnonzero(doubted)
     changes[at] = steps.changes("exact", [names[i] for i in at], [texts[i] for i in at])
     return changes, ["exact" if one else "first_order" for one in doubted]
