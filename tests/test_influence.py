@@ -383,6 +383,13 @@ def test_an_adapter_moves_alone(tmp_path, runs):
     assert warmed.weights.numel() == n_adapter
 
 
+@pytest.mark.parametrize("way", influence.WAYS)
+def test_one_candidate_or_none_is_fine(student, warm, runs, way):
+    none, single = (measured(student, warm, CANDIDATES[:n], way=way) for n in (0, 1))
+    assert len(none) == 0 and list(none.columns) == list(single.columns)
+    assert single["draft_id"].tolist() == ["d0"]
+
+
 def test_a_reference_set_is_needed_and_apart_from_the_test_set(student, warm, runs):
     with pytest.raises(InfluenceError, match=r"^There is no reference set; give at least one"):
         measured(student, warm, reference=REFERENCE[:0])
@@ -435,7 +442,7 @@ def test_the_version_is_raised_with_the_code():
     parts += (packing._families, packing.single, tuning.encode, warming.trainable)
     code = "".join(inspect.getsource(part) for part in parts)
     digest = fingerprint([hashlib.sha256(code.encode()).hexdigest()])
-    assert (influence.VERSION, digest) == (1, "09ab653905b87a4b"), (
+    assert (influence.VERSION, digest) == (1, "7b1160697ba50d99"), (
         "How influence is measured changed: raise VERSION in workbench/signals/influence.py if figures can change, and "
         "write the new digest here."
     )

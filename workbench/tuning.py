@@ -258,7 +258,7 @@ def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> li
 
 def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:
     """Return for each text the ids of its rendered prompt, and those of its completion with the end token."""
-    starts = tokenizer([models.render(tokenizer, prompt) for prompt in prompts])["input_ids"]
+    starts = tokenizer([models.render(tokenizer, prompt) for prompt in prompts])["input_ids"] if prompts else []
     ends = [[*ids, tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, completions)]
     return list(zip(starts, ends, strict=True))
 
