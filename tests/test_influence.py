@@ -360,16 +360,16 @@ def test_a_screen_is_exact_where_there_is_a_doubt(student, warm, runs):
     assert set(ways(CANDIDATES.assign(group="g"), way="screen", doubt=1e9)["how"]) == {"exact"}
 
 
-values = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
+figures = st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("ab"), st.floats(0, 2)), min_size=1, max_size=8)
 
 
-@given(values, st.floats(0, 2), st.data())
-def test_what_is_not_in_doubt_keeps_sign_and_order(found, tolerance, data):
-    groups = [data.draw(st.sampled_from("ab")) for _ in found]
-    doubted = in_doubt(np.array(found), groups, tolerance)
-    for at, value in enumerate(found):
-        siblings = [other for n, other in enumerate(found) if n != at and groups[n] == groups[at]]
-        near = any(abs(value - other) <= tolerance * math.sqrt(2) for other in siblings)
+@given(figures)
+def test_what_is_not_in_doubt_keeps_sign_and_order(found):
+    values, groups, tolerances = zip(*found, strict=True)
+    doubted = in_doubt(np.array(values), groups, np.array(tolerances))
+    for at, (value, group, tolerance) in enumerate(found):
+        siblings = [one for n, one in enumerate(found) if n != at and one[1] == group]
+        near = any(abs(value - other) <= np.hypot(tolerance, wide) for other, _, wide in siblings)
         assert doubted[at] == (abs(value) <= tolerance or near)
 
 

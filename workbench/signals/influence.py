@@ -46,6 +46,7 @@ class InfluenceSettings:
             paper's code does.
         n_calibrate: Size of that sample.
         doubt: How many times that error a first-order figure must be from zero, and from its siblings', to stand.
+            The error is relative to the gross effect: what the step does to each reference text, signs left out.
     """
 
     way: str = "exact"
@@ -239,30 +240,35 @@ def _screen(
     sampled = sorted(set(keys))[: settings.n_calibrate]
     sample = [keys.index(key) for key in sampled]
     exact = steps.changes("exact", [names[at] for at in sample], [texts[at] for at in sample]) @ weights
-    first = changes[sample] @ weights
+    # What first order leaves out grows with all that a step does to the reference texts, not with what is left of it
+    # where some gain and others lose; so errors are taken, and weighed, relative to that.
+    gross = np.maximum(np.abs(changes * weights).sum(axis=1), np.finfo(float).tiny)
+    first, found = changes[sample] @ weights / gross[sample], exact / gross[sample]
     # Curvature makes long movements do less than first order says; one factor brings both onto one scale.
-    scale = (exact @ first) / (first @ first) if first.any() else 1.0
+    scale = (found @ first) / (first @ first) if first.any() else 1.0
     changes *= scale
-    error = np.sqrt(((exact - scale * first) ** 2).mean()) if sample else 0.0
-    doubted = in_doubt(changes @ weights, groups, settings.doubt * error)
+    error = np.sqrt(((found - scale * first) ** 2).mean()) if sample else 0.0
+    doubted = in_doubt(changes @ weights, groups, settings.doubt * error * gross)
     doubted |= np.isin(keys, sampled)
     at = np.flatnonzero(doubted)
     changes[at] = steps.changes("exact", [names[i] for i in at], [texts[i] for i in at])
     return changes, ["exact" if one else "first_order" for one in doubted]
 
 
-def in_doubt(values: np.ndarray, groups: Sequence[Hashable], tolerance: float) -> np.ndarray:
+def in_doubt(values: np.ndarray, groups: Sequence[Hashable], tolerance: np.ndarray) -> np.ndarray:
     """Return which figures must be computed exactly, as booleans of shape (candidates,).
 
-    A sign is in doubt within `tolerance` of zero; an order, between two candidates of a group whose figures lie within
-    tolerance * sqrt(2) of each other, as both may be off.
+    A sign is in doubt where a figure is within its tolerance of zero; an order, where two figures of a group differ
+    by no more than the root of the sum of their squared tolerances.
 
     Example:
-        >>> in_doubt(np.array([0.5, 3.0, 3.5, -4.0]), ["a", "a", "a", "b"], tolerance=1.0).tolist()
+        >>> in_doubt(np.array([0.5, 3.0, 4.2, -4.0]), ["a", "a", "a", "b"], np.ones(4)).tolist()
         [True, True, True, False]
     """
-    frame = pd.DataFrame({"value": values, "group": list(groups)}).sort_values(["group", "value"], kind="stable")
-    gaps = frame.groupby("group", sort=False)["value"].diff()
-    near = gaps <= tolerance * np.sqrt(2)
-    near |= gaps.groupby(frame["group"], sort=False).shift(-1) <= tolerance * np.sqrt(2)
-    return near.reindex(range(len(frame))).to_numpy() | (np.abs(values) <= tolerance)
+    doubted, labels = np.abs(values) <= tolerance, pd.Series(list(groups), dtype=object)
+    for members in labels.groupby(labels, sort=False).indices.values():
+        own, tolerances = values[members], tolerance[members]
+        near = np.abs(own[:, None] - own) <= np.hypot(tolerances[:, None], tolerances)
+        np.fill_diagonal(near, False)
+        doubted[members] |= near.any(axis=1)
+    return doubted
