@@ -8,14 +8,14 @@ from conftest import PROJECT
 
 FLOORS = {
     0: "markdown records recipe recipe_faults seeding",
-    1: "items store tasks guard likeness prompts models engines pool writing asking tuning",
-    2: "drafting signals signals.icl signals.irt pairs arms alignment training evaluation inference verdict overlap "
-    "simulation calibration decidedness reproduction trials",
+    1: "items store tasks guard likeness prompts models engines pool writing asking tuning packing warming",
+    2: "drafting signals signals.icl signals.irt signals.influence signals.stepping pairs arms alignment training "
+    "evaluation inference verdict overlap simulation calibration decidedness reproduction trials",
     3: "figures",
     4: "__main__ notebook headless report plan doctor trace playground summary ablations validity facts cards export",
 }
-# What a run folder calls a stage; pairs, irt, inference, verdict and the like are what stages are made of.
-STAGES = {"drafting", "signals.icl", "alignment", "training", "evaluation"}
+# What a run folder calls a stage; pairs, irt, stepping, inference, verdict and the like are what stages are made of.
+STAGES = {"drafting", "signals.icl", "signals.influence", "alignment", "training", "evaluation"}
 # The pocket classroom and the table of contents stand beside the floors: anything below the surface is theirs to use.
 BESIDE = ("pocket", "__init__")
 MODELS = {"torch", "transformers", "trl", "peft", "workbench.models", "workbench.engines"}

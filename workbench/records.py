@@ -38,6 +38,17 @@ def _texts(names: str) -> dict[str, pa.Column]:
     return {name: _text() for name in names.split()}
 
 
+_SIGNAL = {
+    "draft_id": _text(),
+    "item_kind": _text(*ITEM_KINDS),
+    **_texts("signal student student_fp set_fp"),
+    "value": pa.Column("float64"),
+    "stderr": pa.Column("float64", pa.Check.ge(0)),
+    "n": _count(),
+    "tokens": _count(),
+}
+_SIGNAL_ID = ["draft_id", "item_kind", "signal", "student"]
+
 SCHEMAS: dict[str, pa.DataFrameSchema] = {
     "questions": _schema(
         {
@@ -76,17 +87,15 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         },
         unique=["student", "draft_id", "item_id"],
     ),
-    "signals": _schema(
+    "signals": _schema(_SIGNAL, unique=_SIGNAL_ID),
+    "influences": _schema(
         {
-            "draft_id": _text(),
-            "item_kind": _text(*ITEM_KINDS),
-            **_texts("signal student student_fp set_fp"),
-            "value": pa.Column("float64"),
-            "stderr": pa.Column("float64", pa.Check.ge(0)),
-            "n": _count(),
-            "tokens": _count(),
+            **_SIGNAL,
+            "raw": pa.Column("float64"),
+            "zero_step": pa.Column("float64"),
+            "how": _text("exact", "first_order"),
         },
-        unique=["draft_id", "item_kind", "signal", "student"],
+        unique=_SIGNAL_ID,
     ),
     "pairs": _schema(
         {

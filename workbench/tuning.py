@@ -215,14 +215,10 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     settings = recipe.training
     loaded = models.load(student, recipe.models.dtype, recipe.compute.device)
     tokenizer = loaded.tokenizer
-    prompts = tokenizer([models.render(tokenizer, prompt) for prompt in rows["prompt"]])["input_ids"]
-    ends = [ids + [tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, list(rows["completion"]))]
-    data = [
-        {"input_ids": prompt + end, "labels": [-100] * len(prompt) + end}
-        for prompt, end in zip(prompts, ends, strict=True)
-    ]
+    texts = encode(tokenizer, list(rows["prompt"]), list(rows["completion"]))
+    data = [{"input_ids": prompt + end, "labels": [-100] * len(prompt) + end} for prompt, end in texts]
     _refuse_too_long(max((len(row["input_ids"]) for row in data), default=0), settings.max_length, "training")
-    lengths = [len(end) for end in ends]
+    lengths = [len(end) for _, end in texts]
     rng = np.random.Generator(np.random.Philox(seed))
     batches = [batch for _ in range(settings.n_epochs) for batch in deal(lengths, n_batches, rng)]
     config = SFTConfig(
@@ -277,6 +273,13 @@ def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> li
         batches[lightest].append(i)
         totals[lightest] += lengths[i]
     return [batches[i] for i in rng.permutation(n_batches)]
+
+
+def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:
+    """Return for each text the ids of its rendered prompt, and those of its completion with the end token."""
+    starts = tokenizer([models.render(tokenizer, prompt) for prompt in prompts])["input_ids"] if prompts else []
+    ends = [[*ids, tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, completions)]
+    return list(zip(starts, ends, strict=True))
 
 
 def completion_tokens(tokenizer, completions: list[str]) -> list[int]:

@@ -1,0 +1,448 @@
+import hashlib
+import inspect
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_models import WORDS, tiny_folder, tiny_tokenizer
+from test_warming import SETTINGS, adapter_folder
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from workbench import packing, records, tuning, warming
+from workbench.guard import Guard
+from workbench.models import fingerprint_model, load
+from workbench.packing import Texts
+from workbench.signals import influence, stepping
+from workbench.signals.influence import InfluenceSettings, in_doubt, measure, reference_weights
+from workbench.signals.stepping import InfluenceError, WarmStudent
+from workbench.store import fingerprint
+from workbench.warming import KINDS, Warmed, WarmingError, load_warmed, save_warmed, trainable, warm_up
+
+NOTHING = Guard({})
+RATE = 0.1
+
+
+def rows(texts: list[tuple[str, str]]) -> pd.DataFrame:
+    frame = pd.DataFrame(texts, columns=["prompt", "completion"])
+    return frame.assign(draft_id=[f"d{n}" for n in range(len(frame))], item_kind="rationale", question=frame["prompt"])
+
+
+def draw(n: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+
+    def words(low, high):
+        return " ".join(rng.choice(WORDS[6:], rng.integers(low, high)))
+
+    return rows([(words(2, 8), words(1, 6)) for _ in range(n)])
+
+
+REFERENCE, CANDIDATES = draw(6, 1), draw(10, 2)
+
+
+# A student small enough for paper: no layers, so a token's logits depend on that token alone, and every hidden state
+# is (1, 1). Logits start at 0, and only the rows of the output matrix can move: the other weights' second moments are
+# so large that AdamW leaves them where they are.
+
+
+@pytest.fixture
+def paper(tmp_path, runs):
+    """Return a function that writes a warmed state with the given moments and weight decay, and the model's folder."""
+    folder = tmp_path / "paper"
+    shape = dict(hidden_size=2, intermediate_size=2, num_hidden_layers=0, num_attention_heads=1, vocab_size=len(WORDS))
+    model = LlamaForCausalLM(LlamaConfig(**shape, rms_norm_eps=1e-14, pad_token_id=0, eos_token_id=2))
+    torch.nn.init.ones_(model.model.embed_tokens.weight)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+    def warmed(steps=0, exp_avg=(0.0, 0.0), exp_avg_sq=0.0, weight_decay=0.0, eos_weight=0.0):
+        weights = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+        first = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+        second = {name: torch.full_like(tensor, 1e30) for name, tensor in weights.items()}
+        weights["lm_head.weight"][2] = eos_weight
+        second["lm_head.weight"][:] = exp_avg_sq
+        first["lm_head.weight"][2], first["lm_head.weight"][6] = exp_avg
+        adamw = {"learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, "eps": 1e-12, "weight_decay": weight_decay}
+        tensors = dict(zip(KINDS, (weights, first, second), strict=True))
+        save_warmed(Warmed(fingerprint_model(folder), steps, adamw, tensors), tmp_path / "warmed")
+        return tmp_path / "warmed"
+
+    return str(folder), warmed
+
+
+def one(student, warmed, candidate, reference, **settings) -> pd.Series:
+    settings = InfluenceSettings(**settings)
+    return measure(student, warmed, rows([candidate]), rows(reference), NOTHING, settings, device="cpu").iloc[0]
+
+
+def loss_of_end(logits: dict[str, float]) -> float:
+    """Return -log p of the end token when the words named have these logits and the others of the 32 have 0."""
+    rest = len(WORDS) - len(logits)
+    return math.log(rest + sum(math.exp(value) for value in logits.values())) - logits["<eos>"]
+
+
+def test_the_definition_by_hand(paper):
+    student, warmed = paper
+    # Without moments AdamW's first step is the learning rate times the gradient's sign. The candidate is the end token
+    # after w1: the gradient pulls its row up and each of the other 31 down. Both entries of a row count: 2 x 0.1.
+    found = one(student, warmed(), ("w1", ""), [("w1", "")])
+    logits = {"<eos>": 0.2} | {f"other{n}": -0.2 for n in range(31)}
+    assert found["value"] == pytest.approx(math.log(32) - loss_of_end(logits), abs=1e-6)
+    assert found["value"] > 0 and found["zero_step"] == pytest.approx(0, abs=1e-6)
+    assert found["raw"] == pytest.approx(found["value"], abs=1e-6)
+    # Two reference tokens, w0 and the end: one loses 0.4 to the other, and the mean is over both.
+    found = one(student, warmed(), ("w1", ""), [("w1", "w0")])
+    end = loss_of_end(logits)
+    assert found["value"] == pytest.approx(math.log(32) - (end + (end + 0.4)) / 2, abs=1e-6)
+
+
+def test_an_example_against_the_reference_has_a_negative_influence(paper):
+    student, warmed = paper
+    # The candidate raises w0 and the end token after w1; the reference wants w5, twenty times.
+    found = one(student, warmed(), ("w1", "w0"), [("w2", " ".join(["w5"] * 20))])
+    end = loss_of_end({"<eos>": 0.2, "w0": 0.2} | {f"other{n}": -0.2 for n in range(30)})
+    assert found["value"] == pytest.approx(math.log(32) - (20 * (end + 0.4) + end) / 21, abs=1e-6)
+    assert found["value"] < -0.01 and found["raw"] < -0.01
+
+
+def test_momentum_and_weight_decay_by_hand(paper):
+    student, warmed = paper
+
+    def moved(weight: float, exp_avg: float, gradient: float) -> float:
+        first, second = 0.9 * exp_avg + 0.1 * gradient, 0.999 * 1.0 + 0.001 * gradient**2
+        up = -first / (1 - 0.9**10) / math.sqrt(second / (1 - 0.999**10))
+        return weight * (1 - RATE * 0.5) + RATE * up
+
+    # Nine steps were taken; the end token's row stands at 0.3 with momentum -1, all second moments at 1.
+    state = warmed(steps=9, exp_avg=(-1.0, 0.0), exp_avg_sq=1.0, weight_decay=0.5, eos_weight=0.3)
+    found = one(student, state, ("w1", ""), [("w1", "")])
+    before = loss_of_end({"<eos>": 2 * 0.3})
+    # The norm before the output decays too, from 1 to 0.95, so the hidden state is (0.95, 0.95) after a step.
+    zero = loss_of_end({"<eos>": 1.9 * moved(0.3, -1, 0)})
+    assert found["zero_step"] == pytest.approx(before - zero, abs=1e-6) and abs(found["zero_step"]) > 1e-3
+    # The gradient of the end token's row is p - 1 in both entries, that of each of the 31 others their share of 1 - p.
+    p = math.exp(-before)
+    others = {f"other{n}": 1.9 * moved(0, 0, (1 - p) / 31) for n in range(31)}
+    after = loss_of_end({"<eos>": 1.9 * moved(0.3, -1, p - 1)} | others)
+    assert found["raw"] == pytest.approx(before - after, abs=1e-6)
+    assert found["value"] == pytest.approx(zero - after, abs=1e-6) and found["value"] > 1e-3
+
+
+def test_the_mean_is_over_tokens_or_over_means_of_batches(paper):
+    student, warmed = paper
+    reference = [("w1", "w0 w0 w0"), ("w1", ""), ("w1", "")]
+    end = loss_of_end({"<eos>": 0.2} | {f"other{n}": -0.2 for n in range(31)})
+    helped, harmed = math.log(32) - end, math.log(32) - (end + 0.4)
+    found = one(student, warmed(), ("w1", ""), reference)
+    assert found["value"] == pytest.approx((3 * harmed + 3 * helped) / 6, abs=1e-6)
+    found = one(student, warmed(), ("w1", ""), reference, batch_means=2)
+    assert found["value"] == pytest.approx(((3 * harmed + 2 * helped) / 5 + helped) / 2, abs=1e-6)
+    # Per text the sum of differences is 3 harmed + helped, helped, helped; it is a ratio to 4, 1 and 1 tokens.
+    found = one(student, warmed(), ("w1", ""), reference)
+    off = np.array([3 * harmed + helped, helped, helped]) - found["value"] * np.array([4, 1, 1])
+    assert found["stderr"] == pytest.approx(np.sqrt((off**2).sum() * 3 / 2) / 6, rel=1e-4)
+    assert (found["n"], found["tokens"]) == (3, 2 + 5 + 2 + 2)
+
+
+def test_reference_weights_count_every_token_once():
+    assert reference_weights([2, 3, 5]) @ [2, 3, 5] == pytest.approx(1)
+    assert reference_weights([2, 3, 5], 2) @ [2, 3, 5] == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("models") / "student", initializer_range=0.1))
+
+
+@pytest.fixture(scope="module")
+def warm(student, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("warmed") / "state"
+    warm_up(student, draw(12, 0), SETTINGS, 0, folder, "cpu")
+    return folder
+
+
+def measured(student, warm, candidates=CANDIDATES, reference=REFERENCE, workers=1, **settings) -> pd.DataFrame:
+    settings = InfluenceSettings(**settings)
+    return measure(student, warm, candidates, reference, NOTHING, settings, "s", "cpu", workers)
+
+
+def test_exact_is_what_torch_and_a_plain_loop_give(student, warm, runs):
+    found = records.check(measured(student, warm), "influences").set_index("draft_id")
+    for row in CANDIDATES.itertuples():
+        before, after = plain_loop(student, load_warmed(warm), row.prompt, row.completion)
+        assert found.loc[row.draft_id, "raw"] == pytest.approx(before - after, abs=2e-6)
+    before, after = plain_loop(student, load_warmed(warm), None, None)
+    assert found["zero_step"].unique() == [pytest.approx(before - after, abs=2e-6)]
+    assert found["value"].std() > 1e-3  # else nothing was compared
+
+
+def plain_loop(student, warmed, prompt, completion) -> tuple[float, float]:
+    """Return the reference loss before and after one step of torch's AdamW, no example meaning zero gradient."""
+    loaded = load(student, device="cpu")
+    parameters = dict(loaded.model.named_parameters())
+    settings = warmed.adamw
+    adamw = torch.optim.AdamW(
+        parameters.values(),
+        lr=settings["learning_rate"],
+        betas=(settings["beta1"], settings["beta2"]),
+        eps=settings["eps"],
+        weight_decay=settings["weight_decay"],
+    )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(warmed.tensors["weights"][name])
+        moments = {kind: warmed.tensors[kind][name].clone() for kind in KINDS[1:]}
+        adamw.state[parameter] = {"step": torch.tensor(float(warmed.steps)), **moments}
+
+    def loss(prompt, completion):
+        start, end = (loaded.tokenizer(text)["input_ids"] for text in (prompt, completion))
+        labels = torch.tensor([[-100] * len(start) + end + [2]])
+        return loaded.model(torch.tensor([start + end + [2]]), labels=labels).loss, len(end) + 1
+
+    def reference_loss():
+        with torch.no_grad():
+            found = [loss(row.prompt, row.completion) for row in REFERENCE.itertuples()]
+        return sum(mean.item() * n for mean, n in found) / sum(n for _, n in found)
+
+    before = reference_loss()
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    if prompt is not None:
+        loss(prompt, completion)[0].backward()
+    adamw.step()
+    return before, reference_loss()
+
+
+def test_weights_and_optimiser_state_are_restored_to_the_bit(student, warm):
+    state = load_warmed(warm)
+    warmed = WarmStudent(student, state, "cpu", 1e-2)
+    kept = [tensor.clone() for tensor in (warmed.weights, warmed.exp_avg, warmed.exp_avg_sq)]
+    parameters = dict(warmed.model.named_parameters())
+    movement = warmed.movement(torch.ones_like(warmed.weights))
+
+    def moved():
+        assert all((parameter != state.tensors["weights"][name]).any() for name, parameter in parameters.items())
+        return torch.zeros(())
+
+    warmed.at(movement, moved)
+
+    def failing():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        warmed.at(movement, failing)
+    for before, after in zip(kept, (warmed.weights, warmed.exp_avg, warmed.exp_avg_sq), strict=True):
+        assert torch.equal(before, after)
+    assert all(torch.equal(parameter, state.tensors["weights"][name]) for name, parameter in parameters.items())
+
+
+@pytest.mark.parametrize("way", ["exact", "first_order", "screen"])
+def test_order_and_duplicates_change_nothing(student, warm, runs, monkeypatch, way):
+    settings = {"way": way, "learning_rate": 1e-3, "n_calibrate": 3}
+    found = measured(student, warm, **settings)
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs / "other"))
+    monkeypatch.setattr(stepping, "BLOCK", 3)
+    twice = pd.concat([CANDIDATES.assign(draft_id="again " + CANDIDATES["draft_id"]), CANDIDATES[::-1]])
+    other = measured(student, warm, twice, **settings).set_index("draft_id")
+    for prefix in ("", "again "):
+        same = other.loc[prefix + found["draft_id"]].reset_index()
+        if way == "exact":
+            pd.testing.assert_frame_equal(same.drop(columns="draft_id"), found.drop(columns="draft_id"))
+        else:
+            np.testing.assert_allclose(same["value"], found["value"], rtol=1e-4, atol=1e-7)
+            assert same["how"].tolist() == found["how"].tolist()
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing(student, warm, runs, monkeypatch):
+    found = measured(student, warm)
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs / "other"))
+    pd.testing.assert_frame_equal(measured(student, warm, workers=2), found)
+
+
+def count_steps(monkeypatch) -> list[str]:
+    stepped, movement_on = [], stepping._movement_on
+
+    def counted(student, candidate):
+        stepped.append(candidate.name)
+        return movement_on(student, candidate)
+
+    monkeypatch.setattr(stepping, "_movement_on", counted)
+    return stepped
+
+
+def test_a_killed_call_goes_on_and_scores_no_candidate_twice(student, warm, runs, tmp_path, monkeypatch):
+    log = tmp_path / "stepped"
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_influence import *
+movement_on = stepping._movement_on
+def deadly(student, candidate):
+    with open({str(log)!r}, "a+") as file:
+        file.seek(0)
+        if len(file.readlines()) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        file.write(candidate.name + "\\n")
+    return movement_on(student, candidate)
+stepping._movement_on = deadly
+measured({student!r}, {str(warm)!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"WORKBENCH_RUNS": str(runs)})
+    assert ended.returncode == -signal.SIGKILL
+    before = log.read_text().split()
+    stepped = count_steps(monkeypatch)
+    found = measured(student, warm)
+    assert len(before) == 4 and sorted(before + stepped) == sorted(CANDIDATES["draft_id"])
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs / "other"))
+    pd.testing.assert_frame_equal(measured(student, warm), found)
+
+
+def test_a_change_of_anything_that_matters_steps_again(student, warm, runs, tmp_path, monkeypatch):
+    stepped, candidate = count_steps(monkeypatch), CANDIDATES[:1]
+
+    def steps_again(student=student, warm=warm, candidate=candidate, reference=REFERENCE, **settings):
+        stepped.clear()
+        measured(student, warm, candidate, reference, **settings)
+        return bool(stepped)
+
+    other = str(tiny_folder(tmp_path / "other", seed=3))
+    warm_up(other, draw(12, 0), SETTINGS, 0, tmp_path / "of other", "cpu")
+    warm_up(student, draw(12, 0), SETTINGS, 1, tmp_path / "seed 1", "cpu")
+    assert steps_again() and not steps_again()
+    changes = {
+        "completion": lambda: steps_again(candidate=candidate.assign(completion="w3 w3")),
+        "prompt": lambda: steps_again(candidate=candidate.assign(prompt="w3 w3")),
+        "reference": lambda: steps_again(reference=REFERENCE[:5]),
+        "warmed state": lambda: steps_again(warm=tmp_path / "seed 1"),
+        "student": lambda: steps_again(other, tmp_path / "of other"),
+        "learning rate": lambda: steps_again(learning_rate=1e-4),
+        "way": lambda: steps_again(way="first_order"),
+        "version": lambda: monkeypatch.setattr(influence, "VERSION", -1) or steps_again(),
+    }
+    for name, change in changes.items():
+        assert change(), f"a change of {name} was answered from the items"
+        assert not change(), f"the same {name} again was computed again"
+    assert not steps_again(batch_means=2) and not steps_again(candidate=candidate.assign(draft_id="renamed"))
+
+
+def test_first_order_becomes_exact_as_the_step_becomes_small(student, warm, runs):
+    errors = []
+    for rate in (3e-3, 3e-4, 3e-5):
+        exact, first = (measured(student, warm, way=way, learning_rate=rate) for way in ("exact", "first_order"))
+        errors.append((exact["value"] - first["value"]).abs().max() / exact["value"].std())
+        assert exact["zero_step"].equals(first["zero_step"])
+    # What first order leaves out grows with the square of the rate, what it has with the rate.
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[2] < 0.01
+    assert exact["value"].rank().equals(first["value"].rank())
+    assert first["stderr"].to_numpy() == pytest.approx(exact["stderr"].to_numpy(), rel=0.1)
+
+
+def test_a_screen_is_exact_where_there_is_a_doubt(student, warm, runs):
+    def ways(candidates=CANDIDATES, **settings):
+        return measured(student, warm, candidates, learning_rate=1e-3, n_calibrate=3, **settings)
+
+    exact, first, screened = ways(), ways(way="first_order"), ways(way="screen")
+    far = screened["how"] == "first_order"
+    assert far.any() and (~far).sum() >= 3
+    pd.testing.assert_series_equal(screened[~far]["value"], exact[~far]["value"])
+    scales = (screened["value"] / first["value"])[far]
+    assert scales.to_numpy() == pytest.approx(scales.iloc[0]) and 0.8 < scales.iloc[0] < 1.2
+    assert (np.sign(exact["value"]) == np.sign(screened["value"])).all()
+    # With all of them siblings, and a doubt beyond all bounds, nothing is left to first order.
+    assert set(ways(CANDIDATES.assign(group="g"), way="screen", doubt=1e9)["how"]) == {"exact"}
+
+
+figures = st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("ab"), st.floats(0, 2)), min_size=1, max_size=8)
+
+
+@given(figures)
+def test_what_is_not_in_doubt_keeps_sign_and_order(found):
+    values, groups, tolerances = zip(*found, strict=True)
+    doubted = in_doubt(np.array(values), groups, np.array(tolerances))
+    for at, (value, group, tolerance) in enumerate(found):
+        siblings = [one for n, one in enumerate(found) if n != at and one[1] == group]
+        near = any(abs(value - other) <= np.hypot(tolerance, wide) for other, _, wide in siblings)
+        assert doubted[at] == (abs(value) <= tolerance or near)
+
+
+def test_an_adapter_moves_alone(tmp_path, runs):
+    adapter = str(adapter_folder(tmp_path))
+    warm_up(adapter, draw(12, 0), SETTINGS, 0, tmp_path / "state", "cpu")
+    exact, first = (measured(adapter, tmp_path / "state", way=way, learning_rate=1e-4) for way in influence.WAYS[:2])
+    assert exact["value"].corr(first["value"]) > 0.99 and exact["value"].std() > 0
+    warmed = WarmStudent(adapter, load_warmed(tmp_path / "state"), "cpu", 1e-2)
+    n_adapter = sum(tensor.numel() for tensor in load_warmed(tmp_path / "state").tensors["weights"].values())
+    assert warmed.weights.numel() == n_adapter
+
+
+@pytest.mark.parametrize("way", influence.WAYS)
+def test_one_candidate_or_none_is_fine(student, warm, runs, way):
+    none, single = (measured(student, warm, CANDIDATES[:n], way=way) for n in (0, 1))
+    assert len(none) == 0 and list(none.columns) == list(single.columns)
+    assert single["draft_id"].tolist() == ["d0"]
+
+
+def test_a_reference_set_is_needed_and_apart_from_the_test_set(student, warm, runs):
+    with pytest.raises(InfluenceError, match=r"^There is no reference set; give at least one"):
+        measured(student, warm, reference=REFERENCE[:0])
+    guard = Guard({"test": [REFERENCE["question"][2].upper() + " !"]})
+    message = r"^Reference question '.*' is the same as a test item but for case.*; take it out of the reference set\.$"
+    with pytest.raises(InfluenceError, match=message):
+        measure(student, warm, CANDIDATES, REFERENCE, guard, InfluenceSettings(), device="cpu")
+
+
+def test_a_state_of_another_model_is_refused(warm, runs, tmp_path):
+    other = str(tiny_folder(tmp_path / "other", seed=3))
+    with pytest.raises(WarmingError, match=r"^The warmed state was made from model"):
+        measured(other, warm)
+
+
+def test_a_loss_that_is_not_finite_names_the_candidate_and_keeps_the_rest(student, warm, runs, monkeypatch):
+    stepped, movement_on = count_steps(monkeypatch), stepping._movement_on
+
+    def wild(student, candidate):
+        movement = movement_on(student, candidate)
+        return movement * math.nan if candidate.name == "d4" else movement
+
+    monkeypatch.setattr(stepping, "_movement_on", wild)
+    with pytest.raises(InfluenceError, match=r"after a step on candidate d4 is not finite; lower the learning rate"):
+        measured(student, warm)
+    n_done = len(stepped) - 1
+    monkeypatch.setattr(stepping, "_movement_on", movement_on)
+    stepped.clear()
+    measured(student, warm)
+    assert len(stepped) == len(CANDIDATES) - n_done
+
+
+def test_a_reference_loss_that_is_not_finite_is_refused(paper):
+    student, warmed = paper
+    with pytest.raises(InfluenceError, match=r"^The reference loss before any step is not finite; warm the student up"):
+        one(student, warmed(eos_weight=3e38), ("w1", ""), [("w1", "")])
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="way must be exact, first_order or screen, got 'fast'"):
+        InfluenceSettings("fast")
+    for wrong in ({"learning_rate": -1.0}, {"doubt": float("inf")}, {"batch_means": -1}, {"n_calibrate": 1}):
+        with pytest.raises(ValueError, match="must be finite and >= 0"):
+            InfluenceSettings(**wrong)
+
+
+def test_the_version_is_raised_with_the_code():
+    parts = (WarmStudent, stepping.step_job, stepping._zero_step, stepping._exact, stepping._first_order)
+    parts += (stepping._movement_on, packing.token_losses, packing._attend, packing._Row, packing.pack, Texts)
+    parts += (packing._families, packing.single, tuning.encode, warming.trainable)
+    code = "".join(inspect.getsource(part) for part in parts)
+    digest = fingerprint([hashlib.sha256(code.encode()).hexdigest()])
+    assert (influence.VERSION, digest) == (1, "7b1160697ba50d99"), (
+        "How influence is measured changed: raise VERSION in workbench/signals/influence.py if figures can change, and "
+        "write the new digest here."
+    )
