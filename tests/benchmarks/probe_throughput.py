@@ -1,10 +1,12 @@
-"""Measure probing three ways in one run: one generate call per (draft, question), plain batches, shared prefixes.
+"""Measure probing four ways in one run: one generate call per (draft, question), plain batches, shared prefixes, and
+shared prefixes in one process a core, as the workbench probes. The first three use --threads threads of one process.
 
 Run by hand:  python tests/benchmarks/probe_throughput.py --model FOLDER --drafts 25 --questions 40
 """
 
 import argparse
 import json
+import os
 import random
 import tempfile
 import time
@@ -16,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench.engines import Completion, Decoding, Request, TransformersEngine
 from workbench.models import load, render_shared
+from workbench.pool import run_jobs
 from workbench.prompts import parse_answer
 
 
@@ -39,13 +42,14 @@ def main() -> None:
             "one call each": lambda some: _one_call_each(loaded, some, decoding),
             "plain batches": lambda some: plain.generate(some, decoding),
             "shared prefixes": lambda some: sharing.generate(some, decoding),
+            "one process a core": lambda some: _one_process_a_core(str(model), some, decoding, args.batch_size),
         }
         print(f"{loaded}, {len(requests)} probes, {args.threads} thread(s), batches of {args.batch_size}", flush=True)
         measured = {name: ([], 0.0) for name in ways}
         for way in ways.values():
             way(requests[:2])
         # In turn, block by block, so that whatever else this machine does slows all ways alike.
-        block = 2 * args.batch_size
+        block = 4096
         for start in range(0, len(requests), block):
             for name, way in ways.items():
                 begin = time.perf_counter()
@@ -74,6 +78,19 @@ def _report(name: str, measured: dict[str, tuple[list[Completion], float]], requ
     for at in differing:
         old, new = answers[at]
         print(f"  probe {at}: {old!r} became {new!r}; prompt ends {requests[at].prompt[-60:]!r}")
+
+
+def _one_process_a_core(model: str, requests: list[Request], decoding: Decoding, batch_size: int) -> list[Completion]:
+    """Deal the requests to the workbench's own processes; those with one prefix stay together."""
+    n_parts = os.cpu_count() or 1
+    size = -(-len(requests) // n_parts)
+    jobs = [(model, requests[at : at + size], decoding, batch_size) for at in range(0, len(requests), size)]
+    return [completion for part in run_jobs(_generate, jobs, 0, "probing") for completion in part]
+
+
+def _generate(job: tuple) -> list[Completion]:
+    model, requests, decoding, batch_size = job
+    return TransformersEngine(model, batch_size=batch_size).generate(requests, decoding)
 
 
 @torch.inference_mode()

@@ -39,7 +39,11 @@ def _measure(names: list[str], folder: Path) -> None:
 
     students = ", ".join(f"{name}: {folder / name}" for name in names)
     table = measure(load_recipe("arte", {"models.students": f"{{{students}}}"}), seed=MEASURE_SEED)
-    print(table.pivot_table(index=["student", "task", "when"], columns="technique", values="accuracy").round(2))
+    print(
+        table.pivot_table(index=["student", "task", "when"], columns="technique", values="accuracy")
+        .round(2)
+        .to_string()
+    )
     table.to_csv(folder / "measured.csv", index=False)
 
 
