@@ -47,7 +47,8 @@ _BUT_FOR = {
 
 def reason_of(level: str, name: str) -> str:
     """Return how frames word an overlap with a set under `drop_reason`."""
-    return f"same as a {name} item{_BUT_FOR[level]}"
+    article = "an" if name[0] in "aeiou" else "a"
+    return f"same as {article} {name} item{_BUT_FOR[level]}"
 
 
 @dataclass(frozen=True)
