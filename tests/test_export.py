@@ -285,6 +285,7 @@ def test_a_card_says_what_did_not_work(made):
     assert "Something to hold against it." in said and "2 seeds" in said
     own = Facts(made, "ada")
     own.block["comparisons"][0] |= {"decision": "worse", "difference": -0.1, "low": -0.2, "high": -0.05}
+    own.block["comparisons"][0]["decision_adjusted"] = "worse"
     own.block["per_task"][0]["decision"] = "worse"
     own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
     said = "\n".join(cards.troubles(own))

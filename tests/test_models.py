@@ -145,6 +145,49 @@ def test_an_adapter_is_its_own_model(folder, tmp_path):
     assert fingerprint_model(adapter) != before
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("no base", "does not name its base; give it as base_model_name_or_path"),
+        ("base gone", "The base of adapter .* is not here: Model folder .*nowhere does not exist"),
+        ("another shape", "does not fit its base .*; name the model that it was trained on"),
+        ("another family", r"does not fit its base .*q_proj"),
+        ("half of it", "does not fit its base .*1 of its weights fit nowhere or are missing, first .*lora_A"),
+        ("another kind", "is of the kind IA3; only LORA is read, so merge it first"),
+        ("not JSON", "does not name its base"),
+    ],
+)
+def test_a_wrong_adapter_is_one_sentence(folder, tmp_path, damage, said):
+    peft = pytest.importorskip("peft")
+    from safetensors.torch import load_file, save_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base, adapter = load(folder, device="cpu"), tmp_path / "adapter"
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    if damage == "another kind":
+        config = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    peft.get_peft_model(base.model, config).save_pretrained(adapter)
+    base.tokenizer.save_pretrained(adapter)
+    said_by = adapter / "adapter_config.json"
+    written = json.loads(said_by.read_text())
+    if damage in ("no base", "base gone"):
+        written["base_model_name_or_path"] = None if damage == "no base" else str(tmp_path / "nowhere")
+        said_by.write_text(json.dumps(written))
+    elif damage == "not JSON":
+        said_by.write_text("{")
+    elif damage == "another shape":
+        tiny_folder(folder, hidden_size=48)
+    elif damage == "another family":
+        GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=len(WORDS))).save_pretrained(folder)
+    elif damage == "half of it":
+        weights = load_file(adapter / "adapter_model.safetensors")
+        del weights[next(name for name in weights if "lora_A" in name)]
+        save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=said) as caught:
+        load(adapter, device="cpu")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
 def test_rendering_uses_the_chat_template_where_there_is_one():
     assert render(tiny_tokenizer(), "w1 w2") == "w1 w2"
     assert render(tiny_tokenizer(TEMPLATE), "w1 w2") == "<bos> <user> w1 w2 <reply>"

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from conftest import PROJECT
 from nbconvert import HTMLExporter
+from test_goodhart import rounds
+from test_validity import outcome as groups
 
 from workbench import headless, notebook, report
 from workbench.notebook import ParameterError, Progress, check_parameters, parse_overrides, share_of
@@ -160,6 +162,25 @@ def test_a_notebook_runs_by_papermill_alone(work, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "file", "title"),
+    [
+        ("02_preference_probing", "validity.csv", "Does what works as a demonstration help in training?"),
+        ("05_evaluation", "goodhart.parquet", "Does the gain follow the probe score from round to round?"),
+    ],
+)
+def test_what_a_command_of_its_own_made_is_shown_where_it_is_there(tiny, work, tmp_path, name, file, title):
+    without = (tiny[0] / "reports" / f"{name}.ipynb").read_text()
+    assert f"workbench {file.partition('.')[0]} tiny" in without and title not in without
+    (groups(0.5).to_csv if file.endswith("csv") else rounds((0.4, 0.5), (0.1, 0.1)).to_parquet)(work.path / file)
+    try:
+        source, out = PROJECT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb"
+        papermill.execute_notebook(source, out, {"run": "tiny"}, cwd=PROJECT, progress_bar=False)
+    finally:
+        (work.path / file).unlink()
+    assert title in out.read_text()
+
+
+@pytest.mark.parametrize(
     ("name", "parameters", "said"),
     [
         ("02_preference_probing", {"rnu": "tiny"}, "rnu is not a parameter of this notebook; did you mean run?"),
@@ -219,7 +240,7 @@ def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work
 def test_the_number_of_recorded_items_is_about_what_the_plan_says(tiny, work):
     counted = notebook._n_recorded()
     stages = ("drafting", "probing", "alignment", "evaluation")
-    planned = sum(notebook.plan.n_items(work.recipe, stage) for stage in stages)
+    planned = sum(notebook.n_items(work.recipe, stage) for stage in stages)
     # Requests alike are recorded once, and questions that cannot be used are asked for again.
     assert 0.4 * planned < counted < 2.5 * planned
 
@@ -240,7 +261,9 @@ def test_injected_names_are_checked_against_the_parameters_cell():
 @pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_the_parameters_cell_is_help_that_papermill_can_read(path):
     found = papermill.inspect_notebook(path)
-    assert found and all(entry["help"] and entry["inferred_type_name"] in ("str", "int") for entry in found.values())
+    assert found and all(
+        entry["help"] and entry["inferred_type_name"] in ("str", "int", "bool") for entry in found.values()
+    )
     assert list(found) == re.findall(r"^(\w+):", nbformat.read(path, as_version=4).cells[1].source, re.MULTILINE)
 
 

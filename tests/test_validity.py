@@ -1,17 +1,32 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from workbench import figures
 from workbench.seeding import stream
-from workbench.store import StoreError, open_run
-from workbench.validity import agreement, partial_correlation, validity_of
+from workbench.store import open_run
+from workbench.validity import (
+    FORMAT,
+    LENGTH,
+    _linear,
+    agreement,
+    format_of,
+    in_words,
+    left_over,
+    partial_correlation,
+    stored,
+)
 
 STUDENTS, TASKS, GROUPS, SEEDS = ("s", "t", "u"), ("sums", "moves"), range(1, 5), (1, 2, 3)
 
 
-def outcome(slope: float, by_length: float = 0.0, noise: float = 0.01) -> pd.DataFrame:
-    """Groups whose gain is slope x score + by_length x length; length follows the score when by_length is not 0."""
+def outcome(slope: float, by_length: float = 0.0, noise: float = 0.01, by_digits: float = 0.0) -> pd.DataFrame:
+    """Groups whose gain is slope x score + by_length x length + by_digits x digits.
+
+    Length and digits follow the score where they count.
+    """
     rng = stream(0, "validity", slope, by_length)
     rows = []
     for student in STUDENTS:
@@ -19,25 +34,14 @@ def outcome(slope: float, by_length: float = 0.0, noise: float = 0.01) -> pd.Dat
             for group in GROUPS:
                 score = 0.9 - 0.2 * group + 0.02 * rng.standard_normal()
                 n_tokens = 40 + (20 * score if by_length else 0) + 3 * rng.standard_normal()
+                digits = 0.2 + (0.3 * score if by_digits else 0) + 0.03 * rng.standard_normal()
+                like = {"n_tokens": n_tokens, "digits": digits, "n_steps": 4 + rng.random(), "correct": 0.5}
+                like["correct"] += 0.1 * rng.random()
                 for seed in SEEDS:
-                    gain = slope * score + by_length * n_tokens + noise * rng.standard_normal()
-                    rows.append(
-                        (
-                            student,
-                            task,
-                            group,
-                            seed,
-                            score,
-                            n_tokens,
-                            0.5 + 0.1 * rng.random(),
-                            0.4,
-                            0.4 + gain,
-                            gain,
-                            60,
-                        )
-                    )
-    columns = ["student", "task", "group", "seed", "score", "n_tokens", "correct", "before", "after", "gain", "n"]
-    return pd.DataFrame(rows, columns=columns)
+                    gain = slope * score + by_length * n_tokens + by_digits * digits + noise * rng.standard_normal()
+                    keys = {"student": student, "task": task, "group": group, "seed": seed, "score": score}
+                    rows.append(keys | like | {"before": 0.4, "after": 0.4 + gain, "gain": gain, "n": 60})
+    return pd.DataFrame(rows)
 
 
 def test_a_probe_that_tells_the_truth_is_believed():
@@ -61,18 +65,71 @@ def test_longer_helps_is_not_taken_for_a_preference():
     assert found["correlation"] > 0.4 and abs(partial_correlation(table)) < 0.4
 
 
+def test_a_format_that_helps_is_not_taken_for_a_preference():
+    table = outcome(0.0, by_digits=0.5, noise=0.001)
+    found = agreement(table).set_index("student").loc["all students"]
+    assert found["partial"] > 0.7 and abs(found["partial_format"]) < 0.4
+    assert partial_correlation(table, (*LENGTH, *FORMAT)) == pytest.approx(found["partial_format"])
+    assert f"held fixed too {found['partial_format']:+.2f}." in left_over(found)
+
+
+def test_a_preference_is_left_when_format_is_held_fixed():
+    assert agreement(outcome(0.5)).iloc[-1]["partial_format"] > 0.8
+
+
+def test_too_few_groups_for_so_many_explanations_are_not_tried():
+    """Eight groups of one student: two task means, two or four explanations."""
+    found = agreement(outcome(0.5).query("student == 's'")).iloc[-1]
+    assert found["partial"] > 0.5 and np.isnan(found["partial_format"])
+    assert "too few groups to hold format fixed too" in left_over(found)
+    assert left_over(agreement(outcome(0.5).query("student == 's' and task == 'sums'")).iloc[-1]).startswith(
+        "There are"
+    )
+
+
+def test_format_by_hand():
+    assert format_of(" Tally: a cat 1, two dogs 3. <ans>3</ans>") == (3, 3 / 33)
+    assert format_of("1.5 and 2\n\nno") == (2, 3 / 9) and format_of("") == (0, 0.0)
+
+
+def test_equal_gains_are_ties_although_their_last_digits_differ():
+    table = outcome(0.0, noise=0.0)
+    table["gain"] = table["seed"].map({1: 0.1, 2: 0.2, 3: 0.3}) + 1e-7 * table["group"]
+    assert np.isnan(agreement(table).set_index("student").loc["s", "correlation"])
+
+
 def test_groups_that_all_score_alike_say_nothing():
     table = outcome(0.5).assign(score=0.5)
     assert np.isnan(agreement(table).set_index("student").loc["s", "correlation"])
 
 
+def test_linear_correlation_within_blocks_by_hand():
+    # Levels of the blocks do not count, nor does what varies where the score does not, but for its share of the size.
+    scores = np.array([[1.0, 0.0, -1.0], [5.0, 5.0, 5.0]])
+    gains = np.array([[2.0, 0.0, -2.0], [9.0, 3.0, 3.0]])
+    x, y = scores - scores.mean(1, keepdims=True), gains - gains.mean(1, keepdims=True)
+    assert _linear(scores, gains) == pytest.approx((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
+    assert _linear(scores[:1], gains[:1]) == pytest.approx(1.0)
+    assert np.isnan(_linear(scores[1:], gains[1:]))
+    found = agreement(outcome(0.5)).set_index("student")
+    assert (found["linear_low"] <= found["linear"]).all() and (found["linear"] <= found["linear_high"]).all()
+
+
 def test_the_figure_says_what_was_found():
     table = outcome(0.5)
-    figure = figures.probe_validity(table, agreement(table))
+    found = agreement(table)
+    figure = figures.probe_validity(table, found, left_over(found.iloc[-1]))
     assert "Rank correlation" in figures.sentence(figure) and "all students" in figures.sentence(figure)
+    assert left_over(found.iloc[-1]) in figures.sentence(figure) and left_over(found.iloc[-1]) in in_words(table)
     assert len(figure.data) == len(STUDENTS) * len(TASKS)
+    assert not re.search(r"\d\.\d{4}", in_words(table))
 
 
-def test_what_was_not_made_yet_is_named(runs, recipe):
-    with pytest.raises(StoreError, match="workbench validity mine"):
-        validity_of(open_run("mine", recipe))
+def test_what_was_not_made_yet_or_lacks_format_is_not_there(runs, recipe):
+    run = open_run("mine", recipe)
+    assert stored(run) is None
+    table = outcome(0.5)
+    table.drop(columns="digits").to_csv(run.path / "validity.csv", index=False)
+    assert stored(run) is None
+    table.to_csv(run.path / "validity.csv", index=False)
+    assert len(stored(run)) == len(table)

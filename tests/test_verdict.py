@@ -270,6 +270,26 @@ def test_per_task_is_corrected():
     assert undecided["more_needed"].notna().all()
 
 
+def test_further_comparisons_are_corrected_and_the_primary_one_is_not():
+    """Five further comparisons, effects near the edge: some hold alone and not corrected."""
+    lost = 0
+    for key in range(12):
+        drawn, alone = predictions(0.1, key=key, n_items=200), []
+        result = verdict.verdict(drawn, SETTINGS, recipe="r", run="r", models="pocket", student="ada")
+        first, *others = result["comparisons"]
+        assert (first["p_adjusted"], first["decision_adjusted"]) == (first["p_value"], first["decision"])
+        for row in others:
+            table = verdict.paired(drawn, "tailored", row["b"], row["shots"])
+            of = inference.spread(table.to_numpy(), table.columns.get_level_values("task"))
+            alone.append(max(row["p_value"], inference.interval_p_value(of)))
+            changed = row["decision"] != row["decision_adjusted"]
+            assert changed == (row["decision"] in (BETTER, WORSE) and row["p_adjusted"] > ALPHA)
+            assert ("taken alone" in verdict.decision_in_words(row)) == changed
+            lost += changed
+        assert [row["p_adjusted"] for row in others] == pytest.approx(inference.holm(alone).tolist(), abs=2e-6)
+    assert lost
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [

@@ -93,7 +93,7 @@ def test_nothing_is_a_pickle(warm):
 
 def test_an_adapter_is_all_that_is_trained(tmp_path):
     adapter = adapter_folder(tmp_path)
-    model = load(adapter, device="cpu").model
+    model = load(adapter, device="cpu", merged=False).model
     parameters = trainable(model)
     assert parameters and all("lora_" in name for name in parameters)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(parameters)

@@ -5,6 +5,7 @@ The loop, in the order of the notebooks; each function takes a run, reuses what 
     work = wb.start("demo")        open a run, or begin it from a recipe
     wb.draft(work)                 01  the teacher drafts questions and rationales
     wb.probe(work)                 02  the student is probed with every draft
+    wb.inspect(work).show()        03  look at the pairs, and overrule them
     wb.align(work)                 03  scores become pairs, the teacher is aligned and writes tailored examples
     wb.train(work)                 04  students are trained, one for every arm and seed
     wb.evaluate(work)              05  the verdict
@@ -13,6 +14,11 @@ Everything is imported at first use, so that importing the package takes no time
 """
 
 import importlib
+import os
+
+# Nothing we start tells anybody that it was started; a setting of the user's own stands.
+for _variable in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
 
 __version__ = "0.1.0"
 
@@ -21,13 +27,15 @@ _WHERE = {
     "store": "open_run runs_table",
     "tasks": "load_tasks",
     "models": "render",
-    "engines": "Decoding Request TransformersEngine",
+    "engines": "TransformersEngine",
+    "generation": "Decoding Request",
     "drafting": "draft",
     "signals.icl": "probe",
     "alignment": "align",
     "training": "train",
     "evaluation": "evaluate verdict_of",
     "notebook": "Progress finish mean_of model_names planted progress say setup share_of show start watch",
+    "inspector": "inspect",
     "trace": "lineage",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}

@@ -1,4 +1,4 @@
-"""The command line: run, runs, summary, plan, calibrate, halves, validity, trace, export, doctor."""
+"""The command line: run, watch, runs, summary, plan, calibrate, halves, validity, goodhart, trace, export, doctor."""
 
 import argparse
 import os
@@ -7,19 +7,24 @@ import textwrap
 import time
 from collections.abc import Sequence
 
+from workbench.look_back import COMMANDS as LOOKING_BACK
+from workbench.look_back import add_commands, takes_parameters
+
 DONE, FAILED, REFUSED = 0, 1, 2
-FIRST = "arte-demo"
 STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 EXAMPLES = """examples:
   workbench run arte-demo --name demo            the whole loop on the models the project ships, in minutes
   workbench run arte-demo --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
   workbench run arte-demo --name demo --from training   do training and evaluation again
+  workbench watch demo                           what it is doing now, from another terminal
   workbench runs                                 one row a run
   workbench summary demo                         what it found, a row a student
   workbench plan arte-paper                      what the paper's own numbers would cost
+  workbench plan arte --measure                  the same for models that are here, after trying them out
   workbench plan arte --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench calibrate demo                       how often the verdict errs, at the spread seen in demo
   workbench halves demo                          do new questions confirm the pairs of demo?
+  workbench goodhart demo                        does the probe go on telling the truth when it is pushed?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub
 """
@@ -60,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="first", choices=STAGES, metavar="STAGE", help=f"do this stage and later ones again: {_stages()}"
     )
     run.add_argument("--to", dest="last", choices=STAGES, metavar="STAGE", default=STAGES[-1], help="stop after it")
+    _add_watch(commands)
     commands.add_parser("runs", help="list runs, one row each", description="List runs, one row each.")
     plan = commands.add_parser(
         "plan",
@@ -71,8 +77,12 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--detect", type=share, default=0.0, metavar="D", help="difference wanted, as a share (default: the margin)"
     )
-    plan.add_argument("--run", default="", metavar="RUN", help="take the spread over seeds and items from this run")
-    _takes_a_look_back(commands, plain)
+    plan.add_argument(
+        "--run", default="", metavar="RUN", help="take the spread over seeds and items from this run; show what it took"
+    )
+    plan.add_argument("--measure", action="store_true", help="first try out the models that are here, a batch each")
+    _add_summary(commands)
+    add_commands(commands)
     trace = commands.add_parser(
         "trace",
         help="follow a row back to its drafts and probes, or a draft on to its rows",
@@ -87,47 +97,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _takes_a_look_back(commands, plain: dict) -> None:
-    """Add the commands that ask how far a run can be trusted."""
+def _add_summary(commands) -> None:
     summary = commands.add_parser(
         "summary",
-        **plain,
+        allow_abbrev=False,
         help="print what a finished run found, a row a student",
         description="Print what a finished run found, as Markdown tables: a row a student, then ablations and cohort.",
     )
     summary.add_argument("name", metavar="RUN", help="name of the run")
     summary.add_argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder")
-    calibrate = commands.add_parser(
-        "calibrate",
-        **plain,
-        help="simulate how often a recipe's verdict errs",
-        description="Simulate whole runs of a recipe and say how often each decision is reached at known differences.",
+
+
+def _add_watch(commands) -> None:
+    watch = commands.add_parser(
+        "watch",
+        allow_abbrev=False,
+        help="say what a run is doing, until it is finished",
+        description="Say what a run is doing: stage, items, rate, time left, last texts, curve. It reads files only, "
+        "so it works from another terminal and when the run has died; Ctrl-C leaves the run alone.",
+        epilog="exit status: 0 the run is well, 1 it was stopped or its process is gone",
     )
-    calibrate.add_argument(
-        "name", nargs="?", default="", metavar="RUN", help="finished run that gives the spread and the recipe"
-    )
-    calibrate.add_argument("--recipe", default="", help=f"decide as this recipe says (default: RUN's, or {FIRST})")
-    calibrate.add_argument("--repeats", type=count, default=2000, metavar="N", help="runs a row (default 2000)")
-    _takes_parameters(calibrate)
-    halves = commands.add_parser(
-        "halves",
-        **plain,
-        help="say how often new preference questions confirm a run's pairs",
-        description="Form pairs from one half of a run's preference set and see whether the other half agrees.",
-    )
-    halves.add_argument("name", metavar="RUN", help="name of the run")
-    halves.add_argument("--splits", type=count, default=50, metavar="N", help="random halves (default 50)")
-    validity = commands.add_parser(
-        "validity",
-        **plain,
-        help="test the probe: train on groups of drafts by preference score",
-        description="Train every student on the best, second best, ... rationale of each draft question and print how "
-        "well the preference score of a group predicts its gain.",
-    )
-    validity.add_argument("name", metavar="RUN", help="name of a run with finished probing")
-    validity.add_argument(
-        "--seeds", type=count, default=5, metavar="N", help="training seeds for each group (default 5)"
-    )
+    watch.add_argument("name", metavar="RUN", help="name of the run")
+    watch.add_argument("--once", action="store_true", help="say it once; so it is where the output is no terminal")
 
 
 def _add_export(commands) -> None:
@@ -152,7 +143,7 @@ def _stages() -> str:
 
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
-    _takes_parameters(command)
+    takes_parameters(command)
 
 
 def share(text: str) -> float:
@@ -162,36 +153,16 @@ def share(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    """Return a whole number of 1 or more."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
-
-
-def _takes_parameters(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="change one value of the recipe, for example: -p alignment.beta 0.05 (repeatable)",
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
     commands = {
         "run": _run,
+        "watch": _watch,
         "runs": _runs,
         "summary": _summary,
         "plan": _plan,
-        "calibrate": _calibrate,
-        "halves": _halves,
-        "validity": _validity,
+        **dict.fromkeys(LOOKING_BACK, _look_back),
         "trace": _trace,
         "export": _export,
         "doctor": _doctor,
@@ -238,6 +209,16 @@ def _run(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _watch(given: argparse.Namespace) -> int:
+    from workbench.monitor import watch
+
+    try:
+        return DONE if watch(given.name, given.once, sys.stdout) else FAILED
+    except KeyboardInterrupt:
+        print("Stopped watching; the run was left alone.")
+        return DONE
+
+
 def _shown(path: os.PathLike[str]) -> str:
     """Return a path from the current folder where it lies below it."""
     relative = os.path.relpath(path)
@@ -274,16 +255,8 @@ def _summary(given: argparse.Namespace) -> int:
     return DONE
 
 
-def _validity(given: argparse.Namespace) -> int:
-    from workbench.store import open_run
-    from workbench.validity import agreement, validate
-
-    if given.seeds < 2:
-        return _say(f"--seeds must be 2 or more, got {given.seeds}: an interval needs that.", REFUSED)
-    run = open_run(given.name)
-    table = validate(run, list(range(1, given.seeds + 1)))
-    print(table.groupby(["student", "task", "group"])[["score", "gain"]].mean().round(3).to_string(), end="\n\n")
-    print(agreement(table).round(2).to_string(index=False))
+def _look_back(given: argparse.Namespace) -> int:
+    print(LOOKING_BACK[given.command](given))
     return DONE
 
 
@@ -291,32 +264,13 @@ def _plan(given: argparse.Namespace) -> int:
     from workbench.plan import in_words
     from workbench.recipe import load_recipe
 
-    print(in_words(load_recipe(given.recipe, dict(given.parameter)), given.run, given.detect))
-    return DONE
+    recipe = load_recipe(given.recipe, dict(given.parameter))
+    measured = {}
+    if given.measure:
+        from workbench.rates import measure
 
-
-def _calibrate(given: argparse.Namespace) -> int:
-    from workbench.calibration import calibrate, in_words
-    from workbench.plan import world_of
-    from workbench.recipe import load_recipe
-    from workbench.simulation import design_of
-    from workbench.store import open_run
-
-    of_run = str(open_run(given.name).path / "recipe.yaml") if given.name else FIRST
-    design = design_of(load_recipe(given.recipe or of_run, dict(given.parameter)))
-    world = world_of(given.name, design)
-    print(in_words(calibrate(world, design, given.repeats), world, design))
-    return DONE
-
-
-def _halves(given: argparse.Namespace) -> int:
-    from workbench.reproduction import in_words
-    from workbench.store import open_run
-
-    work = open_run(given.name)
-    probing = work.stage("probing")
-    frames = (probing.read("probes"), work.stage("drafting").read("drafts"), probing.read("preference_set"))
-    print(in_words(*frames, given.splits, work.recipe.pairs.quantile))
+        measured = measure(recipe)
+    print(in_words(recipe, given.run, given.detect, measured))
     return DONE
 
 

@@ -31,6 +31,7 @@ CONTRASTS = (
     Contrast("rationale_only", "most_preferred", 0.39, "table 2, BBH zero-shot, rationale only - original teacher"),
     Contrast("random_rationale", "most_preferred", -0.10, "table 6, 3-shot"),
     Contrast("task_consistent", "most_preferred", 2.08, "table 6, 3-shot"),
+    Contrast("decided_pairs", "fewer_pairs"),
     Contrast("tailored", OTHERS),
 )
 

@@ -14,18 +14,19 @@ import pandas as pd
 
 from workbench import prompts, records
 from workbench.arms import aligned_arms, draft_examples, pairs_of_arm
-from workbench.engines import Decoding, TransformersEngine
+from workbench.generation import Decoding
 from workbench.items import shared_items
-from workbench.models import fingerprint_model, resolve
 from workbench.pairs import build_pairs
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.records import text_id
+from workbench.reviews import Reviewed, Reviews, Standing, digest, overrule, standing
 from workbench.seeding import stream_seed
+from workbench.starting import engine_mark, model_mark, run_engine_jobs, start_engine
 from workbench.store import Run, Stage, fingerprint
-from workbench.tasks import Task, load_tasks
+from workbench.tasks import Task, load_tasks, seed_pairs
 from workbench.tuning import Tuned, teacher_folder, tune_dpo, tuned
-from workbench.writing import guard_of, refuse_copies, seed_pairs, write_questions, write_rationales
+from workbench.writing import guard_of, refuse_copies, write_questions, write_rationales
 
 VERSION = 2
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
@@ -59,24 +60,31 @@ class _Write:
 def align(run: Run) -> dict[str, pd.DataFrame]:
     """Build pairs, align the teachers and let them write the training examples, or reuse what the run has.
 
+    What people said of the pairs overrules the signal; the fingerprint leaves out their keeps and notes, which change
+    no pair.
+
     Returns:
-        pairs, curve and examples, as their schemas in records describe them.
+        pairs, curve and examples, and the reviews that were used if there were any, as their schemas describe them.
     """
     recipe, stage = run.recipe, run.stage("alignment")
     drafting, probing = stage.require("drafting"), stage.require("probing")
     tasks = load_tasks(recipe)
-    teacher = fingerprint_model(resolve(recipe.models.teacher))
+    teacher = model_mark(recipe, "teacher", recipe.models.teacher)
     parents = {name: stage.run.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
     sections = recipe.section_json(
         "pairs", "alignment", "tailoring", "drafting", "models.dtype", "seeds", "evaluation.arms", "guard"
     )
-    mark = stage.fingerprint({"version": VERSION, "recipe": sections, "teacher": teacher, **parents})
-    names = ("pairs", "curve", "examples")
+    # Read once: what is said while this works counts the next time.
+    held = standing(Reviews.of_run(run).events())
+    formed = _form_pairs(recipe, tasks, drafting, probing, held) if held else None
+    said = {"reviews": changes} if formed and (changes := digest(formed.reviews)) else {}
+    inputs = {"version": VERSION, "recipe": sections, "teacher": teacher, **parents, **said}
+    mark = stage.fingerprint(inputs | engine_mark(recipe, "teacher", compared=True))
     if stage.finished(mark):
-        return {name: stage.read(name) for name in names}
+        return {name: stage.read(name) for name in stage.manifest["files"]}
     start = time.monotonic()
     drafts, signals = drafting.read("drafts"), probing.read("signals")
-    pairs, counts = build_pairs(recipe, tasks, drafting.read("questions"), drafts, signals, probing.read("probes"))
+    pairs, reviews, counts = formed or _form_pairs(recipe, tasks, drafting, probing, held)
     aligned = _align_teachers(recipe, stage, pairs, teacher)
     rows = _write_examples(recipe, tasks, aligned) + draft_examples(recipe, tasks, drafts, signals)
     examples = records.build(rows, "examples")
@@ -86,12 +94,20 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
         for point in result.curve
     ]
     made = {"pairs": pairs, "curve": records.build(curve, "curve"), "examples": examples}
+    made |= {} if reviews.empty else {"reviews": reviews}
     frames = {name: stage.write(name, frame) for name, frame in made.items()}
     counts |= {"pairs": len(pairs), "examples": examples["kept"].sum()}
     counts |= {f"examples dropped, {why}": n for why, n in Counter(examples["drop_reason"]).items() if why}
     n_tokens = examples["n_tokens"].sum() + sum(result.n_tokens for result in aligned.values())
     stage.finish(mark, counts, time.monotonic() - start, n_tokens, parents | {"teacher": teacher})
     return frames
+
+
+def _form_pairs(recipe: Recipe, tasks: dict[str, Task], drafting: Stage, probing: Stage, held: Standing) -> Reviewed:
+    frames = (drafting.read("questions"), drafting.read("drafts"), probing.read("signals"), probing.read("probes"))
+    pairs, counts = build_pairs(recipe, tasks, *frames)
+    changed = overrule(pairs, held)
+    return changed._replace(counts=counts | changed.counts)
 
 
 def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: str) -> dict[tuple[str, str], Tuned]:
@@ -103,8 +119,9 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair for the arm {arm} (every group tied or dropped); lower "
-                    "pairs.min_gap and pairs.min_probability, draft more questions or probe on a larger preference set."
+                    f"Student {student} left no preference pair for the arm {arm} (every group tied, or dropped by the "
+                    "rule or by reviews); lower pairs.min_gap and pairs.min_probability, draft more questions or probe "
+                    "on a larger preference set."
                 )
             if arm == "random_pairs" and not own["flipped"].any():
                 raise ValueError(
@@ -139,14 +156,14 @@ def _write_examples(recipe: Recipe, tasks: dict[str, Task], aligned: dict[tuple[
         for seed in recipe.seeds
         for task in tasks.values()
     ]
-    done = run_jobs(_write_one, jobs, recipe.compute.workers, "writing examples")
+    done = run_engine_jobs(_write_one, jobs, recipe, "teacher", "writing examples", compared=True)
     return [row for rows in done for row in rows]
 
 
 def _write_one(job: _Write) -> list[dict]:
     recipe, task, tailoring = job.recipe, job.task, job.recipe.tailoring
     items = shared_items()
-    engine = TransformersEngine(job.teacher, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
+    engine = start_engine(recipe, "teacher", job.teacher, compared=True)
     seeds = seed_pairs(task, recipe.drafting.n_seed_questions)
     per_call = recipe.drafting.questions_per_call
     prompt = prompts.question_prompt(task.description, seeds, per_call)
@@ -178,9 +195,9 @@ def _write_one(job: _Write) -> list[dict]:
         if not reason:
             completion = next(completions)
             text, n_tokens = completion.text, completion.n_tokens
-            reason = "" if prompts.parse_answer(text) else "rationale without an answer"
+            reason = "" if task.answers.read(text) else "rationale without an answer"
         gold = task.solve(one.question)
-        answer = prompts.parse_answer(text)
+        answer = task.answers.read(text)
         rows.append(
             {
                 "example_id": text_id(f"{job.arm}/{job.student}/{job.seed}/{task.name}/{n}"),
@@ -193,7 +210,7 @@ def _write_one(job: _Write) -> list[dict]:
                 "rationale": text,
                 "answer": answer,
                 "gold": gold,
-                "correct": prompts.grade(answer, gold),
+                "correct": task.answers.same(answer, gold),
                 "style": task.style(text),
                 "n_tokens": n_tokens,
                 "kept": not reason,

@@ -1,7 +1,8 @@
 """The arms of a run: from which pairs its teacher is aligned, or which drafts or examples its students are trained on.
 
 Source: ARTE, arXiv:2406.19227, section 5 and table 6, for question_only, rationale_only and the three ways to select a
-rationale among a question's drafts (random_rationale, most_preferred, task_consistent). Ours: random_pairs, and
+rationale among a question's drafts (random_rationale, most_preferred, task_consistent). Ours: random_pairs,
+decided_pairs (the pairs that the probes leave little doubt about), fewer_pairs (as many by the paper's rule) and
 examples tailored for another student. How the paper's arms were aligned in detail is not stated; here they differ in
 the pairs alone.
 """
@@ -17,6 +18,7 @@ from workbench.seeding import stream
 from workbench.tasks import Task
 
 KIND_OF_ARM = {"question_only": "question", "rationale_only": "rationale"}
+DECIDED = 0.9  # the probability that chosen beats rejected from which a pair counts as decided
 
 
 def aligned_arms(recipe: Recipe) -> list[str]:
@@ -29,7 +31,22 @@ def pairs_of_arm(recipe: Recipe, pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
     used = pairs[pairs["task"].isin(recipe.alignment.tasks or recipe.tasks.names)]
     if arm in KIND_OF_ARM:
         used = used[used["kind"] == KIND_OF_ARM[arm]]
+    if arm in ("decided_pairs", "fewer_pairs"):
+        used = _thinned(used, recipe.seeds[0] if arm == "fewer_pairs" else None)
     return flip_half(used, recipe.seeds[0]) if arm == "random_pairs" else used
+
+
+def _thinned(pairs: pd.DataFrame, seed: int | None) -> pd.DataFrame:
+    """Return the decided pairs or, when there is a seed to draw by, as many of each student and kind at random."""
+    decided = pairs["p_chosen"] >= DECIDED
+    if seed is None:
+        return pairs[decided]
+    drawn = [
+        index
+        for (student, kind), own in pairs.groupby(["student", "kind"], sort=False)
+        for index in stream(seed, "fewer pairs", student, kind).permutation(own.index)[: decided[own.index].sum()]
+    ]
+    return pairs.loc[sorted(drawn)]
 
 
 def examples_of_arm(examples: pd.DataFrame, student: str, arm: str) -> pd.DataFrame:

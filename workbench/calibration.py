@@ -27,6 +27,7 @@ from workbench.inference import (
     SAME,
     UNDECIDED,
     WORSE,
+    Spread,
     decide,
     half_width,
     sign_flip_p_values,
@@ -41,9 +42,14 @@ CHUNK = 1_000_000  # answers simulated at once
 
 
 class Decided(NamedTuple):
-    """The decisions on many runs: each comparison's and each task's, with the primary difference and its half width."""
+    """The decisions on many runs, with the primary difference and its half width.
+
+    compared has one list a comparison, each by itself; adjusted the further comparisons, corrected for their number by
+    Holm's method; tasks one list a task, corrected likewise.
+    """
 
     compared: list[list[str]]
+    adjusted: list[list[str]]
     tasks: list[list[str]]
     difference: np.ndarray
     half: np.ndarray
@@ -54,14 +60,14 @@ def decisions(run: Simulated, design: Design) -> Decided:
 
     What the verdict works out besides (exact p-values, how much more would settle it) is left out.
     """
-    found, main = [], None
-    for other, shots in design.compared:
-        table = _difference(run, design, other, shots)
-        of = spread(table, design.columns)
+    tables = [_difference(run, design, other, shots) for other, shots in design.compared]
+    spreads = [spread(table, design.columns) for table in tables]
+    found = []
+    for of in spreads:
         half, inner = half_width(of, design.alpha), half_width(of, 2 * design.alpha)
         found.append([decide(*row, design.margin) for row in zip(of.mean, half, inner, strict=True)])
-        main = main or (table, of.mean, half)
-    return Decided(found, _per_task(main[0], design), main[1], main[2])
+    held = _corrected(tables[1:], spreads[1:], design)
+    return Decided(found, held, _per_task(tables[0], design), spreads[0].mean, half_width(spreads[0], design.alpha))
 
 
 def _difference(run: Simulated, design: Design, other: str, shots: int) -> np.ndarray:
@@ -70,31 +76,38 @@ def _difference(run: Simulated, design: Design, other: str, shots: int) -> np.nd
 
 def _per_task(table: np.ndarray, design: Design) -> list[list[str]]:
     """Decide task by task, Holm's correction included; shape of the table (repeats, n_seeds, items)."""
-    rows, levels = [], []
-    m = len(design.tasks)
-    for task in range(m):
-        own = table[..., task * design.n_items : (task + 1) * design.n_items]
-        of = spread(own, [task] * design.n_items)
-        flips = sign_flip_p_values(own.sum(axis=1, dtype=int))
+    starts = range(0, len(design.tasks) * design.n_items, design.n_items)
+    tables = [table[..., start : start + design.n_items] for start in starts]
+    return _corrected(tables, [spread(own, ["task"] * design.n_items) for own in tables], design)
+
+
+def _corrected(tables: list[np.ndarray], spreads: list[Spread], design: Design) -> list[list[str]]:
+    """Decide on several comparisons with Holm's correction, as `verdict.adjusted` does, for many runs at once."""
+    m = len(tables)
+    if not m:
+        return []
+    levels = []
+    for table, of in zip(tables, spreads, strict=True):
+        flips = sign_flip_p_values(table.sum(axis=1, dtype=int))
         # p <= alpha / k for how many k: Holm compares the smallest p with alpha / m, the next with alpha / (m - 1).
         below = [
             (flips <= design.alpha / k) & (np.abs(of.mean) >= half_width(of, design.alpha / k)) for k in range(1, m + 1)
         ]
         levels.append(np.sum(below, axis=0))
-        rows.append((of.mean, half_width(of, design.alpha), half_width(of, 2 * design.alpha)))
     order = np.argsort(-np.array(levels), axis=0, kind="stable")
     passed = np.take_along_axis(np.array(levels), order, axis=0) >= np.arange(m, 0, -1)[:, None]
     rejected = np.empty_like(passed)
     np.put_along_axis(rejected, order, np.logical_and.accumulate(passed, axis=0), axis=0)
     found = []
-    for (mean, half, inner), clear in zip(rows, rejected, strict=True):
-        wide = np.where(clear | (np.abs(mean) <= half), half, 1.0)
-        found.append([decide(*row, design.margin) for row in zip(mean, wide, inner, strict=True)])
+    for of, clear in zip(spreads, rejected, strict=True):
+        half, inner = half_width(of, design.alpha), half_width(of, 2 * design.alpha)
+        wide = np.where(clear | (np.abs(of.mean) <= half), half, 1.0)
+        found.append([decide(*row, design.margin) for row in zip(of.mean, wide, inner, strict=True)])
     return found
 
 
-def verdict_on(run: Simulated, design: Design, repeat: int) -> tuple[list[str], list[str]]:
-    """Pass one simulated run through the verdict itself; return the decisions of its comparisons and of its tasks."""
+def verdict_on(run: Simulated, design: Design, repeat: int) -> tuple[list[str], list[str], list[str]]:
+    """Pass one simulated run through the verdict itself; return what it decides, in the order of `Decided`."""
     settings = {
         "arms": list(design.arms),
         "shots": list(design.shots),
@@ -104,7 +117,9 @@ def verdict_on(run: Simulated, design: Design, repeat: int) -> tuple[list[str], 
     }
     result = verdict(predictions_of(run, design, repeat), settings, recipe="", run="", models="", student="s")
     tasks = {row["task"]: row["decision"] for row in result["per_task"]}
-    return [row["decision"] for row in result["comparisons"]], [tasks[name] for name in design.tasks]
+    compared = result["comparisons"]
+    held = [row["decision_adjusted"] for row in compared[1:]]
+    return [row["decision"] for row in compared], held, [tasks[name] for name in design.tasks]
 
 
 def calibrate(
@@ -128,8 +143,9 @@ def calibrate(
 
     Returns:
         Columns difference, seed_sd, repeats, the shares better, worse, no difference and undecided of the primary
-        comparison, coverage of its interval, half_width (mean), any_other_better (at least one further comparison
-        says "better"; these are not corrected for their number), any_task_better (at least one task, by Holm).
+        comparison, coverage of its interval, half_width (mean), any_other_alone (at least one further comparison says
+        "better" when each is taken alone), any_other_better (the same, by Holm), any_task_better (at least one task, by
+        Holm).
 
     Raises:
         VerdictError: If the verdict decides otherwise than was counted, which would be an error of ours.
@@ -151,11 +167,12 @@ def _row(world, design, difference, generator, repeats, n_checked) -> dict:
         parts.append(decisions(run, design))
         true = run.difference
         for repeat in range(min(n_checked, size) if len(parts) == 1 else 0):
-            counted = [[row[repeat] for row in rows] for rows in (parts[0].compared, parts[0].tasks)]
+            first = parts[0]
+            counted = [[row[repeat] for row in rows] for rows in (first.compared, first.adjusted, first.tasks)]
             if list(verdict_on(run, design, repeat)) != counted:
                 raise VerdictError("The verdict decides otherwise than the simulation counted; please report it.")
     primary, *others = (np.concatenate([part.compared[i] for part in parts]) for i in range(len(design.compared)))
-    tasks = np.concatenate([np.array(part.tasks) for part in parts], axis=1)
+    held, tasks = (np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in ("adjusted", "tasks"))
     means, halves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("difference", "half"))
     return {
         "difference": true,
@@ -164,7 +181,8 @@ def _row(world, design, difference, generator, repeats, n_checked) -> dict:
         **{short: float((primary == said).mean()) for said, short in SHORT.items()},
         "coverage": float((np.abs(means - true) <= halves).mean()),
         "half_width": float(halves.mean()),
-        "any_other_better": float((np.array(others) == BETTER).any(axis=0).mean()) if others else 0.0,
+        "any_other_alone": float((np.array(others) == BETTER).any(axis=0).mean()) if others else 0.0,
+        "any_other_better": float((held == BETTER).any(axis=0).mean()) if others else 0.0,
         "any_task_better": float((tasks == BETTER).any(axis=0).mean()),
     }
 
@@ -177,7 +195,7 @@ def _chunks(total: int, size: int) -> Iterator[int]:
 def in_words(table: pd.DataFrame, world: World, design: Design) -> str:
     """Return the table of `calibrate` as text, in per cent with Monte Carlo standard errors, and what it says."""
     n = int(table["repeats"].iloc[0])
-    shares = ["better", "worse", "no difference", "undecided", "coverage", "any_other_better", "any_task_better"]
+    shares = [*SHORT.values(), "coverage", "any_other_alone", "any_other_better", "any_task_better"]
     shown = pd.DataFrame({"true": [f"{100 * d:+.1f}" for d in table["difference"]]})
     shown["seed sd"] = [f"{100 * sd:.1f}" for sd in table["seed_sd"]]
     for name in shares:
@@ -188,8 +206,8 @@ def in_words(table: pd.DataFrame, world: World, design: Design) -> str:
         f"each of {len(design.tasks)} tasks, margin {100 * design.margin:g} points, "
         f"level {100 * (1 - design.alpha):g} %. "
         f"Spread {world.in_words()}. {n:,} simulated runs a row; shares in per cent ± Monte Carlo standard error. "
-        "'any other better': at least one of the further comparisons, which are not corrected for their number; "
-        "'any task better': at least one task, by Holm's correction."
+        "'any other alone': at least one of the further comparisons, each taken alone; 'any other better': the same, "
+        "corrected for their number by Holm's method; 'any task better': at least one task, corrected likewise."
     )
     said = _findings(table, design, n)
     return "\n\n".join([textwrap.fill(facts, 100), shown.to_string(index=False), textwrap.fill(said, 100)])
@@ -202,7 +220,9 @@ def _findings(table: pd.DataFrame, design: Design, n: int) -> str:
         said.append(
             f"With no true difference and a seed spread of {100 * row['seed_sd']:.1f} points, 'better' is said falsely "
             f"in {100 * row['better']:.1f} % of the runs (95 % interval {100 * low:.1f} to {100 * high:.1f} %; at most "
-            f"{100 * design.alpha:g} % is wanted)."
+            f"{100 * design.alpha:g} % is wanted). At least one further comparison says it falsely in "
+            f"{100 * row['any_other_alone']:.1f} % when each is taken alone, in {100 * row['any_other_better']:.1f} % "
+            "by Holm's correction."
         )
     for row in table[(table["difference"] - design.margin).abs() < 1e-9].to_dict("records"):
         low, high = wilson(row["no difference"], n)

@@ -15,7 +15,7 @@ from workbench.inference import clustered_mean, wilson
 from workbench.markdown import bullets, fenced, plain, table
 from workbench.recipe import TAILORED_FOR
 from workbench.store import NOTEBOOKS, read_json
-from workbench.verdict import opened_in_words, sentence
+from workbench.verdict import decision_in_words, opened_in_words, sentence
 
 UNALIGNED = "the teacher as it was"
 WRITERS = {
@@ -24,6 +24,8 @@ WRITERS = {
     "random_pairs": "a teacher aligned to the same pairs, half of them turned round",
     "question_only": "a teacher aligned to the pairs of questions alone",
     "rationale_only": "a teacher aligned to the pairs of rationales alone",
+    "decided_pairs": "a teacher aligned to the pairs that the probes leave little doubt about",
+    "fewer_pairs": "a teacher aligned to as many pairs as are decided, drawn at random",
     "random_rationale": f"{UNALIGNED}: a random draft of each question",
     "most_preferred": f"{UNALIGNED}: the draft of each question that the student preferred",
     "task_consistent": f"{UNALIGNED}: drafts of the technique that the student preferred in the task",
@@ -207,7 +209,13 @@ def _training_part(facts: Facts) -> str:
         for arm, row in block["arms"].items()
     ]
     compared = [
-        [f"{row['a']} - {row['b']}", row["shots"], points(row["difference"]), _range(row, points), row["decision"]]
+        [
+            f"{row['a']} - {row['b']}",
+            row["shots"],
+            points(row["difference"]),
+            _range(row, points),
+            decision_in_words(row),
+        ]
         for row in block["comparisons"]
     ]
     shots, level = block["primary"]["shots"], f"{100 * (1 - block['primary']['alpha']):g} %"
@@ -223,8 +231,8 @@ def troubles(facts: Facts) -> list[str]:
     """Return what did not work, one sentence each: comparisons not won, harm by training, what was lost, warnings."""
     block, said = facts.block, []
     for row in block["comparisons"]:
-        if row["decision"] != "better":
-            what = f"{row['a']} against {row['b']} with {row['shots']} shots: {row['decision']}"
+        if (said_of := decision_in_words(row)) != "better":
+            what = f"{row['a']} against {row['b']} with {row['shots']} shots: {said_of}"
             said.append(f"{what} ({points(row['difference'])} points, {_range(row, points)}).")
     said += [f"On {r['task']}, {r['a']} is worse than {r['b']}." for r in block["per_task"] if r["decision"] == "worse"]
     base = block["arms"].get("base")

@@ -22,7 +22,7 @@ Finding = tuple[str, bool, str]
 def examine() -> list[Finding]:
     """Return (what, whether it is as it should be, the finding in a sentence), one for each thing looked at."""
     findings = [_python(), _cores(), _memory()]
-    for look in (_disk, _packages, _gpu, _models, _browser):
+    for look in (_disk, _packages, _engines, _gpu, _models, _browser):
         try:
             findings += look()
         except ImportError as error:
@@ -95,6 +95,13 @@ def _packages() -> list[Finding]:
     return [("packages", True, f"{fine} of {len(declared['dependencies'])} are the tested versions"), *found]
 
 
+def _engines() -> list[Finding]:
+    """Say of each engine whether it works here, and of one that is not installed how to install it."""
+    from workbench.starting import MODULES, state_of
+
+    return [("engines", *state_of(engine)) for engine in MODULES]
+
+
 def _gpu() -> list[Finding]:
     import torch
 
@@ -107,6 +114,7 @@ def _gpu() -> list[Finding]:
 def _models() -> list[Finding]:
     """Look for the model folders and task files that the shipped pocket recipes name."""
     from workbench.recipe import RecipeError, load_recipe, project_root
+    from workbench.tasks import task_file
 
     root, missing, there = project_root(), [], 0
     for name in POCKET_RECIPES:
@@ -116,7 +124,7 @@ def _models() -> list[Finding]:
             return [("models", False, str(error).replace("\n", " "))]
         refs = [recipe.models.teacher, *recipe.models.students.values(), *recipe.preference_set.responders]
         wanted = {root / ref / "config.json" for ref in refs}
-        wanted |= {root / recipe.tasks.folder / f"{task}.json" for task in recipe.tasks.names}
+        wanted |= set(filter(None, (task_file(recipe, task) for task in recipe.tasks.names)))
         missing += [path for path in sorted(wanted) if not path.is_file()]
         there += len(wanted)
     if not missing:

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from workbench import prompts, records
-from workbench.engines import Decoding, TransformersEngine
+from workbench.generation import Decoding, Engine
 from workbench.items import Items, shared_items
-from workbench.models import fingerprint_model, resolve
-from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.records import text_id
+from workbench.starting import engine_mark, model_mark, run_engine_jobs, start_engine
 from workbench.store import Run
-from workbench.tasks import Task, load_tasks, load_test_items
-from workbench.writing import guard_of, refuse_copies, seed_pairs, write_questions, write_rationales
+from workbench.tasks import Task, load_tasks, load_test_items, seed_pairs
+from workbench.writing import guard_of, refuse_copies, write_questions, write_rationales
 
 VERSION = 2
 
@@ -42,17 +41,18 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
     """
     recipe, stage = run.recipe, run.stage("drafting")
     tasks = load_tasks(recipe)
-    teacher = fingerprint_model(resolve(recipe.models.teacher))
+    teacher = model_mark(recipe, "teacher", recipe.models.teacher)
     parents = {"teacher": teacher} | {f"task {name}": task.sha256 for name, task in tasks.items()}
     parents |= {f"test {name}": load_test_items(recipe, task)[1] for name, task in tasks.items()}
     sections = recipe.section_json("drafting", "tasks", "models.dtype", "guard")
-    mark = stage.fingerprint({"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], **parents})
+    inputs = {"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], **parents}
+    mark = stage.fingerprint(inputs | engine_mark(recipe, "teacher"))
     names = ("questions", "drafts", "exemplars")
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
     jobs = [_Job(recipe, task, recipe.seeds[0]) for task in tasks.values()]
-    done = run_jobs(_draft_task, jobs, recipe.compute.workers, "drafting")
+    done = run_engine_jobs(_draft_task, jobs, recipe, "teacher", "drafting")
     frames = {name: stage.write(name, records.build([r for one in done for r in one[name]], name)) for name in names}
     questions, drafts = frames["questions"], frames["drafts"]
     counts = {"questions": questions["kept"].sum(), "drafts": len(drafts)}
@@ -65,9 +65,7 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
 def _draft_task(job: _Job) -> dict[str, list[dict]]:
     recipe, task, drafting = job.recipe, job.task, job.recipe.drafting
     items = shared_items()
-    engine = TransformersEngine(
-        recipe.models.teacher, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size
-    )
+    engine = start_engine(recipe, "teacher", recipe.models.teacher)
     seeds = seed_pairs(task, drafting.n_seed_questions)
     prompt = prompts.question_prompt(task.description, seeds, drafting.questions_per_call)
     decoding = Decoding(drafting.max_new_tokens, drafting.question_temperature)
@@ -112,7 +110,7 @@ def _draft_task(job: _Job) -> dict[str, list[dict]]:
 
 
 def _draft_rationales(
-    engine: TransformersEngine, task: Task, questions: list[dict], recipe: Recipe, seed: int, items: Items
+    engine: Engine, task: Task, questions: list[dict], recipe: Recipe, seed: int, items: Items
 ) -> list[dict]:
     asked = [
         (question, name, prompts.technique_prompt(task.description, technique, question["question"]))
@@ -125,7 +123,7 @@ def _draft_rationales(
     for (question, name, prompt), completion in zip(
         asked, write_rationales(engine, named, decoding, seed, items), strict=True
     ):
-        answer, gold = prompts.parse_answer(completion.text), task.solve(question["question"])
+        answer, gold = task.answers.read(completion.text), task.solve(question["question"])
         drafts.append(
             {
                 "draft_id": text_id(
@@ -138,21 +136,21 @@ def _draft_rationales(
                 "rationale": completion.text,
                 "answer": answer,
                 "gold": gold,
-                "correct": prompts.grade(answer, gold),
+                "correct": task.answers.same(answer, gold),
                 "n_tokens": completion.n_tokens,
             }
         )
     return drafts
 
 
-def _work_exemplars(engine: TransformersEngine, task: Task, n: int, recipe: Recipe, items: Items) -> list[dict]:
+def _work_exemplars(engine: Engine, task: Task, n: int, recipe: Recipe, items: Items) -> list[dict]:
     """Return the seed questions with the teacher's own rationale where it is right, else with the bare target."""
     seeds = task.seeds.head(n)
     asked = [(prompts.naive_prompt(task.description, question), "") for question in seeds["question"]]
     completions = write_rationales(engine, asked, Decoding(recipe.drafting.max_new_tokens), 0, items)
     exemplars = []
     for seed, completion in zip(seeds.itertuples(), completions, strict=True):
-        worked = prompts.grade(prompts.parse_answer(completion.text), seed.target)
+        worked = task.answers.same(task.answers.read(completion.text), seed.target)
         exemplars.append(
             {
                 "task": task.name,

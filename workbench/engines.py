@@ -1,9 +1,7 @@
-"""Text from models: fixed batches, shared prefixes, named randomness, finished items kept."""
+"""Text from models by transformers: fixed batches, shared prefixes, named randomness."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -11,73 +9,31 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from workbench.models import LoadedModel, ModelError, load
+from workbench.generation import (
+    Completion,
+    Decoding,
+    Finished,
+    Likelihood,
+    RecordingEngine,
+    Request,
+    Row,
+    continuation_ids,
+    end_tokens,
+    in_batches,
+    prompt_ids,
+    refuse_unfit,
+)
+from workbench.models import LoadedModel, load
+from workbench.packing import Text, Texts
+from workbench.prefix_attention import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.seeding import stream
-from workbench.store import fingerprint
 
-if TYPE_CHECKING:
-    from workbench.store import Items
-
-KIND = "completion"
 # Raised by hand when a change here can change a completion.
 ENGINE_VERSION = 1
 # Rows that are done leave the batch every so many steps: shorter wastes time on moving the cache, longer on idle rows.
 SEGMENT_TOKENS = 16
 # A batch shares its prefixes when that leaves at most this part of its prompt tokens to compute.
 SHARING_PAYS_BELOW = 0.8
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How to write: temperature 0 is greedy; a stop string ends a completion and is cut off."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"Decoding needs max_new_tokens >= 1, a finite temperature >= 0 and 0 < top_p <= 1, got {self}; "
-                "correct these in the recipe."
-            )
-        if isinstance(self.stop, str) or "" in self.stop:
-            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}; write ('###',).")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to write.
-
-    Args:
-        prompt: The rendered prompt, prefix included.
-        stream: Name of its random stream; needed when the temperature is above 0.
-        prefix: How the prompt begins, where other requests begin with the same text; "" to share nothing.
-    """
-
-    prompt: str
-    stream: str = ""
-    prefix: str = ""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote: the text, its tokens (the one that ended it included), and whether it ended by itself."""
-
-    text: str
-    n_tokens: int
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Row:
-    """A request made ready: its key in the items, its token ids, and how many of them are a shared prefix."""
-
-    key: str
-    request: Request
-    ids: list[int]
-    n_shared: int
 
 
 class NamedSampler(LogitsProcessor):
@@ -103,43 +59,7 @@ class NamedSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-class RoomyLayer(DynamicLayer):
-    """A cache layer with room for every token to come.
-
-    DynamicLayer concatenates, which copies the whole cache at every step: most of the time for small models.
-    """
-
-    def __init__(self, n_tokens: int) -> None:
-        super().__init__()
-        self.n_tokens, self.room = n_tokens, []
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write new keys and values, shape (rows, heads, tokens, width), behind the old ones; return all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.room = [self._empty(states, states.shape[0]) for states in (key_states, value_states)]
-        used = self.get_seq_length()
-        for room, states in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, used : used + states.shape[2]] = states
-        return self._show(used + key_states.shape[2])
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order; a row may be taken several times."""
-        used, old = self.get_seq_length(), self.room
-        self.room = [self._empty(room, len(indices)) for room in old]
-        for room, rows in zip(self.room, old, strict=True):
-            torch.index_select(rows[:, :, :used], 0, indices, out=room[:, :, :used])
-        self._show(used)
-
-    def _empty(self, like: Tensor, n_rows: int) -> Tensor:
-        return like.new_empty(n_rows, like.shape[1], self.n_tokens, like.shape[3])
-
-    def _show(self, used: int) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (room[:, :, :used] for room in self.room)
-        return self.keys, self.values
-
-
-class TransformersEngine:
+class TransformersEngine(RecordingEngine):
     """Completions by transformers' generate.
 
     Promise: on the CPU, order, batch size, prefix sharing and resuming change nothing but near-ties of the arithmetic.
@@ -167,72 +87,35 @@ class TransformersEngine:
         self.loaded = ref if isinstance(ref, LoadedModel) else load(ref, dtype, device)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
         self.batch_size = batch_size
-        declared = self.model.generation_config.eos_token_id
-        ends = declared if isinstance(declared, list) else [declared]
-        self.ends = sorted({token for token in [*ends, self.tokenizer.eos_token_id] if token is not None})
+        self.ends = end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (self.ends or [0])[0]
-        # Some tokenizers close a text with the end token, which must not stand between a prompt and its completion.
-        self.n_closing = int(self.tokenizer("a")["input_ids"][-1] in self.ends)
         # Sliding windows and recurrent states can neither skip padding inside a prompt nor be picked row by row.
         self.n_layers = len(layers := DynamicCache(config=self.model.config).layers)
         self.plain_cache = all(type(layer) is DynamicLayer for layer in layers)
-        self.share_prefixes = share_prefixes and self.plain_cache
+        self.share_prefixes = share_prefixes and self.plain_cache and supports(self.model)
 
     def __repr__(self) -> str:
         return f"TransformersEngine({self.loaded}, batch_size={self.batch_size})"
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int = 0,
-        items: "Items | None" = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Completion]:
-        """Return one completion per request, in their order.
+    def identity(self) -> list:
+        """Return engine, code version, weights and dtype."""
+        return [self.name, ENGINE_VERSION, [self.loaded.fingerprint, str(self.model.dtype)]]
 
-        Batches are laid out from the full list of requests, and each is stored in one transaction, so a call that was
-        killed goes on from its last batch and ends with the same completions. A batch that items hold in part is
-        computed again whole, but what they hold already stays: an answer once given never changes.
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """Return how probable each continuation is after its prompt."""
+        before = prompt_ids(self.tokenizer, [prompt for prompt, _ in pairs], self.ends)
+        after = continuation_ids(self.tokenizer, [text for _, text in pairs])
+        texts = [Text(*ids) for ids in zip(before, after, strict=True)]
+        return [
+            Likelihood(-float(loss), len(text.completion))
+            for loss, text in zip(Texts(self.model, texts).losses(), texts, strict=True)
+        ]
 
-        Args:
-            requests: What to write. Requests alike in all that can change the outcome are computed once.
-            decoding: How to write.
-            seed: With each request's stream, what sampling draws from; unused when greedy.
-            items: The record of finished items, or None to keep nothing.
-            progress: Called after each batch with the numbers of requests done and to do, reused ones included.
-
-        Raises:
-            ModelError: If a prompt is empty or too long for the model; nothing is computed then.
-        """
-        keys = [self._key(request, decoding, seed) for request in requests]
-        rows = self._rows(dict(zip(keys, requests, strict=True)), decoding)
-        done = {key: Completion(**kept) for key, kept in items.get_many(KIND, list(rows)).items()} if items else {}
-        n_done = 0
-        for batch in self._batches(list(rows.values())):
-            if not all(row.key in done for row in batch):
-                completions = dict(zip([row.key for row in batch], self._complete(batch, decoding, seed), strict=True))
-                fresh = {key: completion for key, completion in completions.items() if key not in done}
-                if items:
-                    items.put_many(KIND, {key: asdict(completion) for key, completion in fresh.items()})
-                done |= fresh
-            n_done += len(batch)
-            if progress:
-                progress(n_done, len(rows))
-        return [done[key] for key in keys]
-
-    def _key(self, request: Request, decoding: Decoding, seed: int) -> str:
-        """Return the hash of all that can change the completion.
-
-        Left out: batch size, prefix sharing, device and library versions, because they change near-ties at most.
-        """
-        if decoding.temperature > 0 and not request.stream:
-            raise ValueError(
-                f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
-            )
-        drawn = [request.stream, seed] if decoding.temperature > 0 else []
-        model = [self.loaded.fingerprint, str(self.model.dtype)]
-        return fingerprint([self.name, ENGINE_VERSION, model, request.prompt, asdict(decoding), drawn])
+    def _finish(
+        self, rows: dict[str, Row], done: dict[str, Completion], decoding: Decoding, seed: int
+    ) -> Iterator[dict[str, Finished]]:
+        batches = self._batches(list(rows.values()))
+        return in_batches(batches, done, lambda batch: self._complete(batch, decoding, seed))
 
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, Row]:
         """Tokenise and check every request; a prefix counts only where its ids begin the prompt's ids."""
@@ -243,20 +126,14 @@ class TransformersEngine:
         rows = {}
         for (key, request), ids in zip(requests.items(), self._ids([r.prompt for r in requests.values()]), strict=True):
             limit = getattr(self.model.config, "max_position_embeddings", None) or len(ids) + decoding.max_new_tokens
-            if not ids or len(ids) + decoding.max_new_tokens > limit:
-                name = request.stream or f"{request.prompt[:60]!r}..."
-                raise ModelError(
-                    f"Request {name} has a prompt of {len(ids)} tokens; with {decoding.max_new_tokens} new ones "
-                    f"{self.loaded.name} takes 1 to {limit - decoding.max_new_tokens}, so shorten the prompt or lower "
-                    "max_new_tokens."
-                )
+            refuse_unfit(self.loaded.name, request, len(ids), decoding.max_new_tokens, limit)
             head = heads.get(request.prefix, [])
             shared = len(head) if len(head) < len(ids) and ids[: len(head)] == head else 0
             rows[key] = Row(key, request, ids, shared)
         return rows
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [ids[: len(ids) - self.n_closing] for ids in self.tokenizer(texts)["input_ids"]]
+        return prompt_ids(self.tokenizer, texts, self.ends)
 
     def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Cut the rows into batches: those with a common prefix side by side, the rest by length.
@@ -340,7 +217,7 @@ class TransformersEngine:
         n_computed = len(heads) * n_head + len(rows) * n_tail
         if () in heads or n_computed > SHARING_PAYS_BELOW * len(rows) * n_whole:
             return *self._padded([row.ids for row in rows]), self._cache(n_whole + n_new)
-        cache = self._cache(n_head + n_tail + n_new)
+        cache = self._cache(n_head)
         head_ids, head_mask = self._padded(heads)
         positions = (head_mask.cumsum(-1) - 1).clamp_(min=0)
         # The body without the language-model head: a prefix needs no logits.
@@ -349,7 +226,7 @@ class TransformersEngine:
         )
         places = {head: place for place, head in enumerate(heads)}
         of_row = torch.tensor([places[tuple(row.ids[: row.n_shared])] for row in rows], device=head_ids.device)
-        cache.batch_select_indices(of_row)
+        cache = Cache(layers=[SharedLayer(layer, of_row, n_tail + n_new) for layer in cache.layers])
         tail_ids, tail_mask = self._padded([row.ids[row.n_shared :] for row in rows])
         # generate counts positions along the mask, so the padding between prefix and rest leaves no gap in them.
         return torch.cat([head_ids[of_row], tail_ids], 1), torch.cat([head_mask[of_row], tail_mask], 1), cache
@@ -369,7 +246,8 @@ class TransformersEngine:
         config = GenerationConfig(
             max_new_tokens=n_new, do_sample=False, eos_token_id=self.ends or None, pad_token_id=self.pad
         )
-        with _only_our_decoding(self.model):
+        shares = isinstance(cache.layers[0], SharedLayer)
+        with _only_our_decoding(self.model), prefix_attention(self.model) if shares else nullcontext():
             return self.model.generate(
                 ids, attention_mask=mask, past_key_values=cache, generation_config=config, logits_processor=processors
             )

@@ -14,14 +14,14 @@ from workbench import prompts, records
 from workbench.asking import AskJob, answer_job
 from workbench.items import atomic_write, look, read_json
 from workbench.overlap import overlap_report, overlap_warnings
-from workbench.pool import run_jobs
 from workbench.recipe import Recipe
+from workbench.starting import engine_mark, run_engine_jobs
 from workbench.store import Run, Stage, StoreError, fingerprint
-from workbench.tasks import Task, load_tasks, load_test_items
+from workbench.tasks import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.tuning import student_folder
 from workbench.verdict import BASE_SEED, opened_in_words, verdict
 
-VERSION = 2
+VERSION = 3
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
@@ -37,7 +37,8 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     test_sha = fingerprint({name: [sha256, recipe.evaluation.n_items] for name, (_, sha256) in tests.items()})
     parents = {name: run.stage(name).manifest["fingerprint"] for name in ("drafting", "training")}
     sections = recipe.section_json("evaluation", "models.dtype", "models.students", "guard")
-    mark = stage.fingerprint({"version": VERSION, "recipe": sections, "test": test_sha, **parents})
+    inputs = {"version": VERSION, "recipe": sections, "test": test_sha, **parents}
+    mark = stage.fingerprint(inputs | engine_mark(recipe, "student", compared=True))
     # Without its verdict the stage is worked through again; its answers are all in the record of finished items.
     if stage.finished(mark) and (run.path / "verdict.json").exists():
         return {"predictions": stage.read("predictions")}
@@ -49,7 +50,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
     predictions, n_tokens = _answers(recipe, run.stage("training"), tasks, items, drafting.read("exemplars"))
     frames = {"predictions": stage.write("predictions", predictions)}
     test_set = {
-        "name": "BIG-Bench Hard items" if recipe.evaluation.bbh_dir else "generated items",
+        "name": name_of_test_set(recipe, tasks),
         "sha256": test_sha,
         "times_opened": opened,
         "note": opened_in_words(opened),
@@ -76,20 +77,20 @@ def _answers(
 ) -> tuple[pd.DataFrame, int]:
     jobs, plans = [], []
     for student, arm, seed, ref in students_of(recipe, training):
-        asked, plan = [], []
+        asked, plan, readers = [], [], []
         for shots in recipe.evaluation.shots:
             for name, task in tasks.items():
                 shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(shots)
                 shown = list(shown.itertuples(index=False, name=None))
                 for item in items[name].itertuples():
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
-                    plan.append((shots, name, item.item_id, item.target))
-        jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked))
+                    plan.append((shots, task, item.item_id, item.target))
+                    readers.append(task.answers)
+        jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked, readers, compared=True))
         plans.append((student, arm, seed, plan))
     rows, n_tokens = [], 0
-    for (student, arm, seed, plan), found in zip(
-        plans, run_jobs(answer_job, jobs, recipe.compute.workers, "answering test items"), strict=True
-    ):
+    answers = run_engine_jobs(answer_job, jobs, recipe, "student", "answering test items", compared=True)
+    for (student, arm, seed, plan), found in zip(plans, answers, strict=True):
         for (shots, task, item_id, target), (answer, n) in zip(plan, found, strict=True):
             n_tokens += n
             rows.append(
@@ -98,11 +99,11 @@ def _answers(
                     "arm": arm,
                     "seed": seed,
                     "shots": shots,
-                    "task": task,
+                    "task": task.name,
                     "item_id": item_id,
                     "answer": answer,
                     "parsed": bool(answer),
-                    "correct": prompts.grade(answer, target),
+                    "correct": task.answers.same(answer, target),
                 }
             )
     return records.build(rows, "predictions"), n_tokens

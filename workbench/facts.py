@@ -9,6 +9,7 @@ import pandas as pd
 
 from workbench.recipe import project_root
 from workbench.store import NOTEBOOKS, Run, StoreError, read_json, runs_folder
+from workbench.tasks import task_file
 
 NOT_STATED = "not stated"
 OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
@@ -71,8 +72,10 @@ class Facts:
             f"student {self.student}": stated.get(self.student) or _our_licence(models.students[self.student]),
         }
         for task in self.recipe.tasks.names:
-            file = project_root() / self.recipe.tasks.folder / f"{task}.json"
-            said = read_json(file).get("licence") or _our_licence(self.recipe.tasks.folder)
+            if file := task_file(self.recipe, task):
+                said = read_json(file).get("licence") or _our_licence(self.recipe.tasks.folder)
+            else:
+                said = self.recipe.tasks.sources[task].licence or NOT_STATED
             found[f"task {task}"] = str(said)
         return found
 

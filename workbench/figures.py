@@ -3,6 +3,7 @@
 from workbench.figures_base import (
     FigureError,
     caption,
+    enlarge,
     escape,
     notes_html,
     plotly_script,
@@ -11,9 +12,11 @@ from workbench.figures_base import (
     show,
     table,
     to_html,
+    use_large_type,
     use_renderer,
 )
 from workbench.figures_decision import decision_shares, sign_flips
+from workbench.figures_lesson import own_examples, style_path
 from workbench.figures_probing import (
     decidedness,
     drafts_by_technique,
@@ -23,7 +26,7 @@ from workbench.figures_probing import (
     technique_heatmap,
 )
 from workbench.figures_training import reward_margins, style_shift, training_curves
-from workbench.figures_validity import probe_validity
+from workbench.figures_validity import probe_validity, score_and_gain
 from workbench.figures_verdict import arm_accuracies, by_student, comparisons, per_task
 
 __all__ = [
@@ -35,8 +38,10 @@ __all__ = [
     "decidedness",
     "decision_shares",
     "drafts_by_technique",
+    "enlarge",
     "escape",
     "notes_html",
+    "own_examples",
     "pair_decidedness",
     "per_task",
     "plotly_script",
@@ -45,13 +50,16 @@ __all__ = [
     "probe_validity",
     "reward_margins",
     "save_png",
+    "score_and_gain",
     "sentence",
     "show",
     "sign_flips",
+    "style_path",
     "style_shift",
     "table",
     "technique_heatmap",
     "to_html",
     "training_curves",
+    "use_large_type",
     "use_renderer",
 ]

@@ -24,12 +24,23 @@ ARMS = {
     "random_pairs": ("#8C8C8C", "square", "dot"),
     "base": (CONTROL, "circle-open", "dashdot"),
 }
-OTHER_ARMS = (("#56B4E9", "triangle-up", "dash"), ("#E69F00", "triangle-down", "dot"), ("#CC79A7", "cross", "dashdot"))
+# Dark enough for a projector, and apart from the others for every kind of colour vision; a test measures both.
+OTHER_ARMS = (
+    ("#30287A", "triangle-up", "longdash"),
+    ("#7A5C00", "triangle-down", "longdashdot"),
+    ("#901830", "cross", "12px,4px,2px,4px,2px,4px"),
+)
+MARKS = ((CHOSEN, "circle", "solid"), (REJECTED, "diamond", "dash"), (TAILORED, "square", "dot"), *OTHER_ARMS)
+# Light enough at its end for dark figures in the cells, which plotly would colour by its own rule.
+SCALE, INK = [[0.0, "#F7FBFF"], [1.0, "#6BAED6"]], "#1F1F1F"
+OUTLINE = {"color": CONTROL, "width": 1}
 FONT = "Helvetica, Arial, sans-serif"
 TABLE_ROWS, STORED_ROWS = 60, 1_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
+LINE_LETTERS = 118  # of a subtitle at its usual size
 _script_shown = False
+_type_size = 1.0
 
 
 class FigureError(ValueError):
@@ -88,7 +99,7 @@ def finish(
     Titles, subtitles, captions and sentences may hold escaped names; the caption and the sentence are kept as plain
     text in layout.meta (they are escaped again where they are shown), the table's first STORED_ROWS rows there too.
     """
-    lines = textwrap.wrap(subtitle, 118)
+    lines = textwrap.wrap(subtitle, LINE_LETTERS)
     table = table.astype(object).where(table.notna(), None)
     fig.update_layout(
         template="plotly_white",
@@ -127,6 +138,38 @@ def finish(
     fig.update_yaxes(automargin=True, linecolor="#8C8C8C", title_standoff=8, title_font_size=13, zeroline=False)
     fig.update_annotations(font_size=13)
     return fig
+
+
+def use_large_type(times: float = 1.35) -> None:
+    """Let figures shown from now on have larger type and marks, to be read from the back row; 1 ends that."""
+    global _type_size
+    if not 1 <= times <= 3:
+        raise FigureError(f"Type can be 1 to 3 times as large, got {times}; 1.35 suits a projector.")
+    _type_size = times
+
+
+def enlarge(fig: go.Figure, times: float) -> go.Figure:
+    """Return a copy whose type and marks are so many times as large; figure and margins grow with them."""
+    large = go.Figure(fig)
+    title = large.layout.title
+    lines = textwrap.wrap(title.subtitle.text.replace("<br>", " "), int(LINE_LETTERS / times))
+    title.subtitle.text, title.subtitle.font.size = "<br>".join(lines), times * title.subtitle.font.size
+    title.font.size = times * title.font.size
+    large.layout.font.size = times * large.layout.font.size
+    for axis in [*large.select_xaxes(), *large.select_yaxes()]:
+        axis.title.font.size = large.layout.font.size
+    for annotation in large.layout.annotations:
+        annotation.font.size = times * (annotation.font.size or 13)
+    for trace in large.data:
+        for part in filter(None, (getattr(trace, "marker", None), getattr(trace, "line", None))):
+            name = "size" if "size" in part else "width"
+            if name in part and isinstance(part[name], int | float):
+                part[name] = times * part[name]
+    margin = large.layout.margin
+    top = times * (78 + 18 * len(lines))
+    large.layout.height += (top - margin.t) + (times - 1) * margin.b + (times - 1) * 0.35 * large.layout.height
+    margin.t, margin.b, margin.r = top, times * margin.b, times * margin.r
+    return large
 
 
 def _plain(value: object) -> object:
@@ -196,12 +239,39 @@ def notes_html(fig: go.Figure) -> str:
     )
 
 
+def share_cells(grid: pd.DataFrame, columns: Sequence[str], texts: object, colorbar: dict) -> go.Heatmap:
+    """Return a heat map of shares from 0 to 1, a row for each of the index, with a text in every cell.
+
+    Args:
+        grid: Shares; its index names the rows.
+        columns: What to call the columns.
+        texts: Texts of the cells, shape of grid.
+        colorbar: As plotly takes it.
+    """
+    return go.Heatmap(
+        z=grid.to_numpy(),
+        x=columns,
+        y=panels(grid.index),
+        text=texts,
+        texttemplate="%{text}",
+        textfont={"color": INK},
+        colorscale=SCALE,
+        zmin=0,
+        zmax=1,
+        xgap=3,
+        ygap=3,
+        colorbar=colorbar,
+        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
+    )
+
+
 def show(fig: go.Figure) -> None:
     """Display a figure in a notebook: the figure, then its sentence, caption and table."""
     from IPython.display import display
 
     if not _script_shown:
         use_renderer()
+    fig = enlarge(fig, _type_size) if _type_size > 1 else fig
     bundle = {
         "application/vnd.plotly.v1+json": json.loads(fig.to_json()),
         "text/html": to_html(fig),

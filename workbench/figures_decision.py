@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures_base import CHOSEN, CONTROL, LIGHT, error_bars, finish, named
+from workbench.figures_base import CHOSEN, CONTROL, LIGHT, OUTLINE, error_bars, finish, named
 from workbench.figures_verdict import DECISIONS, block_of
 from workbench.inference import sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict import paired
@@ -46,7 +46,7 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
             y=shares[far],
             width=width,
             name=label,
-            marker={"color": colour, "pattern": {"shape": pattern}},
+            marker={"color": colour, "pattern": {"shape": pattern}, "line": OUTLINE},
         )
     fig.add_vline(x=seen, line={"color": CONTROL, "dash": "dash", "width": 2}, annotation_text=f"seen {seen:+.1f}")
     fig.update_layout(barmode="stack", bargap=0)

@@ -13,7 +13,8 @@ from workbench.figures_base import (
     CHOSEN,
     CONTROL,
     LIGHT,
-    REJECTED,
+    MARKS,
+    OUTLINE,
     FigureError,
     error_bars,
     finish,
@@ -21,6 +22,7 @@ from workbench.figures_base import (
     need,
     panels,
     percent,
+    share_cells,
 )
 from workbench.inference import auc, clustered_mean, wilson
 
@@ -49,7 +51,7 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
             x=own["drafts"],
             orientation="h",
             name="drafts",
-            marker_color=LIGHT,
+            marker={"color": LIGHT, "line": OUTLINE},
             text=shares,
             textposition="outside",
             cliponaxis=False,
@@ -216,19 +218,11 @@ def technique_heatmap(signals: pd.DataFrame, drafts: pd.DataFrame, models: str =
     cells = table.assign(text=[_cell(mean, h) for mean, h in zip(table["mean"], half, strict=True)])
     texts = cells.pivot(index="student", columns="technique", values="text").fillna("")
     fig = go.Figure(
-        go.Heatmap(
-            z=grid.to_numpy(),
-            x=panels(grid.columns),
-            y=panels(grid.index),
-            text=texts.to_numpy(),
-            texttemplate="%{text}",
-            colorscale="Blues",
-            zmin=0,
-            zmax=1,
-            xgap=3,
-            ygap=3,
+        share_cells(
+            grid,
+            columns=panels(grid.columns),
+            texts=texts.to_numpy(),
             colorbar={"title": {"text": "score"}, "thickness": 14},
-            hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
         )
     )
     fig.update_yaxes(autorange="reversed", title_text="student")
@@ -266,8 +260,6 @@ def probe_roc(
     known = [student for student in native if student in set(rows["student"])]
     if not known:
         raise FigureError("No student with a native technique has scores; pass native={student: technique}.")
-    shades = (CHOSEN, REJECTED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-    dashes = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
     fig = go.Figure()
     fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": CONTROL, "dash": "dot", "width": 1}, name="chance")
     found = []
@@ -278,7 +270,8 @@ def probe_roc(
         cuts = np.r_[np.inf, np.unique(own["rank"])[::-1]]
         hit = [float((own["rank"].to_numpy()[positive] >= cut).mean()) for cut in cuts]
         false = [float((own["rank"].to_numpy()[~positive] >= cut).mean()) for cut in cuts]
-        line = {"color": shades[index % len(shades)], "dash": dashes[index % len(dashes)], "width": 2.5}
+        colour, _, dash = MARKS[index % len(MARKS)]
+        line = {"color": colour, "dash": dash, "width": 2.5}
         fig.add_scatter(
             x=false, y=hit, mode="lines", line=line, name=f"{named(student)}: {area:.2f} ({low:.2f} to {high:.2f})"
         )
@@ -322,7 +315,7 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
                 fig.add_histogram(
                     x=part["p_chosen"],
                     xbins=bins,
-                    marker={"color": colour, "pattern": {"shape": pattern}},
+                    marker={"color": colour, "pattern": {"shape": pattern}, "line": OUTLINE},
                     name=label,
                     legendgroup=label,
                     showlegend=row == column == 1,

@@ -105,7 +105,7 @@ def _intervals(table: pd.DataFrame, labels: list[str], margin: float) -> go.Figu
             )
     reach = max(100 * margin * 1.3, float(points.abs().to_numpy().max()) * 1.08)
     for index, row in enumerate(table.itertuples()):
-        words = f"{100 * row.difference:+.1f} {SHORT.get(row.decision, row.decision)}"
+        words = f"{100 * row.difference:+.1f} {SHORT.get(row.decision, row.decision)}{getattr(row, 'alone', '')}"
         fig.add_annotation(x=1.01, xref="paper", y=index, text=words, showarrow=False, xanchor="left")
     fig.update_xaxes(title_text="difference in right answers (points)", range=[-reach, reach], zeroline=False)
     fig.update_yaxes(
@@ -140,20 +140,24 @@ def comparisons(verdict: Mapping, student: str = "") -> go.Figure:
     """Draw every comparison of a verdict, the primary one first."""
     block = block_of(verdict, student)
     table = pd.DataFrame(block["comparisons"])
+    # Verdicts written before there was a correction do not have it.
+    held = table.get("decision_adjusted", table["decision"])
+    alone = [f" (alone: {was})" if was != now else "" for was, now in zip(table["decision"], held, strict=True)]
     labels = [f"{named(r.a)} − {named(r.b)}, {r.shots} shots" for r in table.itertuples()]
     labels[0] = f"<b>{labels[0]}</b>"
     main = table.iloc[0]
-    columns = ["a", "b", "shots", "difference", "low", "high", "p_value", "decision", "n_items", "n_seeds"]
+    columns = ["a", "b", "shots", "difference", "low", "high", "p_value", "decision", "p_adjusted", "decision_adjusted"]
+    columns += ["n_items", "n_seeds"]
     return _finish_intervals(
-        _intervals(table, labels, block["primary"]["margin"]),
+        _intervals(table.assign(decision=held, alone=alone), labels, block["primary"]["margin"]),
         f"Is {named(main.a)} teaching better for {named(block['student'])}?",
         _facts(verdict, block),
         "Differences in accuracy on the same items. The first row (bold) is the primary comparison, fixed before the "
-        "test set was opened; the others are at the same level each and not corrected for their number. "
-        "Within the band a "
-        "difference does not matter.",
+        "test set was opened. The others count as better or worse only when their p-value, adjusted for their number "
+        "by Holm's method, is small enough; the intervals are not adjusted. Within the band a difference does not "
+        "matter.",
         f"{named(main.a).capitalize()} against {named(main.b)}: {_said(main)}.",
-        table[columns],
+        table[table.columns.intersection(columns, sort=False)],
         n_rows=len(table),
     )
 

@@ -35,14 +35,16 @@ def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
 
 
 def preflight(name: str) -> None:
-    """Refuse a run whose tasks or models are not here, before any of its notebooks begins."""
-    from workbench.models import resolve
+    """Refuse a run whose tasks, models or engines are not here, before any of its notebooks begins."""
+    from workbench.starting import check, model_mark
     from workbench.tasks import load_tasks
 
     recipe = open_run(name).recipe
     load_tasks(recipe)
-    for ref in {recipe.models.teacher, *recipe.models.students.values(), *recipe.preference_set.responders}:
-        resolve(ref)
+    model_mark(recipe, "teacher", recipe.models.teacher)
+    for ref in {*recipe.models.students.values(), *recipe.preference_set.responders}:
+        model_mark(recipe, "student", ref)
+    check(recipe)
 
 
 def run_notebooks(work: Run, first: str = STAGES[0], last: str = STAGES[-1], again: bool = False) -> Path:

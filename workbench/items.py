@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from workbench import heartbeat
 from workbench.recipe import canonical_json, project_root
 from workbench.records import text_id
 
 BUSY_S = 60
+SPENDING = "spending"  # running totals: kept here too, and no finished items
 KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
 
 
@@ -74,16 +76,68 @@ def read_json(path: Path) -> dict:
         raise StoreError(f"{path} is damaged ({error}); rename it or its folder and run again.") from error
 
 
-class Items:
-    """Finished items of all runs in one SQLite file, safe for several processes; the file opens at first use.
+class Database:
+    """One SQLite file, safe for several processes; it opens at first use."""
+
+    IF_DAMAGED = ""  # what renaming a damaged file costs
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._connection: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _do(self, work: Callable[[sqlite3.Connection], list | None]):
+        """Do some work on the open file, with SQLite's errors said in our words."""
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return work(self._connection)
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            code = getattr(error, "sqlite_errorname", "")
+            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                raise StoreError(
+                    f"{self.path} is damaged ({error}); rename it and run again: {self.IF_DAMAGED}."
+                ) from error
+            if code.startswith("SQLITE_BUSY"):
+                raise StoreError(
+                    f"{self.path} was in use by another process for {BUSY_S} s; let that finish, then run again."
+                ) from error
+            raise StoreError(_cannot_write(self.path, code == "SQLITE_FULL", str(error))) from error
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        try:
+            self._prepare(connection)
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make a file that was just opened ready for use: its tables, how it writes."""
+        raise NotImplementedError
+
+
+class Items(Database):
+    """Finished items of all runs.
 
     Attributes:
         damaged: How many stored items failed their checksum and were treated as missing.
     """
 
+    IF_DAMAGED = "no finished stage is lost, only items of unfinished ones are computed again"
+
     def __init__(self, path: Path):
-        self.path, self.damaged = Path(path), 0
-        self._connection: sqlite3.Connection | None = None
+        super().__init__(path)
+        self.damaged = 0
 
     def get_many(self, kind: str, keys: Iterable[str]) -> dict[str, dict]:
         """Return the stored payloads of those keys that have one."""
@@ -96,6 +150,8 @@ class Items:
                     found[key] = json.loads(payload)
                 else:
                     damaged += 1
+        if kind != SPENDING:
+            heartbeat.found(len(found))
         if damaged:
             self.damaged += damaged
             warnings.warn(
@@ -114,6 +170,8 @@ class Items:
                 connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", rows)
 
         self._do(write)
+        if kind != SPENDING:
+            heartbeat.made(payloads.values())
 
     def move_aside(self) -> Path:
         """Rename the file (and SQLite's own beside it) and begin a new one at next use; return the new name."""
@@ -127,51 +185,16 @@ class Items:
                 part.rename(target.with_name(target.name + suffix))
         return target
 
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _do(self, work: Callable[[sqlite3.Connection], list | None]):
-        """Do some work on the open file, with SQLite's errors said in our words."""
-        try:
-            if self._connection is None:
-                self._connection = _connect(self.path)
-            return work(self._connection)
-        except (OSError, sqlite3.Error) as error:
-            self.close()
-            code = getattr(error, "sqlite_errorname", "")
-            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-                raise StoreError(
-                    f"{self.path} is damaged ({error}); rename it and run again: no finished stage is lost, "
-                    "only items of unfinished ones are computed again."
-                ) from error
-            if code.startswith("SQLITE_BUSY"):
-                raise StoreError(
-                    f"{self.path} was in use by another process for {BUSY_S} s; let that finish, then run again."
-                ) from error
-            raise StoreError(_cannot_write(self.path, code == "SQLITE_FULL", str(error))) from error
-
-
-def _checksum(kind: str, key: str, payload: str) -> str:
-    return text_id(f"{kind}\n{key}\n{payload}")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    try:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         _use_wal(connection)
-        connection.execute("PRAGMA synchronous = FULL")
         connection.execute(
             "CREATE TABLE IF NOT EXISTS items (kind TEXT, key TEXT, payload TEXT, checksum TEXT, "
             "PRIMARY KEY (kind, key)) WITHOUT ROWID"
         )
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
+
+
+def _checksum(kind: str, key: str, payload: str) -> str:
+    return text_id(f"{kind}\n{key}\n{payload}")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

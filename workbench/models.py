@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import snapshot_download
@@ -13,6 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.recipe import project_root
 from workbench.store import file_sha256, fingerprint
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Everything in a model folder that can change what the model writes. Trainer states, logs and cards are left out.
 FINGERPRINTED = (
@@ -89,13 +93,14 @@ def fingerprint_model(folder: str | Path) -> str:
     return fingerprint([parts, fingerprint_model(base) if base else ""])
 
 
-def load(ref: str | Path, dtype: str = "float32", device: str = "auto") -> LoadedModel:
+def load(ref: str | Path, dtype: str = "float32", device: str = "auto", merged: bool = True) -> LoadedModel:
     """Load a model and its tokenizer from safetensors; nothing pickled and no code from the folder is ever run.
 
     Args:
         ref: A model folder, or a hub id such as "organisation/model".
         dtype: "float32" or "bfloat16", whatever the weights are stored in.
         device: "cpu", "cuda", or "auto" for cuda where there is one.
+        merged: Put a LoRA adapter into the weights of its base; False leaves it beside them, to be trained on.
 
     Raises:
         ModelError: If the folder is missing, holds no safetensors, or cannot be loaded completely.
@@ -107,17 +112,11 @@ def load(ref: str | Path, dtype: str = "float32", device: str = "auto") -> Loade
     if device not in ("auto", "cpu", "cuda"):
         raise ModelError(f"device must be auto, cpu or cuda, got {device!r}; correct compute.device in the recipe.")
     folder = resolve(ref)
-    base = _adapter_base(folder)
-    for part in filter(None, (folder, base)):
-        _require_safetensors(part)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = load_tokenizer(folder)
-        model = _load_weights(base or folder, dtype)
-        if base:
-            model.load_adapter(str(folder))
-        model = model.to(device).eval()
+        model = _load_weights(folder, dtype, merged).to(device).eval()
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -164,7 +163,12 @@ def render_shared(tokenizer: PreTrainedTokenizerBase, prefix: str, rest: str) ->
     return prompt, prompt[:end]
 
 
-def _load_weights(folder: Path, dtype: str) -> PreTrainedModel:
+def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
+    _require_safetensors(folder)
+    if base := _adapter_base(folder):
+        wrapped = _adapted(_load_weights(base, dtype), folder)
+        # peft froze the base, which may be trained again.
+        return wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
@@ -179,6 +183,36 @@ def _load_weights(folder: Path, dtype: str) -> PreTrainedModel:
             f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again."
         )
     return model
+
+
+def _adapted(model: PreTrainedModel, folder: Path) -> "PeftModel":
+    """Return the model with the LoRA adapter in a folder beside its weights.
+
+    Raises:
+        ModelError: If the adapter is of another kind or was made for another model.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(str(folder))
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA":
+        raise ModelError(f"Adapter {folder} is of the kind {kind}; only LORA is read, so merge it first.")
+    try:
+        wrapped = PeftModel(model, config)
+        report = wrapped.load_adapter(str(folder), "default")
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise _other_base(folder, config, _first_line(error)) from error
+    # peft only warns of weights that find no place, and leaves the random ones there.
+    if odd := [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]:
+        raise _other_base(folder, config, f"{len(odd)} of its weights fit nowhere or are missing, first {odd[0]}")
+    return wrapped
+
+
+def _other_base(folder: Path, config, reason: str) -> ModelError:
+    return ModelError(
+        f"Adapter {folder} does not fit its base {config.base_model_name_or_path} ({reason}); name the model that it "
+        "was trained on as base_model_name_or_path in its adapter_config.json."
+    )
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -198,7 +232,18 @@ def _adapter_base(folder: Path) -> Path | None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return None
-    return resolve(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        base = None
+    if not base or not isinstance(base, str):
+        raise ModelError(
+            f"Adapter {folder} does not name its base; give it as base_model_name_or_path in adapter_config.json."
+        )
+    try:
+        return resolve(base)
+    except ModelError as error:
+        raise ModelError(f"The base of adapter {folder} is not here: {error}") from error
 
 
 def _is_hub_id(ref: str) -> bool:

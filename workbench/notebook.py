@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 import pandas as pd
 
-from workbench import figures, plan
+from workbench import figures, heartbeat
 from workbench.inference import clustered_mean, wilson
 from workbench.recipe import Recipe, canonical_json, load_recipe, project_root
 from workbench.store import Run, StoreError, atomic_write, open_run, read_json, runs_folder
+from workbench.workload import n_items
 
 HEADLESS = "WORKBENCH_HEADLESS"
 INJECTED = "# Parameters"
@@ -276,7 +277,7 @@ def watch(work: Run, stage: str) -> Iterator[None]:
         with wb.watch(work, "probing"):
             probed = wb.probe(work)
     """
-    total, before = plan.n_items(work.recipe, stage), _n_recorded()
+    total, before = n_items(work.recipe, stage), _n_recorded()
     over = threading.Event()
     shown = Progress(stage, total, about=True)
 
@@ -288,6 +289,10 @@ def watch(work: Run, stage: str) -> Iterator[None]:
     watcher.start()
     try:
         yield
+    except BaseException as error:
+        # The kernel lives on: without this the run would look as if it did too.
+        heartbeat.stop(f"{type(error).__name__}: {error}")
+        raise
     finally:
         over.set()
         watcher.join()

@@ -4,6 +4,8 @@ Source: ARTE, arXiv:2406.19227, section 3.3 and appendix G. Where the paper cont
 appendix G) question pairs are drawn without replacement from the top and bottom quartile, as the appendix says.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -12,8 +14,7 @@ from workbench.decidedness import Outcomes, outcomes, p_chosen
 from workbench.recipe import Recipe
 from workbench.records import text_id
 from workbench.seeding import stream
-from workbench.tasks import Task
-from workbench.writing import seed_pairs
+from workbench.tasks import Task, seed_pairs
 
 
 def build_pairs(
@@ -128,9 +129,16 @@ def flip_half(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
     flipped = pairs.copy()
     for student, own in pairs.groupby("student", sort=False):
         turned = stream(seed, "random pairs", student).permutation(own.index.to_numpy())[: len(own) // 2]
-        for one, other in (("chosen", "rejected"), ("chosen_id", "rejected_id"), ("score_chosen", "score_rejected")):
-            flipped.loc[turned, [one, other]] = pairs.loc[turned, [other, one]].to_numpy()
-        flipped.loc[turned, "score_gap"] *= -1
-        flipped.loc[turned, "p_chosen"] = 1 - flipped.loc[turned, "p_chosen"]
+        flipped = turn(flipped, turned)
         flipped.loc[turned, "flipped"] = True
     return flipped
+
+
+def turn(pairs: pd.DataFrame, rows: Iterable) -> pd.DataFrame:
+    """Return the pairs with those at some labels of the index turned round; what is known of the sides goes along."""
+    rows, turned = list(rows), pairs.copy()
+    for one, other in (("chosen", "rejected"), ("chosen_id", "rejected_id"), ("score_chosen", "score_rejected")):
+        turned.loc[rows, [one, other]] = pairs.loc[rows, [other, one]].to_numpy()
+    turned.loc[rows, "score_gap"] *= -1
+    turned.loc[rows, "p_chosen"] = 1 - turned.loc[rows, "p_chosen"]
+    return turned

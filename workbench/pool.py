@@ -7,12 +7,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from workbench import heartbeat
 
 REPORT_EVERY_S = 10
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
@@ -34,13 +37,13 @@ def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) 
     Raises:
         JobError: If a job fails; jobs not yet begun are dropped.
     """
-    workers = workers or os.cpu_count()
+    workers = n_processes(workers)
     report = _Progress(describe, len(jobs))
     if workers == 1 or len(jobs) <= 1:
         return _run_here(fn, jobs, report)
     results = [None] * len(jobs)
     executor = _executor(workers, _code_age())
-    futures = {executor.submit(fn, job): index for index, job in enumerate(jobs)}
+    futures = {executor.submit(_call, heartbeat.folder(), fn, job): index for index, job in enumerate(jobs)}
     try:
         for future in as_completed(futures):
             results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
@@ -52,6 +55,17 @@ def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) 
             process.terminate()
         raise
     return results
+
+
+def n_processes(workers: int) -> int:
+    """Return how many processes `workers` asks for: itself, or one per core for 0."""
+    return workers or os.cpu_count() or 1
+
+
+def _call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
+    # Where OpenMP is loaded before Python, as vLLM arranges it for processes begun after it, the variable is too late.
+    with one_thread():
+        return heartbeat.call(signs, fn, job)
 
 
 @lru_cache(maxsize=1)
@@ -66,17 +80,24 @@ def _code_age() -> float:
 
 
 def _run_here(fn: Callable[[Any], Any], jobs: list, report: "_Progress") -> list:
+    _keep_freed_memory()
+    results = []
+    with one_thread():
+        for job in jobs:
+            results.append(_outcome(lambda job=job: heartbeat.call(heartbeat.folder(), fn, job), job, report.describe))
+            report.one_more()
+    return results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread, as jobs do, for as long as the block lasts."""
     import torch
 
-    _keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        results = []
-        for job in jobs:
-            results.append(_outcome(lambda job=job: fn(job), job, report.describe))
-            report.one_more()
-        return results
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -98,8 +119,6 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     _keep_freed_memory()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
     # A killed run must not leave workers that go on writing beside the run that resumes it.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -123,9 +142,11 @@ class _Progress:
     def __init__(self, describe: str, n: int):
         self.describe, self.n, self.done = describe, n, 0
         self.began = self.reported = time.monotonic()
+        heartbeat.jobs(describe, 0, n)
 
     def one_more(self) -> None:
         self.done += 1
+        heartbeat.jobs(self.describe, self.done, self.n)
         now = time.monotonic()
         if now - self.reported >= REPORT_EVERY_S:
             self.reported = now

@@ -9,39 +9,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from workbench.recipe_engines import Engines
 from workbench.recipe_faults import fault_of, kind_of, one_line
+from workbench.recipe_parts import (
+    Count,
+    CountOrZero,
+    Lora,
+    Name,
+    OptionalLora,
+    Positive,
+    PositiveOrZero,
+    Ratio,
+    Scheduler,
+    Section,
+    Shots,
+    Tasks,
+    Text,
+    require_distinct,
+)
 
-ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only")
+ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
 Level = Literal["exact", "normalised", "options", "reordered", "renumbered", "renamed", "ngram", "near"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-Shots = Annotated[list[CountOrZero], Field(min_length=1)]
-Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
 class RecipeError(ValueError):
     """Everything wrong with a recipe, one line per fault."""
-
-
-def _require_distinct(key: str, values: list) -> None:
-    if len(set(values)) < len(values):
-        raise ValueError(f"{key} must all differ, got {values}; remove the repeats")
-
-
-class Section(BaseModel):
-    """Part of a recipe: nothing converted silently, nothing unknown, nothing changed later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Models(Section):
@@ -61,18 +58,6 @@ class Models(Section):
         return self
 
 
-class Tasks(Section):
-    """Which tasks, and the folder that holds them."""
-
-    folder: Text
-    names: Annotated[list[Name], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _distinct(self):
-        _require_distinct("names", self.names)
-        return self
-
-
 class Guarding(Section):
     """How the sets are kept apart; false_alarms is the share of independent items that may be taken for copies.
 
@@ -86,7 +71,7 @@ class Guarding(Section):
 
     @model_validator(mode="after")
     def _distinct(self):
-        _require_distinct("levels", self.levels)
+        require_distinct("levels", self.levels)
         return self
 
 
@@ -116,7 +101,7 @@ class PreferenceSet(Section):
             raise ValueError(
                 f"n_items must be at most n_validation ({self.n_validation}), got {self.n_items}; lower it"
             )
-        _require_distinct("shots", self.shots)
+        require_distinct("shots", self.shots)
         return self
 
 
@@ -144,6 +129,7 @@ class Alignment(Section):
     scheduler: Scheduler = "cosine"
     save_steps: CountOrZero = 0
     tasks: list[Name] = []
+    lora: OptionalLora = Lora()
 
 
 class Tailoring(Section):
@@ -165,6 +151,7 @@ class Training(Section):
     warmup_ratio: Ratio = 0.03
     scheduler: Scheduler = "linear"
     save_steps: CountOrZero = 0
+    lora: OptionalLora = Lora()
 
 
 class Primary(Section):
@@ -189,13 +176,13 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _primary_is_evaluated(self):
-        _require_distinct("arms", self.arms)
+        require_distinct("arms", self.arms)
         for arm in self.arms:
             if arm not in ARMS and not arm.startswith(TAILORED_FOR):
                 raise ValueError(
                     f"arms names {arm!r}, which is none of {', '.join(ARMS)} or {TAILORED_FOR}STUDENT; correct it"
                 )
-        _require_distinct("shots", self.shots)
+        require_distinct("shots", self.shots)
         for arm in (self.primary.a, self.primary.b):
             if arm not in self.arms:
                 raise ValueError(f"primary names the arm {arm!r}, which is not among arms {self.arms}; add it there")
@@ -232,10 +219,17 @@ class Recipe(Section):
     training: Training
     evaluation: Evaluation
     compute: Compute = Compute()
+    engines: Engines = Engines()
+
+    @model_validator(mode="after")
+    def _engines_can(self):
+        aligned = [arm for arm in self.evaluation.arms if arm not in ("base", *DRAFT_ARMS)]
+        self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
+        return self
 
     @model_validator(mode="after")
     def _consistent(self):
-        _require_distinct("seeds", self.seeds)
+        require_distinct("seeds", self.seeds)
         shown = self.drafting.n_seed_questions
         for key, shots in (("preference_set", self.preference_set.shots), ("evaluation", self.evaluation.shots)):
             if max(shots) > shown:
@@ -271,6 +265,10 @@ class Recipe(Section):
         """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""
         values = self.model_dump()
         return canonical_json({name: reduce(getitem, name.split("."), values) for name in names})
+
+    def without_limits(self) -> "Recipe":
+        """Return the same recipe without caps on spending: they change no result, and may be raised under way."""
+        return self.model_copy(update={"engines": self.engines.without_limits()})
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""

@@ -81,6 +81,7 @@ def _allowed(annotation: Any, limits: list) -> str:
     if _keys(annotation):
         return f"a section with {', '.join(_keys(annotation))}"
     words = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    words[bool] = "true or false"
     signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of length {} or more"}
     signs |= {"pattern": "of letters, digits, '.', '_' and '-'"}
     found = [signs[name].format(getattr(limit, name)) for limit in limits for name in signs if hasattr(limit, name)]

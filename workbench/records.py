@@ -7,6 +7,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
 ITEM_KINDS = ("rationale", "question")
+REVIEWS = KEEP, FLIP, DROP = "keep", "flip", "drop"
 
 
 class RecordError(ValueError):
@@ -108,6 +109,15 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             # A signal without probes leaves it open.
             "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
             "flipped": pa.Column(bool),
+        },
+    ),
+    "reviews": _schema(
+        {
+            **_texts("pair_id student"),
+            "kind": _text(*ITEM_KINDS),
+            **_texts("task chosen_id rejected_id"),
+            "review": _text(*REVIEWS),
+            **_texts("note reviewer"),
         },
     ),
     "examples": _schema(

@@ -18,7 +18,7 @@ from workbench.seeding import stream
 
 LEAST = (0.8, 0.9, 0.95)
 PAPER, GAP, LIKELY = "paper's rule", "widest gaps", "p_chosen >= {:g}"
-ALL, BY_IRT, AT_RANDOM = "half of the questions", "a quarter, by discrimination", "a quarter, at random"
+ALL, BY_IRT, AT_RANDOM = "half of the questions", "some of these, by discrimination", "as many of these, at random"
 COLUMNS = ["student", "kind", "questions", "rule", "pairs", "agreement", "low", "high", "gain", "gain_low", "gain_high"]
 
 
@@ -144,11 +144,12 @@ def halves(
     n_splits: int = 50,
     quantile: float = 0.25,
     seed: int = 0,
+    share: float = 0.5,
 ) -> pd.DataFrame:
     """Return how often a fresh half of the preference set agrees with pairs formed from the other half.
 
     Rules are compared at equal numbers of pairs. Of the paper's rule's pairs that many are drawn at random, which on
-    average agree as often as all of them. By discrimination and at random, the same number of questions (half of a
+    average agree as often as all of them. By discrimination and at random, the same number of questions (a share of a
     half) is picked, and all pairs are taken.
 
     Args:
@@ -158,6 +159,7 @@ def halves(
         n_splits: Random halves.
         quantile: As in the recipe, for pairs of questions.
         seed: Of the halves.
+        share: Of the questions of a half, those picked by discrimination and at random.
 
     Returns:
         One row a student, kind, choice of questions and rule. pairs is the mean number a split, agreement the share of
@@ -175,9 +177,9 @@ def halves(
                 formed = _form(make, tasks, used, fresh, rng)
                 _add_rules(sums, formed)
                 if all(np.isfinite(sheet.discrimination).all() for sheet in tasks):
-                    for name, pick in _quarters(tasks, used, rng).items():
-                        quarter = _form(make, tasks, pick, fresh, rng)
-                        sums.add((name, PAPER), quarter, np.ones(len(quarter.gap)))
+                    for name, pick in _picked(tasks, used, rng, share).items():
+                        of_picked = _form(make, tasks, pick, fresh, rng)
+                        sums.add((name, PAPER), of_picked, np.ones(len(of_picked.gap)))
             rows += [_row(student, kind, sums, key, n_splits) for key in sums.sums]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -193,10 +195,13 @@ def _add_rules(sums: _Sums, formed: Formed) -> None:
         sums.add((ALL, f"{GAP}, as many as {LIKELY.format(least)}"), formed, widest)
 
 
-def _quarters(tasks: list[Sheet], used: list[np.ndarray], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """Return half of the items used, those that tell responders apart best, and as many at random."""
-    best = [own[np.argsort(-sheet.discrimination[own])][: len(own) // 2] for sheet, own in zip(tasks, used)]
-    return {AT_RANDOM: [rng.permutation(own)[: len(own) // 2] for own in used], BY_IRT: best}
+def _picked(
+    tasks: list[Sheet], used: list[np.ndarray], rng: np.random.Generator, share: float
+) -> dict[str, list[np.ndarray]]:
+    """Return a share of the items used, those that tell responders apart best, and as many at random."""
+    sizes = [max(1, round(share * len(own))) for own in used]
+    best = [own[np.argsort(-sheet.discrimination[own])][:n] for sheet, own, n in zip(tasks, used, sizes, strict=True)]
+    return {AT_RANDOM: [rng.permutation(own)[:n] for own, n in zip(used, sizes, strict=True)], BY_IRT: best}
 
 
 def _row(student: str, kind: str, sums: _Sums, key: tuple[str, str], n_splits: int) -> dict:
@@ -244,10 +249,6 @@ def in_words(
 ) -> str:
     """Return both tables as text, in per cent."""
     table = halves(probes, drafts, preference_set, n_splits, quantile)
-    shown = table[["student", "kind", "questions", "rule"]].copy()
-    shown["pairs"] = [f"{n:.1f}" for n in table["pairs"]]
-    shown["agreement"] = [_percent(*row) for row in table[["agreement", "low", "high"]].to_numpy()]
-    shown["gain"] = [_percent(*row) for row in table[["gain", "gain_low", "gain_high"]].to_numpy()]
     facts = (
         f"Pairs formed from one random half of the preference set, looked at with the other; {n_splits} splits. "
         "agreement: the fresh half has the same side ahead, in per cent (a tie counts half, 50 is chance). gain: minus "
@@ -262,7 +263,16 @@ def in_words(
         f"the drafts of a question did not differ, {100 * row.null:.0f} % would."
         for row in null.itertuples()
     ]
-    return "\n\n".join([textwrap.fill(facts, 100), shown.to_string(index=False), "\n".join(said)])
+    return "\n\n".join([textwrap.fill(facts, 100), shown(table), "\n".join(said)])
+
+
+def shown(table: pd.DataFrame) -> str:
+    """Return what `halves` found as text, shares in per cent."""
+    said = table[["student", "kind", "questions", "rule"]].copy()
+    said["pairs"] = [f"{n:.1f}" for n in table["pairs"]]
+    said["agreement"] = [_percent(*row) for row in table[["agreement", "low", "high"]].to_numpy()]
+    said["gain"] = [_percent(*row) for row in table[["gain", "gain_low", "gain_high"]].to_numpy()]
+    return said.to_string(index=False)
 
 
 def _percent(value: float, low: float, high: float) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from workbench import records
+from workbench import heartbeat, records
 from workbench.items import Items, StoreError, atomic_write, look, read_json, runs_folder, shared_items
 from workbench.recipe import Recipe, canonical_json, flatten, load_recipe, project_root
 
@@ -70,12 +70,13 @@ def open_run(name: str, recipe: Recipe | None = None) -> "Run":
     file = path / "recipe.yaml"
     if file.is_file():
         stored = load_recipe(str(file))
-        if recipe is not None and recipe != stored:
+        if recipe is None or recipe == stored:
+            return Run(name, path, stored)
+        if recipe.without_limits() != stored.without_limits():
             raise StoreError(
                 f"Run {name} was begun with another recipe; take another --name or undo: {_difference(stored, recipe)}."
             )
-        return Run(name, path, stored)
-    if recipe is None:
+    elif recipe is None:
         known = sorted(found.parent.name for found in runs_folder().glob("*/recipe.yaml"))
         raise StoreError(
             f"There is no run {name!r} (there are: {', '.join(known) or 'none'}); "
@@ -146,6 +147,7 @@ class Stage:
         if self.path.exists() and there != fingerprint:
             self.move_aside()
         atomic_write(begun, canonical_json({"fingerprint": fingerprint}).encode())
+        heartbeat.begin(self.path)
         return False
 
     def move_aside(self) -> None:
@@ -215,6 +217,7 @@ class Stage:
             **stages[self.name],
         }
         atomic_write(self.path / "manifest.json", _pretty(manifest))
+        heartbeat.end()
 
     def require(self, upstream: str) -> "Stage":
         """Return an upstream stage that is finished and was itself built from what now lies upstream of it.

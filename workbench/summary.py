@@ -5,17 +5,20 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench import validity
 from workbench.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
 from workbench.evaluation import verdict_of
 from workbench.figures_base import save_png
 from workbench.figures_probing import preference_scores, probe_roc, scored
 from workbench.figures_training import style_shift
+from workbench.figures_validity import probe_validity
 from workbench.figures_verdict import block_of, by_student, comparisons
 from workbench.inference import auc
 from workbench.items import read_json
 from workbench.notebook import model_names, planted
 from workbench.recipe import project_root
 from workbench.store import Run
+from workbench.verdict import decision_in_words
 
 USUAL_ARMS = {"base", "untailored", "random_pairs", "tailored"}
 BEFORE, CONTROL, AFTER = "untailored", "random_pairs", "tailored"
@@ -59,7 +62,8 @@ def _outcome(block: Mapping) -> dict:
     for one in block["comparisons"]:
         if one["a"] == AFTER and one["shots"] == block["primary"]["shots"] and one["b"] in (BEFORE, CONTROL):
             ending = "_random" if one["b"] == CONTROL else ""
-            row |= {f"{key}{ending}": one[key] for key in ("difference", "low", "high", "decision")}
+            row |= {f"{key}{ending}": one[key] for key in ("difference", "low", "high")}
+            row[f"decision{ending}"] = decision_in_words(one)
     return row
 
 
@@ -119,7 +123,10 @@ def in_words(run: Run) -> str:
 
 
 def keep(run: Run, folder: Path) -> list[Path]:
-    """Write the table (CSV and Markdown), the verdict and the figures (PNG, by Chromium) of a run into a folder."""
+    """Write the table (CSV and Markdown), the verdict and the figures (PNG, by Chromium) of a run into a folder.
+
+    The test of its probe goes with them if there was one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     table, found = summarise(run), verdict_of(run)
     table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
@@ -137,5 +144,9 @@ def keep(run: Run, folder: Path) -> list[Path]:
     figures["preference_scores"] = preference_scores(signals, drafts, student, models)
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
     figures["style_shift"] = style_shift(shown.assign(student=student), models)
+    if (groups := validity.stored(run)) is not None:
+        found = validity.agreement(groups)
+        figures["probe_validity"] = probe_validity(groups, found, validity.left_over(found.iloc[-1]), models)
+        (folder / "validity.txt").write_text(validity.in_words(groups) + "\n", encoding="utf-8")
     drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
     return [folder / name for name in ("summary.csv", "summary.md", "verdict.json")] + drawn

@@ -1,16 +1,18 @@
-"""Task files: what a task is, its seed, validation and test items, and which of its questions can be checked."""
+"""Tasks: what each asks, its seed, validation and test items, how its answers are read, and what can be checked."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
+from workbench.answers import Answers
 from workbench.guard import Guard, Overlap, copies, guard_for
 from workbench.pocket import problems, rationales
 from workbench.recipe import Recipe, project_root
 from workbench.records import text_id
 from workbench.seeding import stream
+from workbench.sources import TaskError, check_golds, items_of, sha256_of
 from workbench.store import file_sha256
 
 GENERAL_TECHNIQUES = {
@@ -23,23 +25,20 @@ SETS = ("seeds", "validation", "test")
 SEEN = ("seeds", "validation")
 
 
-class TaskError(ValueError):
-    """A task file is missing, empty or not in the format."""
-
-
 @dataclass(frozen=True)
 class Task:
     """One task.
 
     Attributes:
-        name: Its file's name without the ending.
+        name: Its file's name without the ending, or what the recipe calls it.
         description: What the task asks, in a sentence.
         techniques: Name and text of each reasoning technique the teacher is asked for.
         seeds: Columns item_id, question, target; what the teacher sees as examples.
         validation: The same columns; the preference set is chosen from these.
         test: The same columns; opened by the evaluation alone.
-        sha256: Of the task file.
+        sha256: Of the task file, or of the items where they come from elsewhere.
         solver: Name of the pocket task whose solver and styles apply, or "".
+        answers: How its answers are read and compared.
     """
 
     name: str
@@ -50,6 +49,7 @@ class Task:
     test: pd.DataFrame = field(repr=False)
     sha256: str
     solver: str = ""
+    answers: Answers = Answers()
 
     def solve(self, question: str) -> str:
         """Return the right answer, or "" when this task or this question cannot be solved by rule."""
@@ -60,19 +60,23 @@ class Task:
         return rationales.style_of(rationale) if self.solver else ""
 
 
+def seed_pairs(task: Task, n: int) -> list[tuple[str, str]]:
+    """Return the first n seed questions as (question, target)."""
+    return list(task.seeds[["question", "target"]].head(n).itertuples(index=False, name=None))
+
+
 def load_tasks(recipe: Recipe) -> dict[str, Task]:
     """Return the recipe's tasks by name, in its order.
 
     Raises:
-        TaskError: If a file is missing, empty, not in the format, or holds too few items for the recipe.
+        TaskError: If a file or source is missing, empty, not in the format, or holds too few items for the recipe.
     """
-    folder = project_root() / recipe.tasks.folder
-    tasks = {name: load_task(folder / f"{name}.json", recipe) for name in recipe.tasks.names}
+    tasks = {name: _task_of(recipe, name) for name in recipe.tasks.names}
     for task in tasks.values():
         wanted = {
             "seeds": recipe.drafting.n_seed_questions,
             "validation": recipe.preference_set.n_validation,
-            "test": 0 if recipe.evaluation.bbh_dir else recipe.evaluation.n_items,
+            "test": 0 if _evaluated_elsewhere(recipe, task) else recipe.evaluation.n_items,
         }
         for name, n in wanted.items():
             if len(getattr(task, name)) < n:
@@ -81,6 +85,35 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
                     "lower the recipe's number or add items."
                 )
     return tasks
+
+
+def task_file(recipe: Recipe, name: str) -> Path | None:
+    """Return the file of a task in the recipe's folder of tasks, or None when its items come from elsewhere."""
+    source = recipe.tasks.sources.get(name)
+    return None if source and source.path else project_root() / recipe.tasks.folder / f"{name}.json"
+
+
+def _task_of(recipe: Recipe, name: str) -> Task:
+    source, file = recipe.tasks.sources.get(name), task_file(recipe, name)
+    if source is None:
+        return load_task(file, recipe)
+    answers = Answers(source.answer_type, source.reply_pattern)
+    if file:
+        task = replace(load_task(file, recipe), answers=answers)
+        targets = pd.concat([getattr(task, part)["target"] for part in SETS])
+        check_golds(list(targets), answers, f"Task {name}, {file}", f"tasks.sources.{name}.answer_type")
+        return task
+    examples, test = items_of(source, name)
+    raw = _split({"examples": examples}, name, recipe, has_test=bool(test))
+    raw["test"] = test or raw["test"]
+    sets = {part: _items(raw[part], Path(source.path), part) for part in SETS}
+    description = source.description or _description(name)
+    sha256 = sha256_of([examples, test])
+    return Task(name, description, dict(GENERAL_TECHNIQUES), **sets, sha256=sha256, answers=answers)
+
+
+def _description(name: str) -> str:
+    return f"Answer a question of the task {name.replace('_', ' ')}."
 
 
 def load_task(path: Path, recipe: Recipe) -> Task:
@@ -92,7 +125,7 @@ def load_task(path: Path, recipe: Recipe) -> Task:
     if "examples" in raw:
         raw = _split(raw, path.stem, recipe)
     sets = {name: _items(raw.get(name, []), path, name) for name in SETS}
-    description = raw.get("description") or f"Answer a question of the task {path.stem.replace('_', ' ')}."
+    description = raw.get("description") or _description(path.stem)
     techniques = raw.get("techniques") or GENERAL_TECHNIQUES
     solver = raw.get("solver", "")
     if not isinstance(techniques, dict) or not all(isinstance(text, str) and text for text in techniques.values()):
@@ -124,12 +157,25 @@ def load_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
 
 
 def all_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
-    """Return every item of the file that a run is evaluated on, and the file's SHA-256."""
-    if not recipe.evaluation.bbh_dir:
+    """Return every item that a run is evaluated on, and the SHA-256 of the file they come from."""
+    if not _evaluated_elsewhere(recipe, task):
         return task.test, task.sha256
     folder = Path(recipe.evaluation.bbh_dir)
     path = (folder if folder.is_absolute() else project_root() / folder) / f"{task.name}.json"
     return _items(_read(path).get("examples", []), path, "examples"), file_sha256(path)
+
+
+def name_of_test_set(recipe: Recipe, tasks: dict[str, Task]) -> str:
+    """Return what the items that a run is evaluated on are called."""
+    if recipe.evaluation.bbh_dir:
+        return "BIG-Bench Hard items"
+    generated = all(task.solver for task in tasks.values())
+    return "generated items" if generated else f"items of {', '.join(tasks)}"
+
+
+def _evaluated_elsewhere(recipe: Recipe, task: Task) -> bool:
+    """Say whether the task's test items come from evaluation.bbh_dir, which holds those of task files alone."""
+    return bool(recipe.evaluation.bbh_dir) and task_file(recipe, task.name) is not None
 
 
 def copied_items(recipe: Recipe, task: Task) -> dict[str, Overlap]:
@@ -170,18 +216,22 @@ def _items(rows: list, path: Path, name: str) -> pd.DataFrame:
     return frame.drop_duplicates("item_id").reset_index(drop=True)
 
 
-def _split(raw: dict, name: str, recipe: Recipe) -> dict:
-    """Split a file of examples into the three sets, by a draw named after the task."""
+def _split(raw: dict, name: str, recipe: Recipe, has_test: bool = False) -> dict:
+    """Split examples into the three sets, by a draw named after the task; with test items of its own into two."""
     examples = raw["examples"]
     if not isinstance(examples, list):
         return raw | {"seeds": [], "validation": [], "test": []}
+    # The same question twice would come to lie in two of the sets.
+    first = {str(row.get("input")) if isinstance(row, dict) else n: n for n, row in reversed(list(enumerate(examples)))}
+    examples = [examples[n] for n in sorted(first.values())]
     order = stream(0, "split", name).permutation(len(examples))
     n_seeds = recipe.drafting.n_seed_questions
     n_validation = recipe.preference_set.n_validation
-    if 0 < len(examples) <= n_seeds + n_validation:
+    if 0 < len(examples) + has_test <= n_seeds + n_validation:
         raise TaskError(
             f"Task {name} holds {len(examples)} examples, but the recipe asks for {n_seeds} seeds, {n_validation} "
-            "validation items and some to test on; lower preference_set.n_validation or add examples."
+            f"validation items{'' if has_test else ' and some to test on'}; lower preference_set.n_validation or add "
+            "examples."
         )
     ends = [0, n_seeds, n_seeds + n_validation, len(examples)]
     parts = zip(SETS, ends[:-1], ends[1:], strict=True)

@@ -4,6 +4,7 @@ import pandas as pd
 
 from workbench.arms import aligned_arms, pairs_of_arm
 from workbench.recipe import DRAFT_ARMS
+from workbench.reviews import PAST
 from workbench.store import Run, StoreError
 
 SHOWN = 3  # of many alike, such as the pairs behind one teacher
@@ -120,7 +121,7 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
 
 def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
     """Say what a pair is; its two sides are drafts, or questions with all their drafts."""
-    flipped = ", flipped" if pair["flipped"] else ""
+    flipped = _review(work, pair["pair_id"]) + (", flipped" if pair["flipped"] else "")
     lines = [
         _line(depth, f"pair {pair['pair_id']}: {pair['kind']}s, student {pair['student']}, {pair['task']}{flipped}")
     ]
@@ -141,6 +142,14 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
                 said = "turned round" if own["flipped"].any() else "as it is"
                 lines.append(_onward(1, f"teacher of arm {arm}, {said}"))
     return lines
+
+
+def _review(work: Run, pair_id: str) -> str:
+    alignment = work.stage("alignment")
+    if "reviews" not in alignment.manifest.get("files", {}):
+        return ""
+    used = alignment.read("reviews").set_index("pair_id")["review"]
+    return f", {PAST[used[pair_id]]} by review" if pair_id in used.index else ""
 
 
 def _technique(work: Run, draft_id: str) -> str:

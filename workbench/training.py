@@ -72,34 +72,47 @@ def train(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def match_budgets(recipe: Recipe, examples: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows each student is trained on: per student, seed and task, arms get equal completion tokens.
+    """Return the rows each student is trained on: per student, seed and task, arms get equal completion tokens."""
+    kept = examples[examples["kept"]]
+    frames = []
+    for student in recipe.models.students:
+        arms = recipe.trained_arms(student)
+        own = pd.concat([examples_of_arm(kept, student, arm).assign(arm=arm) for arm in arms])
+        frames.append(equal_rows(recipe, student, own, arms))
+    return records.check(pd.concat(frames, ignore_index=True), "rows")
+
+
+def equal_rows(recipe: Recipe, student: str, examples: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
+    """Return the rows of one student, so that per seed and task its arms get equal completion tokens.
 
     The budget is what the arm with the fewest tokens has; the others take their examples in a random order until the
     next one would go over it, so that arms differ by less than one example a task.
+
+    Args:
+        recipe: Names seeds, tasks and the student's model.
+        student: Name in the recipe.
+        examples: Those that may be used, with the arm each is for.
+        arms: All that are wanted.
     """
     descriptions = {name: task.description for name, task in load_tasks(recipe).items()}
-    kept = examples[examples["kept"]]
+    tokenizer = load_tokenizer(recipe.models.students[student])
+    examples = examples.assign(n_tokens=completion_tokens(tokenizer, examples["rationale"].tolist()))
     frames = []
-    for student, ref in recipe.models.students.items():
-        tokenizer = load_tokenizer(ref)
-        arms = recipe.trained_arms(student)
-        own = pd.concat([examples_of_arm(kept, student, arm).assign(arm=arm) for arm in arms])
-        own = own.assign(n_tokens=completion_tokens(tokenizer, own["rationale"].tolist()))
-        for seed, task in itertools.product(recipe.seeds, recipe.tasks.names):
-            group = own[(own["seed"] == seed) & (own["task"] == task)]
-            totals = group.groupby("arm")["n_tokens"].sum()
-            missing = [arm for arm in arms if arm not in totals.index]
-            if missing:
-                raise ValueError(
-                    f"Arm {missing[0]} has no usable example of {task} for {student}, seed {seed}; "
-                    "raise tailoring.n_examples or look at why they were dropped in 03_teacher_alignment."
-                )
-            for arm in arms:
-                part = group[group["arm"] == arm]
-                rng = stream(seed, "training rows", student, arm, task)
-                taken = _take(part.iloc[rng.permutation(len(part))], int(totals[arms].min()))
-                frames.append(_rows(taken, student, arm, descriptions[task]))
-    return records.check(pd.concat(frames, ignore_index=True), "rows")
+    for seed, task in itertools.product(recipe.seeds, recipe.tasks.names):
+        group = examples[(examples["seed"] == seed) & (examples["task"] == task)]
+        totals = group.groupby("arm")["n_tokens"].sum()
+        missing = [arm for arm in arms if arm not in totals.index]
+        if missing:
+            raise ValueError(
+                f"Arm {missing[0]} has no usable example of {task} for {student}, seed {seed}; "
+                "raise tailoring.n_examples or look at why they were dropped in 03_teacher_alignment."
+            )
+        for arm in arms:
+            part = group[group["arm"] == arm]
+            rng = stream(seed, "training rows", student, arm, task)
+            taken = _take(part.iloc[rng.permutation(len(part))], int(totals[arms].min()))
+            frames.append(_rows(taken, student, arm, descriptions[task]))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
@@ -129,11 +142,15 @@ def _rows(examples: pd.DataFrame, student: str, arm: str, description: str) -> p
     return rows
 
 
+def equal_steps(recipe: Recipe, rows: pd.DataFrame) -> int:
+    """Return the batches an epoch for all arms: those of the fewest rows; others get more rows a batch."""
+    return max(1, round(rows.groupby("arm").size().min() / recipe.training.batch_size))
+
+
 def _train_all(recipe: Recipe, stage: Stage, rows: pd.DataFrame, students: dict[str, str]) -> list[tuple[_Job, Tuned]]:
     jobs = []
     for (student, seed), group in rows.groupby(["student", "seed"], sort=False):
-        # The arm with the fewest rows sets the steps; longer ones get more rows a batch, at the same tokens.
-        n_batches = max(1, round(group.groupby("arm").size().min() / recipe.training.batch_size))
+        n_batches = equal_steps(recipe, group)
         for arm, own in group.groupby("arm", sort=False):
             folder = student_folder(stage.path, student, arm, int(seed))
             jobs.append(_Job(recipe, student, arm, int(seed), own.reset_index(drop=True), n_batches, folder))

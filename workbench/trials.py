@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench import prompts
+from workbench.answers import Answers
 from workbench.asking import AskJob, answer_job
 from workbench.models import fingerprint_model, resolve
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
+from workbench.recipe_engines import Engines
 from workbench.seeding import stream_seed
 from workbench.store import fingerprint
 from workbench.tuning import tune_sft, tuned
@@ -24,18 +25,20 @@ class Trial:
         student: Name in the recipe.
         rows: Columns prompt and completion to train on; None leaves the student as it is.
         asked: (what prompts share, the rest) of each question's prompt.
-        targets: The right answers, in the order of asked.
+        targets: How answers are read and the right one, in the order of asked.
         seed: Orders the rows.
         folder: Where the trained student is kept, so that a trial that was killed is not trained again.
+        n_batches: An epoch; 0 takes as many as the rows fill.
     """
 
     recipe: Recipe
     student: str
     rows: pd.DataFrame | None = field(repr=False)
     asked: list[tuple[str, str]] = field(repr=False)
-    targets: list[str] = field(repr=False)
+    targets: list[tuple[Answers, str]] = field(repr=False)
     seed: int
     folder: Path
+    n_batches: int = 0
 
     def __repr__(self) -> str:
         return f"trial {self.folder.name}"
@@ -50,10 +53,13 @@ def _run_trial(trial: Trial) -> list[bool]:
     recipe, ref = trial.recipe, trial.recipe.models.students[trial.student]
     if trial.rows is not None:
         rows = trial.rows[["prompt", "completion"]]
-        n_batches = max(1, round(len(rows) / recipe.training.batch_size))
+        n_batches = trial.n_batches or max(1, round(len(rows) / recipe.training.batch_size))
         settings = recipe.section_json("training", "models.dtype")
-        key = fingerprint([fingerprint_model(resolve(ref)), settings, trial.seed, rows.to_numpy().tolist()])
+        inputs = [fingerprint_model(resolve(ref)), settings, trial.seed, rows.to_numpy().tolist()]
+        key = fingerprint([*inputs, n_batches] if trial.n_batches else inputs)
         seed = stream_seed(trial.seed, "trial", trial.student)
         ref = str(tuned(trial.folder, key, lambda work: tune_sft(recipe, ref, rows, n_batches, work, seed)).folder)
-    answers = answer_job(AskJob(recipe, ref, repr(trial), trial.asked))
-    return [prompts.grade(answer, target) for (answer, _), target in zip(answers, trial.targets, strict=True)]
+    # Training and asking take turns here, in several processes, which suits transformers alone.
+    recipe = recipe.model_copy(update={"engines": Engines()})
+    found = answer_job(AskJob(recipe, ref, repr(trial), trial.asked, [answers for answers, _ in trial.targets]))
+    return [answers.same(one, target) for (one, _), (answers, target) in zip(found, trial.targets, strict=True)]

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
-from workbench import models
+from workbench import heartbeat, models
 from workbench.items import StoreError, atomic_write, read_json, runs_folder
 from workbench.recipe import Alignment, Recipe, Training
+from workbench.recipe_parts import Lora
 
 DONE = "tuned.json"
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
@@ -134,10 +135,23 @@ def _has_gpu(recipe: Recipe) -> bool:
 
 
 def _quiet(trainer) -> None:
-    """Take away the callback that prints every log line: the curve is kept and drawn instead."""
-    from transformers.trainer_callback import PrinterCallback
+    """Replace the callback that prints every log line by signs of life: the curve is kept and drawn instead."""
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+    class Alive(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            heartbeat.steps(_model_of(args), state.global_step, state.max_steps)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            heartbeat.steps(_model_of(args), state.global_step, state.max_steps, logs)
 
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Alive())
+
+
+def _model_of(arguments) -> str:
+    """Return the name of the folder that the model being trained will have."""
+    return Path(arguments.output_dir).parent.name.removesuffix(".unfinished").rpartition(".")[0]
 
 
 def _curve(trainer, metrics: Sequence[str]) -> list[dict]:
@@ -149,34 +163,76 @@ def _curve(trainer, metrics: Sequence[str]) -> list[dict]:
     ]
 
 
-def _save(trainer, tokenizer, work: Path) -> None:
-    trainer.model.save_pretrained(work, safe_serialization=True)
+def _save(trainer, tokenizer, work: Path, ref: str, lora: Lora) -> None:
+    model = trainer.model
+    if lora.rank and lora.merge:
+        model = model.merge_and_unload()
+    elif lora.rank:
+        # As the recipe names it: a place on this machine would tie the adapter to it.
+        model.peft_config["default"].base_model_name_or_path = ref
+        # The embeddings are never adapted; looking whether they were would look for the base on the hub.
+        model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
+        return tokenizer.save_pretrained(work)
+    model.save_pretrained(work, safe_serialization=True)
     tokenizer.save_pretrained(work)
+
+
+def _adapter(lora: Lora, model, section: str, seed: int):
+    """Return PEFT's configuration of an adapter to train, or None when all weights are trained.
+
+    Raises:
+        TuningError: If the model lacks a layer that is to be adapted, naming those it has.
+    """
+    if not lora.rank:
+        return None
+    import torch
+    from peft import LoraConfig
+
+    output = model.get_output_embeddings()
+    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output]
+    there = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    if unknown := [name for name in lora.targets if name not in there]:
+        raise TuningError(
+            f"{section}.lora.targets names {unknown[0]!r}, which is no linear layer of the model; it has "
+            f"{', '.join(there)}, or name none to adapt all."
+        )
+    # TRL draws the adapter's first weights before it sets its seed.
+    torch.manual_seed(seed)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets or there,
+        task_type="CAUSAL_LM",
+    )
 
 
 def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict:
     """Align the recipe's teacher to the pairs by DPO and save it.
 
-    The prompt is rendered exactly as in generation. A pair longer than max_length is refused: cut short, it would lose
-    its end, the answer.
+    The prompt has exactly the tokens that it has in generation. A pair longer than max_length is refused: cut short,
+    it would lose its end, the answer.
+
+    The reference is the teacher before the first step: its log-probabilities are computed once and stored, and no
+    second copy of it is held; with LoRA the reference is the model without its adapter.
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, through TRL's DPOTrainer. Deviation: none.
     """
     from datasets import Dataset, disable_progress_bars
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
     disable_progress_bars()
 
     settings = recipe.alignment
     teacher = models.load(recipe.models.teacher, recipe.models.dtype, recipe.compute.device)
     tokenizer = teacher.tokenizer
+    asked = list(pairs["prompt"])
+    sides = [encode(tokenizer, asked, list(pairs[side])) for side in ("chosen", "rejected")]
     rows = [
-        {"prompt": models.render(tokenizer, pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}
-        for pair in pairs.itertuples()
+        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        for (prompt, chosen), (_, rejected) in zip(*sides, strict=True)
     ]
-    lengths = [
-        len(tokenizer(row["prompt"] + row[side])["input_ids"]) + 1 for row in rows for side in ("chosen", "rejected")
-    ]
+    lengths = [len(prompt) + len(end) for side in sides for prompt, end in side]
     _refuse_too_long(max(lengths, default=0), settings.max_length, "alignment")
     n_steps = -(-len(rows) // settings.batch_size) * settings.n_epochs
     config = DPOConfig(
@@ -187,12 +243,16 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
         precompute_ref_batch_size=settings.batch_size,
         **_arguments(settings, recipe, work, seed, n_steps),
     )
-    trainer = DPOTrainer(
-        model=teacher.model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    trainer = _encoded_trainer()(
+        model=teacher.model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=_adapter(settings.lora, teacher.model, "alignment", config.seed),
     )
     _quiet(trainer)
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    _save(trainer, tokenizer, work)
+    _save(trainer, tokenizer, work, recipe.models.teacher, settings.lora)
     metrics = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
     steps = trainer.state.global_step
     return {"curve": _curve(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
@@ -228,13 +288,33 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         **_arguments(settings, recipe, work, seed, len(batches)),
     )
     trainer = _batched_trainer()(
-        batches, model=loaded.model, args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer
+        batches,
+        model=loaded.model,
+        args=config,
+        train_dataset=Dataset.from_list(data),
+        processing_class=tokenizer,
+        peft_config=_adapter(settings.lora, loaded.model, "training", config.seed),
     )
     _quiet(trainer)
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    _save(trainer, tokenizer, work)
+    _save(trainer, tokenizer, work, student, settings.lora)
     curve = _curve(trainer, ("loss", "mean_token_accuracy"))
     return {"curve": curve, "n_tokens": sum(lengths) * settings.n_epochs, "steps": trainer.state.global_step}
+
+
+def _encoded_trainer() -> type:
+    """Return TRL's DPOTrainer for pairs whose tokens are given.
+
+    TRL encodes prompt and completion as one text, where tokens can merge over the seam ("." and "So" in Llama 3 and
+    Qwen); it then leaves the end of the prompt out, and the teacher would be trained on another than it is asked.
+    """
+    from trl import DPOTrainer
+
+    class EncodedTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    return EncodedTrainer
 
 
 def _batched_trainer() -> type:

@@ -5,11 +5,15 @@ Here group k holds the k-th best rationale of every draft question, so that all 
 gain is counted on validation questions outside the preference set.
 """
 
+import re
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from workbench import prompts
+from workbench.answers import Answers
 from workbench.items import atomic_write
 from workbench.seeding import stream
 from workbench.store import Run, StoreError
@@ -17,6 +21,8 @@ from workbench.tasks import Task, load_tasks
 from workbench.trials import Trial, run_trials
 
 N_RESAMPLES = 4000
+LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
+LEAST_FREE = 3  # degrees of freedom that a partial correlation must leave
 
 
 def validate(run: Run, seeds: list[int]) -> pd.DataFrame:
@@ -27,14 +33,13 @@ def validate(run: Run, seeds: list[int]) -> pd.DataFrame:
         seeds: Training seeds; ties between rationales of one question are settled by them too.
 
     Returns:
-        Columns student, task, group (1 is best), seed, score (mean preference score), n_tokens (mean of a rationale),
-        correct (share of right rationales), before and after (accuracy), gain (after - before), n (questions asked).
+        Columns student, task, group (1 is best), seed, score (mean preference score), n_tokens, n_steps and digits
+        (means of a rationale, see format_of), correct (share of right rationales), before and after (accuracy), gain
+        (after - before), n (questions asked).
     """
     recipe, tasks = run.recipe, load_tasks(run.recipe)
     scored = ranked(run, seeds)
-    held_out = _held_out(run, tasks)
-    asked = [("", prompts.naive_prompt(tasks[name].description, question)) for name, question, _ in held_out]
-    targets = [target for _, _, target in held_out]
+    names, asked, targets = held_out(run, tasks)
     folder = run.path / "validity"
     trials = [
         Trial(recipe, student, None, asked, targets, 0, folder / f"{student}-before")
@@ -46,28 +51,23 @@ def validate(run: Run, seeds: list[int]) -> pd.DataFrame:
         trials.append(Trial(recipe, student, _rows(own, tasks), asked, targets, seed, path))
         keys.append((student, seed, group))
     answered = pd.DataFrame(run_trials(recipe, trials, "training on groups"), index=pd.MultiIndex.from_tuples(keys))
-    right = answered.T.groupby([name for name, _, _ in held_out]).mean()
+    right = answered.T.groupby(names).mean()
     described = scored.groupby(["student", "task", "group", "seed"], as_index=False).agg(
-        score=("value", "mean"), n_tokens=("n_tokens", "mean"), correct=("correct", "mean")
+        score=("value", "mean"), **{name: (name, "mean") for name in (*LENGTH, *FORMAT)}
     )
     described["before"] = [right.loc[row.task, (row.student, 0, 0)] for row in described.itertuples()]
     described["after"] = [right.loc[row.task, (row.student, row.seed, row.group)] for row in described.itertuples()]
-    counts = pd.Series([name for name, _, _ in held_out]).value_counts()
+    counts = pd.Series(names).value_counts()
     described = described.assign(gain=described["after"] - described["before"], n=described["task"].map(counts))
     atomic_write(run.path / "validity.csv", described.to_csv(index=False, float_format="%.6f").encode())
     return described
 
 
-def validity_of(run: Run) -> pd.DataFrame:
-    """Return the stored outcome of validate.
-
-    Raises:
-        StoreError: If there is none yet.
-    """
+def stored(run: Run) -> pd.DataFrame | None:
+    """Return the stored outcome of validate; None if there is none, or it was made before format was looked at."""
     path = run.path / "validity.csv"
-    if not path.is_file():
-        raise StoreError(f"Run {run.name} has no test of its probe yet; make it with: workbench validity {run.name}")
-    return pd.read_csv(path)
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return table if {*LENGTH, *FORMAT} <= set(table) else None
 
 
 def ranked(run: Run, seeds: list[int]) -> pd.DataFrame:
@@ -75,6 +75,7 @@ def ranked(run: Run, seeds: list[int]) -> pd.DataFrame:
     drafts, signals = run.stage("drafting").read("drafts"), run.stage("probing").read("signals")
     own = signals[signals["item_kind"] == "rationale"][["draft_id", "student", "value"]].merge(drafts, on="draft_id")
     own = own[own["answer"] != ""]
+    own = own.assign(**pd.DataFrame([format_of(text) for text in own["rationale"]], own.index, FORMAT))
     frames = []
     for seed in seeds:
         # A shuffled order settles ties at random.
@@ -84,16 +85,41 @@ def ranked(run: Run, seeds: list[int]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _held_out(run: Run, tasks: dict[str, Task]) -> list[tuple[str, str, str]]:
-    """Return (task, question, target) of the validation questions outside the preference set."""
+def format_of(rationale: str) -> tuple[int, float]:
+    """Return how many parts a text has between commas, stops, semicolons and line ends, and its share of digits.
+
+    Blanks do not count.
+
+    Example:
+        >>> format_of("abc 1, de.")
+        (2, 0.125)
+    """
+    parts = [part for part in re.split(r"[.,;]+(?=\s|$)|\n+", rationale) if part.strip()]
+    dense = re.sub(r"\s", "", rationale)
+    return len(parts), sum(map(str.isdigit, dense)) / max(1, len(dense))
+
+
+def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[str, str]], list[tuple[Answers, str]]]:
+    """Return task, prompt and target (as trials take them) of the validation questions outside the preference set.
+
+    Raises:
+        StoreError: If there is none.
+    """
     chosen = run.stage("probing").read("preference_set")
     probed = set(chosen[chosen["chosen"]]["item_id"])
-    return [
-        (name, item.question, item.target)
+    found = [
+        (name, ("", prompts.naive_prompt(task.description, item.question)), (task.answers, item.target))
         for name, task in tasks.items()
         for item in task.validation.itertuples()
         if item.item_id not in probed
     ]
+    if not found:
+        raise StoreError(
+            f"The preference set of run {run.name} holds all its validation questions, so none is held out; begin "
+            "another run with a smaller preference_set.n_items."
+        )
+    names, asked, targets = map(list, zip(*found, strict=True))
+    return names, asked, targets
 
 
 def _rows(drafts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
@@ -106,12 +132,17 @@ def agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Return how well the score of a group predicts its gain: for each student, and for all of them together.
 
     Score and gain are averaged over seeds; Spearman's rank correlation is taken within student and task and averaged.
-    `partial` holds fixed, by linear regression within student and task, the mean length of a rationale and the share of
-    right ones: a preference that is only "longer" or "right" leaves nothing there. Intervals: percentile bootstrap,
-    95 %, over (student, task) blocks for all students; for one student, over its training seeds.
+    Groups that hardly differ in score weigh in it as much as those that do; in `linear`, Pearson's correlation within
+    student and task, they weigh less. `partial` is that with the mean length of a rationale and the share of right ones
+    held fixed, by linear regression within student and task: a preference that is only "longer" or "right" leaves
+    nothing there. `partial_format` holds the number of steps and the share of digits fixed as well. Where the
+    preference is one for a format, as planted in the pocket students, that takes part of the preference itself away.
+    Intervals: percentile bootstrap, 95 %, over (student, task) blocks for all students; for one student, over its
+    training seeds.
 
     Returns:
-        Columns student, correlation, low, high, partial (all students alone, else nan), n (groups).
+        Columns student, correlation, low, high, linear, linear_low, linear_high, partial and partial_format (all
+        students alone, else nan), n (groups).
     """
     rng = np.random.default_rng(seed)
     rows, blocks = [], []
@@ -119,15 +150,34 @@ def agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         scores, gains = (_by_seed(own, what) for what in ("score", "gain"))
         found = _rank_correlations(scores.mean(0), gains.mean(0))
         drawn = rng.integers(len(gains), size=(N_RESAMPLES, len(gains)))
-        draws = _mean(_rank_correlations(scores[drawn].mean(1), gains[drawn].mean(1)))
-        low, high = _interval(draws)
-        row = {"student": student, "correlation": _mean(found), "low": low, "high": high}
-        rows.append(row | {"partial": np.nan, "n": scores[0].size})
-        blocks.append(found)
-    values = np.concatenate(blocks)
-    low, high = _interval(_mean(rng.choice(values, (N_RESAMPLES, len(values)))))
-    whole = {"student": "all students", "correlation": _mean(values), "low": low, "high": high}
-    return pd.DataFrame([*rows, whole | {"partial": partial_correlation(table), "n": sum(row["n"] for row in rows)}])
+        again = scores[drawn].mean(1), gains[drawn].mean(1)
+        row = _row(student, found, _mean(_rank_correlations(*again)))
+        row |= _linear_row(_linear(scores.mean(0), gains.mean(0)), _linear(*again))
+        rows.append(row | {"partial": np.nan, "partial_format": np.nan, "n": scores[0].size})
+        blocks.append((found, scores.mean(0), gains.mean(0)))
+    values, scores, gains = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    drawn = rng.integers(len(values), size=(N_RESAMPLES, len(values)))
+    whole = _row("all students", values, _mean(values[drawn]))
+    whole |= _linear_row(_linear(scores, gains), _linear(scores[drawn], gains[drawn]))
+    whole |= {"partial": partial_correlation(table), "partial_format": partial_correlation(table, (*LENGTH, *FORMAT))}
+    return pd.DataFrame([*rows, whole | {"n": sum(row["n"] for row in rows)}])
+
+
+def _row(student: str, found: np.ndarray, draws: np.ndarray) -> dict:
+    low, high = _interval(draws)
+    return {"student": student, "correlation": float(_mean(found)), "low": low, "high": high}
+
+
+def _linear_row(found: np.ndarray, draws: np.ndarray) -> dict:
+    low, high = _interval(draws)
+    return {"linear": float(found), "linear_low": low, "linear_high": high}
+
+
+def _linear(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation within blocks, arrays of shape (..., blocks, groups); nan where nothing varies."""
+    x, y = (values - values.mean(-1, keepdims=True) for values in (a, b))
+    size = np.sqrt((x**2).sum((-2, -1)) * (y**2).sum((-2, -1)))
+    return np.divide((x * y).sum((-2, -1)), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
 def _by_seed(table: pd.DataFrame, what: str) -> np.ndarray:
@@ -138,7 +188,8 @@ def _by_seed(table: pd.DataFrame, what: str) -> np.ndarray:
 
 def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return Spearman's correlation along the last axis; nan where one side is all alike and so says nothing."""
-    ranks = [stats.rankdata(values, axis=-1) for values in (a, b)]
+    # Means of the same shares in another order differ in the last digits, and stored ones in the sixth: those are ties.
+    ranks = [stats.rankdata(np.round(values, 5), axis=-1) for values in (a, b)]
     x, y = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
     size = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
     return np.divide((x * y).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
@@ -156,11 +207,37 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
     return tuple(np.percentile(known, [2.5, 97.5])) if len(known) else (np.nan, np.nan)
 
 
-def partial_correlation(table: pd.DataFrame) -> float:
-    """Return the correlation of score and gain left when length and correctness are regressed out, within blocks."""
-    columns = ["score", "gain", "n_tokens", "correct"]
-    means = table.groupby(["student", "task", "group"])[columns].mean()
-    centred = means - means.groupby(["student", "task"]).transform("mean")
-    held = centred[["n_tokens", "correct"]].to_numpy()
+def partial_correlation(table: pd.DataFrame, covariates: Sequence[str] = LENGTH) -> float:
+    """Return the correlation of score and gain left when the covariates are regressed out, within blocks.
+
+    It is nan when there are too few groups for that many covariates.
+    """
+    blocks = ["student", "task"]
+    means = table.groupby([*blocks, "group"])[["score", "gain", *covariates]].mean()
+    centred = means - means.groupby(blocks).transform("mean")
+    held = centred[list(covariates)].to_numpy()
+    held = held / np.where(held.std(axis=0) > 0, held.std(axis=0), 1.0)
     rest = [centred[name] - held @ np.linalg.lstsq(held, centred[name], rcond=None)[0] for name in ("score", "gain")]
-    return float(np.corrcoef(*rest)[0, 1]) if min(np.std(one) for one in rest) > 1e-12 else float("nan")
+    free = len(means) - means.groupby(blocks).ngroups - np.linalg.matrix_rank(held)
+    if free < LEAST_FREE or min(np.std(one) for one in rest) <= 1e-12:
+        return float("nan")
+    return float(np.corrcoef(*rest)[0, 1])
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """Return the groups and how well their scores predict their gains as text."""
+    groups = table.groupby(["student", "task", "group"])[["score", "gain", *LENGTH, *FORMAT]].mean()
+    found = agreement(table)
+    whole = found.iloc[-1]
+    return "\n\n".join([groups.round(3).to_string(), found.round(2).to_string(index=False), left_over(whole)])
+
+
+def left_over(whole: Mapping) -> str:
+    """Return in a sentence what of the correlation is left when length, correctness and format are held fixed."""
+    if np.isnan(whole["partial"]) and np.isnan(whole["partial_format"]):
+        return "There are too few groups to hold length, correctness and format fixed."
+    said = f"The linear correlation is {whole['linear']:+.2f}; with length and correctness held fixed"
+    said = f"{said} {whole['partial']:+.2f} is left"
+    if np.isnan(whole["partial_format"]):
+        return f"{said}; there are too few groups to hold format fixed too."
+    return f"{said}, with the number of steps and the share of digits held fixed too {whole['partial_format']:+.2f}."

@@ -18,6 +18,7 @@ from workbench.inference import (
     SAME,
     UNDECIDED,
     WORSE,
+    Spread,
     decide,
     half_width,
     holm,
@@ -125,11 +126,16 @@ def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float
     Raises:
         VerdictError: If arms, seeds or items do not match, naming the first that is missing.
     """
+    return _compare(predictions, a, b, shots, margin, alpha)[0]
+
+
+def _compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float) -> tuple[dict, Spread]:
+    """Return what `compare` does, and the spread it stands on."""
     table = paired(predictions, a, b, shots)
     of = spread(table.to_numpy(), table.columns.get_level_values("task"))
     half, inner = float(half_width(of, alpha)), float(half_width(of, 2 * alpha))
     decision = decide(of.mean, half, inner, margin)
-    return {
+    row = {
         "a": a,
         "b": b,
         "shots": int(shots),
@@ -147,29 +153,41 @@ def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float
         "low_equivalence": max(of.mean - inner, -1.0),
         "high_equivalence": min(of.mean + inner, 1.0),
     }
+    return row, of
+
+
+def adjusted(compared: list[tuple[dict, Spread]], margin: float, alpha: float) -> list[tuple[float, str]]:
+    """Return each comparison's p-value and decision, corrected for the number of comparisons by Holm's method.
+
+    Better and worse need a corrected p-value of at most alpha. What is corrected is the larger of the sign-flip p-value
+    and the one at which the interval just leaves out zero. "No difference" is not corrected.
+    """
+    corrected = holm([max(row["p_value"], interval_p_value(of)) for row, of in compared])
+    return [(float(p), _held(row, of, p, margin, alpha)) for (row, of), p in zip(compared, corrected, strict=True)]
+
+
+def _held(row: Mapping, of: Spread, p: float, margin: float, alpha: float) -> str:
+    if row["decision"] not in (BETTER, WORSE) or p <= alpha:
+        return row["decision"]
+    return decide(of.mean, 1.0, float(half_width(of, 2 * alpha)), margin)
 
 
 def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float) -> pd.DataFrame:
-    """Return the comparison task by task; a task counts as better or worse only if Holm's p-value is at most alpha.
-
-    p_holm adjusts the larger of the sign-flip p-value and the one at which the interval just leaves out zero.
-    """
-    overall = paired(predictions, a, b, shots)
-    rows, spreads, p_values = [], [], []
-    for task in overall.columns.get_level_values("task").unique():
+    """Return the comparison task by task; a task counts as better or worse only if Holm's p-value is at most alpha."""
+    rows, compared = [], []
+    for task in answers(predictions, a, shots).columns.get_level_values("task").unique():
         own = predictions[predictions["task"] == task]
-        row = compare(own, a, b, shots, margin, alpha)
+        row, of = _compare(own, a, b, shots, margin, alpha)
         sides = {
             f"accuracy_{side}": float(answers(own, arm, shots).to_numpy().mean()) for side, arm in (("a", a), ("b", b))
         }
         rows.append({"task": task} | row | sides)
-        spreads.append(spread(overall[task].to_numpy(), [task] * row["n_items"]))
-        p_values.append(max(row["p_value"], interval_p_value(spreads[-1])))
-    for row, of, p_holm in zip(rows, spreads, holm(p_values), strict=True):
-        row["p_holm"] = float(p_holm)
-        if row["decision"] in (BETTER, WORSE) and p_holm > alpha:
-            row["decision"] = decide(of.mean, 1.0, float(half_width(of, 2 * alpha)), margin)
-            row["more_needed"] = more_needed(of, margin, alpha) if row["decision"] == UNDECIDED else None
+        compared.append((row, of))
+    for row, (_, of), (p, decision) in zip(rows, compared, adjusted(compared, margin, alpha), strict=True):
+        row["p_holm"] = p
+        if row["decision"] != decision:
+            row["decision"] = decision
+            row["more_needed"] = more_needed(of, margin, alpha) if decision == UNDECIDED else None
     return pd.DataFrame(rows)
 
 
@@ -225,7 +243,12 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     shots = [main, *(s for s in settings["shots"] if s != main)]
     own_arms = [arm for arm in settings["arms"] if arm != TAILORED_FOR + str(predictions["student"].iloc[0])]
     others = [b, *(arm for arm in own_arms if arm not in (a, b))]
-    comparisons = [compare(predictions, a, other, s, margin, alpha) for s in shots for other in others]
+    compared = [_compare(predictions, a, other, s, margin, alpha) for s in shots for other in others]
+    comparisons = [row for row, _ in compared]
+    # The primary comparison was named beforehand and stands alone.
+    corrected = [(comparisons[0]["p_value"], comparisons[0]["decision"]), *adjusted(compared[1:], margin, alpha)]
+    for row, (p, decision) in zip(comparisons, corrected, strict=True):
+        row |= {"p_adjusted": p, "decision_adjusted": decision}
     arms = {}
     for arm in own_arms:
         by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
@@ -326,7 +349,13 @@ def _against(row: Mapping, with_shots: bool) -> str:
     """Return one of the other comparisons as a clause."""
     shots = f" with {row['shots']} shots" if with_shots else ""
     shown = f"{_points(row['difference'])}, {_points(row['low'])} to {_points(row['high'])}"
-    return f"against {_arm(row['b'])}{shots}: {row['decision']} ({shown})"
+    return f"against {_arm(row['b'])}{shots}: {decision_in_words(row)} ({shown})"
+
+
+def decision_in_words(row: Mapping) -> str:
+    """Return the decision of a comparison and, where that is another, the one corrected for their number."""
+    own, held = row["decision"], row.get("decision_adjusted", row["decision"])
+    return own if own == held else f"{own} taken alone, {held} corrected for the number of comparisons"
 
 
 def _what_would_settle(more: Mapping) -> str:

@@ -123,7 +123,7 @@ def warm_up(student: str, rows: pd.DataFrame, settings: WarmUp, seed: int, folde
 
 
 def _warm(student: str, source: str, rows: pd.DataFrame, settings: WarmUp, seed: int, work: Path, device: str) -> dict:
-    loaded = models.load(student, "float32", device)
+    loaded = models.load(student, "float32", device, merged=False)
     model, parameters = loaded.model, trainable(loaded.model)
     texts = texts_of(loaded.tokenizer, rows)
     adamw = torch.optim.AdamW(

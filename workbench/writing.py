@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench import prompts
-from workbench.engines import Completion, Decoding, Request, TransformersEngine
+from workbench.generation import Completion, Decoding, Engine, Request
 from workbench.guard import LEVELS, Guard, normalise, reason_of
 from workbench.items import Items
-from workbench.models import render, render_shared
 from workbench.recipe import Recipe
 from workbench.tasks import Task, all_test_items, guard_of_sets
 
@@ -27,11 +26,6 @@ class Written:
     call: int
     index: int
     drop_reason: str
-
-
-def seed_pairs(task: Task, n: int) -> list[tuple[str, str]]:
-    """Return the first n seed questions as (question, target)."""
-    return list(task.seeds[["question", "target"]].head(n).itertuples(index=False, name=None))
 
 
 def guard_of(recipe: Recipe, task: Task) -> Guard:
@@ -59,7 +53,7 @@ def refuse_copies(recipe: Recipe, task: Task, written: list[Written]) -> None:
 
 
 def write_questions(
-    engine: TransformersEngine,
+    engine: Engine,
     task: Task,
     prompt: str,
     n_wanted: int,
@@ -74,7 +68,7 @@ def write_questions(
 
     Call i of the task draws from the stream (seed, stream, task, i), so asking for more never changes the first ones.
     """
-    rendered = render(engine.tokenizer, prompt)
+    rendered = engine.render(prompt)
     written: list[Written] = []
     known: set[str] = set()
     n_kept = call = 0
@@ -107,7 +101,7 @@ def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard
 
 
 def write_rationales(
-    engine: TransformersEngine,
+    engine: Engine,
     asked: list[tuple[str, str]],
     decoding: Decoding,
     seed: int,
@@ -115,12 +109,12 @@ def write_rationales(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Return a rationale for each (prompt, stream)."""
-    requests = [Request(render(engine.tokenizer, prompt), stream=stream) for prompt, stream in asked]
+    requests = [Request(engine.render(prompt), stream=stream) for prompt, stream in asked]
     return engine.generate(requests, decoding, seed, items, progress)
 
 
 def answer_questions(
-    engine: TransformersEngine,
+    engine: Engine,
     asked: list[tuple[str, str]],
     max_new_tokens: int,
     items: Items,
@@ -129,6 +123,6 @@ def answer_questions(
     """Return a model's greedy answer to each (shared beginning, rest) of a prompt."""
     requests = []
     for prefix, rest in asked:
-        prompt, shared = render_shared(engine.tokenizer, prefix, rest)
+        prompt, shared = engine.render_shared(prefix, rest)
         requests.append(Request(prompt, prefix=shared))
     return engine.generate(requests, Decoding(max_new_tokens), 0, items, progress)

@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from workbench.engines import Completion, Decoding, Request, TransformersEngine
+from workbench.engines import TransformersEngine
+from workbench.generation import Completion, Decoding, Request
 from workbench.models import load, render_shared
 from workbench.pool import run_jobs
 from workbench.prompts import parse_answer

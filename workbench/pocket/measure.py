@@ -42,7 +42,8 @@ def measure(recipe: Recipe, seed: int, styles: tuple[str, ...] = (*STYLES, MIXED
                     rows = _examples(recipe, tasks, style, seed) if when == "trained" else None
                     asked = _questions(recipe, tasks, style if when == "one shot" else "", seed)
                     path = Path(folder) / f"{student}-{style}-{when}"
-                    prompts_of, targets = [one for one, _, _ in asked], [target for _, target, _ in asked]
+                    prompts_of = [one for one, _, _ in asked]
+                    targets = [(tasks[name].answers, target) for _, target, name in asked]
                     trials.append(Trial(recipe, student, rows, prompts_of, targets, seed, path))
                     labels.append(({"student": student, "technique": style, "when": when}, [t for _, _, t in asked]))
         answered = run_trials(recipe, trials, "measuring")

@@ -13,10 +13,10 @@ import pandas as pd
 from workbench import prompts, records
 from workbench.asking import AskJob, answer_job
 from workbench.models import fingerprint_model, resolve
-from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.seeding import stream
 from workbench.signals.irt import fit_2pl
+from workbench.starting import engine_mark, run_engine_jobs, sharing
 from workbench.store import Run, fingerprint
 from workbench.tasks import Task, load_tasks
 
@@ -38,6 +38,7 @@ class _Probe:
         return f"{len(self.drafts)} drafts of {self.task.name} to {self.student}"
 
 
+@sharing()
 def probe(run: Run) -> dict[str, pd.DataFrame]:
     """Choose the preference set and probe every student with every draft, or reuse what the run has.
 
@@ -52,7 +53,7 @@ def probe(run: Run) -> dict[str, pd.DataFrame]:
     parents = {"drafting": drafting.manifest["fingerprint"], **students}
     sections = recipe.section_json("preference_set", "tasks", "models.dtype", "evaluation.max_new_tokens")
     inputs = {"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], "responders": responders, **parents}
-    mark = stage.fingerprint(inputs)
+    mark = stage.fingerprint(inputs | engine_mark(recipe, "student"))
     names = ("preference_set", "probes", "signals")
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
@@ -109,13 +110,13 @@ def _answer_sheets(
                 for n in recipe.preference_set.shots
                 for question in validation[name]["question"]
             ]
-            jobs.append(AskJob(recipe, model, f"{model}, {name}", asked))
+            jobs.append(AskJob(recipe, model, f"{model}, {name}", asked, [task.answers] * len(asked)))
             names.append(name)
-    answers = run_jobs(answer_job, jobs, recipe.compute.workers, "asking the responders")
+    answers = run_engine_jobs(answer_job, jobs, recipe, "student", "asking the responders")
     sheets: dict[str, list] = {name: [] for name in tasks}
     for name, found in zip(names, answers, strict=True):
         targets = list(validation[name]["target"]) * len(recipe.preference_set.shots)
-        right = [prompts.grade(answer, target) for (answer, _), target in zip(found, targets, strict=True)]
+        right = [tasks[name].answers.same(answer, target) for (answer, _), target in zip(found, targets, strict=True)]
         sheets[name].append(np.reshape(right, (len(recipe.preference_set.shots), -1)))
     return {name: np.concatenate(rows).astype(float) for name, rows in sheets.items()}
 
@@ -130,7 +131,7 @@ def probe_drafts(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame, c
             n_drafts = max(1, PROBES_PER_JOB // max(1, len(items)))
             parts = [own.iloc[start : start + n_drafts] for start in range(0, len(own), n_drafts)]
             jobs += [_Probe(recipe, student, task, part, items) for part in parts]
-    frames = run_jobs(_probe_job, jobs, recipe.compute.workers, "probing")
+    frames = run_engine_jobs(_probe_job, jobs, recipe, "student", "probing")
     return pd.concat(frames, ignore_index=True) if frames else records.build([], "probes")
 
 
@@ -142,14 +143,14 @@ def _probe_job(job: _Probe) -> pd.DataFrame:
         for draft, item in pairs
     ]
     model = job.recipe.models.students[job.student]
-    found = answer_job(AskJob(job.recipe, model, repr(job), asked))
+    found = answer_job(AskJob(job.recipe, model, repr(job), asked, [job.task.answers] * len(asked)))
     rows = [
         {
             "student": job.student,
             "draft_id": draft.draft_id,
             "item_id": item.item_id,
             "answer": answer,
-            "correct": prompts.grade(answer, item.target),
+            "correct": job.task.answers.same(answer, item.target),
             "parsed": bool(answer),
             "n_tokens": n_tokens,
         }

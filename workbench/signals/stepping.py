@@ -67,7 +67,7 @@ class WarmStudent:
     """
 
     def __init__(self, student: str, warmed: Warmed, device: str, learning_rate: float):
-        loaded = models.load(student, "float32", device)
+        loaded = models.load(student, "float32", device, merged=False)
         self.model, self.warmed, self.learning_rate = loaded.model, warmed, learning_rate
         parameters = trainable(self.model)
         require_fit(warmed, loaded.fingerprint, parameters)

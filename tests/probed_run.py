@@ -1,0 +1,99 @@
+"""A run that was drafted and probed without a model, for what begins with its pairs; aligning it is real and quick."""
+
+import numpy as np
+import pandas as pd
+
+from workbench import prompts, records
+from workbench.pocket.rationales import STYLES, rationale_for
+from workbench.recipe import Recipe
+from workbench.signals import icl
+from workbench.store import Run, open_run
+from workbench.tasks import load_tasks
+
+TASK = "object_counting"
+STUDENTS = ("ada", "bo")
+
+
+def recipe_of(n_questions: int = 6, n_items: int = 8, students=STUDENTS) -> Recipe:
+    """Return a recipe on the shipped models, as small as an alignment can be."""
+    tuning = {"learning_rate": 1.0e-5, "n_epochs": 1, "batch_size": 4, "max_length": 512}
+    return Recipe.model_validate(
+        {
+            "name": "probed",
+            "profile": "pocket",
+            "seeds": [1, 2],
+            "models": {
+                "teacher": "data/pocket/teacher",
+                "students": dict.fromkeys(students, "data/pocket/tally-strong"),
+            },
+            "tasks": {"folder": "data/pocket/tasks", "names": [TASK]},
+            "drafting": {"n_questions": n_questions, "questions_per_call": 1, "max_new_tokens": 60},
+            "preference_set": {"n_validation": n_items, "n_items": n_items, "selection": "random"},
+            "pairs": {"n_question_pairs": 1},
+            "alignment": {"beta": 0.1, **tuning},
+            "tailoring": {"n_examples": 2, "max_new_tokens": 40},
+            "training": tuning,
+            "evaluation": {
+                "n_items": 4,
+                "max_new_tokens": 40,
+                "arms": ["base", "tailored"],
+                "shots": [0],
+                "primary": {"a": "tailored", "b": "base"},
+            },
+            "compute": {"workers": 1, "batch_size": 16, "device": "cpu"},
+        }
+    )
+
+
+def write_run(name: str = "probed", recipe: Recipe | None = None, rationales: list[str] | None = None) -> Run:
+    """Store questions, drafts, probes and signals of a run; the answers are drawn, each style with its own chance.
+
+    Args:
+        name: Of the run.
+        recipe: What it is to hold.
+        rationales: Texts to take, over and over, in place of real ones.
+    """
+    recipe = recipe or recipe_of()
+    work, task = open_run(name, recipe), load_tasks(recipe)[TASK]
+    rng, texts = np.random.default_rng(0), iter((rationales or []) * 1000)
+    asked = task.validation.tail(recipe.drafting.n_questions)
+    questions, drafts = [], []
+    for n, (question, target) in enumerate(zip(asked["question"], asked["target"], strict=True)):
+        one = {"task": TASK, "question_id": records.text_id(question), "question": question}
+        reply = prompts.question_reply(question, target)
+        more = {"drafted_target": target, "reply": reply, "prompt_id": "p", "call": n, "index": 0}
+        questions.append(one | more | {"kept": True, "drop_reason": ""})
+        for style in STYLES:
+            text = next(texts, None) or " " + rationale_for(TASK, question, style)
+            draft = {"draft_id": records.text_id(f"{question}/{style}/{text}"), **one, "technique": style}
+            # Tally is right and diary is not, wherever that can be told.
+            right = style != "diary"
+            draft |= {"rationale": text, "answer": target if right else "99", "gold": target, "correct": right}
+            drafts.append(draft | {"n_tokens": 20})
+    questions, drafts = records.build(questions, "questions"), records.build(drafts, "drafts")
+    items = task.validation.head(recipe.preference_set.n_items).assign(task=TASK, chosen=True)
+    items = items.assign(discrimination=np.nan, difficulty=np.nan)
+    chance = {"tally": 0.8, "meter": 0.6, "story": 0.5, "diary": 0.4}
+    probes = pd.DataFrame(
+        [
+            {"student": student, "draft_id": draft.draft_id, "item_id": item.item_id, "answer": item.target}
+            | {"correct": bool(rng.random() < chance[draft.technique]), "parsed": True, "n_tokens": 40}
+            for student in recipe.models.students
+            for draft in drafts.itertuples()
+            for item in items.itertuples()
+        ]
+    )
+    probes.loc[~probes["correct"], "answer"] = "0"
+    signals = icl.score(probes, drafts, dict.fromkeys(recipe.models.students, "fp"), "set")
+    store(work, "drafting", {}, questions=questions, drafts=drafts)
+    columns = list(records.SCHEMAS["preference_set"].columns)
+    store(work, "probing", {"drafting": "f"}, preference_set=items[columns], probes=probes, signals=signals)
+    return work
+
+
+def store(work: Run, stage: str, parents: dict, **frames: pd.DataFrame) -> None:
+    """Store the frames of a stage as finished."""
+    there = work.stage(stage)
+    for name, frame in frames.items():
+        there.write(name, frame)
+    there.finish("f", {name: len(frame) for name, frame in frames.items()}, 0.0, 0, parents)

@@ -1,0 +1,156 @@
+"""Score and gain by round: what is called a parting and what is not, and the rounds themselves on models built here."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_classroom
+from small_classroom import compute, recipe_of
+
+from workbench import figures
+from workbench.goodhart import by_round, findings, follow, in_words, partings, stored
+from workbench.seeding import stream
+from workbench.store import StoreError, open_run
+
+SCORES = (0.4, 0.5, 0.6, 0.65)
+
+
+def rounds(scores, gains, key=0, n_seeds=5, seed_sd=0.01, n_items=(40, 120), student="ada") -> pd.DataFrame:
+    """Rounds whose true score and gain are given; seeds shift a round, and questions differ in difficulty."""
+    rng = stream(0, "rounds", key, student)
+    parts = []
+    for what, levels, n, size in (("score", scores, n_items[0], 8), ("gain", gains, n_items[1], 1)):
+        ease = rng.uniform(-0.2, 0.2, n)
+        before = (rng.random(n) < 0.5 + ease) if what == "gain" else np.zeros(n)
+        for number, level in enumerate(levels):
+            share = level if what == "score" else 0.5 + level
+            for seed in range(n_seeds):
+                chance = np.clip(share + ease + seed_sd * rng.standard_normal(), 0.02, 0.98)
+                value = rng.binomial(size, chance, n) / size - before
+                names = [f"i{i}" for i in range(n)]
+                cells = {"student": student, "round": number, "seed": seed, "what": what, "task": "t", "item_id": names}
+                parts.append(pd.DataFrame(cells | {"value": value}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_score_that_rises_while_the_gain_falls_is_warned_of():
+    table = rounds(SCORES, (0.10, 0.12, 0.02, -0.15))
+    found = partings(table).set_index(["earlier", "later"])
+    assert found.loc[(1, 3), "parted"] and not found.loc[(0, 1), "parted"]
+    (said,) = findings(table)
+    assert said.startswith("Warning: for ada") and "stop at round" in said and "to round 3" in said
+
+
+def test_score_and_gain_that_rise_together_are_not():
+    table = rounds(SCORES, (0.0, 0.08, 0.15, 0.2))
+    assert not partings(table)["parted"].any()
+    (said,) = findings(table)
+    assert said.startswith("No parting is seen for ada") and "From round 0 to round 3" in said
+    assert "shows little" not in said
+
+
+def test_a_gain_that_falls_with_the_score_is_no_parting():
+    table = rounds(SCORES[::-1], (0.2, 0.1, 0.0, -0.15))
+    assert not partings(table)["parted"].any()
+    assert "did not rise beyond chance" in findings(table)[0]
+
+
+def test_false_warnings_are_rare_and_true_ones_are_found():
+    """120 drawn worlds each: a gain that stays where it is, and one that falls by 12 points at the end."""
+    flat, falls = (
+        np.mean([partings(rounds(SCORES, gains, key))["parted"].any() for key in range(120)])
+        for gains in ((0.1,) * 4, (0.1, 0.1, 0.1, -0.02))
+    )
+    assert flat <= 0.05 and falls >= 0.5
+
+
+def test_by_round_by_hand():
+    table = pd.DataFrame(
+        [
+            ("ada", 0, seed, what, "t", item, value)
+            for what, values in (("score", [[1.0, 0.5], [0.5, 0.0]]), ("gain", [[1.0, 0.0], [0.0, 0.0]]))
+            for seed, row in enumerate(values)
+            for item, value in zip("ij", row, strict=True)
+        ]
+        + [("ada", 0, 0, "n_tokens", "t", "e", 30.0)],
+        columns=["student", "round", "seed", "what", "task", "item_id", "value"],
+    )
+    (row,) = by_round(table).to_dict("records")
+    assert (row["score"], row["gain"], row["n_tokens"], row["n_seeds"]) == (0.5, 0.25, 30.0, 2)
+    assert row["score_low"] < 0.5 < row["score_high"]
+
+
+def test_students_do_not_mix():
+    both = pd.concat([rounds(SCORES, (0.1, 0.1, 0, -0.15)), rounds(SCORES, (0.1,) * 4, student="bob")])
+    alone = partings(rounds(SCORES, (0.1,) * 4, student="bob"))
+    pd.testing.assert_frame_equal(partings(both).query("student == 'bob'").reset_index(drop=True), alone)
+    assert [said.startswith("Warning") for said in findings(both)] == [True, False]
+
+
+def test_the_figure_says_what_was_found():
+    table = rounds(SCORES, (0.1, 0.1, 0.0, -0.15), student="<b>eve")
+    figure = figures.score_and_gain(by_round(table), findings(table))
+    assert "score and gain part" in figures.sentence(figure) and len(figure.data) == 2
+    assert all("<b>eve" not in note.text for note in figure.layout.annotations)
+    with pytest.raises(figures.FigureError, match="workbench goodhart"):
+        figures.score_and_gain(by_round(table)[:0], [])
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """A folder of runs with one run of the small classroom, up to its alignment."""
+    folder = tmp_path_factory.mktemp("classroom")
+    small_classroom.build(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        run = open_run("loop", recipe_of(folder))
+        for stage in ("drafting", "probing", "alignment"):
+            compute(stage, run)
+    return folder / "runs"
+
+
+def follow_until_killed(runs: str, kill: tuple[str, int]) -> None:
+    os.environ["WORKBENCH_RUNS"] = runs
+    small_classroom._arm(*kill)
+    follow(open_run("loop"), 2, 2, 2)
+
+
+def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsys):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(aligned))
+    run = open_run("loop")
+    assert stored(run) is None
+    process = multiprocessing.get_context("spawn").Process(
+        target=follow_until_killed, args=(str(aligned), ("workbench.items:Items.put_many", 6))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -9 and stored(run) is None
+    before = {name: run.stage(name).manifest for name in ("drafting", "probing", "alignment")}
+    table = follow(run, 2, 2, 2)
+    pd.testing.assert_frame_equal(stored(run), table)
+    assert set(table["round"]) == {0, 1, 2} and set(table["seed"]) == {1, 2}
+    shares = table[table["what"] == "score"]
+    assert len(shares) == 3 * 2 * 2 * 8 and shares["value"].between(0, 1).all()
+    gains = table[table["what"] == "gain"]
+    assert len(gains) == 3 * 2 * 2 * 2 and set(gains["value"]) <= {-1.0, 0.0, 1.0}
+    assert before == {name: run.stage(name).manifest for name in before}
+    # Round 1 is what the run's own aligned teacher wrote.
+    examples = run.stage("alignment").read("examples").query("arm == 'tailored' and kept")
+    assert set(table.query("round == 1 and what == 'n_tokens'")["item_id"]) <= set(examples["example_id"])
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(follow(run, 2, 2, 2), table)
+    assert "reusing" in capsys.readouterr().out
+    assert "held-out gain" in in_words(table)
+
+
+def test_what_cannot_be_followed_is_said(aligned, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(aligned))
+    run = open_run("loop")
+    with pytest.raises(StoreError, match="has 2 seeds, so --seeds 3"):
+        follow(run, 1, 3, 2)
+    with pytest.raises(StoreError, match="its students are pupil"):
+        follow(run, 1, 2, 2, ["eve"])
+    with pytest.raises(StoreError, match="no finished drafting|no finished alignment"):
+        follow(open_run("empty", run.recipe), 1, 2, 2)

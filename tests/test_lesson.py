@@ -1,0 +1,208 @@
+"""The lesson of notebook 06: its sample, its game, its live part on the shipped models, and all of it in a browser."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+from conftest import PROJECT
+from lab import lab
+from pictures import open_and_run, set_up
+
+from workbench import figures, guessing, lesson, records
+from workbench.guessing import LETTERS, NEARLY, GuessGame, Round, rounds_of
+from workbench.lesson import FOLDER, STUDENTS, TASK, load_sample
+from workbench.notebook import parse_overrides
+from workbench.recipe import load_recipe
+from workbench.store import StoreError
+
+NOTEBOOK = PROJECT / "notebooks" / "06_responsive_teaching.ipynb"
+EVIL = "<img src=x onerror=alert(1)></script>\u202e"
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return load_sample()
+
+
+@pytest.fixture
+def settings():
+    return load_recipe("arte", parse_overrides(lesson.OVERRIDES))
+
+
+def rounds(*scores: tuple[float, ...]) -> list[Round]:
+    return [
+        Round("ada", "navigate", f"Question {EVIL}", tuple((f"style {i}", EVIL, s) for i, s in enumerate(own)), 40)
+        for own in scores
+    ]
+
+
+def test_the_sample_is_small_whole_and_from_the_run_it_names(sample):
+    folder = PROJECT / FOLDER
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
+    records.check(sample.drafts, "drafts"), records.check(sample.signals, "signals")
+    assert set(sample.signals["student"]) == set(STUDENTS) == set(sample.pairs["student"])
+    assert set(sample.pairs["task"]) == {TASK} and not sample.pairs["flipped"].any()
+    assert "From run arte of recipe arte" in sample.origin() and all(sample.about["commits"].values())
+    # What the README says of the run is what the sample says of it.
+    known = json.loads((PROJECT / "data" / "samples" / "arte" / "verdict.json").read_text())
+    for name in STUDENTS:
+        block = known if name == known["student"] else known["students"][name]
+        assert sample.verdict["students"][name]["comparisons"] == block["comparisons"]
+
+
+def test_a_spoilt_sample_is_refused(tmp_path):
+    shutil.copytree(PROJECT / FOLDER, tmp_path / "sample")
+    with open(tmp_path / "sample" / "pairs.parquet", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(StoreError, match=r"pairs.parquet is missing or changed; git checkout it"):
+        load_sample(tmp_path / "sample")
+    with pytest.raises(StoreError, match=r"about.json is missing"):
+        load_sample(tmp_path / "nowhere")
+
+
+def test_the_sample_draws_every_figure_of_the_lesson(sample):
+    for student in STUDENTS:
+        style = student.partition("-")[0]
+        said = figures.sentence(figures.preference_scores(sample.signals, sample.drafts, student))
+        assert f"best after {style} drafts" in said
+        assert f"for {student} {style}" in figures.sentence(figures.style_shift(sample.written_for(student)))
+        assert {"untailored", "tailored"} <= set(sample.texts_for(student)["arm"])
+        assert sample.texts_for(student)["rationale"].str.contains("<ans>").all()
+    assert figures.sentence(figures.by_student(sample.verdict)).count("better") == 3
+
+
+def test_rounds_are_about_the_way_of_explaining_alone(sample):
+    found = rounds_of(sample)
+    assert [now.student for now in found] == [name for name in STUDENTS for _ in range(2)]
+    right = sample.drafts[sample.drafts["correct"]].set_index(["question", "rationale"])
+    for now in found:
+        assert sorted(style for style, *_ in now.examples) == ["diary", "meter", "story", "tally"]
+        for style, text, _ in now.examples:
+            assert style in set(right.loc[[(now.question, text)], "technique"])
+    assert found == rounds_of(sample), "the order of the examples must not change from one showing to the next"
+    places = [[style for style, *_ in now.examples].index("tally") for now in rounds_of(sample, 4)]
+    assert len(set(places)) > 1, "the place would give the style away"
+
+
+def test_a_guess_counts_when_it_is_best_or_nearly(sample):
+    game = GuessGame(rounds((0.5, 0.8, 0.2, 0.76), (0.9, 0.1, 0.1, 0.1)))
+    assert game.rounds[0].accepted() == "BD" and NEARLY > 0.05
+    assert game.guess("D") and game.guess("A"), "a second guess changes nothing"
+    assert game.guesses == {0: "D"} and "32 of 40 right (so close that D counts too)" in game.answer()
+    game.next()
+    assert not game.guess("C") and game.score() == "1 of 2 guesses right; by chance about 0.8"
+    game.next()
+    assert game.position == 0
+    with pytest.raises(ValueError, match="one of A, B, C, D, got 'AB'"):
+        game.guess("AB")
+
+
+def test_the_view_is_the_state_and_keeps_model_text_as_text():
+    game = GuessGame(rounds((0.5, 0.8, 0.2, 0.3), (0.9, 0.1, 0.1, 0.1)))
+    heading, question, grid, said, foot = game.view().children
+    picks, cards = grid.children[::2], grid.children[1::2]
+    assert "Round 1 of 2" in heading.value and said.value == "" and foot.children[1].value == ""
+    for shown in (question, *cards):
+        assert "<img" not in shown.value and "&lt;img" in shown.value
+    picks[1].click()
+    assert game.guesses == {0: "B"} and all(button.disabled for button in picks)
+    assert "Right." in said.value and "1 of 1 guesses right" in foot.children[1].value
+    foot.children[0].click()
+    assert game.position == 1 and "Round 2 of 2" in heading.value and not picks[0].disabled and said.value == ""
+
+
+def test_headless_the_game_is_a_table_with_the_answers(monkeypatch):
+    shown = []
+    monkeypatch.setattr(guessing, "show", lambda what, caption: shown.append(what))
+    game = GuessGame(rounds((0.5, 0.8, 0.2, 0.3)))
+    monkeypatch.setattr(game, "view", None)
+    game.show()
+    assert [row["example"] for row in shown[0]] == list(LETTERS) and shown[0][1]["right after it"] == "32 of 40"
+
+
+def test_style_shares_and_gaps_by_hand():
+    rows = [("ada", step, style) for step, styles in ((0, "aabb"), (2, "aaaa")) for style in styles]
+    shares = lesson.style_shares(pd.DataFrame(rows, columns=["student", "step", "style"]))
+    assert shares.set_index(["step", "style"])["share"].to_dict() == {
+        (0, "a"): 0.5,
+        (0, "b"): 0.5,
+        (2, "a"): 1,
+        (2, "b"): 0,
+    }
+    assert "for ada a 50 % to 100 %" in figures.sentence(figures.style_path(shares))
+    rows = [
+        (student, teacher, example, question, student == teacher or question == 0)
+        for student in STUDENTS
+        for teacher in (*STUDENTS, "unaligned")
+        for example in range(3)
+        for question in range(4)
+    ]
+    learned = pd.DataFrame(rows, columns=["student", "teacher", "example", "question", "right"])
+    gaps = lesson.own_or_foreign(learned)
+    assert all(np.allclose(gap, (75, 75, 75)) for gap in gaps.values()) and "all students" in gaps
+    assert "all students +75 (+75 to +75)" in figures.sentence(figures.own_examples(learned, gaps))
+
+
+def test_fresh_questions_can_be_solved_and_differ():
+    asked = lesson.fresh_questions(30, "asked")
+    assert len(set(asked)) == 30 and asked == lesson.fresh_questions(30, "asked")
+    assert not set(asked) & set(lesson.fresh_questions(30, "examples"))
+    assert all(lesson.solve(TASK, question) for question in asked)
+
+
+def test_three_students_keep_track_in_three_ways(settings):
+    met = lesson.meet(settings, 6)
+    for student, own in met.groupby("student"):
+        assert own["reply"].str.startswith(student.partition("-")[0].capitalize()).mean() > 0.5, student
+    assert met["right"].any()
+
+
+@pytest.mark.slow
+def test_the_lesson_takes_under_a_minute_of_machine_time_and_finds_what_was_planted(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    out = tmp_path / "out.ipynb"
+    papermill.execute_notebook(NOTEBOOK, out, {"student": "story-strong"}, cwd=PROJECT, progress_bar=False)
+    found = json.loads((runs / "start-here" / "metrics.json").read_text())[NOTEBOOK.stem]
+    assert found["status"] == "ok" and found["machine_s"] < 60
+    assert found["own_minus_foreign, diary-strong"] > 0 < found["own_minus_foreign, all students"]
+    shown = json.loads(out.read_text())
+    texts = ["".join(o["data"]["text/plain"]) for c in shown["cells"] for o in c.get("outputs", []) if "data" in o]
+    (path,) = (text for text in texts if text.startswith("From the first to the last look"))
+    assert "for story-strong story" in path and "for diary-strong diary" in path
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_in_lab_a_class_can_play_it(chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    # The live part is run above; here it is about what a class sees and clicks.
+    source = json.loads(NOTEBOOK.read_text())
+    for cell in source["cells"]:
+        cell["source"] = [line.replace("live: bool = True", "live: bool = False") for line in cell["source"]]
+    (tmp_path / "06.ipynb").write_text(json.dumps(source))
+    set_up(tmp_path)
+    with lab(tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs")) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page, errors = browser.new_page(viewport={"width": 1300, "height": 900}), []
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        open_and_run(page, address, "06.ipynb", "Written to start-here/metrics.json")
+        assert page.locator(".js-plotly-plot .main-svg").count() >= 4
+        answers = page.locator("details[open]").count()
+        for letter in "AB":
+            page.get_by_role("button", name=f"Example {letter}").focus()
+            page.keyboard.press("Enter")
+            page.get_by_text("guesses right; by chance").wait_for()
+            page.get_by_role("button", name="Next round").focus()
+            page.keyboard.press("Enter")
+        page.get_by_text("Round 3 of 6").wait_for()
+        said = page.get_by_text("of 2 guesses right").inner_text()
+        browser.close()
+    assert said.startswith(("0 of", "1 of", "2 of")) and answers == 0
+    assert not errors
+    assert os.path.exists(tmp_path / "runs" / "start-here" / "metrics.json")

@@ -1,0 +1,51 @@
+import pytest
+from conftest import PROJECT
+
+from workbench import rates, workload
+from workbench.models import load
+from workbench.recipe import load_recipe
+from workbench.workload import Rates, estimate
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("arte-demo", {"compute.batch_size": "8"})
+
+
+def test_the_models_at_hand_are_tried_out_and_left_as_they_were(recipe):
+    student = next(iter(recipe.models.students.values()))
+    before = (PROJECT / student / "model.safetensors").read_bytes()
+    found = rates.measure(recipe)
+    assert set(found) == {recipe.models.teacher, *recipe.models.students.values()}
+    for of in found.values():
+        # A prompt is read many tokens at a time, a completion written one at a time.
+        assert 0 < of.new < of.read and of.trained > 0
+        assert 1 <= of.completion <= max(recipe.drafting.max_new_tokens, recipe.evaluation.max_new_tokens)
+    assert (PROJECT / student / "model.safetensors").read_bytes() == before
+
+
+def test_trying_out_training_changes_no_weight(recipe):
+    loaded = load(next(iter(recipe.models.students.values())), device="cpu")
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    assert rates._trained(loaded, ["1 + 1 = 2", "a longer text than that"]) > 0
+    assert all((value == before[name]).all() for name, value in loaded.model.state_dict().items())
+
+
+def test_a_model_that_is_not_at_hand_is_left_out(recipe):
+    away = recipe.models.model_copy(update={"teacher": "organisation/model-7b"})
+    assert "organisation/model-7b" not in rates.measure(recipe.model_copy(update={"models": away}))
+
+
+def test_what_was_measured_is_what_the_estimate_rests_on(recipe):
+    student = next(iter(recipe.models.students.values()))
+    measured = {student: Rates(new=100.0, read=1_000.0, trained=50.0, completion=7.0)}
+    row = estimate(recipe, measured).query("work == 'one-shot probes'").iloc[0]
+    assert row["new"] == 7 * row["generations"]
+    processes = workload.Basis(recipe).processes
+    assert row["seconds"] == pytest.approx((row["new"] / 100 + row["read"] / 1_000) / processes)
+    trained = estimate(recipe, measured).query("stage == 'training'")
+    assert trained["seconds"].sum() == pytest.approx(trained["trained"].sum() / 50 / processes)
+    # A completion is never longer than the recipe lets it be.
+    long = {student: measured[student]._replace(completion=1e6)}
+    longest = recipe.evaluation.max_new_tokens
+    assert estimate(recipe, long).query("work == 'one-shot probes'").iloc[0]["new"] == longest * row["generations"]

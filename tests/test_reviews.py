@@ -1,0 +1,219 @@
+import multiprocessing
+import os
+import signal
+import sqlite3
+
+import pandas as pd
+import pytest
+
+from workbench import records
+from workbench.items import StoreError
+from workbench.pairs import flip_half
+from workbench.reviews import ReviewError, Reviews, digest, key_of, overrule, review_of, standing
+
+FORK = multiprocessing.get_context("fork")
+
+
+def pair(n: int = 1, student: str = "ada", turned: bool = False) -> dict:
+    sides = (f"b{n}", f"a{n}") if turned else (f"a{n}", f"b{n}")
+    return {
+        "pair_id": f"p{n}{student}{turned}",
+        "student": student,
+        "kind": "rationale",
+        "task": "sums",
+        "prompt": "P",
+        "chosen": f"text {sides[0]}",
+        "rejected": f"text {sides[1]}",
+        "chosen_id": sides[0],
+        "rejected_id": sides[1],
+        "score_chosen": 0.75,
+        "score_rejected": 0.25,
+        "score_gap": 0.5,
+        "p_chosen": 0.9,
+        "flipped": False,
+    }
+
+
+def pairs(n: int = 4) -> pd.DataFrame:
+    return records.build([pair(one) for one in range(n)], "pairs")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "reviews.sqlite"
+
+
+def said(path, n: int = 1, **more) -> tuple[str, str]:
+    found = standing(Reviews(path).events()).get(key_of(pair(n, **more)), {})
+    return review_of(found, pair(n)["chosen_id"]), found["note"].value if "note" in found else ""
+
+
+def test_a_review_and_a_note_are_there_at_once_for_whoever_opens_the_file(path):
+    reviews = Reviews(path, reviewer="Ann")
+    reviews.add(pair(), "review", "flip", blind=True, left="b1")
+    reviews.add(pair(), "note", "a <b>note</b>, naïve 🙂")
+    assert said(path) == ("flip", "a <b>note</b>, naïve 🙂")
+    first = Reviews(path).events()[0]
+    assert (first.reviewer, first.blind, first.left, first.pair_id) == ("Ann", True, "b1", "p1adaFalse")
+
+
+def test_looking_makes_no_file(path):
+    assert Reviews(path).events() == [] and Reviews(path).undo() is None and not path.exists()
+
+
+def test_undo_brings_back_what_was_said_before_and_leaves_what_others_said(path):
+    mine, hers = Reviews(path), Reviews(path)
+    mine.add(pair(), "review", "keep")
+    mine.add(pair(), "review", "flip")
+    assert mine.undo().value == "flip" and said(path)[0] == "keep"
+    mine.add(pair(), "review", "drop")
+    hers.add(pair(), "review", "flip")
+    assert mine.undo().value == "drop" and said(path)[0] == "flip"
+    assert hers.undo().value == "flip" and said(path)[0] == "keep"
+    assert hers.undo() is None and mine.undo().value == "keep" and mine.undo() is None
+    assert said(path) == ("", "")
+    # Nothing was removed on the way.
+    assert len(Reviews(path).events()) == 8
+
+
+def test_a_review_can_be_taken_back_by_an_empty_one(path):
+    reviews = Reviews(path)
+    reviews.add(pair(), "review", "drop")
+    reviews.add(pair(), "review", "")
+    assert said(path) == ("", "") and not standing(reviews.events())
+
+
+def test_the_same_word_sent_twice_is_one_word(path):
+    for _ in range(2):
+        Reviews(path).add(pair(), "review", "flip", event_id="from the browser")
+    assert len(Reviews(path).events()) == 1
+
+
+def test_two_people_do_not_overwrite_each_other(path):
+    one, other = Reviews(path, reviewer="Ann"), Reviews(path, reviewer="Bob")
+    one.add(pair(1), "note", "Ann's")
+    other.add(pair(1), "review", "drop")
+    one.add(pair(2), "review", "keep")
+    assert said(path, 1) == ("drop", "Ann's") and said(path, 2) == ("keep", "")
+
+
+def test_what_is_stored_cannot_be_changed(path):
+    Reviews(path).add(pair(), "review", "keep")
+    with sqlite3.connect(path) as connection:
+        for change in ("UPDATE reviews SET value = 'drop'", "DELETE FROM reviews"):
+            with pytest.raises(sqlite3.IntegrityError, match="only ever added"):
+                connection.execute(change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("review", "delete", "keep, flip, drop"), ("mark", "x", "review, note"), ("note", "x" * 10_001, "10,000")],
+)
+def test_what_is_no_review_is_refused(path, field, value, words):
+    with pytest.raises(ReviewError, match=words):
+        Reviews(path).add(pair(), field, value)
+    assert not path.exists()
+
+
+def test_a_damaged_file_is_said_in_one_sentence(path):
+    path.parent.mkdir()
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match="reviews.sqlite is damaged .*rename it"):
+        Reviews(path).events()
+
+
+def _many(path, name, n):
+    reviews = Reviews(path, reviewer=name)
+    for one in range(n):
+        reviews.add(pair(one, student=name), "review", "flip")
+
+
+def test_several_processes_write_at_once_and_nothing_is_lost(path):
+    writers = [FORK.Process(target=_many, args=(path, f"s{n}", 20)) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(standing(Reviews(path).events())) == 60
+
+
+def _until_killed(path, said):
+    reviews = Reviews(path)
+    for n in range(100_000):
+        reviews.add(pair(n), "review", "flip")
+        said.send(n)
+
+
+def test_a_killed_process_loses_nothing_that_it_said(path):
+    hears, says = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_until_killed, args=(path, says))
+    child.start()
+    heard = [hears.recv() for _ in range(30)]
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    while hears.poll():
+        heard.append(hears.recv())
+    held = standing(Reviews(path).events())
+    assert child.exitcode == -signal.SIGKILL
+    assert all(key_of(pair(n)) in held for n in heard) and len(held) <= len(heard) + 1
+
+
+def test_people_overrule_the_signal(path):
+    reviews = Reviews(path)
+    for n, review in ((0, "keep"), (1, "flip"), (2, "drop")):
+        reviews.add(pair(n), "review", review)
+    reviews.add(pair(1), "note", "the other one is right")
+    reviews.add(pair(9), "review", "drop")
+    changed, used, counts = overrule(pairs(), standing(reviews.events()))
+    assert changed["pair_id"].tolist() == ["p0adaFalse", "p1adaFalse", "p3adaFalse"]
+    turned = changed.iloc[1]
+    assert (turned["chosen"], turned["chosen_id"], turned["rejected_id"]) == ("text b1", "b1", "a1")
+    assert turned["score_gap"] == -0.5 and turned["p_chosen"] == pytest.approx(0.1) and not turned["flipped"]
+    assert used["review"].tolist() == ["keep", "flip", "drop"] and used["note"].tolist()[1] == "the other one is right"
+    assert counts == {
+        "pairs kept by review": 1,
+        "pairs flipped by review": 1,
+        "pairs dropped by review": 1,
+    }
+    records.check(changed, "pairs")
+
+
+def test_without_reviews_nothing_changes():
+    changed, used, counts = overrule(pairs(), {})
+    pd.testing.assert_frame_equal(changed, pairs())
+    assert used.empty and counts == {} and digest(used) == ""
+
+
+def test_a_review_is_of_the_two_drafts_whichever_way_they_are_turned(path):
+    reviews = Reviews(path)
+    reviews.add(pair(1), "review", "keep")
+    reviews.add(pair(2), "review", "flip")
+    reviews.add(pair(3), "review", "drop")
+    other = records.build([pair(n, turned=True) for n in (1, 2, 3)], "pairs")
+    changed, used, _ = overrule(other, standing(reviews.events()))
+    assert used["review"].tolist() == ["flip", "keep", "drop"]
+    assert changed["chosen_id"].tolist() == ["a1", "b2"]
+
+
+def test_the_digest_knows_what_changes_pairs_and_nothing_else(path):
+    reviews, all_pairs = Reviews(path), pairs()
+    now = lambda: digest(overrule(all_pairs, standing(Reviews(path).events())).reviews)  # noqa: E731
+    reviews.add(pair(1), "review", "keep")
+    reviews.add(pair(1), "note", "fine")
+    assert now() == ""
+    reviews.add(pair(2), "review", "flip")
+    flipped = now()
+    assert flipped
+    Reviews(path, reviewer="Bob").add(pair(2), "note", "why")
+    Reviews(path, reviewer="Bob").add(pair(2), "review", "flip")
+    assert now() == flipped
+    reviews.add(pair(3), "review", "drop")
+    assert now() not in ("", flipped)
+
+
+def test_the_control_flips_half_of_what_people_left(path):
+    reviews = Reviews(path)
+    reviews.add(pair(0), "review", "drop")
+    changed = overrule(pairs(5), standing(reviews.events())).pairs
+    assert flip_half(changed, 0)["flipped"].sum() == 2

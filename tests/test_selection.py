@@ -1,0 +1,65 @@
+"""Questions chosen by item response against random ones: on made probes, and asked for real."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_classroom
+from small_classroom import compute, recipe_of
+from test_reproduction import stored
+
+from workbench.recipe import Recipe
+from workbench.reproduction import AT_RANDOM, BY_IRT, ReproductionError
+from workbench.selection import compare_selection, in_words, probe_validation
+from workbench.store import open_run
+
+
+@pytest.fixture
+def of_100(recipe_values) -> Recipe:
+    """A recipe that chooses 40 of 100 validation questions."""
+    return Recipe.model_validate(recipe_values | {"preference_set": {"n_validation": 100, "n_items": 40}})
+
+
+def test_questions_that_tell_drafts_apart_are_worth_choosing(of_100):
+    """40 of the 100 questions tell drafts apart, and the fit knows which; then that it has them the wrong way round."""
+    sharp = np.r_[np.full(40, 1.6), np.zeros(60)]
+    probes, drafts, items = stored(0.15, 60, 100, sharp=sharp)
+    table = compare_selection(of_100, probes, drafts, items, 10).query("kind == 'rationale'").set_index("questions")
+    assert set(table.index) == {AT_RANDOM, BY_IRT}
+    assert table.loc[BY_IRT, "agreement"] > table.loc[AT_RANDOM, "agreement"] and table.loc[BY_IRT, "gain_low"] > 0
+    wrong = items.assign(discrimination=1.6 - items["discrimination"])
+    table = compare_selection(of_100, probes, drafts, wrong, 10).query("kind == 'rationale'").set_index("questions")
+    assert table.loc[BY_IRT, "gain_high"] < 0
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classroom")
+    small_classroom.build(folder)
+    return folder
+
+
+def probed(recipe: Recipe):
+    run = open_run("loop", recipe)
+    for stage in ("drafting", "probing"):
+        compute(stage, run)
+    return run
+
+
+def test_drafts_are_asked_every_validation_question(classroom, runs):
+    run = probed(recipe_of(classroom))
+    probes, drafts, items = probe_validation(run, 3)
+    assert drafts.groupby("task")["question_id"].nunique().eq(3).all()
+    assert len(probes) == len(drafts) * 10 and len(items) == 20
+    old = run.stage("probing").read("probes")
+    both = probes.merge(old, on=["student", "draft_id", "item_id"])
+    assert len(both) == len(drafts) * 8 and (both["answer_x"] == both["answer_y"]).all()
+    pd.testing.assert_frame_equal(probe_validation(run, 3)[0], probes)
+    said = " ".join(in_words(run, 3, 2).split())
+    assert "asked all 10 validation questions" in said and "by the 80% that tell" in said and AT_RANDOM in said
+
+
+def test_a_random_preference_set_has_nothing_to_compare(classroom, runs):
+    values = recipe_of(classroom).model_dump()
+    values["preference_set"]["selection"] = "random"
+    with pytest.raises(ReproductionError, match="drawn at random"):
+        probe_validation(probed(Recipe.model_validate(values)), 2)

@@ -1,0 +1,165 @@
+"""Signs of life: what a stage is doing now, in a small file for each of its processes, for whoever watches the run.
+
+Nothing depends on them. Each is written at most once a second, whole or not at all; that one cannot be written is
+never an error. They lie in the stage's folder and go when the stage is finished.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FOLDER = "alive"
+EVERY_S = 1.0
+N_TEXTS, N_CHARACTERS, N_POINTS = 3, 600, 400
+METRICS = ("loss", "rewards/margins", "rewards/accuracies")
+
+
+class _Pulse:
+    """What one process did for the stage so far."""
+
+    def __init__(self, folder: Path, main: bool):
+        self.folder, self.last_s = folder, -math.inf
+        self.values = {
+            "main": main,
+            "pid": os.getpid(),
+            # A process id is given again some day; with its birth it is one process for ever.
+            "born": psutil.Process().create_time(),
+            "host": socket.gethostname(),
+            "began": time.time(),
+            "what": "",
+            "jobs": [0, 0],
+            "steps": [0, 0],
+            "items": 0,
+            "fresh": 0,
+            "tokens": 0,
+            "texts": [],
+            "curve": {},
+            "stopped": "",
+        }
+
+    def beat(self, at_once: bool = False) -> None:
+        if not at_once and time.monotonic() - self.last_s < EVERY_S:
+            return
+        self.last_s = time.monotonic()
+        path = self.folder / f"{os.getpid()}.json"
+        with contextlib.suppress(OSError):
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({**self.values, "at": time.time()}), encoding="utf-8")
+            os.replace(temporary, path)
+
+
+_pulse: _Pulse | None = None
+
+
+def begin(stage: Path) -> None:
+    """Say that this process begins to compute the stage whose folder is given; earlier signs of it go."""
+    global _pulse
+    folder = stage / FOLDER
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    _pulse = _Pulse(folder, main=True)
+    _pulse.beat()
+
+
+def end() -> None:
+    """Say that the stage is finished: its signs go."""
+    global _pulse
+    if _pulse is not None:
+        shutil.rmtree(_pulse.folder, ignore_errors=True)
+        _pulse = None
+
+
+def stop(reason: str) -> None:
+    """Say that the stage was stopped before its end, and why."""
+    global _pulse
+    if _pulse is not None:
+        _pulse.values["stopped"] = reason[:N_CHARACTERS]
+        _pulse.beat(at_once=True)
+        _pulse = None
+
+
+def folder() -> Path | None:
+    """Return where the signs of the present stage lie, to be passed on to its other processes."""
+    return _pulse.folder if _pulse else None
+
+
+def call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
+    """Return fn(job), computed in this process for the stage whose signs lie there."""
+    global _pulse
+    if signs is None:
+        _pulse = None
+    elif _pulse is None or _pulse.folder != signs:
+        _pulse = _Pulse(signs, main=False)
+    if _pulse is not None:
+        told = job[0] if isinstance(job, tuple) else job
+        _pulse.values |= {"what": repr(told)[:N_CHARACTERS], "steps": [0, 0], "curve": {}}
+        _pulse.beat()
+    return fn(job)
+
+
+def jobs(what: str, done: int, total: int) -> None:
+    """Say how many of the present jobs are done."""
+    if _pulse is not None:
+        _pulse.values |= {"what": what, "jobs": [done, total]}
+        _pulse.beat()
+
+
+def found(n: int) -> None:
+    """Say that so many items were there already."""
+    if _pulse is not None:
+        _pulse.values["items"] += n
+        _pulse.beat()
+
+
+def made(payloads: Iterable[Mapping]) -> None:
+    """Say that these items were computed; their tokens are counted, the last of their texts kept."""
+    if _pulse is None:
+        return
+    payloads, values = list(payloads), _pulse.values
+    values["items"] += len(payloads)
+    values["fresh"] += len(payloads)
+    values["tokens"] += sum(int(payload.get("n_tokens", 0)) for payload in payloads)
+    texts = [payload["text"][:N_CHARACTERS] for payload in payloads[-N_TEXTS:] if payload.get("text")]
+    values["texts"] = [*values["texts"], *texts][-N_TEXTS:]
+    _pulse.beat()
+
+
+def steps(model: str, step: int, total: int, logs: Mapping | None = None) -> None:
+    """Say how far the training of a model is, and what it logged there."""
+    if _pulse is None:
+        return
+    _pulse.values["steps"] = [step, total]
+    points = [[step, name, logs[name]] for name in METRICS if logs and isinstance(logs.get(name), int | float)]
+    points = [point for point in points if math.isfinite(point[2])]
+    _pulse.values["curve"] = {model: [*_pulse.values["curve"].get(model, []), *points][-N_POINTS:]}
+    _pulse.beat()
+
+
+def read(stage: Path) -> list[dict]:
+    """Return the signs of all processes of a stage, the main one first; one that cannot be read is left out."""
+    signs = []
+    for path in sorted((stage / FOLDER).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            signs.append(json.loads(path.read_text(encoding="utf-8")))
+    return sorted(signs, key=lambda sign: not sign["main"])
+
+
+def is_there(sign: Mapping) -> bool | None:
+    """Say whether the process that gave the sign is still there; None when it is of another machine."""
+    if sign["host"] != socket.gethostname():
+        return None
+    try:
+        process = psutil.Process(sign["pid"])
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - sign["born"]) < 1
+    except psutil.Error:
+        return False

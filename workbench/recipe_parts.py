@@ -1,0 +1,115 @@
+"""What sections of a recipe are made of, and the sections for tasks and adapters."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Shots = Annotated[list[CountOrZero], Field(min_length=1)]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+AnswerType = Literal["tagged", "exact", "option", "number", "boolean", "regex"]
+
+
+def require_distinct(key: str, values: list) -> None:
+    """Refuse values that repeat."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key} must all differ, got {values}; remove the repeats")
+
+
+class Section(BaseModel):
+    """Part of a recipe: nothing converted silently, nothing unknown, nothing changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Lora(Section):
+    """Low-rank adapters instead of all weights; rank 0 trains all weights.
+
+    targets names the linear layers to adapt, as q_proj; none named means all of them but the output layer. merge puts
+    the finished adapter into the weights, so that what is saved is an ordinary model; otherwise the adapter alone is
+    saved and needs the model it was trained on.
+    """
+
+    rank: CountOrZero = 0
+    alpha: Positive = 32.0
+    dropout: Ratio = 0.0
+    targets: list[Text] = []
+    merge: bool = True
+
+    @model_validator(mode="after")
+    def _has_rank(self):
+        require_distinct("targets", self.targets)
+        if not self.rank and (given := sorted(self.model_fields_set - {"rank"})):
+            raise ValueError(f"{given[0]} is set, but rank 0 trains all weights; set rank, for example to 16")
+        return self
+
+
+# Left out where all weights are trained, so that keys and fingerprints of such trainings stay what they were.
+OptionalLora = Annotated[Lora, Field(exclude_if=lambda lora: not lora.rank)]
+
+
+class TaskSource(Section):
+    """Where one task's items come from and how its answers are read; without a path, they are its task file's.
+
+    path is a file (CSV, TSV, JSON, JSONL, Parquet; from the project root), a folder or a hub id that `datasets` loads;
+    config and split are those of `datasets`. test is another file, or another split, to take the test items from; ""
+    takes them from the same rows. question and answer name columns; gold_pattern finds the answer in its column (its
+    group, the last match), reply_pattern, for the answer type regex, in what a model wrote. Questions that stand there
+    twice are refused or dropped.
+    """
+
+    path: str = ""
+    config: str = ""
+    split: Text = "train"
+    test: str = ""
+    question: Text = "question"
+    answer: Text = "answer"
+    answer_type: AnswerType
+    gold_pattern: str = ""
+    reply_pattern: str = ""
+    duplicates: Literal["refuse", "drop"] = "refuse"
+    description: str = ""
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _patterns_fit(self):
+        if (self.answer_type == "regex") != bool(self.reply_pattern):
+            raise ValueError(
+                f"reply_pattern is for the answer_type regex and needed there, got {self.reply_pattern!r} for "
+                f"{self.answer_type}; add it or take it out"
+            )
+        for key in ("gold_pattern", "reply_pattern"):
+            try:
+                re.compile(getattr(self, key))
+            except re.error as error:
+                raise ValueError(f"{key} is no regular expression ({error}); correct {getattr(self, key)!r}") from None
+        if not self.path and (given := self.model_fields_set - {"path", "answer_type", "reply_pattern"}):
+            raise ValueError(
+                f"{sorted(given)[0]} is set without a path, but a task file says this itself; add the path"
+            )
+        return self
+
+
+class Tasks(Section):
+    """Which tasks, the folder that holds their files, and of those that come from elsewhere (or whose answers are read
+    in another way than as tagged text) where and how, by name."""
+
+    folder: Text = "data/pocket/tasks"
+    names: Annotated[list[Name], Field(min_length=1)]
+    # Left out where empty, so that fingerprints of recipes without it stay what they were.
+    sources: Annotated[dict[Name, TaskSource], Field(exclude_if=lambda sources: not sources)] = {}
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        require_distinct("names", self.names)
+        for name in self.sources:
+            if name not in self.names:
+                raise ValueError(f"sources names {name!r}, which is not among names {self.names}; add it there")
+        return self
