@@ -132,9 +132,9 @@ def _align_teachers(
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair for the arm {arm} (every group tied or of one sign, or "
-                    "dropped by the rule or by reviews); lower pairs.min_gap and pairs.min_probability, draft more questions or probe "
-                    "on a larger preference set."
+                    f"Student {student} left no preference pair for the arm {arm} (every group tied or of one sign, "
+                    "or dropped by the rule or by reviews); lower pairs.min_gap and pairs.min_probability, draft more "
+                    "questions or probe on a larger preference set."
                 )
             if arm == "random_pairs" and not own["flipped"].any():
                 raise ValueError(

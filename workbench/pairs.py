@@ -51,9 +51,11 @@ def build_pairs(
             asked = questions[(questions["task"] == name) & questions["kept"]]
             asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")
             if recipe.method == "montessori":
-                unsigned = bool((own["signal"] == TRAINING_LOSS).any())
-                scored = [frame.dropna(subset="score").assign(unsigned=unsigned) for frame in (asked, of_task)]
-                rows += _sibling_pairs(recipe, student, as_written(recipe, {name: task})[name], *scored, counts)
+                scored = {"question": asked, "rationale": of_task.dropna(subset="score")}
+                has_sign = not (own["signal"] == TRAINING_LOSS).any()
+                rows += _sibling_pairs(
+                    recipe, student, as_written(recipe, {name: task})[name], scored, has_sign, counts
+                )
                 continue
             rows += _rationale_pairs(recipe, student, task, of_task, counts)
             rows += _question_pairs(recipe, student, task, asked, counts)
@@ -119,41 +121,41 @@ def _question_pairs(recipe: Recipe, student: str, task: Task, questions: pd.Data
 
 
 def _sibling_pairs(
-    recipe: Recipe, student: str, task: Task, questions: pd.DataFrame, drafts: pd.DataFrame, counts: dict
+    recipe: Recipe, student: str, task: Task, scored: dict[str, pd.DataFrame], has_sign: bool, counts: dict
 ) -> list[dict]:
     """Pair siblings that help with siblings that harm: instructions of one prompt, and responses to one instruction.
 
     Both are in the words, and to the prompt, that the teacher wrote them in and to. By training loss, which has no
     sign, the siblings above their mean are paired with those below it.
     """
-    sets = {
-        "question": (questions, "prompt_id", "question_id", "reply", "prompt"),
-        "rationale": (drafts, "question_id", "draft_id", "rationale", "question"),
+    names = {
+        "question": ("prompt_id", "question_id", "reply", "prompt"),
+        "rationale": ("question_id", "draft_id", "rationale", "question"),
     }
     rows = []
-    for kind, (scored, group, one, text, asked) in sets.items():
-        for _, siblings in scored.groupby(group, sort=False):
+    for kind, (group, one, text, asked) in names.items():
+        for _, siblings in scored[kind].groupby(group, sort=False):
             if len(siblings) < 2:
                 continue
             counts[f"{kind} groups of siblings"] += 1
             prompt = siblings[asked].iloc[0]
             prompt = prompts.naive_prompt(task.description, prompt) if kind == "rationale" else prompt
-            made = _crossed(siblings, recipe.pairs.min_gap, one, text, counts)
+            line = 0.0 if has_sign else siblings["score"].mean()
+            made = _crossed(siblings, line, recipe.pairs.min_gap, (text, one), counts)
             counts[f"{kind} groups of one sign"] += not made
             rows += [_pair(student, kind, task.name, prompt, *pair) for pair in made]
     return rows
 
 
-def _crossed(siblings: pd.DataFrame, min_gap: float, one: str, text: str, counts: dict) -> list[tuple]:
-    """Return (texts, ids, scores) of every helpful sibling with every harmful one that it beats by min_gap or more."""
-    line = siblings["score"].mean() if siblings["unsigned"].iloc[0] else 0.0
+def _crossed(siblings: pd.DataFrame, line: float, min_gap: float, names: tuple[str, str], counts: dict) -> list[tuple]:
+    """Return (texts, ids, scores) of every sibling above the line with every one below that it beats by min_gap."""
     above, below = siblings[siblings["score"] > line], siblings[siblings["score"] < line]
     pairs = []
     for best, worst in product(above.to_dict("records"), below.to_dict("records")):
-        if best[text] == worst[text]:
+        if best[names[0]] == worst[names[0]]:
             counts["pairs of equal texts"] += 1
         elif best["score"] - worst["score"] >= min_gap:
-            pairs.append(tuple((best[name], worst[name]) for name in (text, one, "score")))
+            pairs.append(tuple((best[name], worst[name]) for name in (*names, "score")))
     return pairs
 
 
