@@ -125,7 +125,7 @@ def test_irt_takes_the_questions_that_tell_responders_apart(at_random, monkeypat
     sheet = rng.integers(0, 2, (16, 12)).astype(float)
     telling = [1, 4, 5, 8, 11]
     sheet[:, telling] = able[:, None]
-    monkeypatch.setattr(icl, "_answer_sheets", lambda *given: {"sums": sheet})
+    monkeypatch.setattr(preference_set, "_answer_sheets", lambda *given: {"sums": sheet})
     chosen = choose_preference_set(recipe, {"sums": task("sums", 20)}, pd.DataFrame())
     assert np.flatnonzero(chosen["chosen"]).tolist() == telling
     assert chosen["discrimination"].notna().all() and chosen["difficulty"].notna().all()

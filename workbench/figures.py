@@ -16,6 +16,7 @@ from workbench.figures_base import (
     use_renderer,
 )
 from workbench.figures_decision import decision_shares, sign_flips
+from workbench.figures_influence import influences, sibling_gaps
 from workbench.figures_lesson import own_examples, style_path
 from workbench.figures_probing import (
     decidedness,
@@ -40,6 +41,7 @@ __all__ = [
     "drafts_by_technique",
     "enlarge",
     "escape",
+    "influences",
     "notes_html",
     "own_examples",
     "pair_decidedness",
@@ -53,6 +55,7 @@ __all__ = [
     "score_and_gain",
     "sentence",
     "show",
+    "sibling_gaps",
     "sign_flips",
     "style_path",
     "style_shift",

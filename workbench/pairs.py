@@ -35,12 +35,14 @@ def build_pairs(
     pairs.min_probability above 0, pairs below it are dropped (ours; at 0 the paper's rule keeps them all).
     """
     rows: list[dict] = []
-    counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
-    counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
-    counts |= {f"{kind} pairs below min_probability": 0 for kind in records.ITEM_KINDS}
+    kinds = records.ITEM_KINDS
     if recipe.method == "montessori":
-        counts |= {f"{kind} groups of siblings": 0 for kind in records.ITEM_KINDS}
-        counts |= {f"{kind} groups of one sign": 0 for kind in records.ITEM_KINDS}
+        counts = {f"{kind} groups {what}": 0 for kind in kinds for what in ("of siblings", "of one sign")}
+        counts |= {"pairs of equal texts": 0}
+    else:
+        counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
+        counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
+    counts |= {f"{kind} pairs below min_probability": 0 for kind in kinds}
     probed = outcomes(probes, drafts)
     for student in recipe.models.students:
         own = signals[signals["student"] == student]

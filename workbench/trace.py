@@ -165,14 +165,20 @@ def _probes(work: Run, draft_id: str, student: str, depth: int) -> list[str]:
     signals, probes = probing.read("signals"), probing.read("probes")
     lines = []
     for signal in signals[signals["draft_id"] == draft_id].to_dict("records"):
-        if student in ("", signal["student"]):
+        who = f"student {signal['student']} ({signal['student_fp'][:8]})"
+        if student not in ("", signal["student"]):
+            continue
+        if signal["signal"] == "influence":
+            said = f"influence {signal['value']:+.4f} ± {signal['stderr']:.4f} nats per reference token"
+            lines.append(_line(depth, f"{who}: {said}"))
+        else:
             own = probes[(probes["draft_id"] == draft_id) & (probes["student"] == signal["student"])]
             unread = int((~own["parsed"]).sum())
             lines.append(
                 _line(
                     depth,
-                    f"student {signal['student']} ({signal['student_fp'][:8]}): {int(own['correct'].sum())} of "
-                    f"{signal['n']} preference questions right, score {signal['value']:.3f} ± {signal['stderr']:.3f}"
+                    f"{who}: {int(own['correct'].sum())} of {signal['n']} preference questions right, score "
+                    f"{signal['value']:.3f} ± {signal['stderr']:.3f}"
                     + (f", {unread} answers not readable" if unread else ""),
                 )
             )
