@@ -111,6 +111,21 @@ def decided_figure(work: Run, pairs: pd.DataFrame, models: str) -> go.Figure:
     return figures.pair_decidedness(pairs, models)
 
 
+def helpful(work: Run) -> list[dict]:
+    """Return, for each student and arm, the share of its examples that help; intervals over questions."""
+    from workbench.signals.montessori import measure_examples
+
+    return [
+        {
+            "student": student,
+            "arm": arm,
+            "helpful": share_of(own["value"] > 0, own["question_id"]),
+            "mean influence": f"{MILLI * own['value'].mean():+.1f} thousandths of a nat",
+        }
+        for (student, arm), own in measure_examples(work).groupby(["student", "arm"])
+    ]
+
+
 def behind_in_words(work: Run, student: str) -> str:
     """Return how much of what the student was asked stands behind its pairs."""
     pairs = work.stage("alignment").read("pairs").query("student == @student")

@@ -19,7 +19,7 @@ from workbench.pairs import TRAINING_LOSS
 from workbench.preference_set import choose_preference_set, responders_of
 from workbench.recipe import BY_TRAINING_LOSS, Recipe
 from workbench.reference import build_reference, guard_of_tests
-from workbench.seeding import stream_seed
+from workbench.seeding import stream, stream_seed
 from workbench.signals.influence import InfluenceSettings, measure
 from workbench.starting import engine_mark, model_mark, sharing
 from workbench.store import Run
@@ -93,8 +93,7 @@ def measure_drafts(
     rows = texts_to_learn(as_written(recipe, tasks), drafts)
     warming, probing = (rows[rows["question_id"].isin(warm) == inside] for inside in (True, False))
     how = WarmUp(settings.n_steps, settings.batch_size, settings.learning_rate)
-    names = ("way", "batch_means", "n_calibrate", "doubt")
-    measured = InfluenceSettings(**{name: getattr(settings, name) for name in names})
+    measured = _settings(recipe)
     influences, losses = [], []
     for student, ref in recipe.models.students.items():
         seed, path = stream_seed(recipe.seeds[0], "warm-up", student), folder / "warmed" / student
@@ -110,6 +109,37 @@ def measure_drafts(
     if settings.sign == "raw":
         signals = signals.assign(value=frames["influences"]["raw"])
     return frames | {"signals": signals}
+
+
+def measure_examples(run: Run, n: int = 48) -> pd.DataFrame:
+    """Return the influence of what each arm's teacher wrote, on the student as it was warmed up for its drafts.
+
+    Args:
+        run: With finished alignment.
+        n: Examples of each student, arm and task, drawn from all seeds.
+
+    Returns:
+        Columns student, arm, task, question_id, value and raw, in nats per reference token.
+    """
+    recipe, alignment = run.recipe, run.stage("training").require("alignment")
+    tasks, probing = load_tasks(recipe), alignment.require("probing")
+    examples, reference = alignment.read("examples").query("kept"), probing.read("reference")
+    measured, guard, found = _settings(recipe), guard_of_tests(recipe, tasks), []
+    for student, ref in recipe.models.students.items():
+        own = examples[examples["student"].isin([student, ""])]
+        drawn = own.iloc[stream(recipe.seeds[0], "examples measured", student).permutation(len(own))]
+        drawn = drawn.groupby(["arm", "task"]).head(n).rename(columns={"example_id": "draft_id"})
+        given = (texts_to_learn(as_written(recipe, tasks), drawn), reference[reference["student"] == student])
+        more = (guard, measured, student, recipe.compute.device, recipe.compute.workers)
+        values = measure(ref, probing.path / "warmed" / student, *given, *more)
+        known = drawn[["draft_id", "arm", "task", "question_id"]].merge(values, on="draft_id")
+        found.append(known[["student", "arm", "task", "question_id", "value", "raw"]])
+    return pd.concat(found, ignore_index=True)
+
+
+def _settings(recipe: Recipe) -> InfluenceSettings:
+    names = ("way", "batch_means", "n_calibrate", "doubt")
+    return InfluenceSettings(**{name: getattr(recipe.influence, name) for name in names})
 
 
 def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:
