@@ -53,7 +53,7 @@ def small(folder: Path, **more) -> Recipe:
             "max_characters": 800,
         },
         "preference_set": {"selection": "random"},
-        "influence": {"n_warm_up": 4, "n_steps": 3, "batch_size": 4, "learning_rate": 1.0e-3, "n_tries": 8},
+        "influence": {"n_warm_up": 4, "n_steps": 30, "batch_size": 4, "learning_rate": 1.0e-3, "n_tries": 8},
         "evaluation": {"arms": ARMS, "shots": [0]},
     }
     for name, section in {**changes, **{name: changes.get(name, {}) | part for name, part in more.items()}}.items():
@@ -202,9 +202,7 @@ def test_the_arms_differ_in_what_the_teacher_is_aligned_to(run):
     for pair in responses.itertuples():
         assert pair.prompt == prompts.naive_prompt(tasks[pair.task].description, drafts.loc[pair.chosen_id, "question"])
         assert drafts.loc[pair.chosen_id, "question_id"] == drafts.loc[pair.rejected_id, "question_id"]
-    losses = read(run, "probing", "losses")
-    questions, drafted, _, probes = scored(run)
-    by_loss, _ = build_pairs(run.recipe, tasks, questions, drafted, losses, probes)
+    by_loss = read(run, "alignment", "pairs_by_loss")
     assert (by_loss["score_chosen"] > by_loss["score_rejected"]).all() and (by_loss["score_rejected"] > 0).all()
     assert set(by_loss["pair_id"]) != set(pairs["pair_id"])
     teachers = {arm: teacher_folder(run.stage("alignment").path, "pupil", arm) for arm in ARMS[2:]}
@@ -255,7 +253,8 @@ def test_killed_while_scoring_no_draft_is_scored_twice(run, classroom, tmp_path,
     again = open_run("loop")
     compute("probing", again)
     assert n_known + len(stepped) == count_steps(tmp_path)
-    pd.testing.assert_frame_equal(read(again, "probing", "influences"), whole)
+    # Threads differ between the processes that warmed up, and with them the last digits.
+    pd.testing.assert_frame_equal(read(again, "probing", "influences"), whole, rtol=1e-4, atol=1e-6)
 
 
 def test_a_second_iteration_begins_with_the_teacher_of_the_first(run, classroom):
@@ -364,7 +363,7 @@ def draw_texts(n: int, n_words: int, length: int) -> list[str]:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9])
 def test_near_duplicates_are_those_that_comparing_all_finds(threshold):
-    texts, known, seen = draw_texts(150, 60, 9), NearDuplicates(threshold), []
+    texts, known, seen = draw_texts(120, 60, 21), NearDuplicates(threshold), []
     found = []
     for text in texts:
         alike = [Indel.normalized_similarity(words(text), words(other)) for other in seen]

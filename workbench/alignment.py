@@ -92,6 +92,7 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
     if BY_TRAINING_LOSS in by_arm:
         by_loss, _ = build_pairs(recipe, tasks, *_frames(drafting, probing, "losses"))
         by_arm[BY_TRAINING_LOSS] = pairs_of_arm(recipe, by_loss, BY_TRAINING_LOSS)
+        stage.write("pairs_by_loss", by_loss)
     aligned = _align_teachers(recipe, stage, by_arm, teacher)
     writers = as_written(recipe, tasks)
     rows = _write_examples(recipe, writers, aligned) + draft_examples(recipe, writers, drafts, signals)

@@ -48,6 +48,17 @@ _SIGNAL = {
     "n": _count(),
     "tokens": _count(),
 }
+_PAIR = {
+    **_texts("pair_id student"),
+    "kind": _text(*ITEM_KINDS),
+    **_texts("task prompt chosen rejected chosen_id rejected_id"),
+    "score_chosen": pa.Column("float64"),
+    "score_rejected": pa.Column("float64"),
+    "score_gap": pa.Column("float64"),
+    # A signal without probes leaves it open.
+    "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
+    "flipped": pa.Column(bool),
+}
 _SIGNAL_ID = ["draft_id", "item_kind", "signal", "student"]
 
 SCHEMAS: dict[str, pa.DataFrameSchema] = {
@@ -104,19 +115,8 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         },
         unique=_SIGNAL_ID,
     ),
-    "pairs": _schema(
-        {
-            **_texts("pair_id student"),
-            "kind": _text(*ITEM_KINDS),
-            **_texts("task prompt chosen rejected chosen_id rejected_id"),
-            "score_chosen": pa.Column("float64"),
-            "score_rejected": pa.Column("float64"),
-            "score_gap": pa.Column("float64"),
-            # A signal without probes leaves it open.
-            "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
-            "flipped": pa.Column(bool),
-        },
-    ),
+    "pairs": _schema(_PAIR),
+    "pairs_by_loss": _schema(_PAIR),
     "reviews": _schema(
         {
             **_texts("pair_id student"),
