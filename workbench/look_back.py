@@ -114,6 +114,23 @@ def _add_trainers(commands, plain: dict) -> None:
     )
 
 
+def probed(name: str):
+    """Return a run whose student was asked by one-shot probes.
+
+    Raises:
+        StoreError: If it was asked otherwise.
+    """
+    from workbench.store import StoreError, open_run
+
+    run = open_run(name)
+    if run.recipe.method != "arte":
+        raise StoreError(
+            f"Run {name} is of method {run.recipe.method} and has no one-shot probes, which this command looks at; "
+            "name a run of method arte."
+        )
+    return run
+
+
 def validity(given: argparse.Namespace) -> str:
     """Return what training on groups of drafts says of the probe."""
     from workbench.store import open_run
@@ -136,9 +153,8 @@ def signals(given: argparse.Namespace) -> str:
 def goodhart(given: argparse.Namespace) -> str:
     """Return probe score and held-out gain by round of alignment."""
     from workbench.goodhart import follow, in_words
-    from workbench.store import open_run
 
-    run = open_run(given.name)
+    run = probed(given.name)
     return in_words(follow(run, given.rounds, given.seeds or len(run.recipe.seeds), given.probed, given.student))
 
 
@@ -159,9 +175,8 @@ def calibrate(given: argparse.Namespace) -> str:
 def halves(given: argparse.Namespace) -> str:
     """Return how often other preference questions confirm the pairs of a run."""
     from workbench import reproduction, selection
-    from workbench.store import open_run
 
-    run = open_run(given.name)
+    run = probed(given.name)
     if given.ask:
         return selection.in_words(run, given.ask, given.splits)
     probing = run.stage("probing")
