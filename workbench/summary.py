@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbench import validity
 from workbench.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
-from workbench.asked import drafts_of
+from workbench.asked import by_influence, drafts_of
 from workbench.evaluation import verdict_of
 from workbench.figures_base import save_png
 from workbench.figures_influence import influences
