@@ -76,30 +76,34 @@ def rank_agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for student, own in table.groupby("student", sort=False):
         rng, row = stream(seed, "two signals", student), {"student": student}
-        parts = [part for _, part in own.groupby("question_id", sort=False)]
+        values = own[list(SIGNALS)].to_numpy()
+        tasks = own["task"].factorize()[0]
+        parts = list(own.reset_index(drop=True).groupby("question_id", sort=False).indices.values())
+        inside = np.array([_correlation(values[part]) for part in parts])
         drawn = [rng.integers(len(parts), size=len(parts)) for _ in range(N_RESAMPLES)]
-        inside = np.array([_correlation(part) for part in parts])
-        samples = {"across": [_across(_joined(parts, at)) for at in drawn], "within": [inside[at] for at in drawn]}
-        for name, value in (("across", _across(own)), ("within", _mean(inside))):
-            draws = [_mean(np.atleast_1d(one)) for one in samples[name]]
+        drawn_rows = (np.concatenate([parts[one] for one in at]) for at in drawn)
+        samples = {
+            "across": (_across(values, tasks, np.arange(len(own))), [_across(values, tasks, at) for at in drawn_rows]),
+            "within": (_mean(inside), [_mean(inside[at]) for at in drawn]),
+        }
+        for name, (value, draws) in samples.items():
             low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
         rows.append(row | {"n": len(own)})
     return pd.DataFrame(rows)
 
 
-def _joined(parts: list[pd.DataFrame], at: np.ndarray) -> pd.DataFrame:
-    return pd.concat([parts[one] for one in at])
+def _across(values: np.ndarray, tasks: np.ndarray, at: np.ndarray) -> float:
+    """Return the mean over tasks of the correlation of some rows, shape (rows, signals)."""
+    return _mean(np.array([_correlation(values[at[tasks[at] == task]]) for task in np.unique(tasks)]))
 
 
-def _across(table: pd.DataFrame) -> float:
-    return _mean(np.array([_correlation(own) for _, own in table.groupby("task", sort=False)]))
-
-
-def _correlation(own: pd.DataFrame) -> float:
-    """Return Spearman's correlation; nan where one side is all alike and so says nothing."""
-    x, y = (stats.rankdata(own[name]) for name in SIGNALS)
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else np.nan
+def _correlation(values: np.ndarray) -> float:
+    """Return Spearman's correlation of two columns; nan where one is all alike and so says nothing."""
+    if len(values) < 2 or not np.ptp(values, axis=0).all():
+        return np.nan
+    x, y = stats.rankdata(values, axis=0).T
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _mean(values: np.ndarray) -> float:
