@@ -16,9 +16,8 @@ from workbench.recipe_faults import fault_of, kind_of, one_line
 from workbench.recipe_parts import (
     Count,
     CountOrZero,
-    Lora,
+    IfSet,
     Name,
-    OptionalLora,
     Positive,
     PositiveOrZero,
     Ratio,
@@ -27,6 +26,7 @@ from workbench.recipe_parts import (
     Shots,
     Tasks,
     Text,
+    Tuning,
     require_distinct,
 )
 
@@ -117,7 +117,7 @@ class Pairs(Section):
     min_probability: Ratio = 0.0
 
 
-class Alignment(Section):
+class Alignment(Tuning):
     """DPO of the teacher, on the pairs of these tasks (none named: all); save_steps 0 keeps no checkpoints."""
 
     beta: Positive
@@ -129,7 +129,6 @@ class Alignment(Section):
     scheduler: Scheduler = "cosine"
     save_steps: CountOrZero = 0
     tasks: list[Name] = []
-    lora: OptionalLora = Lora()
 
 
 class Tailoring(Section):
@@ -141,8 +140,8 @@ class Tailoring(Section):
     rationale_temperature: PositiveOrZero = 0.0
 
 
-class Training(Section):
-    """SFT of the student; save_steps 0 keeps no checkpoints."""
+class Training(Tuning):
+    """SFT of the student; save_steps 0 keeps no checkpoints. packing: all rows in one long row, without padding."""
 
     learning_rate: Positive
     n_epochs: Count
@@ -151,7 +150,7 @@ class Training(Section):
     warmup_ratio: Ratio = 0.03
     scheduler: Scheduler = "linear"
     save_steps: CountOrZero = 0
-    lora: OptionalLora = Lora()
+    packing: IfSet[bool] = False
 
 
 class Primary(Section):
@@ -194,11 +193,28 @@ class Evaluation(Section):
 
 
 class Compute(Section):
-    """Where it runs; workers 0 means one per core."""
+    """Where it runs; workers 0 means one per core.
+
+    launcher: accelerate trains one model after the other, each on all GPUs (or processes) that launcher_config, a file
+    as `accelerate config` writes it, names; "" means every GPU. Batches stay those of the recipe.
+    """
 
     workers: CountOrZero = 0
     batch_size: Count = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    launcher: Annotated[Literal["none", "accelerate"], Field(exclude_if=lambda value: value == "none")] = "none"
+    launcher_config: IfSet[str] = ""
+
+    @model_validator(mode="after")
+    def _is_launched(self):
+        if self.launcher_config and self.launcher == "none":
+            raise ValueError("launcher_config is for the launcher accelerate, but there is none; set launcher")
+        return self
+
+    @property
+    def trained_at_once(self) -> int:
+        """How many models are trained at the same time; 0 means one per core."""
+        return 1 if self.launcher == "accelerate" else self.workers
 
 
 class Recipe(Section):
