@@ -304,11 +304,12 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     batches = [batch for _ in range(settings.n_epochs) for batch in deal(lengths, n_batches, rng)]
     config = SFTConfig(
         max_steps=len(batches),
-        padding_free=settings.packing,
         dataset_kwargs={"skip_prepare_dataset": True},
         # Unsloth's own loss is for this one; TRL's takes the same values in pieces.
         loss_type="nll" if settings.backend == "unsloth" else None,
-        **_arguments(settings, recipe, work, seed, len(batches)),
+        # TRL packs rows without padding only where it is not to cut them; ours were refused if too long.
+        padding_free=settings.packing,
+        **_arguments(settings, recipe, work, seed, len(batches)) | ({"max_length": None} if settings.packing else {}),
     )
     build = partial(sft_trainer(), batches)
     data = Dataset.from_list(data)
