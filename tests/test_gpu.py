@@ -124,9 +124,9 @@ def test_it_drafts_and_is_probed(billion):
     engine.close()
 
 
-def test_it_is_aligned_by_dpo_with_an_adapter_and_no_second_copy(recipe_of, tmp_path):
+def test_it_is_aligned_by_dpo_with_an_adapter(recipe_of, tmp_path):
     recipe, frame = recipe_of(alignment={"lora": LORA}), pairs(128)
-    with measured("DPO with LoRA, 128 pairs x 2", 2 * trained_tokens(frame, 2)) as seen:
+    with measured("DPO with LoRA, 128 pairs x 2", 2 * trained_tokens(frame, 2)):
         result = tune_dpo(recipe, frame, tmp_path, seed=1)
     print(f"loss {values(result, 'loss')[0]:.3f} to {values(result, 'loss')[-1]:.3f}")
     assert values(result, "loss")[0] == pytest.approx(np.log(2), abs=0.02)
