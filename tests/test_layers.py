@@ -9,7 +9,8 @@ from conftest import PROJECT
 FLOORS = {
     0: "markdown records recipe recipe_engines recipe_faults recipe_parts seeding",
     1: "heartbeat items store answers sources tasks guard likeness prompts models prefix_attention generation "
-    "engines engine_vllm engine_openai server spending starting pool writing asking tuning trainers packing warming",
+    "engines engine_vllm engine_openai server spending starting pool writing asking tuning packing warming "
+    "trainers launching training_process unsloth_backend",
     2: "drafting signals signals.icl signals.irt signals.influence signals.stepping pairs arms alignment training "
     "evaluation inference verdict overlap simulation calibration decidedness reproduction trials workload reviews",
     3: "figures inspection",

@@ -16,6 +16,7 @@ from workbench import prompts, records
 from workbench.arms import aligned_arms, draft_examples, pairs_of_arm
 from workbench.generation import Decoding
 from workbench.items import shared_items
+from workbench.launching import tune_dpo
 from workbench.pairs import build_pairs
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
@@ -25,7 +26,7 @@ from workbench.seeding import stream_seed
 from workbench.starting import engine_mark, model_mark, run_engine_jobs, start_engine
 from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import Task, load_tasks, seed_pairs
-from workbench.tuning import Tuned, teacher_folder, tune_dpo, tuned
+from workbench.tuning import Tuned, teacher_folder, tuned
 from workbench.writing import guard_of, refuse_copies, write_questions, write_rationales
 
 VERSION = 2
@@ -132,7 +133,7 @@ def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: 
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
     columns = ["prompt", "chosen", "rejected"]
     keyed = [(job, fingerprint([*key, _seed(job), job.pairs[columns].to_numpy().tolist()])) for job in jobs]
-    results = run_jobs(_align_one, keyed, recipe.compute.workers, "aligning teachers")
+    results = run_jobs(_align_one, keyed, recipe.compute.trained_at_once, "aligning teachers")
     return {(job.student, job.arm): result for job, result in zip(jobs, results, strict=True)}
 
 

@@ -140,7 +140,7 @@ def load_adapted(ref: str | Path, adapter: Path, dtype: str, device: str = "auto
 def _load_in_4bit(folder: Path, device: str) -> PreTrainedModel:
     from transformers import BitsAndBytesConfig
 
-    _require_safetensors(folder)
+    require_safetensors(folder)
     if device != "cuda" or _adapter_base(folder):
         raise ModelError(f"Model {folder} is held in four bits on a GPU only, and not if it is an adapter; merge it.")
     config = BitsAndBytesConfig(
@@ -198,7 +198,7 @@ def render_shared(tokenizer: PreTrainedTokenizerBase, prefix: str, rest: str) ->
 
 
 def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
-    _require_safetensors(folder)
+    require_safetensors(folder)
     if base := _adapter_base(folder):
         wrapped = _adapted(_load_weights(base, dtype), folder)
         # peft froze the base, which may be trained again.
@@ -249,7 +249,8 @@ def _other_base(folder: Path, config, reason: str) -> ModelError:
     )
 
 
-def _require_safetensors(folder: Path) -> None:
+def require_safetensors(folder: Path) -> None:
+    """Refuse a model folder whose weights are missing or pickled."""
     if any(folder.glob("*.safetensors")):
         return
     if pickled := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
