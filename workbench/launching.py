@@ -120,22 +120,37 @@ def _in_processes(
         "seed": seed,
         "signs": str(signs) if signs else "",
         "threads": torch.get_num_threads(),
+        "parent": heartbeat.this_process(),
         **more,
     }
     with TemporaryDirectory(prefix="workbench-") as name:
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         rows.to_parquet(folder / "rows.parquet")
-        done = subprocess.run(
-            [*_command(recipe), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            cwd=project_root(),
-            env=_environment(job["threads"]),
-        )
-        return _outcome(folder, done, job["stage"])
+        status, wrote = _run([*_command(recipe), str(folder)], _environment(folder, job["threads"]))
+        print(*(line for line in wrote if line.startswith("Memory ran out")), sep="\n", end="", flush=True)
+        return _outcome(folder, status, wrote[-N_LINES:], job["stage"])
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str]]:
+    """Run a command to its end, which is also near when this is interrupted; return its status and what it wrote."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=project_root(),
+        env=environment,
+        # An interrupt is for this process, which then ends the launcher, and that its processes.
+        start_new_session=True,
+    )
+    try:
+        wrote, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        raise
+    return process.returncode, wrote.strip().splitlines()
 
 
 def _command(recipe: Recipe) -> list[str]:
@@ -146,19 +161,19 @@ def _command(recipe: Recipe) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *config, "-m", *module[1:]]
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(folder: Path, threads: int) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+    compiled = str(folder / "compiled")  # what Unsloth would put into the current folder
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "UNSLOTH_COMPILE_LOCATION": compiled}
 
 
-def _outcome(folder: Path, done: subprocess.CompletedProcess, stage: str) -> dict:
-    if done.returncode == 0 and (outcome := read_json(folder / "outcome.json")):
+def _outcome(folder: Path, status: int, last: list[str], stage: str) -> dict:
+    if status == 0 and (outcome := read_json(folder / "outcome.json")):
         return outcome
     error = read_json(folder / "error.json")
     if error.get("kind"):
         raise {"StoreError": StoreError}.get(error["kind"], TuningError)(error["said"])
-    last = error.get("said") or " | ".join(done.stdout.strip().splitlines()[-N_LINES:])
     raise TuningError(
-        f"The process of the {stage} ended with status {done.returncode} ({last}); what was trained up to its last "
+        f"The process of the {stage} ended with status {status} ({error.get('said') or ' | '.join(last)}); what was trained up to its last "
         "checkpoint is kept, so mend that and run again."
     )

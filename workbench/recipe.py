@@ -152,6 +152,14 @@ class Training(Tuning):
     save_steps: CountOrZero = 0
     packing: IfSet[bool] = False
 
+    @model_validator(mode="after")
+    def _is_packed(self):
+        if self.packing and self.backend == "unsloth":
+            raise ValueError(
+                "packing is for the backend trl, because Unsloth does not always keep packed rows apart; change one"
+            )
+        return self
+
 
 class Primary(Section):
     """The one comparison the verdict decides on: a minus b, at this many shots."""
@@ -241,6 +249,13 @@ class Recipe(Section):
     def _engines_can(self):
         aligned = [arm for arm in self.evaluation.arms if arm not in ("base", *DRAFT_ARMS)]
         self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
+        return self
+
+    @model_validator(mode="after")
+    def _launcher_can(self):
+        for section in ("alignment", "training"):
+            if self.compute.launcher != "none" and getattr(self, section).backend == "unsloth":
+                raise ValueError(f"{section}.backend unsloth trains in one process; take trl or no compute.launcher")
         return self
 
     @model_validator(mode="after")

@@ -63,7 +63,7 @@ OptionalLora = Annotated[Lora, Field(exclude_if=lambda lora: not lora.rank)]
 
 
 class Tuning(Section):
-    """What DPO and SFT have in common beside their numbers; none of it changes what is learned, up to rounding.
+    """By what means DPO and SFT train.
 
     backend: unsloth trains the same rows in the same order in a process of its own. micro_batch_size: rows that are
     computed at once, a part of batch_size; 0 begins with all of them. In either case memory that runs out halves the

@@ -7,6 +7,8 @@ outcome.json, what the training returned, or error.json, what stopped it.
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 # Unsloth goes through vLLM's compiled parts when it finds them, of which not all run on every processor.
@@ -21,6 +23,7 @@ def unsloth_folder() -> Path:
 def main(folder: Path) -> None:
     """Do the job that lies in the folder; only the first of several processes writes the outcome."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with_parents, args=(job["parent"], os.getppid()), daemon=True).start()
     if job["backend"] == "unsloth":
         _import_unsloth()
     from workbench.items import StoreError, atomic_write
@@ -35,6 +38,15 @@ def main(folder: Path) -> None:
         raise
     if first:
         atomic_write(folder / "outcome.json", json.dumps(outcome).encode())
+
+
+def _end_with_parents(workbench: dict, launcher: int) -> None:
+    """A killed run must not leave a training that goes on writing beside the run that resumes it."""
+    from workbench import heartbeat
+
+    while os.getppid() == launcher and heartbeat.is_there(workbench) is not False:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _import_unsloth() -> None:
@@ -64,7 +76,8 @@ def _train(folder: Path, job: dict) -> dict:
             return tune_dpo(recipe, rows, work, seed)
         return tune_sft(recipe, job["student"], rows, job["n_batches"], work, seed)
 
-    return heartbeat.call(Path(job["signs"]) if job["signs"] else None, train, job["work"])
+    by = {"trained by": f"unsloth {sys.modules['unsloth'].__version__}"} if job["backend"] == "unsloth" else {}
+    return by | heartbeat.call(Path(job["signs"]) if job["signs"] else None, train, job["work"])
 
 
 if __name__ == "__main__":
