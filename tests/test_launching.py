@@ -114,9 +114,7 @@ def test_a_process_that_dies_leaves_its_last_words(folder, tmp_path, monkeypatch
     dying = [sys.executable, "-c", "print('first'); raise SystemExit('out of luck')"]
     monkeypatch.setattr(launching, "_command", lambda _: dying)
     recipe = recipe_of(folder, training=UNSLOTH)
-    with pytest.raises(
-        TuningError, match=r"process of the training ended with status 1 \(first \| out of luck\); what"
-    ):
+    with pytest.raises(TuningError, match=r"of the training ended with status 1 \(first \| out of luck\); what"):
         launching.tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
 
 
@@ -154,9 +152,7 @@ CONFIGS = {
 def test_a_launcher_config_that_cannot_be_used_is_named_before_the_work(recipe_values, tmp_path, content):
     path = tmp_path / "config.yaml"
     recipe_values["compute"] = TWO | {"launcher_config": str(path)}
-    with pytest.raises(
-        TuningError, match=r"config\.yaml cannot be read \(No such file or directory\); name a file that"
-    ):
+    with pytest.raises(TuningError, match=r"config\.yaml cannot be read \(No such file or directory\); name"):
         launching.check(Recipe.model_validate(recipe_values))
     path.write_text(content)
     with pytest.raises(TuningError, match=CONFIGS[content]):
@@ -166,9 +162,7 @@ def test_a_launcher_config_that_cannot_be_used_is_named_before_the_work(recipe_v
 def test_what_is_not_here_is_said_before_the_work(recipe_values, monkeypatch):
     recipe_values["training"] |= UNSLOTH
     monkeypatch.setattr(launching, "unsloth_version", lambda: "")
-    with pytest.raises(
-        TuningError, match=r"training\.backend is unsloth, which is not installed; run: make unsloth, or"
-    ):
+    with pytest.raises(TuningError, match=r"training\.backend is unsloth, which is not installed; run: make unsloth"):
         launching.check(Recipe.model_validate(recipe_values))
     recipe_values["training"] |= {"backend": "trl", "lora": LORA | {"load_in_4bit": True}}
     recipe = Recipe.model_validate(recipe_values)

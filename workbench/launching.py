@@ -173,7 +173,8 @@ def _outcome(folder: Path, status: int, last: list[str], stage: str) -> dict:
     error = read_json(folder / "error.json")
     if error.get("kind"):
         raise {"StoreError": StoreError}.get(error["kind"], TuningError)(error["said"])
+    reason = error.get("said") or " | ".join(last)
     raise TuningError(
-        f"The process of the {stage} ended with status {status} ({error.get('said') or ' | '.join(last)}); what was trained up to its last "
+        f"The process of the {stage} ended with status {status} ({reason}); what was trained up to its last "
         "checkpoint is kept, so mend that and run again."
     )
