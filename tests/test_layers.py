@@ -15,7 +15,7 @@ FLOORS = {
     "evaluation inference verdict overlap simulation calibration decidedness reproduction trials workload reviews",
     3: "figures inspection",
     4: "__main__ notebook headless report plan rates doctor trace playground summary ablations validity goodhart facts "
-    "cards export selection look_back monitor lesson guessing what_if inspector inspector_view",
+    "cards export selection look_back monitor lesson guessing what_if inspector inspector_view benchmarks",
 }
 # What a run folder calls a stage; pairs, irt, stepping, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "signals.influence", "alignment", "training", "evaluation"}

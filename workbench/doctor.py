@@ -4,6 +4,7 @@ Imports of anything but the standard library stand inside the functions: a missi
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -106,7 +107,10 @@ def _backends() -> list[Finding]:
     """Say of each training backend whether it works here, and of one that is not installed how to install it."""
     from workbench.launching import backends_in_words
 
-    return [("training", fine, f"{name}: {said}") for name, (fine, said) in backends_in_words().items()]
+    found = [("training", fine, f"{name}: {said}") for name, (fine, said) in backends_in_words().items()]
+    version = importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else ""
+    said = f"lm-evaluation-harness {version} is installed" if version else "not installed; to install: make lm-eval"
+    return [*found, ("benchmarks", True, said)]
 
 
 def _gpu() -> list[Finding]:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from workbench.recipe_engines import Engines
 from workbench.recipe_faults import fault_of, kind_of, one_line
 from workbench.recipe_parts import (
+    Benchmarks,
     Count,
     CountOrZero,
     IfSet,
@@ -244,6 +245,7 @@ class Recipe(Section):
     evaluation: Evaluation
     compute: Compute = Compute()
     engines: Engines = Engines()
+    benchmarks: Annotated[Benchmarks, Field(exclude_if=lambda value: not value.tasks)] = Benchmarks()
 
     @model_validator(mode="after")
     def _engines_can(self):

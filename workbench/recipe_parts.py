@@ -78,6 +78,24 @@ class Tuning(Section):
     lora: OptionalLora = Lora()
 
 
+class Benchmarks(Section):
+    """Standard benchmarks for the students, by their names in lm-evaluation-harness; n_items of each, 0 for all.
+
+    folder holds YAML files of the harness for benchmarks of one's own, which need no download.
+    """
+
+    tasks: list[Text] = []
+    folder: str = ""
+    n_items: CountOrZero = 0
+
+    @model_validator(mode="after")
+    def _are_named(self):
+        require_distinct("tasks", self.tasks)
+        if not self.tasks and (given := sorted(self.model_fields_set - {"tasks"})):
+            raise ValueError(f"{given[0]} is set, but no benchmark is named; add tasks")
+        return self
+
+
 class TaskSource(Section):
     """Where one task's items come from and how its answers are read; without a path, they are its task file's.
 
