@@ -48,9 +48,7 @@ def test_the_harness_scores_a_pocket_model_as_its_likelihoods_say(recipe, tmp_pa
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     engine = TransformersEngine(str(PROJECT / STUDENT), device="cpu")
     said = engine.likelihoods([(engine.render(row["question"]), one) for row in rows for one in row["choices"]])
-    right = [
-        max(range(3), key=lambda n, i=i: said[3 * i + n].log_probability) == row["answer"] for i, row in enumerate(rows)
-    ]
+    right = [max(range(3), key=lambda n, i=i: said[3 * i + n].nats) == row["answer"] for i, row in enumerate(rows)]
     assert found["value"] == pytest.approx(sum(right) / 12)
     unknown = recipe.model_copy(update={"benchmarks": recipe.benchmarks.model_copy(update={"tasks": ["countin"]})})
     with pytest.raises(
