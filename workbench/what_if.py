@@ -44,6 +44,7 @@ class WhatIf(HasTraits):
         self.recipe, self.tasks, self.evidence, self.now = recipe, dict(tasks), evidence, pairs
         self.own_signal = str(evidence.signals["signal"].iloc[0]) if len(evidence.signals) else ""
         self._built: dict[tuple, pd.DataFrame] = {}
+        self._changed: dict[tuple, pd.DataFrame] = {}
         self.signal = self.own_signal
 
     def __repr__(self) -> str:
@@ -73,6 +74,9 @@ class WhatIf(HasTraits):
 
     def _all(self, signal: str, quantile: float, n_question_pairs: int) -> pd.DataFrame:
         key = (signal, quantile, n_question_pairs)
+        own = self.recipe.pairs
+        if key == (self.own_signal, own.quantile, own.n_question_pairs) and not own.min_gap and not own.min_probability:
+            return self.now
         if key not in self._built:
             rule = Pairs(quantile=quantile, n_question_pairs=n_question_pairs)
             recipe = self.recipe.model_copy(update={"pairs": rule})
@@ -99,12 +103,24 @@ class WhatIf(HasTraits):
 
     def change(self) -> pd.DataFrame:
         """Return which pairs change against the run's: pair_id, change (lost, new, turned) and what the pairs hold."""
-        now, then = self.now, self.pairs
-        keys = [_sides(frame) for frame in (now, then)]
-        turned = then[keys[1].isin(keys[0]) & ~then["pair_id"].isin(now["pair_id"])]
-        new, lost = then[~keys[1].isin(keys[0])], now[~keys[0].isin(keys[1])]
+        state = tuple(getattr(self, name) for name in ("signal", *SETTINGS))
+        if state not in self._changed:
+            # One state at a time: a slider passes through many.
+            self._changed = {state: self._change(self.now, self.pairs)}
+        return self._changed[state]
+
+    def _change(self, now: pd.DataFrame, then: pd.DataFrame) -> pd.DataFrame:
+        sides = self._sides_now, _sides(then)
+        # Texts as objects: pandas is slow to look for its own kind of text among as many.
+        ids = then["pair_id"].astype(object), now["pair_id"].astype(object)
+        turned = then[sides[1].isin(sides[0]) & ~ids[0].isin(ids[1])]
+        new, lost = then[~sides[1].isin(sides[0])], now[~sides[0].isin(sides[1])]
         parts = [lost.assign(change="lost"), new.assign(change="new"), turned.assign(change="turned")]
         return pd.concat(parts, ignore_index=True)
+
+    @cached_property
+    def _sides_now(self) -> pd.Series:
+        return _sides(self.now)
 
     def summary(self) -> dict:
         """Return in numbers how the pairs would differ: now and then, and how many are lost, new and turned."""
@@ -132,8 +148,9 @@ class WhatIf(HasTraits):
 
 def _sides(pairs: pd.DataFrame) -> pd.Series:
     """Return what each pair is, whichever way it is turned."""
-    ends = np.sort(pairs[["chosen_id", "rejected_id"]].to_numpy(dtype=str), axis=1)
-    return pairs["student"] + "/" + pairs["kind"] + "/" + pd.Series(ends[:, 0] + "/" + ends[:, 1], index=pairs.index)
+    names = ("student", "kind", "chosen_id", "rejected_id")
+    rows = zip(*(pairs[name].tolist() for name in names), strict=True)
+    return pd.Series(["/".join((student, kind, *sorted(ends))) for student, kind, *ends in rows], pairs.index, object)
 
 
 def _numbers(pairs: pd.DataFrame) -> dict:
