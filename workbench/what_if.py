@@ -44,6 +44,8 @@ class WhatIf(HasTraits):
         self.recipe, self.tasks, self.evidence, self.now = recipe, dict(tasks), evidence, pairs
         self.own_signal = str(evidence.signals["signal"].iloc[0]) if len(evidence.signals) else ""
         self._built: dict[tuple, pd.DataFrame] = {}
+        if not self.min_gap and not self.min_probability:
+            self._built[self.own_signal, self.quantile, self.n_question_pairs] = pairs
         self._changed: dict[tuple, pd.DataFrame] = {}
         self.signal = self.own_signal
 
@@ -74,9 +76,6 @@ class WhatIf(HasTraits):
 
     def _all(self, signal: str, quantile: float, n_question_pairs: int) -> pd.DataFrame:
         key = (signal, quantile, n_question_pairs)
-        own = self.recipe.pairs
-        if key == (self.own_signal, own.quantile, own.n_question_pairs) and not own.min_gap and not own.min_probability:
-            return self.now
         if key not in self._built:
             rule = Pairs(quantile=quantile, n_question_pairs=n_question_pairs)
             recipe = self.recipe.model_copy(update={"pairs": rule})
@@ -103,24 +102,20 @@ class WhatIf(HasTraits):
 
     def change(self) -> pd.DataFrame:
         """Return which pairs change against the run's: pair_id, change (lost, new, turned) and what the pairs hold."""
-        state = tuple(getattr(self, name) for name in ("signal", *SETTINGS))
+        state = (id(self.now), *(getattr(self, name) for name in ("signal", *SETTINGS)))
         if state not in self._changed:
             # One state at a time: a slider passes through many.
             self._changed = {state: self._change(self.now, self.pairs)}
         return self._changed[state]
 
     def _change(self, now: pd.DataFrame, then: pd.DataFrame) -> pd.DataFrame:
-        sides = self._sides_now, _sides(then)
+        sides = _sides(now), _sides(then)
         # Texts as objects: pandas is slow to look for its own kind of text among as many.
         ids = then["pair_id"].astype(object), now["pair_id"].astype(object)
         turned = then[sides[1].isin(sides[0]) & ~ids[0].isin(ids[1])]
         new, lost = then[~sides[1].isin(sides[0])], now[~sides[0].isin(sides[1])]
         parts = [lost.assign(change="lost"), new.assign(change="new"), turned.assign(change="turned")]
         return pd.concat(parts, ignore_index=True)
-
-    @cached_property
-    def _sides_now(self) -> pd.Series:
-        return _sides(self.now)
 
     def summary(self) -> dict:
         """Return in numbers how the pairs would differ: now and then, and how many are lost, new and turned."""
