@@ -14,6 +14,7 @@ import nbformat
 from conftest import PROJECT
 
 START_S = 240
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
 
 
 @contextmanager
@@ -75,6 +76,24 @@ def _address(server: subprocess.Popen, said: Path, pattern: str) -> str:
             return found[0]
         time.sleep(0.2)
     raise RuntimeError(f"{server.args[2]} did not start: {said.read_text()[-2000:]}")
+
+
+def use_theme(page, theme: str) -> None:
+    """Choose a theme from Lab's menu, for example "JupyterLab Dark"."""
+    page.get_by_role("menuitem", name="Settings").first.click()
+    page.get_by_text("Theme", exact=True).first.click()
+    page.get_by_text(theme, exact=True).last.click()
+    light = "true" if theme.endswith("Light") else "false"
+    page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
+    page.wait_for_timeout(500)
+
+
+def axe_finds_nothing(page, context: str) -> None:
+    """Check names, roles and contrast of a part of the page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, context=context)
+    assert not found.violations_count, f"{context}:\n{found.generate_report()}"
 
 
 def write_notebook(path: Path, *cells: str) -> None:

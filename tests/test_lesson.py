@@ -9,7 +9,7 @@ import pandas as pd
 import papermill
 import pytest
 from conftest import PROJECT
-from lab import app, lab
+from lab import THEMES, app, axe_finds_nothing, lab, use_theme
 from pictures import open_and_run, set_up
 
 from workbench import figures, guessing, lesson, records
@@ -244,6 +244,9 @@ def test_in_lab_a_class_can_play_it(chromium, tmp_path):
             page.keyboard.press("Enter")
         page.get_by_text("Round 3 of 6").wait_for()
         said = page.get_by_text("of 2 guesses right").inner_text()
+        for theme in THEMES:
+            use_theme(page, theme)
+            axe_finds_nothing(page, ".jp-OutputArea:has(.wbg)")
         browser.close()
     assert said.startswith(("0 of", "1 of", "2 of")) and answers == 0
     assert not errors
