@@ -12,9 +12,10 @@ import yaml
 from conftest import PROJECT
 from test_reproduction import stored
 
-from workbench import doctor, plan, records, workload
+from workbench import doctor, models, plan, records, workload
 from workbench.__main__ import DONE, FAILED, REFUSED, STAGES, main, parser
 from workbench.recipe import Recipe, load_recipe
+from workbench.recipe_parts import Lora
 from workbench.simulation import ASSUMED, design_of, predictions_of, simulate
 from workbench.store import NOTEBOOKS, open_run, runs_folder
 
@@ -177,6 +178,24 @@ def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
     assert workload.parameters_of(str(tmp_path)) == 22
     assert workload.parameters_of("org/Some-7B-Instruct") == 7e9
+
+
+@pytest.mark.parametrize("targets", [[], ["q_proj", "v_proj"]])
+def test_an_adapter_is_counted_as_peft_makes_it(targets):
+    from peft import LoraConfig, get_peft_model
+
+    model = models.load("data/pocket/tally-strong", "float32", "cpu").model
+    real = get_peft_model(model, LoraConfig(r=4, target_modules=targets or "all-linear"))
+    lora = Lora(rank=4, targets=targets)
+    assert workload.adapter_parameters_of("data/pocket/tally-strong", lora) == real.get_nb_trainable_parameters()[0]
+    assert workload.adapter_parameters_of("org/Some-7B", lora) == pytest.approx(7e7)
+
+
+def test_training_an_adapter_needs_less_memory():
+    full = workload.memory(load_recipe("arte-demo"))
+    adapted = workload.memory(load_recipe("arte-demo", {"alignment.lora.rank": 4, "training.lora.rank": 4}))
+    for whole, small in zip(full, adapted, strict=True):
+        assert small["generate"] == whole["generate"] < small["train"] < whole["train"] / 2 and small["adapter"]
 
 
 def test_plan_says_what_the_verdict_can_find(capsys):

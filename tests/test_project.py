@@ -72,12 +72,13 @@ def test_make_knows_its_targets(target):
     assert done.returncode == 0, done.stderr
 
 
-def test_pictures_of_the_readme_are_there_and_small():
-    shown = re.findall(r"!\[([^]]+)\]\(([^)]+)\)", (PROJECT / "README.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", ["README.md", "data/samples/README.md"])
+def test_pictures_of_a_page_are_there_and_small(page):
+    shown = re.findall(r"!\[([^]]+)\]\(([^)]+)\)", (PROJECT / page).read_text(encoding="utf-8"))
     assert len(shown) >= 3
     for words, path in shown:
         assert len(words) > 20, f"{path} needs words for who cannot see it"
-        assert 1_000 < (PROJECT / path).stat().st_size < 150_000, path
+        assert 1_000 < ((PROJECT / page).parent / path).stat().st_size < 150_000, path
 
 
 def test_the_ci_script_is_sound_bash():

@@ -148,8 +148,9 @@ def _basis(recipe: Recipe, measured: dict[str, Rates]) -> str:
         f"{tried}GPU hours of one A100 (80 GB, {GPU_FLOPS / 1e12:.0f} TFLOP/s in bfloat16), assuming that generating "
         f"reaches {GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%} and training "
         f"{GPU_PARTS['trained']:.0%}, {QUESTION_TOKENS['real']} tokens a question and completions of half of "
-        "max_new_tokens. Memory to train is for full fine-tuning with AdamW in mixed precision; adapters need less. "
-        f"Parameters are read from the names. Training the {largest['role']} in full needs {n_gpus} such GPUs at once."
+        "max_new_tokens. Memory to train is for AdamW in mixed precision, of all weights or of the recipe's adapter, "
+        f"without activations. Parameters are read from the names. Training the {largest['role']} "
+        f"{'with an adapter' if largest['adapter'] else 'in full'} needs {n_gpus} such GPUs at once."
     )
 
 

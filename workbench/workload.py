@@ -1,17 +1,18 @@
 """The work a recipe comes to: generations, tokens, seconds and bytes, stage by stage; estimates, all of it."""
 
-import json
+import math
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from safetensors import safe_open
 
 from workbench.pool import n_processes
 from workbench.recipe import ALIGNED_ARMS, Recipe, project_root
+from workbench.recipe_parts import Lora
 
 N_TECHNIQUES = 4  # rationales per draft question
 SPARE = 1.25  # calls for questions, for each question kept
@@ -24,8 +25,9 @@ CPU_RATES = {"new": 6_700.0, "read": 22_000.0, "trained": 7_800.0}
 GPU_FLOPS = 312e12
 GPU_MEMORY = 80e9
 GPU_PARTS = {"new": 0.15, "read": 0.4, "trained": 0.35}
-# Bytes a parameter: AdamW with float32 master weights and moments; DPO holds the frozen reference too.
+# Bytes a parameter: AdamW with float32 master weights and moments; DPO of all weights holds the frozen reference too.
 TRAINING_BYTES, REFERENCE_BYTES = 16, {"float32": 4, "bfloat16": 2}
+ADAPTER_PART = 0.01  # what an adapter's parameters are of a model's whose layers cannot be looked at
 
 
 class Rates(NamedTuple):
@@ -218,45 +220,57 @@ def parameters_of(ref: str) -> float:
         >>> parameters_of("somebody/Model-2.5b-it")
         2500000000.0
     """
-    path = Path(ref).expanduser()
-    folder = path if path.is_absolute() else project_root() / path
-    if counted := sum(map(_count_parameters, folder.glob("*.safetensors"))):
+    if counted := sum(map(math.prod, _shapes(ref).values())):
         return float(counted)
     sizes = re.findall(r"(?<![a-z\d.])(\d+(?:\.\d+)?)\s?([bm])(?![a-z\d])", ref.lower())
     usual = 1e6 if "pocket" in ref.lower() else 7e9
     return max((float(n) * (1e9 if unit == "b" else 1e6) for n, unit in sizes), default=usual)
 
 
-def _count_parameters(path: Path) -> int:
-    """Return the number of values in a safetensors file, from its header alone."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            size = 1
-            for n in entry["shape"]:
-                size *= n
-            total += size
-    return total
+def adapter_parameters_of(ref: str, lora: Lora) -> float:
+    """Return how many parameters an adapter of a model has: by its folder's layers, else a hundredth of the model's."""
+    layers = {name.removesuffix(".weight"): shape for name, shape in _shapes(ref).items() if len(shape) == 2}
+    adapted = [
+        shape
+        for name, shape in layers.items()
+        if (name.rpartition(".")[2] in lora.targets if lora.targets else name.endswith("_proj"))
+    ]
+    return float(sum(lora.rank * sum(shape) for shape in adapted)) or ADAPTER_PART * parameters_of(ref)
+
+
+def _shapes(ref: str) -> dict[str, list[int]]:
+    """Return the shapes of a model folder's weights by name, from the headers of its files alone."""
+    path = Path(ref).expanduser()
+    folder = path if path.is_absolute() else project_root() / path
+    shapes = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            names = weights.keys()
+            shapes |= {name: weights.get_slice(name).get_shape() for name in names}
+    return shapes
 
 
 def memory(recipe: Recipe) -> list[dict]:
-    """Return for each model what holding it takes to generate and to train, in bytes."""
+    """Return for each model what holding it takes to generate and to train, in bytes, activations left out."""
     held = REFERENCE_BYTES[recipe.models.dtype]
+    loras = {"teacher": recipe.alignment.lora}
     roles = {"teacher": recipe.models.teacher, **{f"student {n}": ref for n, ref in recipe.models.students.items()}}
     rows = []
     for role, model in roles.items():
-        parameters = parameters_of(model)
-        training = TRAINING_BYTES + (held if role == "teacher" else 0)
+        parameters, lora = parameters_of(model), loras.get(role, recipe.training.lora)
+        if lora.rank:
+            # The model without its adapter is DPO's reference.
+            training = parameters * held + adapter_parameters_of(model, lora) * TRAINING_BYTES
+        else:
+            training = parameters * (TRAINING_BYTES + (held if role == "teacher" else 0))
         rows.append(
             {
                 "role": role,
                 "model": model,
                 "parameters": parameters,
                 "generate": parameters * held,
-                "train": parameters * training,
+                "train": training,
+                "adapter": bool(lora.rank),
             }
         )
     return rows
