@@ -63,6 +63,16 @@ def seen(monkeypatch) -> list:
 
 
 @pytest.fixture(scope="session")
+def small_models(tmp_path_factory) -> Path:
+    """A folder with the tasks and models of the small classroom, built once; read it only, or copy it."""
+    import small_classroom
+
+    folder = tmp_path_factory.mktemp("classroom")
+    small_classroom.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of data from outside the project."""
     named = os.environ.get("WORKBENCH_TEST_DATA")

@@ -13,7 +13,7 @@ from workbench.seeding import stream
 
 STAGES = {
     "drafting": "workbench.drafting:draft",
-    "probing": "workbench.signals.icl:probe",
+    "probing": "workbench.signals:probe",
     "alignment": "workbench.alignment:align",
     "training": "workbench.training:train",
     "evaluation": "workbench.evaluation:evaluate",

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -99,10 +100,9 @@ def test_the_figure_says_what_was_found():
 
 
 @pytest.fixture(scope="module")
-def aligned(tmp_path_factory):
+def aligned(small_models, tmp_path_factory):
     """A folder of runs with one run of the small classroom, up to its alignment."""
-    folder = tmp_path_factory.mktemp("classroom")
-    small_classroom.build(folder)
+    folder = shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
         run = open_run("loop", recipe_of(folder))

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import answers, asking, prompts, records, writing
+from workbench import answers, asking, preference_set, prompts, records, writing
+from workbench.preference_set import choose_preference_set, responders_of
 from workbench.recipe import Recipe
 from workbench.signals import icl, irt
-from workbench.signals.icl import choose_preference_set, responders_of, score
+from workbench.signals.icl import score
 from workbench.store import fingerprint
 from workbench.tasks import Task
 
@@ -124,7 +125,7 @@ def test_irt_takes_the_questions_that_tell_responders_apart(at_random, monkeypat
     sheet = rng.integers(0, 2, (16, 12)).astype(float)
     telling = [1, 4, 5, 8, 11]
     sheet[:, telling] = able[:, None]
-    monkeypatch.setattr(icl, "_answer_sheets", lambda *given: {"sums": sheet})
+    monkeypatch.setattr(preference_set, "_answer_sheets", lambda *given: {"sums": sheet})
     chosen = choose_preference_set(recipe, {"sums": task("sums", 20)}, pd.DataFrame())
     assert np.flatnonzero(chosen["chosen"]).tolist() == telling
     assert chosen["discrimination"].notna().all() and chosen["difficulty"].notna().all()
@@ -151,7 +152,8 @@ def test_responders_are_the_students_unless_named(at_random):
 
 
 def test_the_version_is_raised_with_the_code():
-    scorer = (icl.choose_preference_set, icl._answer_sheets, icl.probe_drafts, icl._probe_job, icl.score, irt.fit_2pl)
+    scorer = (preference_set.choose_preference_set, preference_set._answer_sheets)
+    scorer += (icl.probe_drafts, icl._probe_job, icl.score, irt.fit_2pl)
     asked = (prompts.one_shot_prompt, prompts.few_shot_prompt, prompts._head, prompts._asked, prompts._shown)
     read = (prompts.parse_answer, prompts.grade, prompts.normalise_answer, asking.answer_job, writing.answer_questions)
     read += (answers,)

@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-import small_classroom
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed
 
 from workbench import prompts
@@ -49,10 +48,8 @@ KILLS = [
 
 
 @pytest.fixture(scope="module")
-def classroom(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classroom")
-    small_classroom.build(folder)
-    return folder
+def classroom(small_models, tmp_path_factory):
+    return shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")

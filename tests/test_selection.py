@@ -1,9 +1,10 @@
 """Questions chosen by item response against random ones: on made probes, and asked for real."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
-import small_classroom
 from small_classroom import compute, recipe_of
 from test_reproduction import stored
 
@@ -32,10 +33,8 @@ def test_questions_that_tell_drafts_apart_are_worth_choosing(of_100):
 
 
 @pytest.fixture(scope="module")
-def classroom(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("classroom")
-    small_classroom.build(folder)
-    return folder
+def classroom(small_models, tmp_path_factory):
+    return shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
 
 
 def probed(recipe: Recipe):

@@ -30,7 +30,7 @@ _WHERE = {
     "engines": "TransformersEngine",
     "generation": "Decoding Request",
     "drafting": "draft",
-    "signals.icl": "probe",
+    "signals": "probe",
     "alignment": "align",
     "training": "train",
     "evaluation": "evaluate verdict_of",

@@ -19,15 +19,16 @@ from workbench.items import shared_items
 from workbench.launching import tune_dpo
 from workbench.pairs import build_pairs
 from workbench.pool import run_jobs
-from workbench.recipe import Recipe
+from workbench.recipe import BY_TRAINING_LOSS, Recipe
 from workbench.records import text_id
 from workbench.reviews import Reviewed, Reviews, Standing, digest, overrule, standing
 from workbench.seeding import stream_seed
 from workbench.starting import engine_mark, model_mark, run_engine_jobs, start_engine
 from workbench.store import Run, Stage, fingerprint
-from workbench.tasks import Task, load_tasks, seed_pairs
+from workbench.synthesis import write_new_questions
+from workbench.tasks import Task, as_written, load_tasks
 from workbench.tuning import Tuned, teacher_folder, tuned
-from workbench.writing import guard_of, refuse_copies, write_questions, write_rationales
+from workbench.writing import write_rationales
 
 VERSION = 2
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
@@ -80,14 +81,22 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
     formed = _form_pairs(recipe, tasks, drafting, probing, held) if held else None
     said = {"reviews": changes} if formed and (changes := digest(formed.reviews)) else {}
     inputs = {"version": VERSION, "recipe": sections, "teacher": teacher, **parents, **said}
+    if recipe.method == "montessori":
+        inputs |= {"synthesis": recipe.synthesis.model_dump(), "influence": recipe.influence.model_dump()}
     mark = stage.fingerprint(inputs | engine_mark(recipe, "teacher", compared=True))
     if stage.finished(mark):
         return {name: stage.read(name) for name in stage.manifest["files"]}
     start = time.monotonic()
     drafts, signals = drafting.read("drafts"), probing.read("signals")
     pairs, reviews, counts = formed or _form_pairs(recipe, tasks, drafting, probing, held)
-    aligned = _align_teachers(recipe, stage, pairs, teacher)
-    rows = _write_examples(recipe, tasks, aligned) + draft_examples(recipe, tasks, drafts, signals)
+    by_arm = {arm: pairs_of_arm(recipe, pairs, arm) for arm in aligned_arms(recipe)}
+    if BY_TRAINING_LOSS in by_arm:
+        by_loss, _ = build_pairs(recipe, tasks, *_frames(drafting, probing, "losses"))
+        by_arm[BY_TRAINING_LOSS] = pairs_of_arm(recipe, by_loss, BY_TRAINING_LOSS)
+        stage.write("pairs_by_loss", by_loss)
+    aligned = _align_teachers(recipe, stage, by_arm, teacher)
+    writers = as_written(recipe, tasks)
+    rows = _write_examples(recipe, writers, aligned) + draft_examples(recipe, writers, drafts, signals)
     examples = records.build(rows, "examples")
     curve = [
         {"stage": "alignment", "arm": arm, "student": student, "seed": recipe.seeds[0], **point}
@@ -105,24 +114,29 @@ def align(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def _form_pairs(recipe: Recipe, tasks: dict[str, Task], drafting: Stage, probing: Stage, held: Standing) -> Reviewed:
-    frames = (drafting.read("questions"), drafting.read("drafts"), probing.read("signals"), probing.read("probes"))
-    pairs, counts = build_pairs(recipe, tasks, *frames)
+    pairs, counts = build_pairs(recipe, tasks, *_frames(drafting, probing))
     changed = overrule(pairs, held)
     return changed._replace(counts=counts | changed.counts)
 
 
-def _align_teachers(recipe: Recipe, stage: Stage, pairs: pd.DataFrame, teacher: str) -> dict[tuple[str, str], Tuned]:
-    """Return the aligned teachers by (student, arm)."""
+def _frames(drafting: Stage, probing: Stage, signal: str = "signals") -> tuple[pd.DataFrame, ...]:
+    """Return what pairs are built from: questions, drafts, what they are scored by, and probes."""
+    return drafting.read("questions"), drafting.read("drafts"), probing.read(signal), probing.read("probes")
+
+
+def _align_teachers(
+    recipe: Recipe, stage: Stage, by_arm: dict[str, pd.DataFrame], teacher: str
+) -> dict[tuple[str, str], Tuned]:
+    """Return the aligned teachers by (student, arm), each aligned to the pairs of its arm."""
     jobs = []
-    for arm in aligned_arms(recipe):
-        used = pairs_of_arm(recipe, pairs, arm)
+    for arm, used in by_arm.items():
         for student in recipe.models.students:
             own = used[used["student"] == student].reset_index(drop=True)
             if own.empty:
                 raise ValueError(
-                    f"Student {student} left no preference pair for the arm {arm} (every group tied, or dropped by the "
-                    "rule or by reviews); lower pairs.min_gap and pairs.min_probability, draft more questions or probe "
-                    "on a larger preference set."
+                    f"Student {student} left no preference pair for the arm {arm} (every group tied or of one sign, "
+                    "or dropped by the rule or by reviews); lower pairs.min_gap and pairs.min_probability, draft more "
+                    "questions or probe on a larger preference set."
                 )
             if arm == "random_pairs" and not own["flipped"].any():
                 raise ValueError(
@@ -165,29 +179,16 @@ def _write_one(job: _Write) -> list[dict]:
     recipe, task, tailoring = job.recipe, job.task, job.recipe.tailoring
     items = shared_items()
     engine = start_engine(recipe, "teacher", job.teacher, compared=True)
-    seeds = seed_pairs(task, recipe.drafting.n_seed_questions)
-    per_call = recipe.drafting.questions_per_call
-    prompt = prompts.question_prompt(task.description, seeds, per_call)
-    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
-    written = write_questions(
-        engine,
-        task,
-        prompt,
-        tailoring.n_examples,
-        per_call,
-        decoding,
-        job.seed,
-        "tailoring",
-        items,
-        guard_of(recipe, task),
-    )
-    refuse_copies(recipe, task, written)
+    top_p = recipe.synthesis.top_p
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature, top_p)
+    given = (tailoring.n_examples, decoding, job.seed, "tailoring", items)
+    written = write_new_questions(engine, recipe, task, *given)
     kept = [one for one in written if not one.drop_reason]
     asked = [
         (prompts.naive_prompt(task.description, one.question), f"tailored/{task.name}/{text_id(one.question)}")
         for one in kept
     ]
-    decoding = Decoding(tailoring.max_new_tokens, tailoring.rationale_temperature)
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.rationale_temperature, top_p)
     completions = iter(write_rationales(engine, asked, decoding, job.seed, items))
     rows = []
     for n, one in enumerate(written):

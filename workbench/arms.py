@@ -29,8 +29,10 @@ def aligned_arms(recipe: Recipe) -> list[str]:
 def pairs_of_arm(recipe: Recipe, pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
     """Return the pairs that the teachers of an arm are aligned to."""
     used = pairs[pairs["task"].isin(recipe.alignment.tasks or recipe.tasks.names)]
-    if arm in KIND_OF_ARM:
-        used = used[used["kind"] == KIND_OF_ARM[arm]]
+    # Montessori-Instruct aligns the teacher on instructions; on responses it does so as an ablation.
+    kind = KIND_OF_ARM.get(arm, "question" if recipe.method == "montessori" else "")
+    if kind:
+        used = used[used["kind"] == kind]
     if arm in ("decided_pairs", "fewer_pairs"):
         used = _thinned(used, recipe.seeds[0] if arm == "fewer_pairs" else None)
     return flip_half(used, recipe.seeds[0]) if arm == "random_pairs" else used

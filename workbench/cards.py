@@ -28,6 +28,7 @@ WRITERS = {
     "rationale_only": "a teacher aligned to the pairs of rationales alone",
     "decided_pairs": "a teacher aligned to the pairs that the probes leave little doubt about",
     "fewer_pairs": "a teacher aligned to as many pairs as are decided, drawn at random",
+    "by_training_loss": "a teacher aligned to pairs by the student's training loss instead of influence",
     "random_rationale": f"{UNALIGNED}: a random draft of each question",
     "most_preferred": f"{UNALIGNED}: the draft of each question that the student preferred",
     "task_consistent": f"{UNALIGNED}: drafts of the technique that the student preferred in the task",
@@ -40,9 +41,17 @@ SEVERAL_LIMITS = (
     "Right answers are counted by rule, where the task has a rule; how good the reasoning is was not judged.",
     "Intervals are over the seeds and items of this run. They leave out the choice of tasks, models, the preference "
     "set and the settings of training.",
-    "Preference was measured by one-shot answers of one student; another student may prefer something else.",
+    "Preference was measured on one student; another student may prefer something else.",
 )
 POCKET_LIMIT = "The models are tiny ones, made for trying the method; nothing here says what larger models would do."
+HOW_ASKED = {
+    "arte": "The teacher drafted questions and several rationales of each; the student answered held-out preference "
+    "questions with each draft as its one demonstration; best and worst drafts became pairs",
+    "montessori": "The teacher wrote instructions, several to each prompt, and responses; what one optimiser step on "
+    "each did to the student's loss on reference answers was measured; siblings that help and siblings that harm "
+    "became pairs",
+}
+SOURCE = {"arte": "ARTE, arXiv:2406.19227", "montessori": "Montessori-Instruct, arXiv:2410.14208"}
 
 
 def data_card(facts: Facts, files: Mapping[str, str]) -> str:
@@ -298,11 +307,10 @@ def _making_part(facts: Facts) -> str:
     written = yaml.safe_dump(without_places(recipe.model_dump()), sort_keys=False, allow_unicode=True)
     return (
         "## How it was made\n\n"
-        "The teacher drafted questions and several rationales of each; the student answered held-out preference "
-        "questions with each draft as its one demonstration; best and worst drafts became pairs; the teacher was "
-        "aligned to them by DPO and wrote new examples; students were trained on these and on the controls, at equal "
-        "tokens and steps; all answered the same test items. Method: ARTE, arXiv:2406.19227, with our controls, seeds "
-        f"and decision rule. Seeds: {', '.join(map(str, recipe.seeds))}.\n\n"
+        f"{HOW_ASKED[recipe.method]}; the teacher was aligned to them by DPO and wrote new examples; students were "
+        "trained on these and on the controls, at equal tokens and steps; all answered the same test items. Method: "
+        f"{SOURCE[recipe.method]}, with our controls, seeds and decision rule. Seeds: "
+        f"{', '.join(map(str, recipe.seeds))}.\n\n"
         f"{table(['model', 'name', 'fingerprint'], models)}\n\n"
         f"{table(['stage', 'fingerprint', 'git commit', 'written'], stages)}\n\nVersions:\n\n{versions}\n\n"
         f"<details><summary>The recipe</summary>\n\n{fenced(written, 'yaml')}\n\n</details>"

@@ -1,7 +1,8 @@
 """Drafting: the unaligned teacher proposes questions, and a rationale of each by every reasoning technique.
 
 Source: ARTE, arXiv:2406.19227, section 3.1 and appendices A and H. Ours: near-copies of known items are dropped and
-counted; the seed questions get a rationale each, for the prompts with several demonstrations.
+counted; the seed questions get a rationale each, for the prompts with several demonstrations. By the method montessori
+(arXiv:2410.14208) the teacher synthesises instructions, and responds to each by the plain prompt alone.
 """
 
 import time
@@ -17,16 +18,19 @@ from workbench.recipe import Recipe
 from workbench.records import text_id
 from workbench.starting import engine_mark, model_mark, run_engine_jobs, start_engine
 from workbench.store import Run
-from workbench.tasks import Task, load_tasks, load_test_items, seed_pairs
-from workbench.writing import guard_of, refuse_copies, write_questions, write_rationales
+from workbench.synthesis import write_new_questions
+from workbench.tasks import Task, as_written, load_tasks, load_test_items, seed_pairs
+from workbench.writing import Written, write_rationales
 
 VERSION = 2
+PLAIN = "plain"  # what a response by the plain prompt is called where others have a technique
 
 
 @dataclass(frozen=True)
 class _Job:
     recipe: Recipe
     task: Task
+    writer: Task
     seed: int
 
     def __repr__(self) -> str:
@@ -46,12 +50,16 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
     parents |= {f"test {name}": load_test_items(recipe, task)[1] for name, task in tasks.items()}
     sections = recipe.section_json("drafting", "tasks", "models.dtype", "guard")
     inputs = {"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], **parents}
+    if recipe.method == "montessori":
+        seeds = {name: seed_pairs(task, len(task.seeds)) for name, task in as_written(recipe, tasks).items()}
+        inputs |= {"method": recipe.method, "synthesis": recipe.synthesis.model_dump(), "seed questions": seeds}
     mark = stage.fingerprint(inputs | engine_mark(recipe, "teacher"))
     names = ("questions", "drafts", "exemplars")
     if stage.finished(mark):
         return {name: stage.read(name) for name in names}
     start = time.monotonic()
-    jobs = [_Job(recipe, task, recipe.seeds[0]) for task in tasks.values()]
+    writers = as_written(recipe, tasks)
+    jobs = [_Job(recipe, task, writers[name], recipe.seeds[0]) for name, task in tasks.items()]
     done = run_engine_jobs(_draft_task, jobs, recipe, "teacher", "drafting")
     frames = {name: stage.write(name, records.build([r for one in done for r in one[name]], name)) for name in names}
     questions, drafts = frames["questions"], frames["drafts"]
@@ -63,50 +71,46 @@ def draft(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def _draft_task(job: _Job) -> dict[str, list[dict]]:
-    recipe, task, drafting = job.recipe, job.task, job.recipe.drafting
-    items = shared_items()
+    recipe, task, drafting, items = job.recipe, job.task, job.recipe.drafting, shared_items()
     engine = start_engine(recipe, "teacher", recipe.models.teacher)
-    seeds = seed_pairs(task, drafting.n_seed_questions)
-    prompt = prompts.question_prompt(task.description, seeds, drafting.questions_per_call)
-    decoding = Decoding(drafting.max_new_tokens, drafting.question_temperature)
-    written = write_questions(
-        engine,
-        task,
-        prompt,
-        drafting.n_questions,
-        drafting.questions_per_call,
-        decoding,
-        job.seed,
-        "drafting",
-        items,
-        guard_of(recipe, task),
-    )
-    refuse_copies(recipe, task, written)
+    decoding = Decoding(drafting.max_new_tokens, drafting.question_temperature, recipe.synthesis.top_p)
+    given = (drafting.n_questions, decoding, job.seed, "drafting", items)
+    written = write_new_questions(engine, recipe, job.writer, *given)
     if all(one.drop_reason for one in written):
         raise ValueError(
             f"The teacher wrote no usable question of {task.name} in {len(written)} tries (the last: "
             f"{written[-1].drop_reason}, {written[-1].reply[:60]!r}); take another models.teacher."
         )
-    questions = [
-        {
-            "task": task.name,
-            "question_id": text_id(f"{task.name}/{one.call}/{one.index}/{one.question}"),
-            "question": one.question,
-            "drafted_target": one.target,
-            "reply": one.reply,
-            "prompt_id": text_id(prompt),
-            "call": one.call,
-            "index": one.index,
-            "kept": not one.drop_reason,
-            "drop_reason": one.drop_reason,
-        }
-        for one in written
-    ]
+    questions = [_question(recipe, task, one) for one in written]
+    kept = [question for question in questions if question["kept"]]
     return {
         "questions": questions,
-        "drafts": _draft_rationales(engine, task, [q for q in questions if q["kept"]], recipe, job.seed, items),
+        "drafts": _draft_rationales(engine, job.writer, kept, recipe, job.seed, items),
         "exemplars": _work_exemplars(engine, task, drafting.n_seed_questions, recipe, items),
     }
+
+
+def _question(recipe: Recipe, task: Task, one: Written) -> dict:
+    return {
+        "task": task.name,
+        "question_id": text_id(f"{task.name}/{one.call}/{one.index}/{one.question}"),
+        "question": one.question,
+        "drafted_target": one.target,
+        "reply": one.reply,
+        "prompt_id": text_id(one.prompt),
+        "call": one.call,
+        "index": one.index,
+        "kept": not one.drop_reason,
+        "drop_reason": one.drop_reason,
+        **({"prompt": one.prompt} if recipe.method == "montessori" else {}),
+    }
+
+
+def _techniques(recipe: Recipe, task: Task) -> dict[str, str]:
+    """Return name and text of each way in which the teacher is asked for a rationale; plain responses have no text."""
+    if recipe.method == "montessori":
+        return {PLAIN if not n else f"{PLAIN}-{n + 1}": "" for n in range(recipe.synthesis.n_responses)}
+    return task.techniques
 
 
 def _draft_rationales(
@@ -115,9 +119,9 @@ def _draft_rationales(
     asked = [
         (question, name, prompts.technique_prompt(task.description, technique, question["question"]))
         for question in questions
-        for name, technique in task.techniques.items()
+        for name, technique in _techniques(recipe, task).items()
     ]
-    decoding = Decoding(recipe.drafting.max_new_tokens, recipe.drafting.rationale_temperature)
+    decoding = Decoding(recipe.drafting.max_new_tokens, recipe.drafting.rationale_temperature, recipe.synthesis.top_p)
     named = [(prompt, f"rationale/{question['question_id']}/{name}") for question, name, prompt in asked]
     drafts = []
     for (question, name, prompt), completion in zip(

@@ -16,6 +16,7 @@ from workbench.figures_base import (
     use_renderer,
 )
 from workbench.figures_decision import decision_shares, sign_flips
+from workbench.figures_influence import gains_by_signal, influences, sibling_gaps, two_signals
 from workbench.figures_lesson import own_examples, style_path
 from workbench.figures_probing import (
     decidedness,
@@ -40,6 +41,8 @@ __all__ = [
     "drafts_by_technique",
     "enlarge",
     "escape",
+    "gains_by_signal",
+    "influences",
     "notes_html",
     "own_examples",
     "pair_decidedness",
@@ -53,6 +56,7 @@ __all__ = [
     "score_and_gain",
     "sentence",
     "show",
+    "sibling_gaps",
     "sign_flips",
     "style_path",
     "style_shift",
@@ -60,6 +64,7 @@ __all__ = [
     "technique_heatmap",
     "to_html",
     "training_curves",
+    "two_signals",
     "use_large_type",
     "use_renderer",
 ]

@@ -34,7 +34,7 @@ def takes_parameters(command: argparse.ArgumentParser) -> None:
 
 
 def add_commands(commands) -> None:
-    """Add calibrate, halves, validity and goodhart to the commands of a parser."""
+    """Add calibrate, halves, validity, signals and goodhart to the commands of a parser."""
     plain = {"allow_abbrev": False}
     calibrating = commands.add_parser(
         "calibrate",
@@ -79,6 +79,17 @@ def _add_trainers(commands, plain: dict) -> None:
     trying.add_argument(
         "--seeds", type=several, default=5, metavar="N", help="training seeds for each group (default 5)"
     )
+    comparing = commands.add_parser(
+        "signals",
+        **plain,
+        help="compare one-shot accuracy with local data influence on the drafts of a run",
+        description="Measure the local data influence of a run's drafts, train every student on the best, second best, "
+        "... rationale of each question by either signal, and print which of them predicts the gain.",
+    )
+    comparing.add_argument("name", metavar="RUN", help="name of a run of method arte with finished probing")
+    comparing.add_argument(
+        "--seeds", type=several, default=5, metavar="N", help="training seeds for each group (default 5)"
+    )
     following = commands.add_parser(
         "goodhart",
         **plain,
@@ -103,6 +114,23 @@ def _add_trainers(commands, plain: dict) -> None:
     )
 
 
+def probed(name: str):
+    """Return a run whose student was asked by one-shot probes.
+
+    Raises:
+        StoreError: If it was asked otherwise.
+    """
+    from workbench.store import StoreError, open_run
+
+    run = open_run(name)
+    if run.recipe.method != "arte":
+        raise StoreError(
+            f"Run {name} is of method {run.recipe.method} and has no one-shot probes, which this command looks at; "
+            "name a run of method arte."
+        )
+    return run
+
+
 def validity(given: argparse.Namespace) -> str:
     """Return what training on groups of drafts says of the probe."""
     from workbench.store import open_run
@@ -111,12 +139,22 @@ def validity(given: argparse.Namespace) -> str:
     return in_words(validate(open_run(given.name), list(range(1, given.seeds + 1))))
 
 
-def goodhart(given: argparse.Namespace) -> str:
-    """Return probe score and held-out gain by round of alignment."""
-    from workbench.goodhart import follow, in_words
+def signals(given: argparse.Namespace) -> str:
+    """Return how one-shot accuracy and influence agree on a run's drafts, and what each predicts."""
+    from workbench import two_signals
     from workbench.store import open_run
 
     run = open_run(given.name)
+    table = two_signals.both(run)
+    two_signals.gains(run, table, list(range(1, given.seeds + 1)))
+    return two_signals.in_words(run, table)
+
+
+def goodhart(given: argparse.Namespace) -> str:
+    """Return probe score and held-out gain by round of alignment."""
+    from workbench.goodhart import follow, in_words
+
+    run = probed(given.name)
     return in_words(follow(run, given.rounds, given.seeds or len(run.recipe.seeds), given.probed, given.student))
 
 
@@ -137,9 +175,8 @@ def calibrate(given: argparse.Namespace) -> str:
 def halves(given: argparse.Namespace) -> str:
     """Return how often other preference questions confirm the pairs of a run."""
     from workbench import reproduction, selection
-    from workbench.store import open_run
 
-    run = open_run(given.name)
+    run = probed(given.name)
     if given.ask:
         return selection.in_words(run, given.ask, given.splits)
     probing = run.stage("probing")
@@ -151,5 +188,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], str]] = {
     "calibrate": calibrate,
     "halves": halves,
     "validity": validity,
+    "signals": signals,
     "goodhart": goodhart,
 }

@@ -14,6 +14,7 @@ import pandas as pd
 
 from workbench import figures, heartbeat
 from workbench.inference import clustered_mean, wilson
+from workbench.pocket.rationales import STYLES
 from workbench.recipe import Recipe, canonical_json, load_recipe, project_root
 from workbench.reviews import newer_than_alignment
 from workbench.store import Run, StoreError, atomic_write, open_run, read_json, runs_folder
@@ -381,7 +382,7 @@ def planted(work: Run) -> dict[str, str]:
 
     Students without one, and those whose style no technique of this run's drafts is in, are left out.
     """
-    drafted = set(work.stage("drafting").read("drafts")["technique"])
+    drafted = set(work.stage("drafting").read("drafts")["technique"]) if work.recipe.method == "arte" else set(STYLES)
     cards = {
         name: read_json(project_root() / ref / "raised.json").get("raised", {})
         for name, ref in work.recipe.models.students.items()

@@ -2,9 +2,11 @@
 
 Source: ARTE, arXiv:2406.19227, section 3.3 and appendix G. Where the paper contradicts itself (section 4.1 against
 appendix G) question pairs are drawn without replacement from the top and bottom quartile, as the appendix says.
+By the method montessori (arXiv:2410.14208) siblings are paired by the sign of their influence, all with all.
 """
 
 from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,9 @@ from workbench.decidedness import Outcomes, outcomes, p_chosen
 from workbench.recipe import Recipe
 from workbench.records import text_id
 from workbench.seeding import stream
-from workbench.tasks import Task, seed_pairs
+from workbench.tasks import Task, as_written, seed_pairs
+
+TRAINING_LOSS = "training_loss"  # a signal without a sign
 
 
 def build_pairs(
@@ -31,9 +35,14 @@ def build_pairs(
     pairs.min_probability above 0, pairs below it are dropped (ours; at 0 the paper's rule keeps them all).
     """
     rows: list[dict] = []
-    counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
-    counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
-    counts |= {f"{kind} pairs below min_probability": 0 for kind in records.ITEM_KINDS}
+    kinds = records.ITEM_KINDS
+    if recipe.method == "montessori":
+        counts = {f"{kind} groups {what}": 0 for kind in kinds for what in ("of siblings", "of one sign")}
+        counts |= {"pairs of equal texts": 0}
+    else:
+        counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
+        counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
+    counts |= {f"{kind} pairs below min_probability": 0 for kind in kinds}
     probed = outcomes(probes, drafts)
     for student in recipe.models.students:
         own = signals[signals["student"] == student]
@@ -41,9 +50,16 @@ def build_pairs(
         for name, task in tasks.items():
             of_task = drafts[drafts["task"] == name]
             of_task = of_task.assign(score=of_task["draft_id"].map(values["rationale"]))
-            rows += _rationale_pairs(recipe, student, task, of_task, counts)
             asked = questions[(questions["task"] == name) & questions["kept"]]
             asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")
+            if recipe.method == "montessori":
+                scored = {"question": asked, "rationale": of_task.dropna(subset="score")}
+                has_sign = not (own["signal"] == TRAINING_LOSS).any()
+                rows += _sibling_pairs(
+                    recipe, student, as_written(recipe, {name: task})[name], scored, has_sign, counts
+                )
+                continue
+            rows += _rationale_pairs(recipe, student, task, of_task, counts)
             rows += _question_pairs(recipe, student, task, asked, counts)
     rows = [row for row in rows if _is_decided(row, probed, recipe.pairs.min_probability, counts)]
     return records.build(rows, "pairs"), counts
@@ -104,6 +120,45 @@ def _question_pairs(recipe: Recipe, student: str, task: Task, questions: pd.Data
         ids, scores = (best["question_id"], worst["question_id"]), (best["score"], worst["score"])
         rows.append(_pair(student, "question", task.name, prompt, (best["reply"], worst["reply"]), ids, scores))
     return rows
+
+
+def _sibling_pairs(
+    recipe: Recipe, student: str, task: Task, scored: dict[str, pd.DataFrame], has_sign: bool, counts: dict
+) -> list[dict]:
+    """Pair siblings that help with siblings that harm: instructions of one prompt, and responses to one instruction.
+
+    Both are in the words, and to the prompt, that the teacher wrote them in and to. By training loss, which has no
+    sign, the siblings above their mean are paired with those below it.
+    """
+    names = {
+        "question": ("prompt_id", "question_id", "reply", "prompt"),
+        "rationale": ("question_id", "draft_id", "rationale", "question"),
+    }
+    rows = []
+    for kind, (group, one, text, asked) in names.items():
+        for _, siblings in scored[kind].groupby(group, sort=False):
+            if len(siblings) < 2:
+                continue
+            counts[f"{kind} groups of siblings"] += 1
+            prompt = siblings[asked].iloc[0]
+            prompt = prompts.naive_prompt(task.description, prompt) if kind == "rationale" else prompt
+            line = 0.0 if has_sign else siblings["score"].mean()
+            made = _crossed(siblings, line, recipe.pairs.min_gap, (text, one), counts)
+            counts[f"{kind} groups of one sign"] += not made
+            rows += [_pair(student, kind, task.name, prompt, *pair) for pair in made]
+    return rows
+
+
+def _crossed(siblings: pd.DataFrame, line: float, min_gap: float, names: tuple[str, str], counts: dict) -> list[tuple]:
+    """Return (texts, ids, scores) of every sibling above the line with every one below that it beats by min_gap."""
+    above, below = siblings[siblings["score"] > line], siblings[siblings["score"] < line]
+    pairs = []
+    for best, worst in product(above.to_dict("records"), below.to_dict("records")):
+        if best[names[0]] == worst[names[0]]:
+            counts["pairs of equal texts"] += 1
+        elif best["score"] - worst["score"] >= min_gap:
+            pairs.append(tuple((best[name], worst[name]) for name in (*names, "score")))
+    return pairs
 
 
 def _pair(student, kind, task, prompt, texts, ids, scores) -> dict:

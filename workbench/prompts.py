@@ -29,8 +29,9 @@ def question_reply(question: str, target: str) -> str:
 
 
 def technique_prompt(description: str, technique: str, question: str) -> str:
-    """Return the prompt that asks the teacher for a rationale by one reasoning technique."""
-    return f"{technique}\n{naive_prompt(description, question)}"
+    """Return the prompt that asks the teacher for a rationale by one reasoning technique; "" is the plain prompt."""
+    plain = naive_prompt(description, question)
+    return f"{technique}\n{plain}" if technique else plain
 
 
 def naive_prompt(description: str, question: str) -> str:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.recipe_engines import Engines
+from workbench.recipe_engines import Compute, Engines
 from workbench.recipe_faults import fault_of, kind_of, one_line
+from workbench.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
 from workbench.recipe_parts import (
     Benchmarks,
     Count,
@@ -31,7 +32,9 @@ from workbench.recipe_parts import (
     require_distinct,
 )
 
+BY_TRAINING_LOSS = "by_training_loss"  # pairs by how high the student's loss on a draft is, instead of influence
 ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
+ALIGNED_ARMS += (BY_TRAINING_LOSS,)
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
@@ -201,43 +204,20 @@ class Evaluation(Section):
         return self
 
 
-class Compute(Section):
-    """Where it runs; workers 0 means one per core.
-
-    launcher: accelerate trains one model after the other, each on all GPUs (or processes) that launcher_config, a file
-    as `accelerate config` writes it, names; "" means every GPU. Batches stay those of the recipe.
-    """
-
-    workers: CountOrZero = 0
-    batch_size: Count = 256
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    launcher: Annotated[Literal["none", "accelerate"], Field(exclude_if=lambda value: value == "none")] = "none"
-    launcher_config: IfSet[str] = ""
-
-    @model_validator(mode="after")
-    def _is_launched(self):
-        if self.launcher_config and self.launcher == "none":
-            raise ValueError("launcher_config is for the launcher accelerate, but there is none; set launcher")
-        return self
-
-    @property
-    def trained_at_once(self) -> int:
-        """How many models are trained at the same time; 0 means one per core."""
-        return 1 if self.launcher == "accelerate" else self.workers
-
-
 class Recipe(Section):
     """Everything a run needs; see the sections for what each value means."""
 
     name: Name
-    method: Literal["arte"] = "arte"
+    method: Literal["arte", "montessori"] = "arte"
     profile: Literal["pocket", "real"]
     seeds: Annotated[list[CountOrZero], Field(min_length=2)]
     models: Models
     tasks: Tasks
     guard: Guarding = Guarding()
     drafting: Drafting
+    synthesis: OptionalSynthesis = Synthesis()
     preference_set: PreferenceSet = PreferenceSet()
+    influence: OptionalInfluence = Influence()
     pairs: Pairs = Pairs()
     alignment: Alignment
     tailoring: Tailoring
@@ -274,6 +254,16 @@ class Recipe(Section):
             raise ValueError(
                 f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sections_are_of_the_method(self):
+        if self.method == "montessori":
+            require_fit(self.synthesis, self.influence, self.drafting.n_questions, self.tasks.names)
+        elif given := sorted({"synthesis", "influence"} & self.model_fields_set):
+            raise ValueError(f"{given[0]} is set, but method {self.method} takes none; remove it or set method")
+        elif BY_TRAINING_LOSS in self.evaluation.arms:
+            raise ValueError(f"evaluation.arms has {BY_TRAINING_LOSS!r}, an arm of method montessori; remove it")
         return self
 
     @model_validator(mode="after")

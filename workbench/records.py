@@ -48,6 +48,17 @@ _SIGNAL = {
     "n": _count(),
     "tokens": _count(),
 }
+_PAIR = {
+    **_texts("pair_id student"),
+    "kind": _text(*ITEM_KINDS),
+    **_texts("task prompt chosen rejected chosen_id rejected_id"),
+    "score_chosen": pa.Column("float64"),
+    "score_rejected": pa.Column("float64"),
+    "score_gap": pa.Column("float64"),
+    # A signal without probes leaves it open.
+    "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
+    "flipped": pa.Column(bool),
+}
 _SIGNAL_ID = ["draft_id", "item_kind", "signal", "student"]
 
 SCHEMAS: dict[str, pa.DataFrameSchema] = {
@@ -58,6 +69,8 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             "index": _count(),
             "kept": pa.Column(bool),
             "drop_reason": _text(),
+            # Montessori-Instruct asks with other examples each time; elsewhere a task has one prompt.
+            "prompt": pa.Column(str, required=False),
         },
     ),
     "exemplars": _schema({**_texts("task item_id question rationale"), "worked": pa.Column(bool)}),
@@ -88,7 +101,11 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         },
         unique=["student", "draft_id", "item_id"],
     ),
+    "reference": _schema(
+        {**_texts("student task item_id question target prompt completion")}, unique=["student", "task", "item_id"]
+    ),
     "signals": _schema(_SIGNAL, unique=_SIGNAL_ID),
+    "losses": _schema(_SIGNAL, unique=_SIGNAL_ID),
     "influences": _schema(
         {
             **_SIGNAL,
@@ -98,19 +115,8 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         },
         unique=_SIGNAL_ID,
     ),
-    "pairs": _schema(
-        {
-            **_texts("pair_id student"),
-            "kind": _text(*ITEM_KINDS),
-            **_texts("task prompt chosen rejected chosen_id rejected_id"),
-            "score_chosen": pa.Column("float64"),
-            "score_rejected": pa.Column("float64"),
-            "score_gap": pa.Column("float64"),
-            # A signal without probes leaves it open.
-            "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
-            "flipped": pa.Column(bool),
-        },
-    ),
+    "pairs": _schema(_PAIR),
+    "pairs_by_loss": _schema(_PAIR),
     "reviews": _schema(
         {
             **_texts("pair_id student"),
@@ -186,7 +192,7 @@ def build(rows: list[dict], name: str) -> pd.DataFrame:
         columns = SCHEMAS[name].columns.items()
         return pd.DataFrame({column: pd.Series(dtype=str(spec.dtype)) for column, spec in columns}).pipe(check, name)
     frame = check(pd.DataFrame(rows), name)
-    return frame[list(SCHEMAS[name].columns)]
+    return frame[[column for column in SCHEMAS[name].columns if column in frame]]
 
 
 def _fault(error) -> str:

@@ -7,8 +7,10 @@ import pandas as pd
 
 from workbench import validity
 from workbench.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
+from workbench.asked import by_influence, drafts_of
 from workbench.evaluation import verdict_of
 from workbench.figures_base import save_png
+from workbench.figures_influence import influences
 from workbench.figures_probing import preference_scores, probe_roc, scored
 from workbench.figures_training import style_shift
 from workbench.figures_validity import probe_validity
@@ -28,21 +30,22 @@ def summarise(run: Run) -> pd.DataFrame:
     """Return one row a student, every number with its 95 % interval where it has one.
 
     Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
-    well the one-shot probe tells native drafts from others of their task); of an arm's examples native_* (share in the
-    native style), checkable_* (share whose question a rule can answer) and right_* (share of those answered right);
+    well the signal tells native drafts from others of their task); of an arm's examples native_* (share in the native
+    style), checkable_* (share whose question a rule can answer) and right_* (share of those answered right);
     base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored against
     untailored and, with the ending _random, against random pairs.
     """
     found, native = verdict_of(run), planted(run)
-    scores = scored(run.stage("probing").read("signals"), run.stage("drafting").read("drafts"))
+    scores = scored(run.stage("probing").read("signals"), drafts_of(run))
     examples = run.stage("alignment").read("examples")
     rows = []
     for student, ref in run.recipe.models.students.items():
         dose = read_json(project_root() / ref / "raised.json").get("raised", {}).get("dose", "")
         row = {"student": student, "dose": dose, "native": native.get(student, "")}
         own = scores[scores["student"] == student]
-        if student in native:
-            area = auc(own["rank"], own["technique"] == native[student], own["question_id"])
+        is_native = own["technique"] == native.get(student, "")
+        if is_native.any() and not is_native.all():
+            area = auc(own["rank"], is_native, own["question_id"])
             row |= dict(zip(("auc", "auc_low", "auc_high"), area, strict=True))
         written = examples[examples["kept"] & examples["student"].isin([student, ""])]
         for arm in (BEFORE, CONTROL, AFTER):
@@ -133,7 +136,7 @@ def keep(run: Run, folder: Path) -> list[Path]:
     (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
     models, native = model_names(run), planted(run)
-    signals, drafts = run.stage("probing").read("signals"), run.stage("drafting").read("drafts")
+    signals, drafts = run.stage("probing").read("signals"), drafts_of(run)
     examples = run.stage("alignment").read("examples")
     figures = {"comparisons": comparisons(found)}
     if len(table) > 1:
@@ -141,7 +144,10 @@ def keep(run: Run, folder: Path) -> list[Path]:
     if native:
         figures["probe_roc"] = probe_roc(signals, drafts, native, models)
     student = table["student"].iloc[0]
-    figures["preference_scores"] = preference_scores(signals, drafts, student, models)
+    if by_influence(run):
+        figures["influences"] = influences(run.stage("probing").read("influences"), drafts, student, models)
+    else:
+        figures["preference_scores"] = preference_scores(signals, drafts, student, models)
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
     figures["style_shift"] = style_shift(shown.assign(student=student), models)
     if (groups := validity.stored(run)) is not None:

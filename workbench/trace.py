@@ -3,7 +3,7 @@
 import pandas as pd
 
 from workbench.arms import aligned_arms, pairs_of_arm
-from workbench.recipe import DRAFT_ARMS
+from workbench.recipe import BY_TRAINING_LOSS, DRAFT_ARMS
 from workbench.reviews import PAST
 from workbench.store import Run, StoreError
 
@@ -107,7 +107,8 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
         return [_line(depth, f"teacher {original}, as it was, asked with the plain prompt")]
     if arm in DRAFT_ARMS:
         return [_line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
-    pairs = pairs_of_arm(work.recipe, work.stage("alignment").read("pairs"), arm)
+    name = "pairs_by_loss" if arm == BY_TRAINING_LOSS else "pairs"
+    pairs = pairs_of_arm(work.recipe, work.stage("alignment").read(name), arm)
     own = pairs[pairs["student"] == student]
     here = own[own["task"] == example["task"]]
     lines = [
@@ -131,11 +132,13 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
         lines.append(_line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
         if not brief:
             lines.append("   " * (depth + 2) + _text(pair[side]))
-        if pair["kind"] == "rationale":
+        if pair["kind"] == "rationale" or work.recipe.method == "montessori":
             lines += _probes(work, one, pair["student"], depth + 2)
     if not brief:
         pairs = work.stage("alignment").read("pairs")
         for arm in aligned_arms(work.recipe):
+            if arm == BY_TRAINING_LOSS:
+                continue
             used = pairs_of_arm(work.recipe, pairs, arm)
             own = used[used["pair_id"] == pair["pair_id"]]
             if len(own):
@@ -165,14 +168,20 @@ def _probes(work: Run, draft_id: str, student: str, depth: int) -> list[str]:
     signals, probes = probing.read("signals"), probing.read("probes")
     lines = []
     for signal in signals[signals["draft_id"] == draft_id].to_dict("records"):
-        if student in ("", signal["student"]):
+        who = f"student {signal['student']} ({signal['student_fp'][:8]})"
+        if student not in ("", signal["student"]):
+            continue
+        if signal["signal"] == "influence":
+            said = f"influence {signal['value']:+.4f} ± {signal['stderr']:.4f} nats per reference token"
+            lines.append(_line(depth, f"{who}: {said}"))
+        else:
             own = probes[(probes["draft_id"] == draft_id) & (probes["student"] == signal["student"])]
             unread = int((~own["parsed"]).sum())
             lines.append(
                 _line(
                     depth,
-                    f"student {signal['student']} ({signal['student_fp'][:8]}): {int(own['correct'].sum())} of "
-                    f"{signal['n']} preference questions right, score {signal['value']:.3f} ± {signal['stderr']:.3f}"
+                    f"{who}: {int(own['correct'].sum())} of {signal['n']} preference questions right, score "
+                    f"{signal['value']:.3f} ± {signal['stderr']:.3f}"
                     + (f", {unread} answers not readable" if unread else ""),
                 )
             )

@@ -20,7 +20,7 @@ from workbench.recipe import Recipe
 from workbench.records import text_id
 from workbench.seeding import stream, stream_seed
 from workbench.store import Run, Stage, fingerprint
-from workbench.tasks import load_tasks
+from workbench.tasks import as_written, load_tasks
 from workbench.tuning import Tuned, completion_tokens, student_folder, tuned
 
 VERSION = 1
@@ -95,7 +95,7 @@ def equal_rows(recipe: Recipe, student: str, examples: pd.DataFrame, arms: list[
         examples: Those that may be used, with the arm each is for.
         arms: All that are wanted.
     """
-    descriptions = {name: task.description for name, task in load_tasks(recipe).items()}
+    descriptions = {name: task.description for name, task in as_written(recipe, load_tasks(recipe)).items()}
     tokenizer = load_tokenizer(recipe.models.students[student])
     examples = examples.assign(n_tokens=completion_tokens(tokenizer, examples["rationale"].tolist()))
     frames = []

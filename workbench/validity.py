@@ -25,12 +25,15 @@ LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
 LEAST_FREE = 3  # degrees of freedom that a partial correlation must leave
 
 
-def validate(run: Run, seeds: list[int]) -> pd.DataFrame:
+def validate(run: Run, seeds: list[int], signals: pd.DataFrame | None = None, name: str = "validity") -> pd.DataFrame:
     """Train every student on every group under every seed; the outcome is kept in the run's folder as validity.csv.
 
     Args:
         run: With finished drafting and probing.
         seeds: Training seeds; ties between rationales of one question are settled by them too.
+        signals: What drafts are ranked by, a frame "signals" of records; the run's own unless given. Drafts without a
+            signal belong to no group.
+        name: Of the file, and of the folder that holds the trained students.
 
     Returns:
         Columns student, task, group (1 is best), seed, score (mean preference score), n_tokens, n_steps and digits
@@ -38,9 +41,9 @@ def validate(run: Run, seeds: list[int]) -> pd.DataFrame:
         (after - before), n (questions asked).
     """
     recipe, tasks = run.recipe, load_tasks(run.recipe)
-    scored = ranked(run, seeds)
+    scored = ranked(run, seeds, signals)
     names, asked, targets = held_out(run, tasks)
-    folder = run.path / "validity"
+    folder = run.path / name
     trials = [
         Trial(recipe, student, None, asked, targets, 0, folder / f"{student}-before")
         for student in recipe.models.students
@@ -59,22 +62,32 @@ def validate(run: Run, seeds: list[int]) -> pd.DataFrame:
     described["after"] = [right.loc[row.task, (row.student, row.seed, row.group)] for row in described.itertuples()]
     counts = pd.Series(names).value_counts()
     described = described.assign(gain=described["after"] - described["before"], n=described["task"].map(counts))
-    atomic_write(run.path / "validity.csv", described.to_csv(index=False, float_format="%.6f").encode())
+    atomic_write(run.path / f"{name}.csv", described.to_csv(index=False, float_format="%.6f").encode())
     return described
 
 
-def stored(run: Run) -> pd.DataFrame | None:
+def stored(run: Run, name: str = "validity") -> pd.DataFrame | None:
     """Return the stored outcome of validate; None if there is none, or it was made before format was looked at."""
-    path = run.path / "validity.csv"
+    path = run.path / f"{name}.csv"
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
     return table if {*LENGTH, *FORMAT} <= set(table) else None
 
 
-def ranked(run: Run, seeds: list[int]) -> pd.DataFrame:
-    """Return every draft with student, seed, preference score `value` and group: 1 is the best of its question."""
-    drafts, signals = run.stage("drafting").read("drafts"), run.stage("probing").read("signals")
+def ranked(run: Run, seeds: list[int], signals: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return every draft with student, seed, score `value` and group: 1 is the best of its question.
+
+    Raises:
+        StoreError: If every question has a single rationale, so that there is nothing to rank.
+    """
+    drafts = run.stage("drafting").read("drafts")
+    signals = run.stage("probing").read("signals") if signals is None else signals
     own = signals[signals["item_kind"] == "rationale"][["draft_id", "student", "value"]].merge(drafts, on="draft_id")
     own = own[own["answer"] != ""]
+    if own.groupby(["student", "question_id"]).size().max() < 2:
+        raise StoreError(
+            f"Run {run.name} has one rationale for each question, so none is better than another; begin another run "
+            "with synthesis.n_responses of 2 or more."
+        )
     own = own.assign(**pd.DataFrame([format_of(text) for text in own["rationale"]], own.index, FORMAT))
     frames = []
     for seed in seeds:

@@ -19,6 +19,8 @@ SPARE = 1.25  # calls for questions, for each question kept
 # Tokens of a question and of what frames it; completions are taken to use this part of max_new_tokens.
 QUESTION_TOKENS = {"pocket": 45, "real": 90}
 COMPLETION_PART = {"pocket": 0.25, "real": 0.5}
+# How often the reference set is read for a draft, by how influence is measured; a screen takes some steps itself.
+READ_AGAIN = {"exact": 1.0, "first_order": 0.0, "screen": 0.4}
 # One CPU core with pocket models, as measured: generated, read and trained tokens a second, for a million parameters.
 CPU_RATES = {"new": 6_700.0, "read": 22_000.0, "trained": 7_800.0}
 # One GPU of 312 TFLOP/s (A100) in bfloat16: the part of that which generating, reading and training reach.
@@ -115,10 +117,22 @@ def _row(stage: str, work: str, model: str, generations: float = 0, prompt: floa
 
 
 def _questions(recipe: Recipe, stage: str, n_wanted: int, n_sets: int) -> dict:
-    per_call, shown = recipe.drafting.questions_per_call, recipe.drafting.n_seed_questions
+    per_call, shown = recipe.drafting.questions_per_call, _shown(recipe)
     tokens = _sizes(recipe)[3]
     calls = max(1, n_wanted / per_call * SPARE) * n_sets
     return _row(stage, "questions", recipe.models.teacher, calls, (shown + 1) * tokens, per_call * tokens)
+
+
+def _shown(recipe: Recipe) -> int:
+    """Return how many questions a prompt for new ones shows."""
+    if recipe.method == "montessori":
+        return recipe.synthesis.n_seeds + recipe.synthesis.n_own
+    return recipe.drafting.n_seed_questions
+
+
+def _n_rationales(recipe: Recipe) -> int:
+    """Return how many rationales a draft question gets."""
+    return recipe.synthesis.n_responses if recipe.method == "montessori" else N_TECHNIQUES
 
 
 def _drafting(basis: Basis) -> list[dict]:
@@ -127,7 +141,7 @@ def _drafting(basis: Basis) -> list[dict]:
     n, new = recipe.drafting.n_questions, basis.written(recipe.models.teacher, recipe.drafting.max_new_tokens)
     return [
         _questions(recipe, "drafting", n, n_tasks),
-        _row("drafting", "rationales", recipe.models.teacher, n * N_TECHNIQUES * n_tasks, 2 * tokens, new),
+        _row("drafting", "rationales", recipe.models.teacher, n * _n_rationales(recipe) * n_tasks, 2 * tokens, new),
     ]
 
 
@@ -142,6 +156,8 @@ def _probing(basis: Basis) -> list[dict]:
             new = basis.written(model, longest)
             shown = sum(settings.shots) / len(settings.shots) * (tokens + new)
             rows.append(_row("probing", "answers for the preference set", model, asked, 2 * tokens + shown, new))
+    if recipe.method == "montessori":
+        return [*rows, *_influence(basis)]
     drafts = recipe.drafting.n_questions * N_TECHNIQUES * n_tasks
     for model in recipe.models.students.values():
         new = basis.written(model, longest)
@@ -149,22 +165,48 @@ def _probing(basis: Basis) -> list[dict]:
     return rows
 
 
+def _influence(basis: Basis) -> list[dict]:
+    """Return the work of reference answers, warm-up and one step a draft, after each of which the reference is read."""
+    recipe, settings = basis.recipe, basis.recipe.influence
+    n_tasks, _, _, tokens = _sizes(recipe)
+    n_reference, rows = recipe.preference_set.n_items * n_tasks, []
+    n_scored = (recipe.drafting.n_questions - settings.n_warm_up) * n_tasks * recipe.synthesis.n_responses
+    for name, model in recipe.models.students.items():
+        text = 2 * tokens + basis.written(recipe.models.teacher, recipe.drafting.max_new_tokens)
+        if settings.reference != "target":
+            writer = model if settings.reference == "student" else recipe.models.teacher
+            new = basis.written(writer, recipe.evaluation.max_new_tokens)
+            asked = n_reference * settings.n_tries
+            rows.append(_row("probing", f"reference answers for {name}", writer, asked, 2 * tokens, new))
+        read = n_reference * text * READ_AGAIN[settings.way]
+        steps = _row("probing", f"influence on {name}, {settings.way}", model, n_scored, read)
+        rows.append(steps | {"trained": round(n_scored * text + settings.n_steps * settings.batch_size * text)})
+    return rows
+
+
+def _n_pairs(recipe: Recipe) -> float:
+    """Return about how many pairs a student's signals of one task form."""
+    n_questions = recipe.drafting.n_questions
+    if recipe.method == "montessori":
+        # With signs as by a coin, n siblings form n (n - 1) / 4 pairs.
+        return (n_questions - recipe.influence.n_warm_up) * (recipe.synthesis.n_siblings - 1) / 4
+    return n_questions + min(recipe.pairs.n_question_pairs, int(n_questions * recipe.pairs.quantile))
+
+
 def _alignment(basis: Basis) -> list[dict]:
     recipe = basis.recipe
     n_tasks, n_students, n_seeds, tokens = _sizes(recipe)
     teacher = recipe.models.teacher
     new = basis.written(teacher, recipe.tailoring.max_new_tokens)
-    per_task = recipe.drafting.n_questions + min(
-        recipe.pairs.n_question_pairs, int(recipe.drafting.n_questions * recipe.pairs.quantile)
-    )
     aligned = [arm for arm in recipe.evaluation.arms if arm in ALIGNED_ARMS]
-    n_pairs = per_task * n_tasks * n_students
+    n_pairs = _n_pairs(recipe) * n_tasks * n_students
+    side = (_shown(recipe) + 1) * tokens if recipe.method == "montessori" else 2 * tokens + new
     rows = [
         {
             "stage": "alignment",
             "work": f"DPO, {len(aligned)} teachers for each of {n_students} students",
             "model": teacher,
-            "trained": round(n_pairs * 2 * (2 * tokens + new) * recipe.alignment.n_epochs * len(aligned)),
+            "trained": round(n_pairs * 2 * side * recipe.alignment.n_epochs * len(aligned)),
         }
     ]
     writers = len(aligned) * n_students + ("untailored" in recipe.evaluation.arms)

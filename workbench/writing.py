@@ -18,7 +18,10 @@ SPARE = 1.25  # calls per question still wanted: some replies are dropped, and a
 
 @dataclass(frozen=True)
 class Written:
-    """One question a teacher wrote, kept or not; `reply` is its text in the form the teacher writes questions in."""
+    """One question a teacher wrote, kept or not; `reply` is its text in the form the teacher writes questions in.
+
+    `prompt` is what it was asked with, where that is not the same for all questions of a task.
+    """
 
     question: str
     target: str
@@ -26,6 +29,7 @@ class Written:
     call: int
     index: int
     drop_reason: str
+    prompt: str = ""
 
 
 def guard_of(recipe: Recipe, task: Task) -> Guard:

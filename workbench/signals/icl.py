@@ -13,9 +13,8 @@ import pandas as pd
 from workbench import prompts, records
 from workbench.asking import AskJob, answer_job
 from workbench.models import fingerprint_model, resolve
+from workbench.preference_set import choose_preference_set, responders_of
 from workbench.recipe import Recipe
-from workbench.seeding import stream
-from workbench.signals.irt import fit_2pl
 from workbench.starting import engine_mark, run_engine_jobs, sharing
 from workbench.store import Run, fingerprint
 from workbench.tasks import Task, load_tasks
@@ -67,58 +66,6 @@ def probe(run: Run) -> dict[str, pd.DataFrame]:
     counts = {"probes": len(probes), "probes without an answer": (~probes["parsed"]).sum()}
     stage.finish(mark, counts, time.monotonic() - start, probes["n_tokens"].sum(), parents)
     return frames
-
-
-def responders_of(recipe: Recipe) -> list[str]:
-    """Return the models whose answers tell the validation questions apart."""
-    return recipe.preference_set.responders or list(recipe.models.students.values())
-
-
-def choose_preference_set(recipe: Recipe, tasks: dict[str, Task], exemplars: pd.DataFrame) -> pd.DataFrame:
-    """Return the validation questions of every task with their fit, the most discriminating ones chosen."""
-    settings = recipe.preference_set
-    validation = {name: task.validation.head(settings.n_validation) for name, task in tasks.items()}
-    fits = {}
-    if settings.selection == "irt":
-        for name, right in _answer_sheets(recipe, tasks, validation, exemplars).items():
-            fits[name] = fit_2pl(right)
-    frames = []
-    for name, items in validation.items():
-        a, b = fits.get(name, (np.full(len(items), np.nan), np.full(len(items), np.nan)))
-        if name in fits:
-            order = np.argsort(-a, kind="stable")
-        else:
-            order = stream(recipe.seeds[0], "preference set", name).permutation(len(items))
-        chosen = np.zeros(len(items), dtype=bool)
-        chosen[order[: settings.n_items]] = True
-        frames.append(items.assign(task=name, discrimination=a, difficulty=b, chosen=chosen))
-    columns = list(records.SCHEMAS["preference_set"].columns)
-    return pd.concat(frames, ignore_index=True)[columns]
-
-
-def _answer_sheets(
-    recipe: Recipe, tasks: dict[str, Task], validation: dict[str, pd.DataFrame], exemplars: pd.DataFrame
-) -> dict[str, np.ndarray]:
-    """Return for each task who answered what correctly, shape (responders x shots, questions)."""
-    jobs, names = [], []
-    for model in responders_of(recipe):
-        for name, task in tasks.items():
-            worked = exemplars[exemplars["task"] == name][["question", "rationale"]]
-            shown = list(worked.itertuples(index=False, name=None))
-            asked = [
-                ("", prompts.few_shot_prompt(task.description, shown[:n], question))
-                for n in recipe.preference_set.shots
-                for question in validation[name]["question"]
-            ]
-            jobs.append(AskJob(recipe, model, f"{model}, {name}", asked, [task.answers] * len(asked)))
-            names.append(name)
-    answers = run_engine_jobs(answer_job, jobs, recipe, "student", "asking the responders")
-    sheets: dict[str, list] = {name: [] for name in tasks}
-    for name, found in zip(names, answers, strict=True):
-        targets = list(validation[name]["target"]) * len(recipe.preference_set.shots)
-        right = [tasks[name].answers.same(answer, target) for (answer, _), target in zip(found, targets, strict=True)]
-        sheets[name].append(np.reshape(right, (len(recipe.preference_set.shots), -1)))
-    return {name: np.concatenate(rows).astype(float) for name, rows in sheets.items()}
 
 
 def probe_drafts(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
