@@ -56,7 +56,7 @@ def test_memory_that_runs_out_halves_the_rows_and_changes_nothing_learned(stage,
     first_one = tried.index(1)
     assert all(n == 1 for n in tried[first_one:]) and first_one <= 3, "nothing is tried again that failed"
     assert parts_losses == pytest.approx(losses, abs=1e-5) and differ(whole, parts) < 1e-5
-    assert "Memory ran out; 1 rows at a time from here" in capsys.readouterr().out
+    assert "Memory ran out; going on with 1 rows at a time" in capsys.readouterr().out
 
 
 def test_memory_that_suffices_for_nothing_is_one_sentence(folder, tmp_path, monkeypatch):  # noqa: F811
