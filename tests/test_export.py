@@ -15,6 +15,7 @@ from workbench.__main__ import DONE, FAILED, main
 from workbench.export import FORMS, _file_of, export
 from workbench.facts import Facts
 from workbench.recipe import Recipe
+from workbench.reviews import Reviews, newer_than_alignment, overrule, standing
 from workbench.store import NOTEBOOKS, Run, StoreError, look, open_run
 from workbench.tuning import student_folder, teacher_folder
 from workbench.verdict import verdict
@@ -275,6 +276,28 @@ def test_a_card_says_what_the_run_holds(work):
     assert "| tailored | 75.0 % |" in text and "| tailored - untailored | 0 | +50.0 |" in text
     assert "| all | 310 | 5,000 |" in text and "teacher-print" in text and "ada-print" in text
     assert "torch " in text and "object\\_counting" in text and str(PROJECT) not in text
+
+
+def test_a_card_says_what_people_made_of_the_pairs(work):
+    (unreviewed, *_) = export(work)
+    assert "No person reviewed the pairs" in DatasetCard.load(unreviewed / "README.md").text
+    pairs = work.stage("alignment").read("pairs")
+    own = pairs[pairs["student"] == "ada"]
+    reviews = Reviews.of_run(work, "Somebody")
+    reviews.add(own.iloc[0], "review", "keep")
+    assert newer_than_alignment(work) == ""
+    reviews.add(own.iloc[0], "review", "flip")
+    text = DatasetCard.load(export(work)[0] / "README.md").text
+    assert "Of 1 pair people say something else now than when the teachers were aligned" in text
+    used = overrule(pairs, standing(reviews.events()))
+    stage, manifest = work.stage("alignment"), work.stage("alignment").manifest
+    for name, frame in ({name: stage.read(name) for name in manifest["files"]} | used._asdict()).items():
+        if name != "counts":
+            stage.write(name, frame)
+    stage.finish(manifest["fingerprint"], manifest["counts"], 1.0, 1, manifest["parents"])
+    text = DatasetCard.load(export(work)[0] / "README.md").text
+    assert "People reviewed 1 of the pairs: 0 kept, 1 flipped, 0 dropped." in text
+    assert newer_than_alignment(work) == "" and "people say something else" not in text and "Somebody" not in text
 
 
 def test_a_card_says_what_did_not_work(made):

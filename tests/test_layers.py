@@ -10,13 +10,14 @@ FLOORS = {
     0: "markdown records recipe recipe_engines recipe_faults recipe_montessori recipe_parts seeding",
     1: "heartbeat items store answers sources tasks guard likeness prompts models prefix_attention generation "
     "engines engine_vllm engine_openai server spending starting pool writing asking tuning packing warming "
-    "near_duplicates synthesis reference",
+    "trainers launching training_process unsloth_backend near_duplicates synthesis reference",
     2: "drafting signals signals.icl signals.irt signals.influence signals.montessori signals.stepping "
     "preference_set pairs arms alignment training evaluation inference verdict overlap simulation calibration "
     "decidedness reproduction trials workload reviews",
     3: "figures inspection",
     4: "__main__ notebook headless report plan rates doctor trace playground summary ablations validity goodhart facts "
-    "cards export selection look_back monitor lesson guessing what_if inspector inspector_view asked two_signals",
+    "cards export selection look_back monitor lesson guessing what_if inspector inspector_view benchmarks asked "
+    "two_signals",
 }
 # What a run folder calls a stage; pairs, irt, influence, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "signals.montessori", "alignment", "training", "evaluation"}

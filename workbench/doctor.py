@@ -4,6 +4,7 @@ Imports of anything but the standard library stand inside the functions: a missi
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ Finding = tuple[str, bool, str]
 def examine() -> list[Finding]:
     """Return (what, whether it is as it should be, the finding in a sentence), one for each thing looked at."""
     findings = [_python(), _cores(), _memory()]
-    for look in (_disk, _packages, _engines, _gpu, _models, _browser):
+    for look in (_disk, _packages, _engines, _backends, _gpu, _models, _browser):
         try:
             findings += look()
         except ImportError as error:
@@ -100,6 +101,16 @@ def _engines() -> list[Finding]:
     from workbench.starting import MODULES, state_of
 
     return [("engines", *state_of(engine)) for engine in MODULES]
+
+
+def _backends() -> list[Finding]:
+    """Say of each training backend whether it works here, and of one that is not installed how to install it."""
+    from workbench.launching import backends_in_words
+
+    found = [("training", fine, f"{name}: {said}") for name, (fine, said) in backends_in_words().items()]
+    version = importlib.metadata.version("lm_eval") if importlib.util.find_spec("lm_eval") else ""
+    said = f"lm-evaluation-harness {version} is installed" if version else "not installed; to install: make lm-eval"
+    return [*found, ("benchmarks", True, said)]
 
 
 def _gpu() -> list[Finding]:

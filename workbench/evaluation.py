@@ -15,6 +15,7 @@ from workbench.asking import AskJob, answer_job
 from workbench.items import atomic_write, look, read_json
 from workbench.overlap import overlap_report, overlap_warnings
 from workbench.recipe import Recipe
+from workbench.reviews import newer_than_alignment
 from workbench.starting import engine_mark, run_engine_jobs
 from workbench.store import Run, Stage, StoreError, fingerprint
 from workbench.tasks import Task, load_tasks, load_test_items, name_of_test_set
@@ -125,7 +126,7 @@ def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, tes
         student=next(iter(recipe.models.students)),
         training=training,
         test_set=test_set,
-        warnings=overlap_warnings(overlap),
+        warnings=[*overlap_warnings(overlap), *filter(None, [newer_than_alignment(run)])],
     )
     result["overlap"] = overlap
     atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.recipe import project_root
+from workbench.reviews import used_in
 from workbench.store import NOTEBOOKS, Run, StoreError, read_json, runs_folder
 from workbench.tasks import task_file
 
@@ -37,6 +38,12 @@ class Facts:
         """What was written for this student, and what was written for every student."""
         examples = self.work.stage("alignment").read("examples")
         return examples[examples["student"].isin([self.student, ""])]
+
+    @cached_property
+    def reviews(self) -> pd.DataFrame:
+        """The reviews of this student's pairs that the alignment used."""
+        used = used_in(self.work)
+        return used[used["student"] == self.student]
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -36,7 +36,8 @@ def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
 
 def preflight(name: str) -> None:
     """Refuse a run whose tasks, models or engines are not here, before any of its notebooks begins."""
-    from workbench.starting import check, model_mark
+    from workbench import launching, starting
+    from workbench.starting import model_mark
     from workbench.tasks import load_tasks
 
     recipe = open_run(name).recipe
@@ -44,7 +45,8 @@ def preflight(name: str) -> None:
     model_mark(recipe, "teacher", recipe.models.teacher)
     for ref in {*recipe.models.students.values(), *recipe.preference_set.responders}:
         model_mark(recipe, "student", ref)
-    check(recipe)
+    starting.check(recipe)
+    launching.check(recipe)
 
 
 def run_notebooks(work: Run, first: str = STAGES[0], last: str = STAGES[-1], again: bool = False) -> Path:

@@ -30,10 +30,7 @@ class _Pulse:
         self.folder, self.last_s = folder, -math.inf
         self.values = {
             "main": main,
-            "pid": os.getpid(),
-            # A process id is given again some day; with its birth it is one process for ever.
-            "born": psutil.Process().create_time(),
-            "host": socket.gethostname(),
+            **this_process(),
             "began": time.time(),
             "what": "",
             "jobs": [0, 0],
@@ -55,6 +52,12 @@ class _Pulse:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**self.values, "at": time.time()}), encoding="utf-8")
             os.replace(temporary, path)
+
+
+def this_process() -> dict:
+    """Return what names this process, for is_there."""
+    # A process id is given again some day; with its birth it is one process for ever.
+    return {"pid": os.getpid(), "born": psutil.Process().create_time(), "host": socket.gethostname()}
 
 
 _pulse: _Pulse | None = None

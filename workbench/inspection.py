@@ -140,10 +140,14 @@ class Lookup:
     def __init__(self, evidence: Evidence):
         self.evidence = evidence
         # Made here and not at the first pair: with millions of probes it takes seconds, and the page would wait.
-        self._probes = _Positions(evidence.probes["draft_id"])
-        self._signals = evidence.signals.groupby("draft_id", sort=False).indices
-        self._siblings = evidence.drafts.groupby("question_id", sort=False).indices
-        self._draft_at = {draft_id: place for place, draft_id in enumerate(evidence.drafts["draft_id"])}
+        probes = evidence.probes
+        self._probes, self._signals = _Positions(probes["draft_id"]), _Positions(evidence.signals["draft_id"])
+        self._siblings, self._drafts = (_Positions(evidence.drafts[name]) for name in ("question_id", "draft_id"))
+        frames = (evidence.drafts, evidence.signals)
+        self._of_drafts, self._of_signals = ({name: frame[name].array for name in frame} for frame in frames)
+        self._right = probes["correct"].to_numpy(dtype=float)
+        self._student, self._students = pd.factorize(probes["student"])
+        self._asked, self._item_ids = pd.factorize(probes["item_id"], sort=True)
 
     @cached_property
     def _items(self) -> dict[str, dict]:
@@ -151,17 +155,19 @@ class Lookup:
 
     def draft(self, draft_id: str) -> dict:
         """Return a draft; {} for an id that is a question's or unknown."""
-        place = self._draft_at.get(draft_id)
-        return {} if place is None else self.evidence.drafts.iloc[place].to_dict()
+        places = self._drafts.of([draft_id])
+        return _row(self._of_drafts, places[0]) if len(places) else {}
 
     def side(self, pair: Mapping, side: str) -> dict:
         """Return what is known of the chosen or rejected side of a pair, without its text."""
         one = pair[f"{side}_id"]
         draft = self.draft(one) if pair["kind"] == "rationale" else {}
-        found = self.evidence.signals.iloc[self._signals.get(one, [])]
-        own = found[(found["student"] == pair["student"]) & (found["item_kind"] == pair["kind"])]
         signals = []
-        for row in own.to_dict("records"):
+        students, kinds = self._of_signals["student"], self._of_signals["item_kind"]
+        for place in self._signals.of([one]):
+            if students[place] != pair["student"] or kinds[place] != pair["kind"]:
+                continue
+            row = _row(self._of_signals, place)
             low, high = interval(row)
             signals.append({key: row[key] for key in ("signal", "value", "n")} | {"low": low, "high": high})
         checked = bool(draft.get("gold"))
@@ -180,38 +186,42 @@ class Lookup:
         The candidates of a pair of rationales are all rationales of the question; of a pair of questions, the two, each
         with the mean over its rationales.
         """
-        sides = (pair["chosen_id"], pair["rejected_id"])
         groups = self._groups(pair)
-        drafts = {draft: name for name, own in groups.items() for draft in own}
-        rows = self.evidence.probes.iloc[self._probes.of(drafts)]
-        rows = rows[rows["student"] == pair["student"]]
-        if rows.empty:
+        parts = [self._probes.of(own) for own in groups.values()]
+        rows, group = np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        own = self._student[rows] == self._students.get_indexer([pair["student"]])[0]
+        rows, group = rows[own], group[own]
+        if not len(rows):
             return None
-        rows = rows.assign(group=rows["draft_id"].map(drafts), correct=rows["correct"].astype(float))
-        scores = rows.pivot_table(index="group", columns="item_id", values="correct").reindex(groups)
-        difference = (scores.loc[sides[0]] - scores.loc[sides[1]]).fillna(0.0).to_numpy()
+        asked, column = np.unique(self._asked[rows], return_inverse=True)
+        scores = _means(group, column, self._right[rows], (len(groups), len(asked)))
+        difference = np.nan_to_num(scores[0] - scores[1])
         # Decisive questions first, the largest difference for chosen at the left; the rest as they come.
         order = np.lexsort((-difference, difference == 0))
-        scores = scores.iloc[:, order]
-        said = {(row.group, row.item_id): row.answer for row in rows.itertuples()} if len(groups) == len(drafts) else {}
+        answers = np.full(scores.shape, "", dtype=object)
+        if all(len(own) == 1 for own in groups.values()):
+            said = self.evidence.probes["answer"].array
+            answers[group, column] = [said[row] for row in rows]
         return Heat(
-            [{"item_id": item} | self._item(item) for item in scores.columns],
+            [{"item_id": item} | self._item(item) for item in self._item_ids[asked[order]]],
             [self._name(pair, one) for one in groups],
             list(groups),
-            scores.to_numpy(),
-            [[said.get((one, item), "") for item in scores.columns] for one in groups],
+            scores[:, order],
+            answers[:, order].tolist(),
             int((difference != 0).sum()),
         )
 
     def _groups(self, pair: Mapping) -> dict[str, list[str]]:
         """Return id of a candidate -> ids of the drafts it stands for, the pair's own two first."""
         sides = [pair["chosen_id"], pair["rejected_id"]]
-        drafts = self.evidence.drafts
         if pair["kind"] == "question":
-            return {one: drafts["draft_id"].iloc[self._siblings.get(one, [])].tolist() for one in sides}
+            return {one: self._drafts_of(one) for one in sides}
         question = self.draft(sides[0]).get("question_id", "")
-        others = drafts["draft_id"].iloc[self._siblings.get(question, [])]
-        return {one: [one] for one in dict.fromkeys([*sides, *others])}
+        return {one: [one] for one in dict.fromkeys([*sides, *self._drafts_of(question)])}
+
+    def _drafts_of(self, question_id: str) -> list[str]:
+        ids = self._of_drafts["draft_id"]
+        return [ids[place] for place in self._siblings.of([question_id])]
 
     def _name(self, pair: Mapping, one: str) -> str:
         side = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}.get(one, "")
@@ -223,6 +233,19 @@ class Lookup:
         return {key: str(item.get(key, "")) for key in ("question", "target")}
 
 
+def _means(row: np.ndarray, column: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the mean of the values that belong in each cell of a table; nan where there are none."""
+    cell = np.ravel_multi_index((row, column), shape)
+    sums, counts = (np.bincount(cell, weights, minlength=shape[0] * shape[1]) for weights in (values, None))
+    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0).reshape(shape)
+
+
+def _row(columns: Mapping, place: int) -> dict:
+    """Return one row as plain values; of a long frame with texts pandas itself goes through whole columns for that."""
+    values = {name: column[place] for name, column in columns.items()}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
 class _Positions:
     """Where each value of a long column stands, found by bisection: a dictionary of millions would take seconds."""
 
@@ -231,6 +254,7 @@ class _Positions:
         self.order = np.argsort(codes, kind="stable")
         self.starts = np.searchsorted(codes[self.order], np.arange(len(names) + 1))
         self.names = pd.Index(names)
+        self.of(self.names[:1])
 
     def of(self, values) -> np.ndarray:
         found = self.names.get_indexer(list(values))

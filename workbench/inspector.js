@@ -315,7 +315,10 @@ class Inspector {
 
   async start() {
     this.position.textContent = "Asking the kernel …";
-    const message = await this.ask("hello");
+    let message = null;
+    // A kernel that is busy with other cells may be silent for longer than one waits for a key.
+    do message = await this.ask("hello");
+    while (!message && this.silent);
     if (!message) return;
     this.outbox = new Outbox(message.store);
     this.tabs.what_if.hidden = !message.can_ask_what_if;
@@ -338,9 +341,10 @@ class Inspector {
       return answer;
     } catch (error) {
       const silent = error.message === "silent";
+      this.silent = silent;
       const unsent = silent && this.outbox && this.outbox.all().length;
       this.alert.textContent = silent
-        ? `The kernel does not answer. Run this cell again to go on; what was reviewed is kept with the run.${unsent ? " What is not written yet waits in this browser and is written then." : ""}`
+        ? `The kernel does not answer. When it is not just busy, run this cell again to go on; what was reviewed is kept with the run.${unsent ? " What is not written yet waits in this browser and is written then." : ""}`
         : error.message;
       this.alert.hidden = false;
       if (silent && !this.state) this.position.textContent = "No kernel";

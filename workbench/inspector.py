@@ -6,6 +6,7 @@ run's folder before the method returns.
 
 import html
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -22,7 +23,7 @@ from workbench.notebook import TABLE_STYLE, is_headless, say, show
 from workbench.pairs import build_pairs
 from workbench.recipe import Recipe
 from workbench.records import DROP, FLIP, KEEP, REVIEWS
-from workbench.reviews import PAST, Event, ReviewError, Reviews, key_of, review_of, standing, told
+from workbench.reviews import PAST, Event, Key, ReviewError, Reviews, key_of, review_of, standing, told
 from workbench.seeding import stream
 from workbench.store import Run
 from workbench.tasks import Task, load_tasks
@@ -75,7 +76,10 @@ class Inspector(HasTraits):
         self.lookup, self.columns = Lookup(evidence), columns(self.pairs, evidence.drafts)
         self.said = np.full(len(pairs), "", dtype=object)
         self.noted = np.zeros(len(pairs), dtype=bool)
-        self._events: list[Event] = []
+        # By pair, so that a new review does not go through all of them.
+        self._told: dict[Key, list[Event]] = {}
+        self._held: dict[Key, Mapping[str, Event]] = {}
+        self._heard, self._tally, self._place_of = 0, Counter(), pd.Index(self.pairs["pair_id"])
         self._sides = uuid.uuid4().hex
         self.order = np.arange(len(pairs))
         self.refresh()
@@ -117,12 +121,11 @@ class Inspector(HasTraits):
 
     def find(self, pair_id: str) -> dict:
         """Move to a pair by its id, widening the filters if they hide it; {} when there is none of that id."""
-        rows = np.flatnonzero(self.pairs["pair_id"].to_numpy() == pair_id)
-        if not len(rows):
+        if (row := self._row(pair_id)) is None:
             return {}
-        if rows[0] not in self.order:
+        if row not in self.order:
             self.widen()
-        return self.go(int(np.flatnonzero(self.order == rows[0])[0]))
+        return self.go(int(np.flatnonzero(self.order == row)[0]))
 
     def widen(self) -> None:
         """Take all filters away."""
@@ -145,7 +148,7 @@ class Inspector(HasTraits):
         if self.sort:
             column = self.said.astype(str) if self.sort == "review" else self.columns[self.sort].to_numpy()
             keys = column[rows]
-            codes = np.unique(keys, return_inverse=True)[1] if keys.dtype == object else keys
+            codes = pd.factorize(keys, sort=True)[0] if keys.dtype == object else keys
             # What is not known comes last either way.
             rows = rows[np.argsort(-codes if self.descending else codes, kind="stable")]
         self.order = rows
@@ -172,9 +175,9 @@ class Inspector(HasTraits):
         return found
 
     @cached_property
-    def _texts(self) -> list[pa.Array]:
+    def _texts(self) -> list[pa.Array | pa.ChunkedArray]:
         names = ("prompt", "chosen", "rejected", "pair_id")
-        return [pa.array(self.pairs[name].tolist(), pa.large_string()) for name in names]
+        return [pa.array(self.pairs[name], pa.large_string()) for name in names]
 
     # What one says
 
@@ -217,8 +220,10 @@ class Inspector(HasTraits):
         self.refresh()
 
     def _by_id(self, pair_id: str) -> dict:
-        rows = self.pairs[self.pairs["pair_id"] == pair_id]
-        return {} if rows.empty else rows.iloc[0].to_dict()
+        return {} if (row := self._row(pair_id)) is None else self.pairs.iloc[row].to_dict()
+
+    def _row(self, pair_id: str) -> int | None:
+        return next((int(row) for row in self._place_of.get_indexer_for([pair_id]) if row >= 0), None)
 
     def undo(self) -> dict:
         """Take back the last thing said here and move to its pair; {} when there is nothing to undo."""
@@ -228,15 +233,16 @@ class Inspector(HasTraits):
 
     def refresh(self) -> None:
         """Take in what was said since, here and by others. The order stays until a filter or the sorting changes."""
-        new = self.reviews.events(after=self._events[-1].seq if self._events else 0)
-        if not new:
-            return
-        self._events += new
-        held = standing(self._events)
+        new = self.reviews.events(after=self._heard)
+        for event in new:
+            self._heard = event.seq
+            self._told.setdefault(key_of(event), []).append(event)
         for key in {key_of(event) for event in new}:
+            self._held[key] = said = standing(self._told[key]).get(key, {})
             if (row := self._row_of.get(key)) is not None:
-                said = held.get(key, {})
+                self._tally[self.said[row]] -= 1
                 self.said[row] = review_of(said, self.pairs.at[row, "chosen_id"])
+                self._tally[self.said[row]] += 1
                 self.noted[row] = "note" in said
 
     @cached_property
@@ -247,12 +253,11 @@ class Inspector(HasTraits):
 
     def history(self, pair_id: str) -> list[Event]:
         """Return everything that was said of a pair, undone or not, oldest first."""
-        key = key_of(self._by_id(pair_id))
-        return [event for event in self._events if key_of(event) == key]
+        return list(self._told.get(key_of(self._by_id(pair_id)), []))
 
     def note_of(self, pair_id: str) -> str:
         """Return the note that stands on a pair; "" for none."""
-        said = standing(self.history(pair_id)).get(key_of(self._by_id(pair_id)), {})
+        said = self._held.get(key_of(self._by_id(pair_id)), {})
         return said["note"].value if "note" in said else ""
 
     # What one sees
@@ -313,12 +318,12 @@ class Inspector(HasTraits):
 
     def counts(self) -> dict[str, int]:
         """Return how many pairs there are, how many the filters leave, and how many have each review or a note."""
-        said = {review: int((self.said == review).sum()) for review in REVIEWS}
+        said = {review: self._tally[review] for review in REVIEWS}
         return {"pairs": len(self.pairs), "left": len(self.order), **said, "noted": int(self.noted.sum())}
 
     def agreement(self) -> tuple[int, int]:
         """Return how many of the blind reviews that stand side with the signal, and how many there are, drops aside."""
-        held = [said["review"] for said in standing(self._events).values() if "review" in said]
+        held = [said["review"] for said in self._held.values() if "review" in said]
         taken = [event.value for event in held if event.blind and event.value != DROP]
         return taken.count(KEEP), len(taken)
 

@@ -93,7 +93,9 @@ def fingerprint_model(folder: str | Path) -> str:
     return fingerprint([parts, fingerprint_model(base) if base else ""])
 
 
-def load(ref: str | Path, dtype: str = "float32", device: str = "auto", merged: bool = True) -> LoadedModel:
+def load(
+    ref: str | Path, dtype: str = "float32", device: str = "auto", merged: bool = True, in_4bit: bool = False
+) -> LoadedModel:
     """Load a model and its tokenizer from safetensors; nothing pickled and no code from the folder is ever run.
 
     Args:
@@ -101,6 +103,7 @@ def load(ref: str | Path, dtype: str = "float32", device: str = "auto", merged: 
         dtype: "float32" or "bfloat16", whatever the weights are stored in.
         device: "cpu", "cuda", or "auto" for cuda where there is one.
         merged: Put a LoRA adapter into the weights of its base; False leaves it beside them, to be trained on.
+        in_4bit: Hold the weights of linear layers in four bits (bitsandbytes, NF4), for QLoRA on a GPU.
 
     Raises:
         ModelError: If the folder is missing, holds no safetensors, or cannot be loaded completely.
@@ -116,7 +119,10 @@ def load(ref: str | Path, dtype: str = "float32", device: str = "auto", merged: 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = load_tokenizer(folder)
-        model = _load_weights(folder, dtype, merged).to(device).eval()
+        if in_4bit:
+            model = _load_in_4bit(folder, device).eval()
+        else:
+            model = _load_weights(folder, dtype, merged).to(device).eval()
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -124,6 +130,34 @@ def load(ref: str | Path, dtype: str = "float32", device: str = "auto", merged: 
             f"Model folder {folder} cannot be loaded ({_first_line(error)}); restore its files or build it again."
         ) from error
     return LoadedModel(model, tokenizer, fingerprint_model(folder), str(ref))
+
+
+def load_adapted(ref: str | Path, adapter: Path, dtype: str, device: str = "auto") -> PreTrainedModel:
+    """Load a model and put the LoRA adapter of a folder into its weights, whatever base the adapter names."""
+    return _adapted(load(ref, dtype, device).model, adapter).merge_and_unload()
+
+
+def _load_in_4bit(folder: Path, device: str) -> PreTrainedModel:
+    from transformers import BitsAndBytesConfig
+
+    require_safetensors(folder)
+    if device != "cuda" or _adapter_base(folder):
+        raise ModelError(f"Model {folder} is held in four bits on a GPU only, and not if it is an adapter; merge it.")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        quantization_config=config,
+        device_map={"": torch.cuda.current_device()},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
@@ -164,7 +198,7 @@ def render_shared(tokenizer: PreTrainedTokenizerBase, prefix: str, rest: str) ->
 
 
 def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
-    _require_safetensors(folder)
+    require_safetensors(folder)
     if base := _adapter_base(folder):
         wrapped = _adapted(_load_weights(base, dtype), folder)
         # peft froze the base, which may be trained again.
@@ -215,7 +249,8 @@ def _other_base(folder: Path, config, reason: str) -> ModelError:
     )
 
 
-def _require_safetensors(folder: Path) -> None:
+def require_safetensors(folder: Path) -> None:
+    """Refuse a model folder whose weights are missing or pickled."""
     if any(folder.glob("*.safetensors")):
         return
     if pickled := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:

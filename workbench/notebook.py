@@ -16,6 +16,7 @@ from workbench import figures, heartbeat
 from workbench.inference import clustered_mean, wilson
 from workbench.pocket.rationales import STYLES
 from workbench.recipe import Recipe, canonical_json, load_recipe, project_root
+from workbench.reviews import newer_than_alignment
 from workbench.store import Run, StoreError, atomic_write, open_run, read_json, runs_folder
 from workbench.workload import n_items
 
@@ -23,6 +24,7 @@ HEADLESS = "WORKBENCH_HEADLESS"
 INJECTED = "# Parameters"
 REPORT_EVERY_S = 10
 FIRST_RECIPE = "arte-demo"
+AFTER_REVIEWS = ("training", "evaluation")
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
@@ -278,6 +280,8 @@ def watch(work: Run, stage: str) -> Iterator[None]:
         with wb.watch(work, "probing"):
             probed = wb.probe(work)
     """
+    if stage in AFTER_REVIEWS and (newer := newer_than_alignment(work)):
+        say(newer)
     total, before = n_items(work.recipe, stage), _n_recorded()
     over = threading.Event()
     shown = Progress(stage, total, about=True)

@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.recipe_engines import Engines
+from workbench.recipe_engines import Compute, Engines
 from workbench.recipe_faults import fault_of, kind_of, one_line
 from workbench.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
 from workbench.recipe_parts import (
+    Benchmarks,
     Count,
     CountOrZero,
-    Lora,
+    IfSet,
     Name,
-    OptionalLora,
     Positive,
     PositiveOrZero,
     Ratio,
@@ -28,6 +28,7 @@ from workbench.recipe_parts import (
     Shots,
     Tasks,
     Text,
+    Tuning,
     require_distinct,
 )
 
@@ -120,7 +121,7 @@ class Pairs(Section):
     min_probability: Ratio = 0.0
 
 
-class Alignment(Section):
+class Alignment(Tuning):
     """DPO of the teacher, on the pairs of these tasks (none named: all); save_steps 0 keeps no checkpoints."""
 
     beta: Positive
@@ -132,7 +133,6 @@ class Alignment(Section):
     scheduler: Scheduler = "cosine"
     save_steps: CountOrZero = 0
     tasks: list[Name] = []
-    lora: OptionalLora = Lora()
 
 
 class Tailoring(Section):
@@ -144,8 +144,8 @@ class Tailoring(Section):
     rationale_temperature: PositiveOrZero = 0.0
 
 
-class Training(Section):
-    """SFT of the student; save_steps 0 keeps no checkpoints."""
+class Training(Tuning):
+    """SFT of the student; save_steps 0 keeps no checkpoints. packing: all rows in one long row, without padding."""
 
     learning_rate: Positive
     n_epochs: Count
@@ -154,7 +154,15 @@ class Training(Section):
     warmup_ratio: Ratio = 0.03
     scheduler: Scheduler = "linear"
     save_steps: CountOrZero = 0
-    lora: OptionalLora = Lora()
+    packing: IfSet[bool] = False
+
+    @model_validator(mode="after")
+    def _is_packed(self):
+        if self.packing and self.backend == "unsloth":
+            raise ValueError(
+                "packing is for the backend trl, because Unsloth does not always keep packed rows apart; change one"
+            )
+        return self
 
 
 class Primary(Section):
@@ -196,14 +204,6 @@ class Evaluation(Section):
         return self
 
 
-class Compute(Section):
-    """Where it runs; workers 0 means one per core."""
-
-    workers: CountOrZero = 0
-    batch_size: Count = 256
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
 class Recipe(Section):
     """Everything a run needs; see the sections for what each value means."""
 
@@ -225,11 +225,19 @@ class Recipe(Section):
     evaluation: Evaluation
     compute: Compute = Compute()
     engines: Engines = Engines()
+    benchmarks: Annotated[Benchmarks, Field(exclude_if=lambda value: not value.tasks)] = Benchmarks()
 
     @model_validator(mode="after")
     def _engines_can(self):
         aligned = [arm for arm in self.evaluation.arms if arm not in ("base", *DRAFT_ARMS)]
         self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
+        return self
+
+    @model_validator(mode="after")
+    def _launcher_can(self):
+        for section in ("alignment", "training"):
+            if self.compute.launcher != "none" and getattr(self, section).backend == "unsloth":
+                raise ValueError(f"{section}.backend unsloth trains in one process; take trl or no compute.launcher")
         return self
 
     @model_validator(mode="after")

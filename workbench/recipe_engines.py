@@ -1,11 +1,11 @@
-"""The part of a recipe that says which engine computes for whom, and what each engine can do."""
+"""The parts of a recipe that say where it runs, which engine computes for whom, and what each engine can do."""
 
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from workbench.recipe_parts import Count, CountOrZero, Positive, PositiveOrZero, Section
+from workbench.recipe_parts import Count, CountOrZero, IfSet, Positive, PositiveOrZero, Section
 
 ROLES = ("teacher", "student")
 # What an engine's own settings are; one that belongs to another engine would silently do nothing.
@@ -113,3 +113,28 @@ class Engines(Section):
     def without_limits(self) -> "Engines":
         """Return the same engines without caps on spending, which change no result."""
         return self.model_copy(update={role: getattr(self, role).model_copy(update=LIMITS) for role in ROLES})
+
+
+class Compute(Section):
+    """Where it runs; workers 0 means one per core.
+
+    launcher: accelerate trains one model after the other, each on all GPUs (or processes) that launcher_config, a file
+    as `accelerate config` writes it, names; "" means every GPU. Batches stay those of the recipe.
+    """
+
+    workers: CountOrZero = 0
+    batch_size: Count = 256
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    launcher: Annotated[Literal["none", "accelerate"], Field(exclude_if=lambda value: value == "none")] = "none"
+    launcher_config: IfSet[str] = ""
+
+    @model_validator(mode="after")
+    def _is_launched(self):
+        if self.launcher_config and self.launcher == "none":
+            raise ValueError("launcher_config is for the launcher accelerate, but there is none; set launcher")
+        return self
+
+    @property
+    def trained_at_once(self) -> int:
+        """How many models are trained at the same time; 0 means one per core."""
+        return 1 if self.launcher == "accelerate" else self.workers

@@ -49,8 +49,10 @@ def _closest_key(path: tuple, recipe: type[BaseModel]) -> str:
 
 
 def _keys(annotation: Any) -> list[str]:
+    """Return the keys of a section, those that it cannot do without first; none for what is no section."""
     is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return list(annotation.model_fields) if is_section else []
+    fields = annotation.model_fields if is_section else {}
+    return sorted(fields, key=lambda key: not fields[key].is_required())
 
 
 def _declared(path: tuple, recipe: type[BaseModel]) -> tuple[Any, list]:

@@ -1,7 +1,7 @@
 """What sections of a recipe are made of, and the sections for tasks and adapters."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -29,12 +29,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+T = TypeVar("T")
+# Left out of fingerprints where not set, so that those of recipes older than the setting stay what they were.
+IfSet = Annotated[T, Field(exclude_if=lambda value: not value)]
+
+
 class Lora(Section):
     """Low-rank adapters instead of all weights; rank 0 trains all weights.
 
     targets names the linear layers to adapt, as q_proj; none named means all of them but the output layer. merge puts
     the finished adapter into the weights, so that what is saved is an ordinary model; otherwise the adapter alone is
-    saved and needs the model it was trained on.
+    saved and needs the model it was trained on. load_in_4bit holds the frozen weights in four bits while the adapter is
+    trained (QLoRA); that needs a GPU and bitsandbytes.
     """
 
     rank: CountOrZero = 0
@@ -42,6 +48,7 @@ class Lora(Section):
     dropout: Ratio = 0.0
     targets: list[Text] = []
     merge: bool = True
+    load_in_4bit: IfSet[bool] = False
 
     @model_validator(mode="after")
     def _has_rank(self):
@@ -53,6 +60,40 @@ class Lora(Section):
 
 # Left out where all weights are trained, so that keys and fingerprints of such trainings stay what they were.
 OptionalLora = Annotated[Lora, Field(exclude_if=lambda lora: not lora.rank)]
+
+
+class Tuning(Section):
+    """By what means DPO and SFT train.
+
+    backend: unsloth trains the same rows in the same order in a process of its own. micro_batch_size: rows that are
+    computed at once, a part of batch_size; 0 begins with all of them. In either case memory that runs out halves the
+    number, while the optimiser's batch stays. bf16: matrix products in bfloat16 beside float32 weights (with lora, the
+    frozen weights are in models.dtype). gradient_checkpointing: less memory for more time.
+    """
+
+    backend: Annotated[Literal["trl", "unsloth"], Field(exclude_if=lambda value: value == "trl")] = "trl"
+    micro_batch_size: IfSet[CountOrZero] = 0
+    bf16: IfSet[bool] = False
+    gradient_checkpointing: IfSet[bool] = False
+    lora: OptionalLora = Lora()
+
+
+class Benchmarks(Section):
+    """Standard benchmarks for the students, by their names in lm-evaluation-harness; n_items of each, 0 for all.
+
+    folder holds YAML files of the harness for benchmarks of one's own, which need no download.
+    """
+
+    tasks: list[Text] = []
+    folder: str = ""
+    n_items: CountOrZero = 0
+
+    @model_validator(mode="after")
+    def _are_named(self):
+        require_distinct("tasks", self.tasks)
+        if not self.tasks and (given := sorted(self.model_fields_set - {"tasks"})):
+            raise ValueError(f"{given[0]} is set, but no benchmark is named; add tasks")
+        return self
 
 
 class TaskSource(Section):

@@ -243,3 +243,36 @@ def digest(used: pd.DataFrame) -> str:
     """
     changing = used[used["review"] != KEEP]
     return fingerprint(sorted(changing[["pair_id", "review"]].to_numpy().tolist())) if len(changing) else ""
+
+
+def used_in(run: Run) -> pd.DataFrame:
+    """Return the reviews that the run's finished alignment used (rows of "reviews"); none where there were none."""
+    stage = run.stage("alignment")
+    named = "reviews" in (stage.manifest or {}).get("files", {})
+    return stage.read("reviews") if named else records.build([], "reviews")
+
+
+def newer_than_alignment(run: Run) -> str:
+    """Return in a sentence of how many pairs people say something else than the finished alignment was made from.
+
+    Keeps and notes change no pair and do not count. "" where there is nothing to say.
+    """
+    stage = run.stage("alignment")
+    if not stage.manifest:
+        return ""
+    used, held = used_in(run), standing(Reviews.of_run(run).events())
+    if not held and used.empty:
+        return ""
+    before = {key_of(row): row["review"] for row in used.to_dict("records")}
+    formed = pd.concat([stage.read("pairs")[list(NAMES)], used[list(NAMES)]]).to_dict("records")
+    # Of a pair that a review turned or dropped, the row in "reviews" says how the signal had it, and comes last.
+    chosen = {key_of(row): row["chosen_id"] for row in formed}
+    now = {key: review_of(held.get(key, {}), chosen[key]) for key in chosen}
+    n = sum((now[key] or KEEP) != before.get(key, KEEP) for key in chosen)
+    if not n:
+        return ""
+    return (
+        f"Of {n} {'pair' if n == 1 else 'pairs'} people say something else now than when the teachers were aligned, "
+        "and what comes after the alignment does not know it; to use the new reviews: "
+        f"workbench run {run.recipe.name} --name {run.name} --from alignment"
+    )

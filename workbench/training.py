@@ -13,6 +13,7 @@ import pandas as pd
 
 from workbench import prompts, records
 from workbench.arms import examples_of_arm
+from workbench.launching import tune_sft
 from workbench.models import fingerprint_model, load_tokenizer, resolve
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
@@ -20,7 +21,7 @@ from workbench.records import text_id
 from workbench.seeding import stream, stream_seed
 from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import as_written, load_tasks
-from workbench.tuning import Tuned, completion_tokens, student_folder, tune_sft, tuned
+from workbench.tuning import Tuned, completion_tokens, student_folder, tuned
 
 VERSION = 1
 
@@ -165,7 +166,8 @@ def _train_all(recipe: Recipe, stage: Stage, rows: pd.DataFrame, students: dict[
         )
         for job in jobs
     ]
-    return list(zip(jobs, run_jobs(_train_one, keyed, recipe.compute.workers, "training students"), strict=True))
+    at_once = recipe.compute.trained_at_once
+    return list(zip(jobs, run_jobs(_train_one, keyed, at_once, "training students"), strict=True))
 
 
 def _train_one(keyed: tuple[_Job, str]) -> Tuned:

@@ -7,13 +7,14 @@ import pandas as pd
 
 from workbench.answers import Answers
 from workbench.asking import AskJob, answer_job
+from workbench.launching import tune_sft
 from workbench.models import fingerprint_model, resolve
 from workbench.pool import run_jobs
 from workbench.recipe import Recipe
 from workbench.recipe_engines import Engines
 from workbench.seeding import stream_seed
 from workbench.store import fingerprint
-from workbench.tuning import tune_sft, tuned
+from workbench.tuning import tuned
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,25 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
-from workbench import heartbeat, models
+from workbench import models
 from workbench.items import StoreError, atomic_write, read_json, runs_folder
 from workbench.recipe import Alignment, Recipe, Training
 from workbench.recipe_parts import Lora
+from workbench.trainers import TuningError, curve_of, deal, dpo_trainer, keep_quiet, sft_trainer
 
 DONE = "tuned.json"
+CHECKPOINTS = "checkpoints"
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
 WHOLE_CHECKPOINT = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
-
-
-class TuningError(ValueError):
-    """A training set cannot be trained on as the recipe says."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
                 record = read_json(there / DONE)
             else:
                 record = {"key": key} | train(work)
-                shutil.rmtree(work / "checkpoints", ignore_errors=True)
+                shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
             atomic_write(work / DONE, json.dumps(record).encode())
             os.replace(work, folder)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -92,7 +91,7 @@ def student_folder(training: Path, student: str, arm: str, seed: int) -> Path:
 
 def _last_checkpoint(work: Path) -> str | None:
     """Return the newest checkpoint that was written to its end."""
-    found = [path for path in work.glob("checkpoints/checkpoint-*") if _is_whole(path)]
+    found = [path for path in work.glob(f"{CHECKPOINTS}/checkpoint-*") if _is_whole(path)]
     return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
 
 
@@ -109,7 +108,7 @@ def _is_whole(checkpoint: Path) -> bool:
 def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed: int, n_steps: int) -> dict:
     """Return what DPO and SFT have in common."""
     return {
-        "output_dir": str(work / "checkpoints"),
+        "output_dir": str(work / CHECKPOINTS),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": settings.warmup_ratio,
@@ -121,8 +120,10 @@ def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed:
         "logging_steps": max(1, n_steps // 40),
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "per_device_train_batch_size": settings.batch_size,
+        "bf16": settings.bf16 or settings.lora.load_in_4bit,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": recipe.compute.device == "cpu" or not _has_gpu(recipe),
         "dataloader_pin_memory": False,
     }
@@ -134,47 +135,61 @@ def _has_gpu(recipe: Recipe) -> bool:
     return recipe.compute.device != "cpu" and torch.cuda.is_available()
 
 
-def _quiet(trainer) -> None:
-    """Replace the callback that prints every log line by signs of life: the curve is kept and drawn instead."""
-    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+def _load(recipe: Recipe, ref: str, settings: Alignment | Training) -> models.LoadedModel:
+    """Load what is to be trained: in float32 where bf16 is for the matrix products alone, in four bits for QLoRA."""
+    dtype = "float32" if settings.bf16 and not settings.lora.rank else recipe.models.dtype
+    if settings.backend == "unsloth":
+        from workbench.unsloth_backend import load
 
-    class Alive(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            heartbeat.steps(_model_of(args), state.global_step, state.max_steps)
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            heartbeat.steps(_model_of(args), state.global_step, state.max_steps, logs)
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Alive())
+        return load(ref, dtype, recipe.compute.device, settings)
+    return models.load(ref, dtype, recipe.compute.device, in_4bit=settings.lora.load_in_4bit)
 
 
-def _model_of(arguments) -> str:
-    """Return the name of the folder that the model being trained will have."""
-    return Path(arguments.output_dir).parent.name.removesuffix(".unfinished").rpartition(".")[0]
+def _train(build, loaded: models.LoadedModel, recipe: Recipe, settings: Alignment | Training, work: Path, **given):
+    """Build a trainer, train from where an earlier try was stopped, save the model, and return the trainer."""
+    section = "training" if isinstance(settings, Training) else "alignment"
+    # A second GPU is not the trainer's to take: one process trains on one, several are for the launcher.
+    given["args"]._n_gpu = min(given["args"].n_gpu, 1)
+    adapter = _adapter(settings.lora, loaded.model, section, given["args"].seed)
+    model = loaded.model
+    if adapter and settings.backend == "unsloth":
+        from workbench.unsloth_backend import adapt
+
+        model, adapter = adapt(model, adapter, settings, given["args"].seed), None
+    trainer = build(model=model, processing_class=loaded.tokenizer, peft_config=adapter, **given)
+    trainer.rows_at_once = settings.micro_batch_size
+    keep_quiet(trainer)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    if trainer.accelerator.is_main_process:
+        _save(trainer, loaded, work, recipe, settings.lora)
+    trainer.accelerator.wait_for_everyone()
+    return trainer
 
 
-def _curve(trainer, metrics: Sequence[str]) -> list[dict]:
-    return [
-        {"step": int(log["step"]), "metric": name, "value": float(log[name])}
-        for log in trainer.state.log_history
-        for name in metrics
-        if name in log and np.isfinite(float(log[name]))
-    ]
-
-
-def _save(trainer, tokenizer, work: Path, ref: str, lora: Lora) -> None:
-    model = trainer.model
-    if lora.rank and lora.merge:
+def _save(trainer, loaded: models.LoadedModel, work: Path, recipe: Recipe, lora: Lora) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    loaded.tokenizer.save_pretrained(work)
+    if lora.rank and lora.merge and lora.load_in_4bit:
+        model = _merged_in_full(model, work, loaded.name, recipe)
+    elif lora.rank and lora.merge:
         model = model.merge_and_unload()
     elif lora.rank:
-        # As the recipe names it: a place on this machine would tie the adapter to it.
-        model.peft_config["default"].base_model_name_or_path = ref
-        # The embeddings are never adapted; looking whether they were would look for the base on the hub.
-        model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
-        return tokenizer.save_pretrained(work)
-    model.save_pretrained(work, safe_serialization=True)
-    tokenizer.save_pretrained(work)
+        return _save_adapter(model, work, loaded.name)
+    model.to(models.DTYPES[recipe.models.dtype]).save_pretrained(work, safe_serialization=True)
+
+
+def _save_adapter(model, work: Path, ref: str) -> None:
+    # As the recipe names it: a place on this machine would tie the adapter to it.
+    model.peft_config["default"].base_model_name_or_path = ref
+    # The embeddings are never adapted; looking whether they were would look for the base on the hub.
+    model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
+
+
+def _merged_in_full(model, work: Path, ref: str, recipe: Recipe):
+    """Return the model in its own precision with the adapter that was trained beside its four bits."""
+    apart = work / CHECKPOINTS / "adapter"
+    _save_adapter(model, apart, ref)
+    return models.load_adapted(ref, apart, recipe.models.dtype, recipe.compute.device)
 
 
 def _adapter(lora: Lora, model, section: str, seed: int):
@@ -218,13 +233,13 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
 
     Source: Rafailov et al. 2023, arXiv:2305.18290, through TRL's DPOTrainer. Deviation: none.
     """
-    from datasets import Dataset, disable_progress_bars
+    from datasets import disable_progress_bars
     from trl import DPOConfig
 
     disable_progress_bars()
 
     settings = recipe.alignment
-    teacher = models.load(recipe.models.teacher, recipe.models.dtype, recipe.compute.device)
+    teacher = _load(recipe, recipe.models.teacher, settings)
     tokenizer = teacher.tokenizer
     asked = list(pairs["prompt"])
     sides = [encode(tokenizer, asked, list(pairs[side])) for side in ("chosen", "rejected")]
@@ -238,24 +253,30 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
     config = DPOConfig(
         beta=settings.beta,
         num_train_epochs=settings.n_epochs,
-        per_device_train_batch_size=settings.batch_size,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=settings.batch_size,
+        precompute_ref_batch_size=settings.micro_batch_size or settings.batch_size,
         **_arguments(settings, recipe, work, seed, n_steps),
     )
-    trainer = _encoded_trainer()(
-        model=teacher.model,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=_adapter(settings.lora, teacher.model, "alignment", config.seed),
-    )
-    _quiet(trainer)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    _save(trainer, tokenizer, work, recipe.models.teacher, settings.lora)
+    data = _stored(rows, work, config)
+    trainer = _train(dpo_trainer(), teacher, recipe, settings, work, args=config, train_dataset=data)
     metrics = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
     steps = trainer.state.global_step
-    return {"curve": _curve(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
+    return {"curve": curve_of(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
+
+
+def _stored(rows: list[dict], work: Path, config):
+    """Return the rows as a data set in a folder, beside which TRL keeps the reference's log-probabilities.
+
+    There every process finds them, and so does a training that was killed and begins again.
+    """
+    from datasets import Dataset, load_from_disk
+
+    folder = work / CHECKPOINTS / "pairs"
+    with config.main_process_first():
+        if not folder.exists():
+            Dataset.from_list(rows).save_to_disk(folder.with_suffix(".unfinished"))
+            os.replace(folder.with_suffix(".unfinished"), folder)
+    return load_from_disk(folder)
 
 
 def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, work: Path, seed: int) -> dict:
@@ -273,7 +294,7 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     from trl import SFTConfig
 
     settings = recipe.training
-    loaded = models.load(student, recipe.models.dtype, recipe.compute.device)
+    loaded = _load(recipe, student, settings)
     tokenizer = loaded.tokenizer
     texts = encode(tokenizer, list(rows["prompt"]), list(rows["completion"]))
     data = [{"input_ids": prompt + end, "labels": [-100] * len(prompt) + end} for prompt, end in texts]
@@ -283,76 +304,18 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     batches = [batch for _ in range(settings.n_epochs) for batch in deal(lengths, n_batches, rng)]
     config = SFTConfig(
         max_steps=len(batches),
-        per_device_train_batch_size=settings.batch_size,
         dataset_kwargs={"skip_prepare_dataset": True},
-        **_arguments(settings, recipe, work, seed, len(batches)),
+        # Unsloth's own loss is for this one; TRL's takes the same values in pieces.
+        loss_type="nll" if settings.backend == "unsloth" else None,
+        # TRL packs rows without padding only where it is not to cut them; ours were refused if too long.
+        padding_free=settings.packing,
+        **_arguments(settings, recipe, work, seed, len(batches)) | ({"max_length": None} if settings.packing else {}),
     )
-    trainer = _batched_trainer()(
-        batches,
-        model=loaded.model,
-        args=config,
-        train_dataset=Dataset.from_list(data),
-        processing_class=tokenizer,
-        peft_config=_adapter(settings.lora, loaded.model, "training", config.seed),
-    )
-    _quiet(trainer)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    _save(trainer, tokenizer, work, student, settings.lora)
-    curve = _curve(trainer, ("loss", "mean_token_accuracy"))
+    build = partial(sft_trainer(), batches)
+    data = Dataset.from_list(data)
+    trainer = _train(build, loaded, recipe, settings, work, args=config, train_dataset=data)
+    curve = curve_of(trainer, ("loss", "mean_token_accuracy"))
     return {"curve": curve, "n_tokens": sum(lengths) * settings.n_epochs, "steps": trainer.state.global_step}
-
-
-def _encoded_trainer() -> type:
-    """Return TRL's DPOTrainer for pairs whose tokens are given.
-
-    TRL encodes prompt and completion as one text, where tokens can merge over the seam ("." and "So" in Llama 3 and
-    Qwen); it then leaves the end of the prompt out, and the teacher would be trained on another than it is asked.
-    """
-    from trl import DPOTrainer
-
-    class EncodedTrainer(DPOTrainer):
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
-    return EncodedTrainer
-
-
-def _batched_trainer() -> type:
-    """Return TRL's SFTTrainer with the batches given instead of drawn."""
-    from torch.utils.data import DataLoader
-    from trl import SFTTrainer
-
-    class BatchedTrainer(SFTTrainer):
-        """Equal optimiser steps and equal tokens in every arm need batches of equal tokens, not of equal rows."""
-
-        def __init__(self, batches: list[list[int]], **arguments):
-            self.batches = batches
-            super().__init__(**arguments)
-
-        def get_train_dataloader(self):
-            loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
-            return self.accelerator.prepare(loader)
-
-    return BatchedTrainer
-
-
-def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> list[list[int]]:
-    """Return row numbers dealt at random into batches of about equal total length, none of them empty.
-
-    Example:
-        >>> sorted(map(sorted, deal([1, 1, 1, 3], 2, np.random.default_rng(0))))
-        [[0, 1, 2], [3]]
-    """
-    if len(lengths) < n_batches:
-        raise TuningError(f"{len(lengths)} rows cannot fill {n_batches} batches; lower training.batch_size.")
-    order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: -lengths[i])
-    batches: list[list[int]] = [[] for _ in range(n_batches)]
-    totals = np.zeros(n_batches)
-    for i in order:
-        lightest = int(totals.argmin())
-        batches[lightest].append(i)
-        totals[lightest] += lengths[i]
-    return [batches[i] for i in rng.permutation(n_batches)]
 
 
 def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:

@@ -44,6 +44,9 @@ class WhatIf(HasTraits):
         self.recipe, self.tasks, self.evidence, self.now = recipe, dict(tasks), evidence, pairs
         self.own_signal = str(evidence.signals["signal"].iloc[0]) if len(evidence.signals) else ""
         self._built: dict[tuple, pd.DataFrame] = {}
+        if not self.min_gap and not self.min_probability:
+            self._built[self.own_signal, self.quantile, self.n_question_pairs] = pairs
+        self._changed: dict[tuple, pd.DataFrame] = {}
         self.signal = self.own_signal
 
     def __repr__(self) -> str:
@@ -99,10 +102,18 @@ class WhatIf(HasTraits):
 
     def change(self) -> pd.DataFrame:
         """Return which pairs change against the run's: pair_id, change (lost, new, turned) and what the pairs hold."""
-        now, then = self.now, self.pairs
-        keys = [_sides(frame) for frame in (now, then)]
-        turned = then[keys[1].isin(keys[0]) & ~then["pair_id"].isin(now["pair_id"])]
-        new, lost = then[~keys[1].isin(keys[0])], now[~keys[0].isin(keys[1])]
+        state = (id(self.now), *(getattr(self, name) for name in ("signal", *SETTINGS)))
+        if state not in self._changed:
+            # One state at a time: a slider passes through many.
+            self._changed = {state: self._change(self.now, self.pairs)}
+        return self._changed[state]
+
+    def _change(self, now: pd.DataFrame, then: pd.DataFrame) -> pd.DataFrame:
+        sides = _sides(now), _sides(then)
+        # Texts as objects: pandas is slow to look for its own kind of text among as many.
+        ids = then["pair_id"].astype(object), now["pair_id"].astype(object)
+        turned = then[sides[1].isin(sides[0]) & ~ids[0].isin(ids[1])]
+        new, lost = then[~sides[1].isin(sides[0])], now[~sides[0].isin(sides[1])]
         parts = [lost.assign(change="lost"), new.assign(change="new"), turned.assign(change="turned")]
         return pd.concat(parts, ignore_index=True)
 
@@ -132,8 +143,9 @@ class WhatIf(HasTraits):
 
 def _sides(pairs: pd.DataFrame) -> pd.Series:
     """Return what each pair is, whichever way it is turned."""
-    ends = np.sort(pairs[["chosen_id", "rejected_id"]].to_numpy(dtype=str), axis=1)
-    return pairs["student"] + "/" + pairs["kind"] + "/" + pd.Series(ends[:, 0] + "/" + ends[:, 1], index=pairs.index)
+    names = ("student", "kind", "chosen_id", "rejected_id")
+    rows = zip(*(pairs[name].tolist() for name in names), strict=True)
+    return pd.Series(["/".join((student, kind, *sorted(ends))) for student, kind, *ends in rows], pairs.index, object)
 
 
 def _numbers(pairs: pd.DataFrame) -> dict:

@@ -44,14 +44,17 @@ def main() -> None:
     parser.add_argument("--students", type=int, default=5)
     parser.add_argument("--items", type=int, default=10)
     parser.add_argument("--screenshot", default="")
+    parser.add_argument("--runs", default="", help="keep the run in this folder, and take it from there the next time")
     args = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ["WORKBENCH_RUNS"] = str(folder / "runs")
-        began = time.monotonic()
-        align(write_large(args.questions, [f"student-{n}" for n in range(args.students)], args.items))
-        print(f"made in {time.monotonic() - began:.0f} s", flush=True)
+        runs = Path(args.runs or folder / "runs").absolute()
+        os.environ["WORKBENCH_RUNS"] = str(runs)
+        if not (runs / "large").is_dir():
+            began = time.monotonic()
+            align(write_large(args.questions, [f"student-{n}" for n in range(args.students)], args.items))
+            print(f"made in {time.monotonic() - began:.0f} s", flush=True)
         write_notebook(folder / "large.ipynb", START, SHOW)
         with lab(folder, WORKBENCH_RUNS=os.environ["WORKBENCH_RUNS"]) as address:
             _measure(address, chromium, folder / "large.ipynb", args.screenshot)
@@ -118,38 +121,9 @@ def _measure(address: str, chromium: str, path: Path, screenshot: str) -> None:
         _say("first paint", _run(page, 1, "document.querySelector('.wbi-text')?.textContent.length > 20"))
         counted = page.locator(".wbi-position").inner_text()
         print(f"   {counted}")
-        page.locator(".wbi").focus()
-        nexts = [_key(page, "j", _at(n + 2)) for n in range(40)]
-        _say("next pair", statistics.median(nexts), f"slowest of 40: {max(nexts):.3f} s")
-        reviews = [_key(page, "2", _at(n + 42)) for n in range(20)]
-        _say("review and next pair", statistics.median(reviews), f"slowest of 20: {max(reviews):.3f} s")
-        _say("table", _key(page, "t", "document.querySelectorAll('.wbi-body .wbi-row').length > 10"))
-        total = int(re.search(r"of ([\d,]+)", counted)[1].replace(",", ""))
-        _say(
-            "table to its end",
-            _key(
-                page,
-                "End",
-                f"document.querySelector('.wbi-here')?.textContent.includes('student')"
-                f" && document.querySelector('.wbi-here').id.endsWith('-{total - 1}')",
-            ),
-        )
-        jumps = [_scroll(page, at / 12) for at in range(11)]
-        _say("scroll to rows not seen yet", statistics.median(jumps), f"slowest of 11: {max(jumps):.3f} s")
-        page.locator(".wbi-heads button", has_text="gap").click()
-        _say(
-            "sort",
-            _when(page, "document.querySelector('[aria-sort=descending]') && document.querySelector('.wbi-here')"),
-        )
-        page.keyboard.press("/")
-        page.keyboard.type("holds apples pears")
-        _say(
-            "search, with a quarter of a second's wait for typing",
-            _when(page, "/\\(of/.test(document.querySelector('.wbi-position').textContent)"),
-        )
-        print(f"   {page.locator('.wbi-position').inner_text()}")
-        page.keyboard.press("Escape")
-        _say("queue", _key(page, "q", "document.querySelectorAll('.wbi-switch[aria-pressed=true]').length == 1"))
+        _pairs(page)
+        _table(page, int(re.search(r"of ([\d,]+)", counted)[1].replace(",", "")))
+        _what_if(page)
         if screenshot:
             page.locator(".wbi").screenshot(path=screenshot)
         before = path.stat().st_mtime_ns
@@ -159,6 +133,50 @@ def _measure(address: str, chromium: str, path: Path, screenshot: str) -> None:
         size = path.stat().st_size
         print(f"saved notebook: {size / 1e6:.3f} MB   {'within' if size < 1e6 else 'MORE THAN'} 1 MB")
         browser.close()
+
+
+def _pairs(page) -> None:
+    page.locator(".wbi").focus()
+    nexts = [_key(page, "j", _at(n + 2)) for n in range(40)]
+    _say("next pair", statistics.median(nexts), f"slowest of 40: {max(nexts):.3f} s")
+    reviews = [_key(page, "2", _at(n + 42)) for n in range(20)]
+    _say("review and next pair", statistics.median(reviews), f"slowest of 20: {max(reviews):.3f} s")
+
+
+def _table(page, total: int) -> None:
+    _say("table", _key(page, "t", "document.querySelectorAll('.wbi-body .wbi-row').length > 10"))
+    here = "document.querySelector('.wbi-here')"
+    last = f"{here}?.textContent.includes('student') && {here}.id.endsWith('-{total - 1}')"
+    _say("table to its end", _key(page, "End", last))
+    jumps = [_scroll(page, at / 12) for at in range(11)]
+    _say("scroll to rows not seen yet", statistics.median(jumps), f"slowest of 11: {max(jumps):.3f} s")
+    sort = page.locator(".wbi-heads button", has_text="gap")
+    _say("sort", _after(page, sort.click, f"document.querySelector('[aria-sort=descending]') && {here}"))
+    page.keyboard.press("/")
+    page.keyboard.type("holds apples")
+    page.wait_for_timeout(1500)
+    found = _after(page, lambda: page.keyboard.insert_text(" pears"), _changed(page))
+    _say("search, with a quarter of a second's wait for typing", found, page.locator(".wbi-position").inner_text())
+    page.keyboard.press("Escape")
+    _say("queue", _key(page, "q", "document.querySelectorAll('.wbi-switch[aria-pressed=true]').length == 1"))
+    students = page.locator(".wbi select[aria-label=student]")
+    filtered = _after(page, lambda: students.select_option(index=1), _changed(page))
+    _say("filter by student", filtered, page.locator(".wbi-position").inner_text())
+
+
+def _what_if(page) -> None:
+    page.locator(".wbi").focus()
+    outcome = "document.querySelector('.wbi-outcome')"
+    _say("what if opened", _key(page, "w", f"{outcome}.textContent.includes('instead of')"))
+    page.locator(".wbi-sliders input").first.focus()
+    moved = f"{outcome}.getAttribute('aria-busy') === 'false' && !{outcome}.textContent.includes('(the same)')"
+    page.evaluate("document.querySelector('.wbi-sliders input').value = 0.1")
+    _say("what if: least gap moved", _key(page, "ArrowRight", moved))
+
+
+def _changed(page) -> str:
+    before = page.locator(".wbi-position").inner_text()
+    return f"document.querySelector('.wbi-position').textContent !== '{before}'"
 
 
 def _prompt(cell: int) -> str:
@@ -175,14 +193,14 @@ def _run(page, cell: int, seen: str) -> float:
 
 
 def _key(page, key: str, seen: str) -> float:
-    """Press a key; return the seconds until what is to be seen is on the page, looked for at every frame."""
-    page.evaluate(WATCH, seen)
-    page.keyboard.press(key)
-    return page.evaluate("window.watched") / 1000
+    """Press a key; return the seconds until what is to be seen is on the page."""
+    return _after(page, lambda: page.keyboard.press(key), seen)
 
 
-def _when(page, seen: str) -> float:
+def _after(page, act, seen: str) -> float:
+    """Do something; return the seconds until what is to be seen is on the page, looked for at every frame."""
     page.evaluate(WATCH, seen)
+    act()
     return page.evaluate("window.watched") / 1000
 
 
