@@ -77,11 +77,12 @@ def test_answers_found_once_are_not_asked_again_unless_something_changed(recipe,
             return None
 
     class Run:
-        path = tmp_path
+        path = tmp_path / "run"
 
         def stage(self, name):
             return Stage()
 
+    Run.path.mkdir()
     Run.recipe = recipe
     student = str(PROJECT / STUDENT)
     others = [("s", "random_pairs", 0, "x"), ("s", "tailored", 1, "x")]

@@ -67,6 +67,10 @@ def with_fewer_rows(compute: Callable[[int], T], n_rows: int, tidy: Callable[[],
         )
 
 
+def _as_it_is(tensor):
+    return tensor
+
+
 class _Splitting:
     """What both trainers add to TRL's: a step gets the rows of a whole batch, and computes them in as many parts as
     memory asks for; with several processes, each takes its share of every batch.
@@ -113,6 +117,8 @@ class _Splitting:
         at_once = min(self.rows_at_once or len(mine), len(mine)) or 1
         compute = partial(self._in_parts, model, mine or rows[:1], self._counted(rows), whole)
         if n > 1:
+            # TRL gathers what it logs beside the loss, which needs as many rows everywhere: each process logs its own.
+            self.accelerator.gather_for_metrics = _as_it_is
             return compute(at_once)
         loss, used = with_fewer_rows(compute, at_once, model.zero_grad)
         self.rows_at_once = used if used < at_once else self.rows_at_once

@@ -32,9 +32,10 @@ def main(folder: Path) -> None:
     try:
         outcome = _train(folder, job)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        # Which process ran out of memory is chance: any may be the one that knows why.
+        # The first to fail knows why; the others only miss it.
         kind = type(error).__name__ if isinstance(error, ValueError | StoreError) else ""
-        atomic_write(folder / "error.json", json.dumps({"kind": kind, "said": str(error)}).encode())
+        if not (folder / "error.json").exists():
+            atomic_write(folder / "error.json", json.dumps({"kind": kind, "said": str(error)}).encode())
         raise
     if first:
         atomic_write(folder / "outcome.json", json.dumps(outcome).encode())
