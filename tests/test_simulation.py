@@ -7,6 +7,7 @@ from scipy import stats
 from workbench import simulation
 from workbench.calibration import decisions
 from workbench.inference import BETTER, spread
+from workbench.recipe import TAILORED_FOR, load_recipe
 from workbench.simulation import ASSUMED, Design, World, design_of, detectable, items_needed, seen, simulate
 from workbench.verdict import VerdictError
 
@@ -32,6 +33,12 @@ def test_design_is_that_of_the_recipe(recipe_values, recipe):
     design = design_of(recipe)
     assert (design.a, design.b, design.n_seeds, design.n_items) == ("tailored", "untailored", 2, 4)
     assert design.shots == (0, 3) and design.compared[0] == ("untailored", 0) and len(design.compared) == 6
+
+
+def test_the_design_leaves_out_what_the_first_student_has_no_arm_of():
+    design = design_of(load_recipe("arte-ablations"))
+    cohort = {arm for arm in design.arms if arm.startswith(TAILORED_FOR)}
+    assert cohort == {"tailored_for_story-strong", "tailored_for_diary-strong"}
 
 
 def test_covariance_of_answers_is_that_of_the_bivariate_normal():

@@ -49,12 +49,13 @@ class Design(NamedTuple):
 
 
 def design_of(recipe: Recipe) -> Design:
-    """Return what of a recipe the decision depends on."""
-    rule = recipe.evaluation
+    """Return what of a recipe the decision on its first student depends on."""
+    rule, student = recipe.evaluation, next(iter(recipe.models.students))
     main = rule.primary
     shots = (main.shots, *(n for n in rule.shots if n != main.shots))
     sizes = (len(recipe.seeds), rule.n_items)
-    return Design(main.a, main.b, tuple(rule.arms), shots, tuple(recipe.tasks.names), *sizes, rule.margin, rule.alpha)
+    sets = (tuple(recipe.arms_of(student)), shots, tuple(recipe.tasks.names))
+    return Design(main.a, main.b, *sets, *sizes, rule.margin, rule.alpha)
 
 
 class World(NamedTuple):
