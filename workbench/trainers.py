@@ -118,7 +118,7 @@ class _Splitting:
         compute = partial(self._in_parts, model, mine or rows[:1], self._counted(rows), whole)
         if n > 1:
             # TRL gathers what it logs beside the loss, which needs as many rows everywhere: each process logs its own.
-            self.accelerator.gather_for_metrics = _as_it_is
+            self.accelerator.gather = self.accelerator.gather_for_metrics = _as_it_is
             return compute(at_once)
         loss, used = with_fewer_rows(compute, at_once, model.zero_grad)
         self.rows_at_once = used if used < at_once else self.rows_at_once
