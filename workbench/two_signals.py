@@ -2,7 +2,7 @@
 
 Drafts are those of a run of method arte: four rationales of each question, so that groups of high- and low-scored ones
 ask the same questions. Influence is measured as the recipe montessori does it, on the questions that the student was
-probed with; the first questions warm the student up and are compared by neither signal.
+probed with; the first questions, a quarter of them at most, warm the student up and are compared by neither signal.
 """
 
 import numpy as np
@@ -47,6 +47,8 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
             f"Run {run.name} is of method {run.recipe.method}, whose drafts were not probed one-shot; take a run of "
             "arte, for example: workbench run arte-demo --name demo --to probing"
         )
+    n_warm_up = max(1, min(settings.n_warm_up, run.recipe.drafting.n_questions // 4))
+    settings = settings.model_copy(update={"n_warm_up": n_warm_up})
     recipe = run.recipe.model_copy(update={"influence": settings})
     drafting, probing, tasks = run.stage("drafting"), run.stage("training").require("probing"), load_tasks(run.recipe)
     drafts, chosen = drafting.read("drafts"), probing.read("preference_set")
