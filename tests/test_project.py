@@ -4,7 +4,7 @@ import ast
 import importlib.metadata
 import re
 import subprocess
-import sys
+import sysconfig
 import tomllib
 
 import pytest
@@ -47,8 +47,9 @@ def test_the_conda_environment_has_the_same_pins():
 @pytest.mark.parametrize("pin", [*PINS, *BESIDE_PINS, *UNSLOTH_PINS])
 def test_every_pin_is_exact_and_is_what_these_tests_run_on(pin):
     name, version = re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9.]+(?:post\d+|b\d+)?)", pin).groups()
-    where = [str(unsloth_folder())] if pin in UNSLOTH_PINS else sys.path
-    (found,) = {one.version for one in importlib.metadata.distributions(name=name, path=where)}
+    # Not sys.path: setuptools, once it is imported, puts packages of its own there.
+    where = str(unsloth_folder()) if pin in UNSLOTH_PINS else sysconfig.get_path("purelib")
+    (found,) = {one.version for one in importlib.metadata.distributions(name=name, path=[where])}
     # A local label such as +cpu says how it was built, not which version it is.
     assert found.partition("+")[0] == version
 
