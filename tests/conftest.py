@@ -72,6 +72,12 @@ def small_models(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def classroom(small_models, tmp_path_factory) -> Path:
+    """A copy of the small classroom that the tests of one module may write to."""
+    return shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of data from outside the project."""

@@ -7,6 +7,8 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from workbench import prompts
 from workbench.recipe import Recipe
 from workbench.seeding import stream
@@ -109,6 +111,18 @@ def compute(stage: str, run) -> dict:
     """Run one stage by name."""
     module, function = STAGES[stage].split(":")
     return getattr(importlib.import_module(module), function)(run)
+
+
+def run_whole(runs: Path, recipe: Recipe) -> Path:
+    """Run all stages of a recipe under the name "loop", uninterrupted; return the folder of runs."""
+    from workbench.store import open_run
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(runs))
+        run = open_run("loop", recipe)
+        for stage in STAGES:
+            compute(stage, run)
+    return runs
 
 
 def run_until_killed(runs: str, recipe: Recipe, kill: tuple[str, str, int] | None) -> None:

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed
+from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
 from workbench import prompts
 from workbench.engines import TransformersEngine
@@ -48,20 +48,9 @@ KILLS = [
 
 
 @pytest.fixture(scope="module")
-def classroom(small_models, tmp_path_factory):
-    return shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
-
-
-@pytest.fixture(scope="module")
 def whole(classroom, tmp_path_factory):
     """The folder of runs that holds one run, never interrupted."""
-    runs = tmp_path_factory.mktemp("whole") / "runs"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("WORKBENCH_RUNS", str(runs))
-        run = open_run("loop", recipe_of(classroom))
-        for stage in STAGES:
-            compute(stage, run)
-    return runs
+    return run_whole(tmp_path_factory.mktemp("whole") / "runs", recipe_of(classroom))
 
 
 @pytest.fixture

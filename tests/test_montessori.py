@@ -2,7 +2,6 @@
 
 import dataclasses
 import multiprocessing
-import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from rapidfuzz.distance import Indel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed
+from small_classroom import TASKS, compute, recipe_of, run_until_killed, run_whole
 
 from workbench import asked, headless, prompts
 from workbench.arms import pairs_of_arm
@@ -62,20 +61,9 @@ def small(folder: Path, **more) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def classroom(small_models, tmp_path_factory):
-    return shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
-
-
-@pytest.fixture(scope="module")
 def whole(classroom, tmp_path_factory):
     """The folder of runs that holds one run, never interrupted."""
-    runs = tmp_path_factory.mktemp("whole") / "runs"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("WORKBENCH_RUNS", str(runs))
-        run = open_run("loop", small(classroom))
-        for stage in STAGES:
-            compute(stage, run)
-    return runs
+    return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom))
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Questions chosen by item response against random ones: on made probes, and asked for real."""
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,11 +28,6 @@ def test_questions_that_tell_drafts_apart_are_worth_choosing(of_100):
     wrong = items.assign(discrimination=1.6 - items["discrimination"])
     table = compare_selection(of_100, probes, drafts, wrong, 10).query("kind == 'rationale'").set_index("questions")
     assert table.loc[BY_IRT, "gain_high"] < 0
-
-
-@pytest.fixture(scope="module")
-def classroom(small_models, tmp_path_factory):
-    return shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
 
 
 def probed(recipe: Recipe):

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -309,3 +310,43 @@ def save_png(fig: go.Figure, path: str | Path, width: int = 960) -> Path:
 def panels(names: Sequence[str]) -> list[str]:
     """Return panel headings: the escaped names."""
     return [named(name) for name in names]
+
+
+def dots_and_means(
+    fig: go.Figure,
+    column: int,
+    dots: pd.DataFrame,
+    means: pd.DataFrame,
+    place: Mapping[str, int],
+    rng: np.random.Generator,
+    opacity: float,
+) -> None:
+    """Add to a cell of a row, by technique, every draft as a dot and above the dots the means with intervals.
+
+    Args:
+        fig: The figure.
+        column: Which cell; the first one's traces stand in the legend.
+        dots: Columns technique and value, a row a draft.
+        means: Columns technique, mean, low and high.
+        place: Height of each technique.
+        rng: Draws how far below its technique each dot lies.
+        opacity: Of the dots.
+    """
+    cell = {"mode": "markers", "showlegend": column == 1, "row": 1, "col": column}
+    fig.add_scatter(
+        x=dots["value"],
+        y=dots["technique"].map(place) + rng.uniform(-0.3, -0.12, len(dots)),
+        marker={"color": CONTROL, "size": 5, "opacity": opacity},
+        name="one draft",
+        legendgroup="d",
+        **cell,
+    )
+    fig.add_scatter(
+        x=means["mean"],
+        y=means["technique"].map(place),
+        error_x=error_bars(means, "mean", CHOSEN),
+        marker={"color": CHOSEN, "size": 10, "symbol": "diamond"},
+        name="mean, 95 % interval",
+        legendgroup="m",
+        **cell,
+    )

@@ -7,7 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.figures_base import CHOSEN, CONTROL, MARKS, error_bars, finish, named, need, panels, percent
+from workbench.figures_base import (
+    CHOSEN,
+    CONTROL,
+    MARKS,
+    dots_and_means,
+    error_bars,
+    finish,
+    named,
+    need,
+    panels,
+    percent,
+)
 from workbench.inference import clustered_mean, wilson
 
 POCKET = "pocket models"
@@ -35,30 +46,7 @@ def influences(found: pd.DataFrame, drafts: pd.DataFrame, student: str, models: 
     rng = np.random.default_rng(0)
     for column, task in enumerate(tasks, 1):
         dots, means = rows[rows["task"] == task], table[table["task"] == task]
-        once = {"showlegend": column == 1}
-        fig.add_scatter(
-            x=dots["value"],
-            y=dots["technique"].map(place) + rng.uniform(-0.3, -0.12, len(dots)),
-            mode="markers",
-            marker={"color": CONTROL, "size": 5, "opacity": 0.4},
-            name="one draft",
-            legendgroup="d",
-            row=1,
-            col=column,
-            **once,
-        )
-        fig.add_scatter(
-            x=means["mean"],
-            y=means["technique"].map(place),
-            mode="markers",
-            error_x=error_bars(means, "mean", CHOSEN),
-            marker={"color": CHOSEN, "size": 10, "symbol": "diamond"},
-            name="mean, 95 % interval",
-            legendgroup="m",
-            row=1,
-            col=column,
-            **once,
-        )
+        dots_and_means(fig, column, dots, means, place, rng, opacity=0.4)
         fig.add_vline(x=0, line={"color": CONTROL, "width": 1.5}, row=1, col=column)
         fig.add_vline(x=zero, line={"color": CONTROL, "dash": "dot", "width": 1.5}, row=1, col=column)
     fig.update_xaxes(title_text=f"influence ({UNIT})")

@@ -16,7 +16,7 @@ from workbench.figures_base import (
     MARKS,
     OUTLINE,
     FigureError,
-    error_bars,
+    dots_and_means,
     finish,
     named,
     need,
@@ -155,30 +155,7 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
     some = f" ({len(shown)} of them drawn as dots, picked at random)" if len(shown) < len(rows) else ""
     for column, task in enumerate(tasks, 1):
         own, dots = table[table["task"] == task], shown[shown["task"] == task]
-        jitter = dots["technique"].map(place) + generator.uniform(-0.3, -0.12, len(dots))
-        fig.add_scatter(
-            x=dots["value"],
-            y=jitter,
-            mode="markers",
-            marker={"color": CONTROL, "size": 5, "opacity": 0.3},
-            name="one draft",
-            showlegend=column == 1,
-            legendgroup="d",
-            row=1,
-            col=column,
-        )
-        fig.add_scatter(
-            x=own["mean"],
-            y=own["technique"].map(place),
-            mode="markers",
-            error_x=error_bars(own, "mean", CHOSEN),
-            marker={"color": CHOSEN, "size": 10, "symbol": "diamond"},
-            name="mean, 95 % interval",
-            showlegend=column == 1,
-            legendgroup="m",
-            row=1,
-            col=column,
-        )
+        dots_and_means(fig, column, dots, own, place, generator, opacity=0.3)
     fig.update_xaxes(title_text="preference score", range=[-0.03, 1.03])
     fig.update_yaxes(
         tickvals=list(place.values()), ticktext=[named(t) for t in techniques], range=[len(techniques) - 0.5, -0.5]

@@ -68,27 +68,25 @@ def add_commands(commands) -> None:
 
 def _add_trainers(commands, plain: dict) -> None:
     """Add the commands that train students to find out."""
-    trying = commands.add_parser(
-        "validity",
-        **plain,
-        help="test the probe: train on groups of drafts by preference score",
-        description="Train every student on the best, second best, ... rationale of each draft question and print how "
-        "well the preference score of a group predicts its gain.",
+    _add_groups(
+        commands.add_parser(
+            "validity",
+            **plain,
+            help="test the probe: train on groups of drafts by preference score",
+            description="Train every student on the best, second best, ... rationale of each draft question and print "
+            "how well the preference score of a group predicts its gain.",
+        ),
+        "name of a run with finished probing",
     )
-    trying.add_argument("name", metavar="RUN", help="name of a run with finished probing")
-    trying.add_argument(
-        "--seeds", type=several, default=5, metavar="N", help="training seeds for each group (default 5)"
-    )
-    comparing = commands.add_parser(
-        "signals",
-        **plain,
-        help="compare one-shot accuracy with local data influence on the drafts of a run",
-        description="Measure the local data influence of a run's drafts, train every student on the best, second best, "
-        "... rationale of each question by either signal, and print which of them predicts the gain.",
-    )
-    comparing.add_argument("name", metavar="RUN", help="name of a run of method arte with finished probing")
-    comparing.add_argument(
-        "--seeds", type=several, default=5, metavar="N", help="training seeds for each group (default 5)"
+    _add_groups(
+        commands.add_parser(
+            "signals",
+            **plain,
+            help="compare one-shot accuracy with local data influence on the drafts of a run",
+            description="Measure the local data influence of a run's drafts, train every student on the best, second "
+            "best, ... rationale of each question by either signal, and print which of them predicts the gain.",
+        ),
+        "name of a run of method arte with finished probing",
     )
     following = commands.add_parser(
         "goodhart",
@@ -111,6 +109,14 @@ def _add_trainers(commands, plain: dict) -> None:
     )
     following.add_argument(
         "--student", action="append", metavar="NAME", help="only this one (repeatable; default: all)"
+    )
+
+
+def _add_groups(command: argparse.ArgumentParser, which: str) -> None:
+    """Add what a command that trains on groups of drafts takes: which run, and how many seeds."""
+    command.add_argument("name", metavar="RUN", help=which)
+    command.add_argument(
+        "--seeds", type=several, default=5, metavar="N", help="training seeds for each group (default 5)"
     )
 
 
