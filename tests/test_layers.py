@@ -16,8 +16,8 @@ FLOORS = {
     "decidedness reproduction trials workload reviews",
     3: "figures inspection",
     4: "__main__ notebook headless report plan rates doctor trace playground summary ablations validity goodhart facts "
-    "cards export selection look_back monitor lesson guessing what_if inspector inspector_view benchmarks asked "
-    "two_signals",
+    "cards export selection look_back judging monitor lesson guessing what_if inspector inspector_view benchmarks "
+    "asked two_signals",
 }
 # What a run folder calls a stage; pairs, irt, influence, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "signals.montessori", "alignment", "training", "evaluation"}

@@ -2,8 +2,10 @@ import pytest
 from conftest import PROJECT
 
 from workbench import rates, workload
+from workbench.generation import Completion
 from workbench.models import load
-from workbench.recipe import load_recipe
+from workbench.recipe import Recipe, load_recipe
+from workbench.recipe_parts import Lora
 from workbench.workload import Rates, estimate
 
 
@@ -27,7 +29,7 @@ def test_the_models_at_hand_are_tried_out_and_left_as_they_were(recipe):
 def test_trying_out_training_changes_no_weight(recipe):
     loaded = load(next(iter(recipe.models.students.values())), device="cpu")
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-    assert rates._trained(loaded, ["1 + 1 = 2", "a longer text than that"]) > 0
+    assert rates._trained(loaded, ["1 + 1 = 2", "a longer text than that"], Lora()) > 0
     assert all((value == before[name]).all() for name, value in loaded.model.state_dict().items())
 
 
@@ -49,3 +51,37 @@ def test_what_was_measured_is_what_the_estimate_rests_on(recipe):
     long = {student: measured[student]._replace(completion=1e6)}
     longest = recipe.evaluation.max_new_tokens
     assert estimate(recipe, long).query("work == 'one-shot probes'").iloc[0]["new"] == longest * row["generations"]
+
+
+def test_each_model_is_tried_out_on_the_engine_of_its_role_and_as_it_will_be_trained(recipe, monkeypatch):
+    started, trained = [], []
+
+    class Instant:
+        def generate(self, requests, decoding):
+            return [Completion("8", decoding.max_new_tokens, True) for _ in requests]
+
+    def start(recipe, role, ref):
+        started.append((role, ref))
+        return Instant()
+
+    monkeypatch.setattr(rates, "start_engine", start)
+    monkeypatch.setattr(rates, "_trained", lambda loaded, texts, lora: trained.append(lora.rank) or 1.0)
+    values = recipe.model_dump()
+    values["models"]["judge"] = "data/pocket/no-preference"
+    values["engines"] = {"teacher": "vllm", "judge": {"engine": "vllm"}}
+    values["alignment"]["lora"] = {"rank": 4}
+    found = rates.measure(Recipe.model_validate(values))
+    assert started == [("judge", "data/pocket/no-preference"), ("teacher", recipe.models.teacher)]
+    assert trained == [0, 0, 4] and len(found) == 3
+    assert found[recipe.models.teacher].completion == recipe.drafting.max_new_tokens
+
+
+def test_an_adapter_is_tried_out_too(recipe):
+    loaded = load(recipe.models.teacher, device="cpu")
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    assert rates._trained(loaded, ["1 + 1 = 2", "a longer text than that"], Lora(rank=4)) > 0
+    after = loaded.model.state_dict()
+    assert all(
+        (after[name.replace(".weight", ".base_layer.weight") if name not in after else name] == value).all()
+        for name, value in before.items()
+    )

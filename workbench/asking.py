@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from workbench.answers import Answers
 from workbench.items import shared_items
 from workbench.recipe import Recipe
-from workbench.starting import start_engine
+from workbench.starting import Role, start_engine
 from workbench.writing import answer_questions
 
 
@@ -14,7 +14,7 @@ from workbench.writing import answer_questions
 class AskJob:
     """One model and what to ask it: (what questions share, the rest) of each prompt, and how to read each answer.
 
-    compared is as in starting.choice_of.
+    compared and role are as in starting.choice_of.
     """
 
     recipe: Recipe
@@ -23,6 +23,7 @@ class AskJob:
     asked: list[tuple[str, str]] = field(repr=False)
     readers: Sequence[Answers] = field(repr=False)
     compared: bool = False
+    role: Role = "student"
 
     def __repr__(self) -> str:
         return f"{len(self.asked)} questions to {self.name}"
@@ -30,7 +31,7 @@ class AskJob:
 
 def answer_job(job: AskJob) -> list[tuple[str, int]]:
     """Return the model's answer to each question as read ("" when it has none), and the tokens it took."""
-    engine = start_engine(job.recipe, "student", job.model, job.compared)
+    engine = start_engine(job.recipe, job.role, job.model, job.compared)
     items = shared_items()
     completions = answer_questions(engine, job.asked, job.recipe.evaluation.max_new_tokens, items)
     read = zip(job.readers, completions, strict=True)

@@ -203,13 +203,15 @@ def _reviews_part(facts: Facts) -> str:
 
 
 def _writing_part(facts: Facts) -> str:
-    lines = []
+    lines, judged = [], facts.judged
     for arm in (arm for arm in WRITERS if arm in set(facts.examples["arm"])):
         own = facts.examples[facts.examples["arm"] == arm]
         dropped = own.loc[~own["kept"], "drop_reason"].value_counts()
         reasons = "; ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
-        lines.append([arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, _right(own)])
+        line = [arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, _right(own)]
+        lines.append([*line, *([] if judged is None else [_agreed(judged[judged["arm"] == arm])])])
     head = ["arm", "written by", "written", "kept", "dropped", "right by rule, of those kept"]
+    head += [] if judged is None else [f"the judge ({shown_ref(facts.recipe.models.judge)}) comes to the same answer"]
     return (
         "## What the teachers wrote, before and after alignment\n\n"
         f"{table(head, lines)}\n\nIntervals are 95 %, t over questions (Wilson's where all are alike). All seeds "
@@ -219,13 +221,20 @@ def _writing_part(facts: Facts) -> str:
 
 def _right(examples: pd.DataFrame) -> str:
     checked = examples[examples["kept"] & (examples["gold"] != "")]
-    if checked.empty:
-        return "no rule"
-    mean, low, high = clustered_mean(checked["correct"], checked["question_id"])
+    return _share(checked["correct"], checked["question_id"]) if len(checked) else "no rule"
+
+
+def _agreed(judged: pd.DataFrame) -> str:
+    known = judged[judged["agrees"].notna()]
+    return _share(known["agrees"].astype(float), known["question_id"]) if len(known) else "no answer"
+
+
+def _share(values: pd.Series, questions: pd.Series) -> str:
+    mean, low, high = clustered_mean(values, questions)
     if not low < high:
         # One question, or all alike, which has no spread of its own.
-        low, high = wilson(mean, checked["question_id"].nunique())
-    return f"{percent(mean)} of {len(checked)}, {percent(max(low, 0))} to {percent(min(high, 1))}"
+        low, high = wilson(mean, questions.nunique())
+    return f"{percent(mean)} of {len(values)}, {percent(max(low, 0))} to {percent(min(high, 1))}"
 
 
 def _training_part(facts: Facts) -> str:

@@ -11,9 +11,10 @@ from workbench.items import read_json
 from workbench.recipe import Recipe
 from workbench.simulation import ASSUMED, Design, World, design_of, detection_in_words, seen
 from workbench.store import NOTEBOOKS, open_run
-from workbench.workload import CPU_RATES, GPU_FLOPS, GPU_PARTS, QUESTION_TOKENS, Basis, Rates, estimate, memory
+from workbench.workload import CPU_RATES, GPU_FLOPS, GPU_PARTS, JUDGED, QUESTION_TOKENS, Basis, Rates, estimate, memory
 
-ASKED_OF = {"teacher": "drafting", "student": "probing"}  # the stage that asks a role's server
+# What asks a role's server, by stage or by work.
+ASKED_OF = {"teacher": ("stage", "drafting"), "student": ("stage", "probing"), "judge": ("work", JUDGED)}
 STAGE_START_S = 6.0  # processes that import torch and load models
 GPU_MEMORY = 80e9
 
@@ -57,7 +58,7 @@ def _models(recipe: Recipe) -> list[str]:
     rows, has = memory(recipe), memory_here()
     for row in rows:
         name = f"{row['role']}: {row['model']}"
-        held = f"{_bytes(row['generate']):>11}{_bytes(row['train']):>11}"
+        held = f"{_bytes(row['generate']):>11}{_bytes(row['train']) if row['train'] else '-':>11}"
         lines.append(f"  {name:<48}{_count(row['parameters']):>12}   {held}")
     lines.append(f"Memory here: {', '.join(f'{_bytes(size)} {where}' for where, size in has.items())}.")
     for work in ("generate", "train"):
@@ -70,20 +71,23 @@ def _models(recipe: Recipe) -> list[str]:
 def _engines(recipe: Recipe, measured: dict[str, Rates]) -> list[str]:
     """Return a line for each role's engine: what it can do, and what a server's prices make of the estimate."""
     lines, frame = ["Engines"], estimate(recipe, measured)
-    for role, stage in ASKED_OF.items():
+    for role, (column, name) in ASKED_OF.items():
+        if role == "judge" and not recipe.models.judge:
+            continue
         choice = getattr(recipe.engines, role)
         line = f"  {role:<8} {choice.engine}; can also: {', '.join(choice.capabilities) or 'nothing but write'}"
-        if choice.engine != "transformers":
-            line += "; times below are those of transformers"
+        tried = choice.engine == "vllm" and measured
+        line += "" if tried or choice.engine == "transformers" else "; times below are those of transformers"
         if choice.engine == "openai":
-            asked = frame[frame["stage"] == stage]
+            asked = frame[frame[column] == name]
             n_in, n_out = asked["read"].sum(), asked["new"].sum()
             cost = (n_in * choice.price_in + n_out * choice.price_out) / 1e6
-            line += f"; {stage} sends it {_count(n_in)} tokens and gets {_count(n_out)}"
+            line += f"; {name}: it reads {_count(n_in)} tokens and writes {_count(n_out)}"
             line += f", {cost:,.2f} in money" if cost else ""
             for spent, cap in ((n_in + n_out, choice.budget_tokens), (cost, choice.budget_money)):
                 line += f"; over the budget of {cap:g}, so it will stop on the way" if 0 < cap < spent else ""
-            line += "; what is compared with trained models is computed by transformers here"
+            compared = "; what is compared with trained models is computed by transformers here"
+            line += compared if role != "judge" else ""
         lines.append(line)
     return lines
 

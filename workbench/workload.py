@@ -14,6 +14,7 @@ from workbench.pool import n_processes
 from workbench.recipe import ALIGNED_ARMS, Recipe, project_root
 from workbench.recipe_parts import Lora
 
+JUDGED = "answers of the judge"
 N_TECHNIQUES = 4  # rationales per draft question
 SPARE = 1.25  # calls for questions, for each question kept
 # Tokens of a question and of what frames it; completions are taken to use this part of max_new_tokens.
@@ -214,7 +215,12 @@ def _alignment(basis: Basis) -> list[dict]:
     n_examples = recipe.tailoring.n_examples * n_sets
     asked = _questions(recipe, "alignment", recipe.tailoring.n_examples, n_sets)
     written = _row("alignment", "tailored and control rationales", teacher, n_examples, 2 * tokens, new)
-    return [*rows, asked | {"work": "tailored and control questions"}, written]
+    rows += [asked | {"work": "tailored and control questions"}, written]
+    if judge := recipe.models.judge:
+        n_asked = n_examples + recipe.preference_set.n_validation * n_tasks
+        new = basis.written(judge, recipe.evaluation.max_new_tokens)
+        rows.append(_row("alignment", JUDGED, judge, n_asked, 2 * tokens, new))
+    return rows
 
 
 def _training(basis: Basis) -> list[dict]:
@@ -297,10 +303,13 @@ def memory(recipe: Recipe) -> list[dict]:
     held = REFERENCE_BYTES[recipe.models.dtype]
     loras = {"teacher": recipe.alignment.lora}
     roles = {"teacher": recipe.models.teacher, **{f"student {n}": ref for n, ref in recipe.models.students.items()}}
+    roles |= {"judge": recipe.models.judge} if recipe.models.judge else {}
     rows = []
     for role, model in roles.items():
         parameters, lora = parameters_of(model), loras.get(role, recipe.training.lora)
-        if lora.rank:
+        if role == "judge":
+            training = 0.0
+        elif lora.rank:
             # The model without its adapter is DPO's reference.
             training = parameters * held + adapter_parameters_of(model, lora) * TRAINING_BYTES
         else:

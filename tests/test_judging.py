@@ -1,0 +1,147 @@
+"""The judge: another model's answers beside those of the examples, asked once, of the engine the recipe names."""
+
+import json
+
+import pandas as pd
+import pytest
+from local_server import LocalServer
+from small_classroom import build, compute, recipe_of
+
+from workbench import judging, plan, workload
+from workbench.facts import Facts
+from workbench.generation import EngineError
+from workbench.pool import JobError
+from workbench.recipe import Recipe
+from workbench.server import KEY_VARIABLE, URL_VARIABLE
+from workbench.starting import check
+from workbench.store import Run, open_run, runs_folder
+from workbench.tasks import load_tasks
+
+STAGES = ("drafting", "probing", "alignment")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The small classroom's models, and a run whose examples are written."""
+    folder = tmp_path_factory.mktemp("judged")
+    build(folder)
+    recipe = judged_by(recipe_of(folder), str(folder / "teacher"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        run = open_run("loop", recipe)
+        for stage in STAGES:
+            compute(stage, run)
+    return folder
+
+
+@pytest.fixture
+def run(made, monkeypatch) -> Run:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(made / "runs"))
+    opened = open_run("loop")
+    (opened.path / judging.FILE).unlink(missing_ok=True)
+    return opened
+
+
+def judged_by(recipe: Recipe, judge: str, **engine) -> Recipe:
+    values = recipe.model_dump()
+    values["models"]["judge"] = judge
+    values["engines"] = {"judge": engine} if engine else {}
+    return Recipe.model_validate(values)
+
+
+def of(run: Run, judge: str, **engine) -> Run:
+    """Return the same run under a recipe with that judge."""
+    return Run(run.name, run.path, judged_by(run.recipe, judge, **engine))
+
+
+def test_a_recipe_without_a_judge_is_as_it_was_and_asks_nobody(recipe_values, run):
+    recipe = Recipe.model_validate(recipe_values)
+    assert "judge" not in recipe.to_yaml()
+    without = Run(run.name, run.path, recipe)
+    assert judging.judge(without) is judging.stored(without) is None
+    assert "judge" not in " ".join(row["role"] for row in workload.memory(recipe))
+    assert not any("judge" in line for line in plan._engines(recipe, {}))
+    recipe_values["engines"] = {"judge": "vllm"}
+    with pytest.raises(ValueError, match="engines.judge is set, but models.judge names no model; add it there"):
+        Recipe.model_validate(recipe_values)
+
+
+def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monkeypatch):
+    assert judging.stored(run) is None
+    examples, validation = judging.judge(run)
+    kept = run.stage("alignment").read("examples").query("kept")
+    assert list(examples["example_id"]) == list(kept["example_id"])
+    tasks = load_tasks(run.recipe)
+    for row in examples.itertuples():
+        assert pd.isna(row.agrees) if not row.said else row.agrees == tasks[row.task].answers.same(row.answer, row.said)
+    assert list(validation["right"]) == [
+        tasks[row.task].answers.same(row.said, row.target) for row in validation.itertuples()
+    ]
+    # One question has one answer, whoever wrote it down.
+    assert (examples.groupby(["task", "question"])["said"].nunique() == 1).all()
+    table = judging.by_arm(judging.Judged(examples, validation))
+    assert set(table["arm"]) == set(kept["arm"]) and "every student" in set(table["student"])
+    said = judging.reliability(judging.Judged(examples, validation))
+    assert f"On {len(validation)} validation questions" in said and "right by rule, it agrees with" in said
+    # Asked again, the answers are at hand, and no engine is started.
+    monkeypatch.setattr(judging, "run_engine_jobs", None)
+    assert judging.judge(run).examples.equals(examples)
+    assert judging.stored(run).validation.equals(validation)
+
+
+def test_another_judge_and_other_examples_are_judged_anew(run, made):
+    first = judging.judge(run)
+    other = of(run, str(made / "babbler"))
+    assert judging.stored(other) is None
+    babbled = judging.judge(other)
+    assert babbled.validation["right"].mean() < first.validation["right"].mean()
+    assert len(json.loads((run.path / judging.FILE).read_text())) == 2
+    silent = judging.Judged(
+        babbled.examples.assign(said="", agrees=pd.array([pd.NA] * len(babbled.examples))), babbled[1]
+    )
+    table = judging.by_arm(silent)
+    assert set(table["the judge agrees"]) == {"none (n = 0)"} and table["no answer"].sum() == len(silent.examples)
+
+
+def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, monkeypatch):
+    def fault(n: int, prompt: str) -> str:
+        return "500" if n == 10 else ""
+
+    with LocalServer(lambda body: "I count them: <ans>2</ans>", fault, key="sk-judge", served=("big",)) as server:
+        monkeypatch.setenv(URL_VARIABLE, server.url)
+        monkeypatch.setenv(KEY_VARIABLE, "sk-judge")
+        by_server = of(run, "big", engine="openai", endpoint="chat", n_attempts=1, n_parallel=1)
+        check(by_server.recipe)
+        with pytest.raises(JobError, match="all answers so far are kept"):
+            judging.judge(by_server)
+        assert len(server.answered) == 10 and judging.stored(by_server) is None
+        judged = judging.judge(by_server)
+        assert len(server.answered) == len(set(server.answered)), "a question was asked twice"
+        rationales = [text for text in run.stage("alignment").read("examples")["rationale"] if text]
+        assert not any(text in prompt for prompt in server.prompts for text in rationales)
+    assert set(judged.validation.query("task == 'object_counting'")["said"]) == {"2"}
+    with pytest.raises(EngineError, match="no server at"):
+        check(by_server.recipe)
+
+
+def test_the_plan_counts_the_judge(run):
+    priced = of(run, "big", engine="openai", endpoint="chat", price_in=1000.0, price_out=1000.0).recipe
+    frame = workload.estimate(priced).query("work == @workload.JUDGED")
+    assert list(frame["model"]) == ["big"] and list(frame["stage"]) == ["alignment"]
+    (line,) = [line for line in plan._engines(priced, {}) if line.startswith("  judge")]
+    assert f"{(frame['read'].sum() + frame['new'].sum()) / 1000:,.2f} in money" in line and "trained models" not in line
+    (row,) = [row for row in workload.memory(run.recipe) if row["role"] == "judge"]
+    assert row["generate"] > 0 and row["train"] == 0
+
+
+def test_the_card_tells_what_the_judge_found(run, monkeypatch):
+    from workbench import cards
+
+    (run.path / "verdict.json").write_text(json.dumps({"students": {}}))
+    facts = Facts(run, "pupil")
+    assert facts.judged is None and "the judge" not in cards._writing_part(facts)
+    judging.judge(run)
+    facts = Facts(run, "pupil")
+    assert set(facts.judged["student"]) <= {"pupil", ""}
+    assert "the judge (teacher) comes to the same answer" in cards._writing_part(facts)
+    assert runs_folder() in run.path.parents
