@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -23,6 +24,7 @@ from workbench.pairs import build_pairs
 from workbench.recipe import Recipe, RecipeError, load_recipe
 from workbench.recipe_montessori import Synthesis
 from workbench.reference import build_reference
+from workbench.reviews import Reviews
 from workbench.signals import influence, montessori
 from workbench.signals.stepping import KIND, InfluenceError
 from workbench.store import open_run
@@ -169,6 +171,37 @@ def test_a_margin_leaves_out_pairs_that_are_close(run):
     pairs, counts = build_pairs(apart, tasks, *scored(run))
     assert set(pairs["pair_id"]) == set(every.loc[every["score_gap"] >= gap, "pair_id"])
     assert counts["question groups of siblings"] > counts["question groups of one sign"]
+
+
+def test_relative_to_its_siblings_every_group_forms_pairs(run, classroom):
+    relative = small(classroom, influence={"sign": "relative"})
+    tasks, plain = load_tasks(relative), read(run, "alignment", "pairs")
+    pairs, counts = build_pairs(relative, tasks, *scored(run))
+    by_prompt = read(run, "drafting", "questions").drop_duplicates("question_id").set_index("question_id")["prompt_id"]
+    values = read(run, "probing", "signals").query("item_kind == 'question'").set_index("draft_id")["value"]
+    means = values.groupby(by_prompt.reindex(values.index)).mean()
+    own = pairs[pairs["kind"] == "question"]
+    line = means[by_prompt[own["chosen_id"]]].to_numpy()
+    assert (own["score_chosen"] > line).all() and (own["score_rejected"] < line).all()
+    assert len(own) > (plain["kind"] == "question").sum() and counts["question groups of one sign"] == 0
+    assert ((own["score_chosen"] > 0) & (own["score_rejected"] > 0)).any()
+
+
+def test_reviews_overrule_the_sign(run, tmp_path, monkeypatch):
+    before = read(run, "alignment", "pairs").set_index("pair_id", drop=False)
+    shutil.copytree(run.path.parent, tmp_path / "runs")
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    again = open_run("loop")
+    said = {before.index[0]: "flip", before.index[1]: "drop"}
+    for pair_id, review in said.items():
+        Reviews.of_run(again).add(before.loc[pair_id], "review", review)
+    frames = compute("alignment", again)
+    found = frames["pairs"].set_index("pair_id")
+    flipped, dropped = said
+    assert set(found.index) == set(before.index) - {dropped}
+    assert found.loc[flipped, "chosen"] == before.loc[flipped, "rejected"]
+    assert found.loc[flipped, "score_gap"] == -before.loc[flipped, "score_gap"]
+    assert len(frames["reviews"]) == 2
 
 
 def test_the_raw_sign_counts_the_step_at_zero_gradient_in(run, classroom):

@@ -54,10 +54,9 @@ def build_pairs(
             asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")
             if recipe.method == "montessori":
                 scored = {"question": asked, "rationale": of_task.dropna(subset="score")}
-                has_sign = not (own["signal"] == TRAINING_LOSS).any()
-                rows += _sibling_pairs(
-                    recipe, student, as_written(recipe, {name: task})[name], scored, has_sign, counts
-                )
+                has_sign = recipe.influence.sign != "relative" and not (own["signal"] == TRAINING_LOSS).any()
+                writer = as_written(recipe, {name: task})[name]
+                rows += _sibling_pairs(recipe, student, writer, scored, has_sign, counts)
                 continue
             rows += _rationale_pairs(recipe, student, task, of_task, counts)
             rows += _question_pairs(recipe, student, task, asked, counts)
@@ -127,8 +126,8 @@ def _sibling_pairs(
 ) -> list[dict]:
     """Pair siblings that help with siblings that harm: instructions of one prompt, and responses to one instruction.
 
-    Both are in the words, and to the prompt, that the teacher wrote them in and to. By training loss, which has no
-    sign, the siblings above their mean are paired with those below it.
+    Both are in the words, and to the prompt, that the teacher wrote them in and to. Where there is no sign (by training
+    loss, or by recipe), the siblings above their mean are paired with those below it.
     """
     names = {
         "question": ("prompt_id", "question_id", "reply", "prompt"),

@@ -47,12 +47,13 @@ class Influence(Section):
     The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
     holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
     answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
-    sign says whether pairs are formed by the influence with the step at zero gradient subtracted or without.
+    sign says whether pairs are formed by the influence with the step at zero gradient subtracted or without, or (ours)
+    by whether a sibling helps more or less than the mean of its siblings, which forms pairs of siblings that all help.
     batch_means 0 takes the reference loss as a mean over tokens; n as the mean of the means of batches of n texts.
     """
 
     way: Literal["exact", "first_order", "screen"] = "exact"
-    sign: Literal["corrected", "raw"] = "corrected"
+    sign: Literal["corrected", "raw", "relative"] = "corrected"
     reference: Literal["student", "teacher", "target"] = "student"
     n_tries: Count = 8
     n_warm_up: Count = 16
