@@ -1,7 +1,7 @@
 """A judge: another model answers what the examples ask. Does it come to the teacher's answers?
 
 Most tasks have no rule that could check a question somebody just made up; then this tells whether aligning the teacher
-cost right answers. The judge reads the question and never the text that is judged, so nothing in that text can sway it.
+cost right answers. The judge reads the question and never the answer that is judged, so nothing in that can sway it.
 What its word is worth is measured: it answers validation questions too, whose answers are known. Ours; ARTE has no
 judge.
 """
