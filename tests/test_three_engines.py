@@ -1,6 +1,7 @@
 """One line of the recipe moves the whole loop from one engine to another, and a key stays where it was planted."""
 
 import importlib.util
+import json
 import threading
 
 import pandas as pd
@@ -9,6 +10,7 @@ from conftest import PROJECT, not_run
 from local_server import LocalServer
 from small_classroom import STAGES, compute, recipe_of
 
+from workbench import judging
 from workbench.engines import TransformersEngine
 from workbench.evaluation import verdict_of
 from workbench.generation import Completion, Decoding, Request
@@ -89,6 +91,17 @@ def whole_loop(run: Run) -> None:
     assert set(run.stage("evaluation").read("predictions")["arm"]) == set(ARMS)
 
 
+def judges_alike(run: Run, engine: str) -> None:
+    """The teacher's own model judges the run's examples on an engine, and on transformers."""
+    said = []
+    for named in (engine, "transformers"):
+        values = run.recipe.model_dump() | {"engines": {"judge": named}}
+        values["models"]["judge"] = MODELS["teacher"]
+        said.append(judging.judge(Run(run.name, run.path, Recipe.model_validate(values))))
+    assert said[0].examples.equals(said[1].examples) and said[0].validation.equals(said[1].validation)
+    assert len(json.loads((run.path / judging.FILE).read_text())) == 2 and said[0].validation["right"].any()
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_the_loop_runs_on_vllm(expected, runs):
@@ -97,6 +110,7 @@ def test_the_loop_runs_on_vllm(expected, runs):
     run = open_run("loop", recipe_with("vllm"))
     same_where_greedy(first_stages(run), expected)
     whole_loop(run)
+    judges_alike(run, "vllm")
 
 
 def test_the_loop_runs_on_a_server_and_tells_nobody_the_key(expected, runs, monkeypatch, capfd):
@@ -112,6 +126,8 @@ def test_the_loop_runs_on_a_server_and_tells_nobody_the_key(expected, runs, monk
         n_asked = len(server.prompts)
         whole_loop(run)
         assert len(server.prompts) == n_asked, "what is compared with trained models was asked of the server"
+        judges_alike(run, "openai")
+        assert len(server.prompts) > n_asked
     shown = capfd.readouterr()
     assert KEY not in shown.out + shown.err
     files = [path for path in runs.rglob("*") if path.is_file()]

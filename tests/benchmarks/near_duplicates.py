@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.near_duplicates FILE.jsonl
 
-FILE.jsonl holds objects with `question`, open texts such as GSM8K's training items. More texts than it holds are made of
-three of its sentences each, drawn at random. Seconds are of CPU time.
+FILE.jsonl holds objects with `question`, open texts such as GSM8K's training items. More texts than it holds are made
+of three of its sentences each, drawn at random. Seconds are of CPU time.
 """
 
 import json
