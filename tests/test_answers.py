@@ -175,3 +175,14 @@ def test_no_text_is_too_odd_to_be_read(reply, kind):
 )
 def test_a_whole_number_is_read_however_it_is_written(value, form):
     assert Answers("number").read("So the answer is " + form.format(value)) == str(value)
+
+
+@pytest.mark.parametrize(
+    "pattern, reply, target",
+    [(r"\b[A-Z]{2}\d{2}\b", "It must be AB12.", "AB12"), (r"Answer: (\w+)", "Answer: Foo, I think", "Answer: foo")],
+)
+def test_what_a_pattern_found_is_not_asked_to_fit_the_pattern_again(pattern, reply, target):
+    answers = Answers("regex", pattern)
+    said = answers.read(reply)
+    assert answers.same(said, target) and answers.alike(said, answers.read_gold(target))
+    assert not answers.same("other", target) and not answers.same("", target) and not answers.alike("", "")

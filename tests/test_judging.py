@@ -1,15 +1,19 @@
 """The judge: another model's answers beside those of the examples, asked once, of the engine the recipe names."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from local_server import LocalServer
 from small_classroom import build, compute, recipe_of
 
-from workbench import judging, plan, workload
+from workbench import cards, judging, plan, workload
 from workbench.facts import Facts
 from workbench.generation import EngineError
+from workbench.headless import preflight
+from workbench.models import ModelError
 from workbench.pool import JobError
 from workbench.recipe import Recipe
 from workbench.server import KEY_VARIABLE, URL_VARIABLE
@@ -73,7 +77,9 @@ def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monk
     assert list(examples["example_id"]) == list(kept["example_id"])
     tasks = load_tasks(run.recipe)
     for row in examples.itertuples():
-        assert pd.isna(row.agrees) if not row.said else row.agrees == tasks[row.task].answers.same(row.answer, row.said)
+        assert (
+            pd.isna(row.agrees) if not row.said else row.agrees == tasks[row.task].answers.alike(row.answer, row.said)
+        )
     assert list(validation["right"]) == [
         tasks[row.task].answers.same(row.said, row.target) for row in validation.itertuples()
     ]
@@ -96,11 +102,6 @@ def test_another_judge_and_other_examples_are_judged_anew(run, made):
     babbled = judging.judge(other)
     assert babbled.validation["right"].mean() < first.validation["right"].mean()
     assert len(json.loads((run.path / judging.FILE).read_text())) == 2
-    silent = judging.Judged(
-        babbled.examples.assign(said="", agrees=pd.array([pd.NA] * len(babbled.examples))), babbled[1]
-    )
-    table = judging.by_arm(silent)
-    assert set(table["the judge agrees"]) == {"none (n = 0)"} and table["no answer"].sum() == len(silent.examples)
 
 
 def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, monkeypatch):
@@ -124,24 +125,84 @@ def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, mo
         check(by_server.recipe)
 
 
-def test_the_plan_counts_the_judge(run):
+def test_refusals_are_asked_again(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        judging, "run_engine_jobs", lambda fn, jobs, *_: asked.append(len(jobs)) or refuse_one(fn, jobs)
+    )
+
+    def refuse_one(fn, jobs):
+        first, *others = map(fn, jobs)
+        return [[replace(first[0], text="") if len(asked) == 1 else first[0], *first[1:]], *others]
+
+    once = judging.judge(run)
+    assert judging.stored(run) is None and (once.validation["said"] == "").any()
+    again = judging.judge(run)
+    assert len(asked) == 2 and judging.stored(run).examples.equals(again.examples)
+
+
+def test_what_a_judge_said_is_known_without_it(run, made, monkeypatch):
+    gone = made / "gone"
+    shutil.copytree(made / "teacher", gone)
+    by_copy = of(run, str(gone))
+    said = judging.judge(by_copy)
+    shutil.rmtree(gone)
+    assert judging.stored(by_copy).examples.equals(said.examples)
+    with pytest.raises(ModelError, match="gone does not exist"):
+        judging.judge(by_copy)
+
+
+def test_a_judge_that_is_not_here_stops_the_run_before_it_begins(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    open_run("new", judged_by(recipe_of(made), str(made / "nowhere")))
+    with pytest.raises(ModelError, match="nowhere does not exist"):
+        preflight("new")
+
+
+def test_questions_written_for_another_task_are_asked_as_that_task(run):
+    values = run.recipe.model_dump() | {"method": "montessori"}
+    first, second = run.recipe.tasks.names
+    values |= {"synthesis": {"seeds_from": {first: second}, "n_seeds": 2, "n_own": 1}, "influence": {"n_warm_up": 2}}
+    asked = judging._asked(Run(run.name, run.path, Recipe.model_validate(values)))
+    tasks = load_tasks(run.recipe)
+    own = asked.examples[asked.examples["task"] == first]["prompt"]
+    assert len(own) and own.str.contains(tasks[second].description, regex=False).all()
+    known = asked.validation[asked.validation["task"] == first]["prompt"]
+    assert known.str.contains(tasks[first].description, regex=False).all()
+
+
+def test_answers_that_cannot_be_read_are_counted_apart(run):
+    judged = judging.judge(run)
+    silent = judging.Judged(
+        judged.examples.assign(said="", agrees=pd.array([pd.NA] * len(judged.examples))),
+        judged.validation.assign(said="", right=False),
+    )
+    said = judging.reliability(silent)
+    assert "to 20 it had no readable answer" in said and "agrees with" not in said
+    assert cards._agreed(silent.examples) == f"none; {len(silent.examples)} without an answer"
+    assert cards._agreed(silent.examples.head(0)) == "none"
+
+
+def test_the_plan_counts_the_judge(run, monkeypatch):
     priced = of(run, "big", engine="openai", endpoint="chat", price_in=1000.0, price_out=1000.0).recipe
     frame = workload.estimate(priced).query("work == @workload.JUDGED")
     assert list(frame["model"]) == ["big"] and list(frame["stage"]) == ["alignment"]
+    # A server's time and memory are not this machine's.
+    assert list(frame["seconds"]) == [0] and "judge" not in [row["role"] for row in workload.memory(priced)]
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
     (line,) = [line for line in plan._engines(priced, {}) if line.startswith("  judge")]
     assert f"{(frame['read'].sum() + frame['new'].sum()) / 1000:,.2f} in money" in line and "trained models" not in line
+    assert f"set base_url or {URL_VARIABLE} first" in line
     (row,) = [row for row in workload.memory(run.recipe) if row["role"] == "judge"]
     assert row["generate"] > 0 and row["train"] == 0
 
 
 def test_the_card_tells_what_the_judge_found(run, monkeypatch):
-    from workbench import cards
-
     (run.path / "verdict.json").write_text(json.dumps({"students": {}}))
     facts = Facts(run, "pupil")
     assert facts.judged is None and "the judge" not in cards._writing_part(facts)
     judging.judge(run)
     facts = Facts(run, "pupil")
-    assert set(facts.judged["student"]) <= {"pupil", ""}
+    assert set(facts.judged.examples["student"]) <= {"pupil", ""}
     assert "the judge (teacher) comes to the same answer" in cards._writing_part(facts)
     assert runs_folder() in run.path.parents

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 from conftest import PROJECT
 
-from workbench import rates, workload
+from workbench import plan, rates, workload
 from workbench.generation import Completion
 from workbench.models import load
 from workbench.recipe import Recipe, load_recipe
@@ -72,7 +74,9 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role_and_as_it_will_be_tra
     values["alignment"]["lora"] = {"rank": 4}
     found = rates.measure(Recipe.model_validate(values))
     assert started == [("judge", "data/pocket/no-preference"), ("teacher", recipe.models.teacher)]
-    assert trained == [0, 0, 4] and len(found) == 3
+    # A judge is never trained.
+    assert trained == [0, 4] and found["data/pocket/no-preference"].trained == math.inf
+    assert "no-preference" in plan.in_words(Recipe.model_validate(values), measured=found)
     assert found[recipe.models.teacher].completion == recipe.drafting.max_new_tokens
 
 

@@ -155,3 +155,11 @@ def test_flatten_names_every_value():
 @pytest.mark.parametrize("path", sorted((PROJECT / "notebooks" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_validate_and_are_named_as_their_file(path):
     assert isinstance(recipe := load_recipe(str(path)), Recipe) and recipe.name == path.stem
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
+    demo = PROJECT / "notebooks" / "recipes" / "arte-demo.yaml"
+    text = demo.read_text() + "engines: {teacher: vllm}\ncompute: {workers: 1}\n"
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"'compute' stands twice in its section.*line \d+"):
+        load_recipe(str(tmp_path / "twice.yaml"))

@@ -43,7 +43,15 @@ def test_a_run_keeps_its_recipe(run, recipe):
     assert open_run("demo").recipe == recipe and open_run("demo", recipe).path == run.path
 
 
+def test_a_run_refused_before_any_work_takes_the_mended_recipe(run, recipe_values):
+    (run.path / "reports").mkdir()
+    recipe_values["alignment"]["beta"] = 0.2
+    assert open_run("demo", Recipe.model_validate(recipe_values)).recipe.alignment.beta == 0.2
+    assert open_run("demo").recipe.alignment.beta == 0.2
+
+
 def test_another_recipe_is_refused_with_the_difference(run, recipe_values):
+    run.stage("drafting").path.mkdir()
     recipe_values["alignment"]["beta"] = 0.2
     recipe_values["models"]["students"]["mover"] = "data/pocket/mover"
     with pytest.raises(StoreError) as error:

@@ -94,10 +94,16 @@ class Answers:
 
     def same(self, answer: str, target: str) -> bool:
         """Return whether an answer, as read, is the target; an answer with nothing in it never is."""
-        if self.kind == "tagged":
-            return prompts.grade(answer, target)
-        found = self.read_gold(_exact(answer) if self.kind == "exact" else answer)
-        return bool(found) and found == self.read_gold(target)
+        return self.alike(answer, self.read_gold(target))
+
+    def alike(self, one: str, other: str) -> bool:
+        """Return whether two answers, both as read, are the same; answers with nothing in them never are."""
+        return bool(plain := self._compared(one)) and plain == self._compared(other)
+
+    def _compared(self, read: str) -> str:
+        if self.kind == "exact":
+            read = _exact(read)
+        return prompts.normalise_answer(read) if self.kind in ("tagged", "exact", "regex") else self._as_kind(read)
 
     def _as_kind(self, text: str) -> str:
         """Read a text that is, or begins with, an answer."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workbench.answers import Answers
+from workbench.generation import Completion
 from workbench.items import shared_items
 from workbench.recipe import Recipe
 from workbench.starting import Role, start_engine
@@ -31,8 +32,11 @@ class AskJob:
 
 def answer_job(job: AskJob) -> list[tuple[str, int]]:
     """Return the model's answer to each question as read ("" when it has none), and the tokens it took."""
-    engine = start_engine(job.recipe, job.role, job.model, job.compared)
-    items = shared_items()
-    completions = answer_questions(engine, job.asked, job.recipe.evaluation.max_new_tokens, items)
-    read = zip(job.readers, completions, strict=True)
+    read = zip(job.readers, complete_job(job), strict=True)
     return [(answers.read(completion.text), completion.n_tokens) for answers, completion in read]
+
+
+def complete_job(job: AskJob) -> list[Completion]:
+    """Return what the model writes to each question."""
+    engine = start_engine(job.recipe, job.role, job.model, job.compared)
+    return answer_questions(engine, job.asked, job.recipe.evaluation.max_new_tokens, shared_items())

@@ -12,6 +12,7 @@ import yaml
 
 from workbench.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_places
 from workbench.inference import clustered_mean, wilson
+from workbench.judging import reliability
 from workbench.markdown import bullets, fenced, plain, table
 from workbench.recipe import TAILORED_FOR
 from workbench.records import REVIEWS
@@ -209,13 +210,14 @@ def _writing_part(facts: Facts) -> str:
         dropped = own.loc[~own["kept"], "drop_reason"].value_counts()
         reasons = "; ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
         line = [arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, _right(own)]
-        lines.append([*line, *([] if judged is None else [_agreed(judged[judged["arm"] == arm])])])
+        lines.append([*line, *([] if judged is None else [_agreed(judged.examples[judged.examples["arm"] == arm])])])
     head = ["arm", "written by", "written", "kept", "dropped", "right by rule, of those kept"]
     head += [] if judged is None else [f"the judge ({shown_ref(facts.recipe.models.judge)}) comes to the same answer"]
     return (
         "## What the teachers wrote, before and after alignment\n\n"
         f"{table(head, lines)}\n\nIntervals are 95 %, t over questions (Wilson's where all are alike). All seeds "
         "together; of what was kept, training took as many tokens from each arm as the smallest arm had."
+        + ("" if judged is None else f"\n\nThe judge reads the question alone. {plain(reliability(judged))}")
     )
 
 
@@ -226,7 +228,9 @@ def _right(examples: pd.DataFrame) -> str:
 
 def _agreed(judged: pd.DataFrame) -> str:
     known = judged[judged["agrees"].notna()]
-    return _share(known["agrees"].astype(float), known["question_id"]) if len(known) else "no answer"
+    said = _share(known["agrees"].astype(float), known["question_id"]) if len(known) else "none"
+    silent = len(judged) - len(known)
+    return f"{said}; {silent} without an answer" if silent else said
 
 
 def _share(values: pd.Series, questions: pd.Series) -> str:

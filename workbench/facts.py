@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.judging import stored
+from workbench.judging import Judged, stored
 from workbench.recipe import project_root
 from workbench.reviews import used_in
 from workbench.store import NOTEBOOKS, Run, StoreError, read_json, runs_folder
@@ -41,11 +41,11 @@ class Facts:
         return examples[examples["student"].isin([self.student, ""])]
 
     @cached_property
-    def judged(self) -> pd.DataFrame | None:
+    def judged(self) -> Judged | None:
         """What the judge said of the examples for this student and for every student; None if it was not asked."""
         if not (judged := stored(self.work)):
             return None
-        return judged.examples[judged.examples["student"].isin([self.student, ""])]
+        return judged._replace(examples=judged.examples[judged.examples["student"].isin([self.student, ""])])
 
     @cached_property
     def reviews(self) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import nbformat
 
 from workbench.notebook import HEADLESS, metrics_path, record_status, run_in_words
 from workbench.recipe import load_recipe, project_root
+from workbench.recipe_engines import ROLES
 from workbench.store import NOTEBOOKS, Run, StoreError, open_run, read_json
 from workbench.verdict import sentence
 
@@ -37,14 +38,13 @@ def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
 def preflight(name: str) -> None:
     """Refuse a run whose tasks, models or engines are not here, before any of its notebooks begins."""
     from workbench import launching, starting
-    from workbench.starting import model_mark
     from workbench.tasks import load_tasks
 
     recipe = open_run(name).recipe
     load_tasks(recipe)
-    model_mark(recipe, "teacher", recipe.models.teacher)
-    for ref in {*recipe.models.students.values(), *recipe.preference_set.responders}:
-        model_mark(recipe, "student", ref)
+    for role in ROLES:
+        for ref in starting.models_of(recipe, role):
+            starting.model_mark(recipe, role, ref)
     starting.check(recipe)
     launching.check(recipe)
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from workbench import prompts
-from workbench.asking import AskJob, answer_job
+from workbench.answers import Answers
+from workbench.asking import AskJob, complete_job
 from workbench.figures_base import percent
 from workbench.inference import wilson
 from workbench.items import atomic_write
@@ -19,7 +20,7 @@ from workbench.notebook import share_of
 from workbench.recipe import Recipe, canonical_json
 from workbench.starting import engine_mark, model_mark, run_engine_jobs
 from workbench.store import Run, StoreError, fingerprint, read_json
-from workbench.tasks import Task, load_tasks
+from workbench.tasks import Task, as_written, load_tasks
 
 VERSION = 1
 FILE = "judgements.json"
@@ -41,89 +42,108 @@ class Judged(NamedTuple):
     validation: pd.DataFrame
 
 
+class _Asked(NamedTuple):
+    """What the judge is asked: the examples and the validation questions with their prompts, and readers by task."""
+
+    examples: pd.DataFrame
+    validation: pd.DataFrame
+    writers: dict[str, Task]
+    tasks: dict[str, Task]
+
+    def prompts(self) -> dict[str, dict[str, Answers]]:
+        """Return for each task the prompts, each once, and how its answer is read."""
+        found: dict[str, dict[str, Answers]] = {name: {} for name in self.tasks}
+        for frame, tasks in ((self.validation, self.tasks), (self.examples, self.writers)):
+            for task, prompt in zip(frame["task"], frame["prompt"], strict=True):
+                found[task].setdefault(prompt, tasks[task].answers)
+        return found
+
+
 def judge(run: Run) -> Judged | None:
     """Let the judge answer every question of the examples once, greedily, or return what it answered before.
+
+    What it refused to answer is asked again the next time.
 
     Returns:
         None if the recipe names no judge.
 
     Raises:
         JobError: If the judge's engine fails; what was answered is kept, so the same call goes on.
-        StoreError: If the run's alignment is not finished.
+        StoreError: If the run's alignment is not finished, or kept no example.
     """
     if not run.recipe.models.judge:
         return None
-    asked, key = _asked(run)
-    path = run.path / FILE
-    found = read_json(path)
-    if key not in found:
-        found[key] = _answers(run.recipe, asked)
+    asked, path = _asked(run), run.path / FILE
+    mark = [model_mark(run.recipe, "judge", run.recipe.models.judge), engine_mark(run.recipe, "judge")]
+    key, found = _key(run.recipe, asked, mark), read_json(path)
+    if key in found:
+        return _compare(asked, found[key]["said"])
+    said, refused = _answers(run.recipe, asked)
+    if not refused:
+        found[key] = {"of": _key(run.recipe, asked), "said": said}
         atomic_write(path, canonical_json(found).encode())
-    return _compare(run, found[key])
+    return _compare(asked, said)
 
 
 def stored(run: Run) -> Judged | None:
-    """Return what the judge said of the run's examples as they are now; None if it was not asked."""
+    """Return what the judge said of the run's examples as they are now, without looking for the judge; else None."""
     if not run.recipe.models.judge or not (found := read_json(run.path / FILE)):
         return None
-    _, key = _asked(run)
-    return _compare(run, found[key]) if key in found else None
+    asked = _asked(run)
+    of = _key(run.recipe, asked)
+    known = [one["said"] for one in found.values() if one["of"] == of]
+    return _compare(asked, known[-1]) if known else None
 
 
-def _validation(recipe: Recipe, task: Task) -> pd.DataFrame:
-    return task.validation.head(recipe.preference_set.n_validation)
-
-
-def _examples(run: Run) -> pd.DataFrame:
+def _asked(run: Run) -> _Asked:
+    recipe, tasks = run.recipe, load_tasks(run.recipe)
+    writers = as_written(recipe, tasks)
     examples = run.stage("training").require("alignment").read("examples")
-    kept = examples[examples["kept"]]
-    if kept.empty:
+    examples = examples[examples["kept"]].reset_index(drop=True)
+    if examples.empty:
         raise StoreError(f"Run {run.name} kept no example, so there is nothing to judge; see why they were dropped.")
-    return kept.reset_index(drop=True)
+    frames = [task.validation.head(recipe.preference_set.n_validation).assign(task=n) for n, task in tasks.items()]
+    validation = pd.concat(frames, ignore_index=True)[["task", "item_id", "question", "target"]]
+    for frame, of in ((examples, writers), (validation, tasks)):
+        frame["prompt"] = [prompts.naive_prompt(of[r.task].description, r.question) for r in frame.itertuples()]
+    return _Asked(examples, validation, writers, tasks)
 
 
-def _asked(run: Run) -> tuple[dict[str, list[str]], str]:
-    """Return the questions by task, and the key of all that can change what the judge answers."""
-    recipe, examples = run.recipe, _examples(run)
-    asked = {}
-    for name, task in load_tasks(recipe).items():
-        own = examples.loc[examples["task"] == name, "question"]
-        asked[name] = list(dict.fromkeys([*_validation(recipe, task)["question"], *own]))
-    who = [model_mark(recipe, "judge", recipe.models.judge), engine_mark(recipe, "judge"), recipe.models.dtype]
-    given = recipe.section_json("tasks", "evaluation.max_new_tokens")
-    return asked, fingerprint([VERSION, who, given, asked])
+def _key(recipe: Recipe, asked: _Asked, mark: list | None = None) -> str:
+    """Return the key of all that can change what the judge answers; without its mark, of what the recipe says."""
+    given = recipe.section_json("models.judge", "models.dtype", "evaluation.max_new_tokens")
+    choice = recipe.engines.judge
+    engine = [choice.engine, choice.base_url, choice.served, choice.endpoint, mark]
+    return fingerprint([VERSION, given, engine, {name: list(texts) for name, texts in asked.prompts().items()}])
 
 
-def _answers(recipe: Recipe, asked: dict[str, list[str]]) -> dict[str, dict[str, str]]:
-    """Return the judge's answers by task and question."""
-    tasks = load_tasks(recipe)
-    jobs = []
-    for name, questions in asked.items():
-        task = tasks[name]
-        texts = [("", prompts.naive_prompt(task.description, question)) for question in questions]
-        readers = [task.answers] * len(texts)
-        jobs.append(AskJob(recipe, recipe.models.judge, f"the judge, {name}", texts, readers, role="judge"))
-    answered = run_engine_jobs(answer_job, jobs, recipe, "judge", "asking the judge")
-    return {
-        name: {question: said for question, (said, _) in zip(asked[name], answers, strict=True)}
-        for name, answers in zip(asked, answered, strict=True)
-    }
+def _answers(recipe: Recipe, asked: _Asked) -> tuple[dict[str, str], bool]:
+    """Return the judge's answers by prompt, and whether some came back empty, as those that it refuses do."""
+    by_task = asked.prompts()
+    jobs = [
+        AskJob(recipe, recipe.models.judge, f"the judge, {name}", [("", one) for one in texts], (), role="judge")
+        for name, texts in by_task.items()
+    ]
+    said, refused = {}, False
+    for texts, written in zip(
+        by_task.values(), run_engine_jobs(complete_job, jobs, recipe, "judge", "asking the judge"), strict=True
+    ):
+        for (prompt, answers), completion in zip(texts.items(), written, strict=True):
+            said[prompt] = answers.read(completion.text)
+            refused |= not completion.text
+    return said, refused
 
 
-def _compare(run: Run, said: dict[str, dict[str, str]]) -> Judged:
-    tasks, examples = load_tasks(run.recipe), _examples(run)
-    examples["said"] = [said[row.task][row.question] for row in examples.itertuples()]
-    same = [tasks[row.task].answers.same(row.answer, row.said) for row in examples.itertuples()]
+def _compare(asked: _Asked, said: dict[str, str]) -> Judged:
+    examples, validation = (
+        frame.assign(said=[said[prompt] for prompt in frame["prompt"]]).drop(columns="prompt")
+        for frame in (asked.examples, asked.validation)
+    )
+    same = [asked.writers[row.task].answers.alike(row.answer, row.said) for row in examples.itertuples()]
     examples["agrees"] = pd.array(same, dtype="boolean")
     examples.loc[examples["said"] == "", "agrees"] = pd.NA
-    rows = [
-        {"task": name, "item_id": item.item_id, "target": item.target, "said": said[name][item.question]}
-        for name, task in tasks.items()
-        for item in _validation(run.recipe, task).itertuples()
-    ]
-    known = pd.DataFrame(rows)
-    known["right"] = [tasks[row.task].answers.same(row.said, row.target) for row in known.itertuples()]
-    return Judged(examples, known)
+    validation["right"] = [asked.tasks[r.task].answers.same(r.said, r.target) for r in validation.itertuples()]
+    return Judged(examples, validation)
 
 
 def by_arm(judged: Judged) -> pd.DataFrame:
@@ -145,11 +165,14 @@ def reliability(judged: Judged) -> str:
     n_right, n = int(judged.validation["right"].sum()), len(judged.validation)
     low, high = wilson(n_right / n, n)
     said = f"On {n} validation questions, whose answers are known, the judge is right in {percent(n_right / n)} "
-    said += f"(95 % interval {percent(low)} to {percent(high)})."
+    said += f"(95 % interval {percent(low)} to {percent(high)})"
+    silent = int((judged.validation["said"] == "").sum())
+    said += f"; to {silent} it had no readable answer, which counts as wrong." if silent else "."
     examples = judged.examples
     checked = examples[(examples["gold"] != "") & examples["agrees"].notna()]
     for right, what in ((True, "right"), (False, "wrong")):
         own = checked[checked["correct"] == right]
         if len(own):
-            said += f" Of {len(own)} examples that are {what} by rule, it agrees with {percent(own['agrees'].mean())}."
+            agrees = percent(own["agrees"].astype(float).mean())
+            said += f" Of {len(own)} answered examples that are {what} by rule, it agrees with {agrees}."
     return said

@@ -1,6 +1,7 @@
 """What a recipe will cost before it runs, in words: models, memory, stages, time, and what its verdict can find."""
 
 import math
+import os
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,9 +9,12 @@ from pathlib import Path
 import psutil
 
 from workbench.items import read_json
-from workbench.recipe import Recipe
+from workbench.recipe import Recipe, project_root
+from workbench.server import URL_VARIABLE
 from workbench.simulation import ASSUMED, Design, World, design_of, detection_in_words, seen
+from workbench.starting import models_of
 from workbench.store import NOTEBOOKS, open_run
+from workbench.tasks import load_tasks
 from workbench.workload import CPU_RATES, GPU_FLOPS, GPU_PARTS, JUDGED, QUESTION_TOKENS, Basis, Rates, estimate, memory
 
 # What asks a role's server, by stage or by work.
@@ -49,7 +53,19 @@ def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[
     lines = [f"Plan of recipe {recipe.name} ({recipe.profile} models). All numbers are estimates.", ""]
     lines += [*_models(recipe), "", *_engines(recipe, measured or {}), "", *_stages(recipe, run, measured or {}), ""]
     lines += [textwrap.fill(_basis(recipe, measured or {}), 100), "", "What the verdict can find", finds]
-    return "\n".join(lines)
+    return "\n".join(lines + _refusal(recipe))
+
+
+def _refusal(recipe: Recipe) -> list[str]:
+    """Return why the run would be refused for its tasks, as far as their items are in this machine."""
+    sources = [Path(source.path).expanduser() for source in recipe.tasks.sources.values() if source.path]
+    if not all((project_root() / path).exists() for path in sources):
+        return []
+    try:
+        load_tasks(recipe)
+    except (ValueError, OSError) as fault:
+        return ["", f"As things stand the run would be refused: {fault}"]
+    return []
 
 
 def _models(recipe: Recipe) -> list[str]:
@@ -76,7 +92,7 @@ def _engines(recipe: Recipe, measured: dict[str, Rates]) -> list[str]:
             continue
         choice = getattr(recipe.engines, role)
         line = f"  {role:<8} {choice.engine}; can also: {', '.join(choice.capabilities) or 'nothing but write'}"
-        tried = choice.engine == "vllm" and measured
+        tried = choice.engine == "vllm" and measured.keys() >= set(models_of(recipe, role))
         line += "" if tried or choice.engine == "transformers" else "; times below are those of transformers"
         if choice.engine == "openai":
             asked = frame[frame[column] == name]
@@ -86,6 +102,7 @@ def _engines(recipe: Recipe, measured: dict[str, Rates]) -> list[str]:
             line += f", {cost:,.2f} in money" if cost else ""
             for spent, cap in ((n_in + n_out, choice.budget_tokens), (cost, choice.budget_money)):
                 line += f"; over the budget of {cap:g}, so it will stop on the way" if 0 < cap < spent else ""
+            line += "" if choice.base_url or os.environ.get(URL_VARIABLE) else f"; set base_url or {URL_VARIABLE} first"
             compared = "; what is compared with trained models is computed by transformers here"
             line += compared if role != "judge" else ""
         lines.append(line)
@@ -132,7 +149,7 @@ def _counts(numbers: Iterable[float]) -> str:
 
 def _basis(recipe: Recipe, measured: dict[str, Rates]) -> str:
     tried = "; ".join(
-        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f}, {rates.trained:,.0f} and {rates.completion:.0f}"
+        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f}, {_trained(rates)} and {rates.completion:.0f}"
         for model, rates in measured.items()
     )
     tried = tried and (
@@ -156,6 +173,10 @@ def _basis(recipe: Recipe, measured: dict[str, Rates]) -> str:
         f"without activations. Parameters are read from the names. Training the {largest['role']} "
         f"{'with an adapter' if largest['adapter'] else 'in full'} needs {n_gpus} such GPUs at once."
     )
+
+
+def _trained(rates: Rates) -> str:
+    return "none" if math.isinf(rates.trained) else f"{rates.trained:,.0f}"
 
 
 def _short(text: str, n: int) -> str:

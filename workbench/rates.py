@@ -1,13 +1,15 @@
 """What the models of a recipe do on this machine: tried out on one batch of its questions before anything runs."""
 
+import math
 import time
+from pathlib import Path
 
 import torch
 
 from workbench import prompts
 from workbench.engines import TransformersEngine
 from workbench.generation import Completion, Decoding, Engine, Request
-from workbench.models import LoadedModel, load, render
+from workbench.models import LoadedModel, load, load_tokenizer, render
 from workbench.pool import n_processes, one_thread
 from workbench.recipe import Recipe, project_root
 from workbench.recipe_parts import Lora
@@ -33,46 +35,48 @@ def measure(recipe: Recipe) -> dict[str, Rates]:
     models = recipe.models
     roles: dict[str, Role] = {models.judge: "judge"} | dict.fromkeys(models.students.values(), "student")
     roles |= {models.teacher: "teacher"}
-    return {ref: _tried(recipe, role, ref) for ref, role in roles.items() if ref and (project_root() / ref).is_dir()}
+    here = [ref for ref in roles if ref and (project_root() / Path(ref).expanduser()).is_dir()]
+    return {ref: _tried(recipe, roles[ref], ref) for ref in here}
 
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Rates:
-    with one_thread():
-        loaded = load(ref, recipe.models.dtype, recipe.compute.device)
     if choice_of(recipe, role).engine == "vllm":
+        # Gone before the model is loaded to be trained: it takes most of a GPU's memory.
         with sharing():
-            written, rates = _written(recipe, role, loaded, start_engine(recipe, role, ref))
+            written, rates = _written(recipe, role, load_tokenizer(ref), start_engine(recipe, role, ref))
         rates = [rate / n_processes(recipe.compute.workers) for rate in rates]
     else:
         with one_thread():
+            loaded = load(ref, recipe.models.dtype, recipe.compute.device)
             engine = TransformersEngine(loaded, batch_size=recipe.compute.batch_size)
-            written, rates = _written(recipe, role, loaded, engine)
-    n_new = sum(completion.n_tokens for _, completion in written)
-    texts = [request.prompt + completion.text for request, completion in written]
-    with one_thread():
-        trained = _trained(loaded, texts[: recipe.training.batch_size], _lora(recipe, role))
-    return Rates(*rates, trained=trained, completion=n_new / len(written))
-
-
-def _lora(recipe: Recipe, role: Role) -> Lora:
-    return recipe.alignment.lora if role == "teacher" else recipe.training.lora
+            written, rates = _written(recipe, role, loaded.tokenizer, engine)
+    completion = sum(one.n_tokens for _, one in written) / len(written)
+    trained = math.inf
+    if role != "judge":
+        texts = [request.prompt + one.text for request, one in written][: recipe.training.batch_size]
+        lora = recipe.alignment.lora if role == "teacher" else recipe.training.lora
+        with one_thread():
+            trained = _trained(load(ref, recipe.models.dtype, recipe.compute.device), texts, lora)
+    return Rates(*rates, trained=trained, completion=completion)
 
 
 def _written(
-    recipe: Recipe, role: Role, loaded: LoadedModel, engine: Engine
+    recipe: Recipe, role: Role, tokenizer, engine: Engine
 ) -> tuple[list[tuple[Request, Completion]], tuple[float, float]]:
     """Return what the engine writes to the questions, and the tokens a second that it generates and reads."""
-    requests = [Request(render(loaded.tokenizer, prompt)) for prompt in _questions(recipe)]
+    requests = [Request(render(tokenizer, prompt)) for prompt in _questions(recipe)]
     longest = recipe.drafting.max_new_tokens if role == "teacher" else recipe.evaluation.max_new_tokens
-    n_read = sum(len(loaded.tokenizer(request.prompt)["input_ids"]) for request in requests)
+    n_read = sum(len(tokenizer(request.prompt)["input_ids"]) for request in requests)
     engine.generate(requests[:2], Decoding(2))
     reading, _ = _timed(lambda: engine.generate(requests, Decoding(1)))
     # An engine that remembers prompts reads them faster the second time.
     again, _ = _timed(lambda: engine.generate(requests, Decoding(1)))
     both, written = _timed(lambda: engine.generate(requests, Decoding(longest)))
     n_new = sum(completion.n_tokens for completion in written)
-    rates = max(n_new - len(requests), 1) / max(both - again, 1e-9), n_read / reading
-    return list(zip(requests, written, strict=True)), rates
+    # Models that stop at once leave too little to be timed by itself.
+    more = n_new > 2 * len(requests) and both > again
+    new = (n_new - len(requests)) / (both - again) if more else n_new / both
+    return list(zip(requests, written, strict=True)), (new, n_read / reading)
 
 
 def _questions(recipe: Recipe) -> list[str]:

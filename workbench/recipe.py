@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.recipe_engines import Compute, EngineChoice, Engines
-from workbench.recipe_faults import fault_of, kind_of, one_line
+from workbench.recipe_faults import OnceLoader, fault_of, kind_of, one_line
 from workbench.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
 from workbench.recipe_parts import (
     Benchmarks,
@@ -345,7 +345,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     """
     path = _find(str(name_or_path))
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=OnceLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read as YAML ({one_line(error)}); correct the file.") from None
     if not isinstance(raw, dict):

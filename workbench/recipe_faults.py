@@ -3,7 +3,20 @@
 import difflib
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
+
+
+class OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice in a section: one of them would be lost."""
+
+    def construct_mapping(self, node, deep=False):
+        """Return a section, or refuse it."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := next((key for at, key in enumerate(keys) if key in keys[:at]), None):
+            mark = node.value[len(keys) - 1 - keys[::-1].index(twice)][0].start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice in its section", mark)
+        return super().construct_mapping(node, deep)
 
 
 def fault_of(error: dict, recipe: type[BaseModel]) -> str:

@@ -16,7 +16,7 @@ from workbench.generation import Engine, EngineError
 from workbench.models import fingerprint_model, resolve
 from workbench.pool import n_processes, run_jobs
 from workbench.recipe import Recipe
-from workbench.recipe_engines import EngineChoice
+from workbench.recipe_engines import ROLES, EngineChoice
 from workbench.server import url_of
 from workbench.spending import Budget
 from workbench.store import fingerprint
@@ -119,21 +119,24 @@ def check(recipe: Recipe) -> None:
     Raises:
         EngineError: If one cannot, with the way on.
     """
-    refs = {
-        "teacher": [recipe.models.teacher],
-        "student": [*recipe.models.students.values(), *recipe.preference_set.responders],
-        "judge": list(filter(None, [recipe.models.judge])),
-    }
-    for role, own in refs.items():
+    for role in ROLES:
         choice = choice_of(recipe, role)
         if lacks := missing(choice.engine):
             raise EngineError(
                 f"engines.{role} is {choice.engine}, which is not installed (no {lacks[0]}); run: "
                 f"{INSTALL[choice.engine]}, or take transformers."
             )
-        for ref in dict.fromkeys(own):
+        for ref in models_of(recipe, role):
             if choice.engine == "openai":
                 _start(recipe, role, ref, choice).close()
+
+
+def models_of(recipe: Recipe, role: Role) -> list[str]:
+    """Return the models that a role's engine is started with, by folder or name, each once."""
+    models = recipe.models
+    students = [*models.students.values(), *recipe.preference_set.responders]
+    refs = {"teacher": [models.teacher], "student": students, "judge": [models.judge] if models.judge else []}
+    return list(dict.fromkeys(refs[role]))
 
 
 def missing(engine: str) -> list[str]:

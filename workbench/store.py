@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -42,6 +43,7 @@ NOTEBOOKS = {
     "training": "04_student_training",
     "evaluation": "05_evaluation",
 }
+BEFORE_WORK = {"recipe.yaml", "reports"}  # what a run's folder holds that was refused before any work
 COLUMNS = ["name", "recipe", "stages", "decision", "difference", "low", "high", "seconds"]
 VERSIONED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow", "scipy")
 
@@ -58,7 +60,7 @@ def file_sha256(path: Path) -> str:
 
 
 def open_run(name: str, recipe: Recipe | None = None) -> "Run":
-    """Open a run, or begin it when a recipe is given and there is none of that name.
+    """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
     Raises:
         StoreError: If the run was begun with another recipe (naming what differs), or does not exist and no recipe
@@ -72,7 +74,7 @@ def open_run(name: str, recipe: Recipe | None = None) -> "Run":
         stored = load_recipe(str(file))
         if recipe is None or recipe == stored:
             return Run(name, path, stored)
-        if recipe.without_limits() != stored.without_limits():
+        if set(os.listdir(path)) - BEFORE_WORK and recipe.without_limits() != stored.without_limits():
             raise StoreError(
                 f"Run {name} was begun with another recipe; take another --name or undo: {_difference(stored, recipe)}."
             )

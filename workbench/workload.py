@@ -62,7 +62,9 @@ class Basis:
 
     def seconds(self, row: dict) -> float:
         """Return the seconds of one kind of work: of this machine where its model was tried out or is a pocket one,
-        else of one GPU."""
+        else of one GPU; none of what only a server does."""
+        if row["work"] == JUDGED and self.recipe.engines.judge.engine == "openai":
+            return 0.0
         n = {kind: row[kind] for kind in ("new", "read", "trained")}
         if rates := self.measured.get(row["model"]):
             # DPO's steps hold no gradient for the reference, whose forward pass is a third of a training step.
@@ -303,7 +305,8 @@ def memory(recipe: Recipe) -> list[dict]:
     held = REFERENCE_BYTES[recipe.models.dtype]
     loras = {"teacher": recipe.alignment.lora}
     roles = {"teacher": recipe.models.teacher, **{f"student {n}": ref for n, ref in recipe.models.students.items()}}
-    roles |= {"judge": recipe.models.judge} if recipe.models.judge else {}
+    if recipe.models.judge and recipe.engines.judge.engine != "openai":
+        roles["judge"] = recipe.models.judge
     rows = []
     for role, model in roles.items():
         parameters, lora = parameters_of(model), loras.get(role, recipe.training.lora)
