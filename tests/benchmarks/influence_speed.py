@@ -138,7 +138,8 @@ def main() -> None:
         run_jobs(_warm_job, [(args.student, folder / "warmed")], 1, "warming up")
         reference, candidates = _texts(args.reference, "reference"), _texts(args.candidates, "candidate")
         print(f"{args.student}: {len(candidates)} candidates, {len(reference)} reference texts, {args.workers} cores")
-        _time(args, folder, candidates, reference)
+        if args.rounds:
+            _time(args, folder, candidates, reference)
         _errors(args, folder, candidates, reference)
 
 
@@ -225,7 +226,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--official", type=int, default=20, help="candidates for the official procedure, which is slow")
     parser.add_argument("--reference", type=int, default=32)
     parser.add_argument("--pad-to", type=int, default=256, help="length of a reference text in the official procedure")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 prints the errors alone")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cores, for every way")
     parser.add_argument("--cpu-time", action="store_true", help="of one core, for a machine that is busy otherwise")
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3])
