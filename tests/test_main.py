@@ -97,7 +97,7 @@ def test_an_unknown_recipe_is_refused(capsys, runs, command):
 
 
 def test_another_recipe_under_the_same_name_is_refused_showing_the_difference(capsys, runs, small):
-    open_run("a", load_recipe(small))
+    open_run("a", load_recipe(small)).stage("drafting").path.mkdir()
     status, _, error = outcome(capsys, "run", small, "--name", "a", "-p", "alignment.beta", "0.7")
     assert status == REFUSED and "alignment.beta 0.1 -> 0.7" in error and "another --name" in error
 
