@@ -80,8 +80,10 @@ def judge(run: Run) -> Judged | None:
         return _compare(asked, found[key]["said"])
     said, refused = _answers(run.recipe, asked)
     if not refused:
-        found[key] = {"of": _key(run.recipe, asked), "said": said}
-        atomic_write(path, canonical_json(found).encode())
+        of = _key(run.recipe, asked)
+        # Another model at the same place was another judge.
+        kept = {other: one for other, one in found.items() if one["of"] != of}
+        atomic_write(path, canonical_json(kept | {key: {"of": of, "said": said}}).encode())
     return _compare(asked, said)
 
 
@@ -91,8 +93,8 @@ def stored(run: Run) -> Judged | None:
         return None
     asked = _asked(run)
     of = _key(run.recipe, asked)
-    known = [one["said"] for one in found.values() if one["of"] == of]
-    return _compare(asked, known[-1]) if known else None
+    said = next((one["said"] for one in found.values() if one["of"] == of), None)
+    return _compare(asked, said) if said else None
 
 
 def _asked(run: Run) -> _Asked:
