@@ -323,3 +323,18 @@ def test_moving_aside_takes_the_verdict_along(runs, tmp_path):
     headless.move_aside(run, "evaluation")
     assert not (run.path / "verdict.json").exists() and run.stage("training").path.exists()
     assert [found.name for found in run.path.glob("evaluation.superseded-*/verdict.json")] == ["verdict.json"]
+
+
+def test_what_a_busy_kernel_passes_on_late_is_waited_for(runs, tmp_path, monkeypatch):
+    waits = []
+
+    class Client(papermill.clientwrap.PapermillNotebookClient):
+        def execute(self, **given):
+            waits.extend([self.iopub_timeout, self.startup_timeout])
+
+    monkeypatch.setattr("papermill.engines.PapermillNotebookClient", Client)
+    monkeypatch.setattr(headless, "_execute_cell", lambda kernel, code: None)
+    run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
+    (run.path / "reports").mkdir()
+    headless._run_stage(run, "drafting", run.path / "reports", None)
+    assert waits == [headless.PATIENCE_S] * 2

@@ -19,8 +19,9 @@ from workbench.verdict import sentence
 
 STAGES = tuple(NOTEBOOKS)
 KERNEL = "python3"
-# On a busy machine a kernel takes its time.
-PATIENT = {"kernel_name": KERNEL, "startup_timeout": 600}
+# On a busy machine a kernel takes its time, to start and to pass on what a finished cell showed.
+PATIENCE_S = 600
+PATIENT = {"kernel_name": KERNEL, "startup_timeout": PATIENCE_S, "iopub_timeout": PATIENCE_S}
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.headless import preflight\npreflight({name!r})"
@@ -109,7 +110,8 @@ def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
             reports / f"{name}.ipynb",
             parameters={"run": work.name},
             kernel_name=KERNEL,
-            start_timeout=PATIENT["startup_timeout"],
+            start_timeout=PATIENCE_S,
+            iopub_timeout=PATIENCE_S,
             km=kernel,
             cwd=project_root(),
             progress_bar=False,
