@@ -27,7 +27,7 @@ from workbench.reference import build_reference
 from workbench.reviews import Reviews
 from workbench.signals import influence, montessori
 from workbench.signals.stepping import KIND, InfluenceError
-from workbench.store import open_run
+from workbench.store import Stage, open_run
 from workbench.summary import summarise
 from workbench.synthesis import _Sieve
 from workbench.tasks import as_written, load_tasks
@@ -229,6 +229,24 @@ def test_the_arms_differ_in_what_the_teacher_is_aligned_to(run):
     teachers = {arm: teacher_folder(run.stage("alignment").path, "pupil", arm) for arm in ARMS[2:]}
     weights = {arm: (folder / "model.safetensors").read_bytes() for arm, folder in teachers.items()}
     assert len(set(weights.values())) == len(weights)
+
+
+def test_which_examples_are_measured_does_not_hang_on_the_other_arms(run, monkeypatch):
+    def unmeasured(ref, warmed, texts, reference, guard, settings, student, *rest):
+        return texts[["draft_id"]].assign(student=student, value=0.0, raw=0.0)
+
+    def without_arms(stage, name):
+        frame = read_all(stage, name)
+        return frame[~frame["arm"].isin(without)] if name == "examples" else frame
+
+    read_all, without = Stage.read, {"random_pairs", "by_training_loss"}
+    monkeypatch.setattr(montessori, "measure", unmeasured)
+    every = montessori.measure_examples(run, 2)
+    monkeypatch.setattr(Stage, "read", without_arms)
+    fewer = montessori.measure_examples(run, 2)
+    assert set(every["arm"]) - set(fewer["arm"]) == without
+    left = every[~every["arm"].isin(without)].reset_index(drop=True)
+    assert fewer.equals(left) and (left.groupby(["arm", "task"]).size() <= 2).all()
 
 
 def test_every_arm_trains_a_fresh_student_and_is_judged(run):

@@ -116,7 +116,7 @@ def measure_examples(run: Run, n: int = 48) -> pd.DataFrame:
 
     Args:
         run: With finished alignment.
-        n: Examples of each student, arm and task, drawn from all seeds.
+        n: Examples of each student, arm and task, drawn from all seeds; the same ones whatever other arms there are.
 
     Returns:
         Columns student, arm, task, question_id, value and raw, in nats per reference token.
@@ -127,8 +127,11 @@ def measure_examples(run: Run, n: int = 48) -> pd.DataFrame:
     measured, guard, found = _settings(recipe), guard_of_tests(recipe, tasks), []
     for student, ref in recipe.models.students.items():
         own = examples[examples["student"].isin([student, ""])]
-        drawn = own.iloc[stream(recipe.seeds[0], "examples measured", student).permutation(len(own))]
-        drawn = drawn.groupby(["arm", "task"]).head(n).rename(columns={"example_id": "draft_id"})
+        parts = [
+            part.iloc[stream(recipe.seeds[0], "examples measured", student, arm, task).permutation(len(part))[:n]]
+            for (arm, task), part in own.groupby(["arm", "task"])
+        ]
+        drawn = pd.concat(parts).rename(columns={"example_id": "draft_id"})
         given = (texts_to_learn(as_written(recipe, tasks), drawn), reference[reference["student"] == student])
         more = (guard, measured, student, recipe.compute.device, recipe.compute.workers)
         values = measure(ref, probing.path / "warmed" / student, *given, *more)
