@@ -155,12 +155,12 @@ def test_the_version_is_raised_with_the_code():
     scorer = (preference_set.choose_preference_set, preference_set._answer_sheets)
     scorer += (icl.probe_drafts, icl._probe_job, icl.score, irt.fit_2pl)
     asked = (prompts.one_shot_prompt, prompts.few_shot_prompt, prompts._head, prompts._asked, prompts._shown)
-    read = (prompts.parse_answer, prompts.grade, prompts.normalise_answer, asking.answer_job, writing.answer_questions)
-    read += (answers,)
+    read = (prompts.parse_answer, prompts.grade, prompts.normalise_answer, asking.answer_job, asking.complete_job)
+    read += (writing.answer_questions, answers)
     code = "".join(inspect.getsource(part) for part in (*scorer, *asked, *read))
     constants = [prompts.ANSWER_FORMAT, prompts.CUE, prompts._ANSWER.pattern, irt.PRIOR_SD, irt.N_NODES]
     digest = fingerprint([hashlib.sha256(code.encode()).hexdigest(), *constants])
-    assert (icl.VERSION, digest) == (1, "d45cdbb4e8cdb784"), (
+    assert (icl.VERSION, digest) == (2, "89eaf722b780b9ad"), (
         "What probes are asked or how they are scored changed: raise VERSION in workbench/signals/icl.py if scores can "
         "change, and write the new digest here."
     )

@@ -22,7 +22,7 @@ from workbench.synthesis import write_new_questions
 from workbench.tasks import Task, as_written, load_tasks, load_test_items, seed_pairs
 from workbench.writing import Written, write_rationales
 
-VERSION = 2
+VERSION = 3
 PLAIN = "plain"  # what a response by the plain prompt is called where others have a technique
 
 

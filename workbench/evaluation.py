@@ -22,7 +22,7 @@ from workbench.tasks import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.tuning import student_folder
 from workbench.verdict import BASE_SEED, opened_in_words, verdict
 
-VERSION = 3
+VERSION = 4
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:

@@ -19,7 +19,7 @@ from workbench.starting import engine_mark, run_engine_jobs, sharing
 from workbench.store import Run, fingerprint
 from workbench.tasks import Task, load_tasks
 
-VERSION = 1  # raise by hand when the scoring changes; test_icl.py fails when the code did and this did not
+VERSION = 2  # raise by hand when the scoring changes; test_icl.py fails when the code did and this did not
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
 
 
