@@ -40,6 +40,7 @@ def measure(recipe: Recipe) -> dict[str, Rates]:
 
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Rates:
+    loaded = None
     if choice_of(recipe, role).engine == "vllm":
         # Gone before the model is loaded to be trained: it takes most of a GPU's memory.
         with sharing():
@@ -56,7 +57,7 @@ def _tried(recipe: Recipe, role: Role, ref: str) -> Rates:
         texts = [request.prompt + one.text for request, one in written][: recipe.training.batch_size]
         lora = recipe.alignment.lora if role == "teacher" else recipe.training.lora
         with one_thread():
-            trained = _trained(load(ref, recipe.models.dtype, recipe.compute.device), texts, lora)
+            trained = _trained(loaded or load(ref, recipe.models.dtype, recipe.compute.device), texts, lora)
     return Rates(*rates, trained=trained, completion=completion)
 
 
