@@ -163,3 +163,23 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
     (tmp_path / "twice.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"'compute' stands twice in its section.*line \d+"):
         load_recipe(str(tmp_path / "twice.yaml"))
+
+
+def test_what_two_sections_share_may_be_written_once(tmp_path):
+    text = (PROJECT / "notebooks" / "recipes" / "arte-demo.yaml").read_text()
+    assert "compute:\n" in text
+    (tmp_path / "merged.yaml").write_text(text.replace("compute:\n", "compute:\n  <<: {workers: 1}\n"))
+    assert load_recipe(str(tmp_path / "merged.yaml")).compute.workers == 1
+
+
+@pytest.mark.parametrize("twice", ["0: 1\n0: 2\n", "a: {b: 1, b: 2}\n"])
+def test_no_key_may_stand_twice_anywhere(tmp_path, twice):
+    (tmp_path / "twice.yaml").write_text(twice)
+    with pytest.raises(RecipeError, match="stands twice in its section"):
+        load_recipe(str(tmp_path / "twice.yaml"))
+
+
+def test_a_key_that_is_no_text_is_refused_in_words(tmp_path):
+    (tmp_path / "odd.yaml").write_text("? [1]\n: 2\n")
+    with pytest.raises(RecipeError, match="cannot be read as YAML .*unhashable key"):
+        load_recipe(str(tmp_path / "odd.yaml"))

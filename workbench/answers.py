@@ -94,7 +94,7 @@ class Answers:
 
     def same(self, answer: str, target: str) -> bool:
         """Return whether an answer, as read, is the target; an answer with nothing in it never is."""
-        return self.alike(answer, self.read_gold(target))
+        return bool(plain := self._compared(answer)) and plain == self.read_gold(target)
 
     def alike(self, one: str, other: str) -> bool:
         """Return whether two answers, both as read, are the same; answers with nothing in them never are."""

@@ -9,7 +9,7 @@ import torch
 from workbench import prompts
 from workbench.engines import TransformersEngine
 from workbench.generation import Completion, Decoding, Engine, Request
-from workbench.models import LoadedModel, load, load_tokenizer, render
+from workbench.models import LoadedModel, load, load_tokenizer, render, resolve
 from workbench.pool import n_processes, one_thread
 from workbench.recipe import Recipe, project_root
 from workbench.recipe_parts import Lora
@@ -44,7 +44,7 @@ def _tried(recipe: Recipe, role: Role, ref: str) -> Rates:
     if choice_of(recipe, role).engine == "vllm":
         # Gone before the model is loaded to be trained: it takes most of a GPU's memory.
         with sharing():
-            written, rates = _written(recipe, role, load_tokenizer(ref), start_engine(recipe, role, ref))
+            written, rates = _written(recipe, role, load_tokenizer(resolve(ref)), start_engine(recipe, role, ref))
         rates = [rate / n_processes(recipe.compute.workers) for rate in rates]
     else:
         with one_thread():

@@ -12,10 +12,12 @@ class OnceLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         """Return a section, or refuse it."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := next((key for at, key in enumerate(keys) if key in keys[:at]), None):
-            mark = node.value[len(keys) - 1 - keys[::-1].index(twice)][0].start_mark
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice in its section", mark)
+        known = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in known:
+                said = f"{key.value!r} stands twice in its section"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+            known.add(key.value)
         return super().construct_mapping(node, deep)
 
 
