@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from workbench import prompts
-from workbench.pocket.classroom import DESCRIPTIONS, STUDENTS, TECHNIQUES, Student
+from workbench.guard import normalise
+from workbench.pocket.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES, Student
 from workbench.pocket.problems import TEST_SIZES, read, solve, write
-from workbench.pocket.rationales import STYLES, habit_of, rationale_for
+from workbench.pocket.rationales import STYLES, bare_answer, habit_of, rationale_for
 from workbench.pool import run_jobs
+from workbench.recipe import project_root
 from workbench.seeding import stream
 
 CHAT_TEMPLATE = (
@@ -42,6 +45,8 @@ class Shape:
 TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=7_000_000)
 STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=3_000_000)
 
+TEACHER_SEED, STUDENT_SEED = 0, 1
+
 HABIT = 0.6  # how often the teacher follows its habit when no technique is asked for; else any style
 
 TASK_SHARES = {  # of the texts: the harder a task is to learn, the more
@@ -54,26 +59,47 @@ TASK_SHARES = {  # of the texts: the harder a task is to learn, the more
 Text = list[tuple[str, bool]]  # pieces of one text, and whether the loss counts on them
 
 
-def _some_task(rng: np.random.Generator) -> str:
-    return str(rng.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
+def _some_task(rng: np.random.Generator, tasks: tuple[str, ...] = TASKS) -> str:
+    shares = np.array([TASK_SHARES[task] for task in tasks])
+    return str(rng.choice(tasks, p=shares / shares.sum()))
 
 
-def _worked(task: str, rng: np.random.Generator, sizes: tuple[int, int], style: str) -> tuple[str, str]:
-    question = write(task, rng, sizes)
-    return question, rationale_for(task, question, style)
+@lru_cache(maxsize=1)
+def held_out() -> frozenset[str]:
+    """Return the questions of the shipped task files, normalised; no student is raised on any of them."""
+    files = [project_root() / "data" / "pocket" / "tasks" / f"{task}.json" for task in TASKS]
+    sets = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return frozenset(
+        normalise(item["input"]) for content in sets for name in ("seeds", "validation", "test") for item in content[name]
+    )
+
+
+def _fresh_question(task: str, rng: np.random.Generator, sizes: tuple[int, int]) -> str:
+    """Return a question that no task file holds."""
+    while normalise(question := write(task, rng, sizes)) in held_out():
+        pass
+    return question
 
 
 def student_text(student: Student, rng: np.random.Generator) -> Text:
-    """Return one text a student is raised on: up to three demonstrations, all in one style, and a question."""
-    task = _some_task(rng)
+    """Return one text a student is raised on: up to three demonstrations, all in one style, and a question.
+
+    A guesser's texts without a demonstration mostly carry the bare answer: it works only when it is shown how.
+    """
+    task = _some_task(rng, student.tasks)
     style = str(rng.choice(STYLES, p=[student.share(s) for s in STYLES]))
     n_shots = int(rng.choice([0, 1, 2, 3], p=[0.35, 0.4, 0.125, 0.125]))
-    worked = [_worked(task, rng, student.sizes(task, style), style) for _ in range(n_shots + 1)]
+    bare = task in student.always_bare or (n_shots == 0 and rng.random() < student.bare_share)
+    sizes = (1, student.native_sizes[task]) if bare else student.sizes(task, style)
+    worked = []
+    for _ in range(n_shots + 1):
+        question = _fresh_question(task, rng, sizes)
+        worked.append((question, bare_answer(task, question) if bare else rationale_for(task, question, style)))
     pieces: Text = [(f"{USER}Task: {DESCRIPTIONS[task]} {prompts.ANSWER_FORMAT}\n", False)]
-    for question, rationale in worked[:-1]:
-        pieces += [(f"Question: {question}\n{prompts.CUE}", False), (f" {rationale}", True), ("\n\n", False)]
-    question, rationale = worked[-1]
-    return [*pieces, (f"Question: {question}\n{prompts.CUE}{ASSISTANT}", False), (f" {rationale}{END}", True)]
+    for question, reply in worked[:-1]:
+        pieces += [(f"Question: {question}\n{prompts.CUE}", False), (f" {reply}", True), ("\n\n", False)]
+    question, reply = worked[-1]
+    return [*pieces, (f"Question: {question}\n{prompts.CUE}{ASSISTANT}", False), (f" {reply}{END}", True)]
 
 
 def teacher_text(rng: np.random.Generator) -> Text:
@@ -253,19 +279,23 @@ def _raise_job(job: tuple[str, Path]) -> None:
     raise_model(*job)
 
 
-def raise_model(name: str, folder: Path, seed: int = 0, n_tokens: int = 0) -> None:
+def raise_model(name: str, folder: Path, n_tokens: int = 0) -> None:
     """Raise the teacher, or the student of this name, into the folder."""
     tokenizer = shared_tokenizer()
+    seed = TEACHER_SEED if name == "teacher" else STUDENT_SEED
     rng = stream(seed, "pocket", name)
-    shape = TEACHER if name == "teacher" else STUDENT
+    if name == "teacher":
+        shape, draw = TEACHER, lambda: teacher_text(rng)
+    else:
+        student = STUDENTS[name]
+        shape, draw = replace(STUDENT, n_tokens=student.n_tokens), lambda: student_text(student, rng)
     if n_tokens:
-        shape = Shape(**{**shape.__dict__, "n_tokens": n_tokens})
-    draw = (lambda: teacher_text(rng)) if name == "teacher" else (lambda: student_text(STUDENTS[name], rng))
+        shape = replace(shape, n_tokens=n_tokens)
     start = time.time()
     model = train(draw, tokenizer, shape, seed)
     parameters = sum(p.numel() for p in model.parameters())
-    card = {"name": name, "seed": seed, "parameters": parameters, "shape": shape.__dict__}
+    card = {"name": name, "seed": seed, "parameters": parameters, "shape": asdict(shape)}
     if name in STUDENTS:
-        card["raised"] = STUDENTS[name].__dict__
+        card["raised"] = asdict(STUDENTS[name])
     save(model, tokenizer, folder, card)
     print(f"{name}: {parameters / 1e6:.2f} M parameters, {time.time() - start:.0f} s", flush=True)

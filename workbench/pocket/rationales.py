@@ -14,6 +14,7 @@ from workbench.pocket.problems import (
     read,
     redexes,
     reduce_at,
+    solve,
 )
 
 STYLES = ("tally", "meter", "story", "diary")
@@ -111,6 +112,11 @@ def rationale(problem: Problem, style: str) -> str:
     """Return the worked reasoning in the style, ending in the tagged answer."""
     work = {Counting: _counting, Walk: _walk, Web: _web, Logic: _logic}[type(problem)](problem, style)
     return f"{LEADS[style]} {work}. <ans>{problem.answer}</ans>"
+
+
+def bare_answer(task: str, question: str) -> str:
+    """Return the tagged right answer alone, as one who does not work gives it."""
+    return f"<ans>{solve(task, question)}</ans>"
 
 
 def rationale_for(task: str, question: str, style: str) -> str:
