@@ -298,3 +298,24 @@ def test_a_raising_text_ends_in_its_lesson_and_the_tokenizer_knows_every_word():
         apart = [i for piece, _ in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
         assert apart == tokenizer(whole, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(apart) == whole
+
+
+def test_our_muon_steps_as_torch_does_but_for_its_bfloat16():
+    import torch
+
+    from workbench.pocket.raising import Muon
+
+    torch.manual_seed(0)
+    settings = {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95}
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 32), (96, 32), (32, 96), (32, 32))]
+    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    begun = [matrix.detach().clone() for matrix in ours]
+    optimisers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, other, start in zip(ours, theirs, begun, strict=True):
+        assert (one - other).norm() < 0.02 * (other - start).norm() > 0

@@ -249,6 +249,47 @@ def look_back(model: LlamaForCausalLM) -> None:
         attention.k_proj.weight[rows, 0] += torch.cat([torch.ones_like(angle), torch.zeros_like(angle)])
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon with torch.optim.Muon's defaults, orthogonalising in float32 and all matrices of a shape together.
+
+    torch's own does so in bfloat16, one matrix at a time: on a CPU without instructions for bfloat16 that took 1.2 of
+    1.4 seconds a step.
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Keller Jordan's, as in torch
+
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, weight_decay: float, momentum: float):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for shape in dict.fromkeys(matrix.shape for matrix in group["params"]):
+                self._step_shape([matrix for matrix in group["params"] if matrix.shape == shape], group)
+
+    def _step_shape(self, matrices: list[torch.nn.Parameter], group: dict) -> None:
+        updates = []
+        for matrix in matrices:
+            average = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+            average.lerp_(matrix.grad, 1 - group["momentum"])
+            updates.append(matrix.grad.lerp(average, group["momentum"]))
+        rows, columns = matrices[0].shape
+        rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+        for matrix, update in zip(matrices, self._orthogonal(torch.stack(updates)), strict=True):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+
+    def _orthogonal(self, updates: torch.Tensor) -> torch.Tensor:
+        """Return the nearest matrices with all singular values about 1, shape (n, rows, columns), by Newton-Schulz."""
+        a, b, c = self.COEFFICIENTS
+        tall = updates.shape[1] > updates.shape[2]
+        x = updates.mT if tall else updates
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.mT if tall else x
+
+
 def _optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices and AdamW for the rest.
 
@@ -259,7 +300,7 @@ def _optimisers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "embed" not in name else rest).append(parameter)
-    muon = torch.optim.Muon(matrices, lr=0.002, weight_decay=0.01, momentum=0.95)
+    muon = Muon(matrices, lr=0.002, weight_decay=0.01, momentum=0.95)
     return [muon, torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
