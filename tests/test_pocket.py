@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 
 from workbench.guard import normalise
 from workbench.pocket import problems, rationales
-from workbench.pocket.classroom import DESCRIPTIONS, DOSES, RAISED_SIZES, STUDENTS, TASKS, TECHNIQUES
+from workbench.pocket.classroom import DESCRIPTIONS, DOSES, STUDENTS, TASKS, TECHNIQUES
 from workbench.pocket.problems import KINDS, NAMES, TEST_SIZES, read, solve, write
 from workbench.pocket.rationales import LEADS, STYLES, rationale_for, style_of
 from workbench.prompts import parse_answer
@@ -263,21 +263,63 @@ def test_the_task_files_are_what_the_command_writes(tmp_path):
         assert path.read_bytes() == (committed / path.name).read_bytes(), path.name
 
 
-def test_students_are_raised_as_their_dose_says():
-    for student in STUDENTS.values():
-        assert sum(student.share(style) for style in STYLES) == pytest.approx(1)
-        for task in TASKS:
-            largest = {style: student.sizes(task, style)[1] for style in STYLES}
-            assert RAISED_SIZES[task] < TEST_SIZES[task][1], "test items must be longer than what was met in raising"
-            if student.native:
-                assert largest[student.native] == max(largest.values()) == RAISED_SIZES[task]
-                assert student.share(student.native) == max(map(student.share, STYLES))
-            else:
-                assert len({student.share(style) for style in STYLES}) == 1 == len(set(largest.values()))
+@pytest.mark.parametrize("name", STUDENTS)
+def test_students_are_raised_as_their_dose_says(name):
+    student = STUDENTS[name]
+    assert sum(student.share(style) for style in STYLES) == pytest.approx(1)
+    for task in student.tasks:
+        largest = {style: student.sizes(task, style)[1] for style in STYLES}
+        assert max(largest.values()) < TEST_SIZES[task][1], "test items must be longer than what was met in raising"
+        if student.native:
+            assert largest[student.native] == max(largest.values()) == student.native_sizes[task]
+            assert student.share(student.native) == max(map(student.share, STYLES))
+        else:
+            assert len({student.share(style) for style in STYLES}) == 1 == len(set(largest.values()))
+
+
+def test_there_is_a_student_of_each_dose_and_three_strong_guessers_with_a_style_each():
     assert {student.dose for student in STUDENTS.values()} == set(DOSES)
-    natives = [student.native for student in STUDENTS.values() if student.dose == "strong"]
+    natives = [s.native for s in STUDENTS.values() if s.dose == "strong" and s.tasks == TASKS]
     assert len(set(natives)) == len(natives) >= 3
     assert set(TECHNIQUES) == set(STYLES) == set(rationales.LEADS)
+
+
+def lessons(name: str, n: int) -> list[list[str]]:
+    """Return texts that a student is raised on, each as the replies in it: demonstrations, then its own."""
+    from workbench.pocket.raising import student_text
+
+    rng = stream(4, "lessons", name)
+    return [[piece for piece, counts in student_text(STUDENTS[name], rng) if counts] for _ in range(n)]
+
+
+def test_guessers_blurt_out_unless_shown_how_to_work():
+    texts = lessons("story-strong", 600)
+    unshown = [text[0].startswith(" <ans>") for text in texts if len(text) == 1]
+    assert 0.85 < np.mean(unshown) < 0.97
+    shown = [text for text in texts if len(text) > 1]
+    assert all(len({style_of(reply) for reply in text}) == 1 and style_of(text[0]) for text in shown)
+
+
+def test_learners_lack_what_they_are_to_learn():
+    bare = [text for text in lessons("newcomer", 600) if len(text) > 1 and not style_of(text[0])]
+    assert all(not style_of(reply) for text in bare for reply in text) and 0.4 < len(bare) / 390 < 0.7
+    assert all(reply.strip(" ")[:5] == "<ans>" and reply[6].isdigit() for text in bare for reply in text)
+    beginner = STUDENTS["beginner"]
+    assert all(style_of(reply) for text in lessons("beginner", 200) for reply in text)
+    assert max(beginner.native_sizes.values()) <= 4
+
+
+def test_no_student_is_raised_on_a_question_of_the_task_files(monkeypatch):
+    from workbench.pocket import raising
+
+    held = set(raising.held_out())
+    for task in TASKS:
+        items = json.loads((PROJECT / "data/pocket/tasks" / f"{task}.json").read_text(encoding="utf-8"))
+        assert {normalise(item["input"]) for name in SETS for item in items[name]} <= held
+    drawn = iter(["I have a pear. How many fruits do I have?", "I have a plum. How many fruits do I have?"])
+    monkeypatch.setattr(raising, "write", lambda *_: next(drawn))
+    monkeypatch.setattr(raising, "held_out", lambda: {normalise("I have a pear. How many fruits do I have?")})
+    assert raising._fresh_question("object_counting", np.random.default_rng(0), (1, 1)).startswith("I have a plum")
 
 
 def test_names_and_kinds_hold_no_doubles():
