@@ -149,7 +149,9 @@ def _evaluation() -> dict[str, pd.DataFrame]:
                 for item in range(8):
                     row = {"student": student, "arm": arm, "seed": seed, "shots": 0, "task": "object_counting"}
                     ok = item < n_right
-                    rows.append(row | {"item_id": f"i{item}", "answer": "2", "parsed": True, "correct": ok})
+                    rows.append(
+                        row | {"item_id": f"i{item}", "answer": "2", "style": "", "parsed": True, "correct": ok}
+                    )
     return {"predictions": records.build(rows, "predictions")}
 
 

@@ -15,9 +15,9 @@ FLOORS = {
     "preference_set pairs arms alignment training evaluation inference verdict overlap simulation calibration "
     "decidedness reproduction trials workload reviews",
     3: "figures inspection",
-    4: "__main__ notebook headless report plan rates doctor trace playground summary ablations validity goodhart facts "
+    4: "__main__ notebook headless report card plan doctor trace playground summary ablations validity goodhart facts "
     "cards export selection look_back judging monitor lesson guessing what_if inspector inspector_view benchmarks "
-    "asked two_signals",
+    "asked two_signals rates",
 }
 # What a run folder calls a stage; pairs, irt, influence, inference, verdict and the like are what stages are made of.
 STAGES = {"drafting", "signals.icl", "signals.montessori", "alignment", "training", "evaluation"}

@@ -192,6 +192,7 @@ def _run(given: argparse.Namespace) -> int:
 
     began = time.monotonic()
     from workbench import headless
+    from workbench.card import rungs
 
     try:
         work = headless.prepare(given.recipe, given.name, dict(given.parameter))
@@ -205,6 +206,7 @@ def _run(given: argparse.Namespace) -> int:
     print(f"{time.monotonic() - began:.0f} s in all\n")
     if given.last == STAGES[-1]:
         print(textwrap.fill(headless.verdict_in_words(work), 100), end="\n\n")
+        print("\n".join(rungs(work)), end="\n\n")
     print(f"Report: {_shown(report)}")
     return DONE
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from workbench import prompts, records
-from workbench.asking import AskJob, answer_job
+from workbench.asking import AskJob, complete_job
 from workbench.items import atomic_write, look, read_json
 from workbench.overlap import overlap_report, overlap_warnings
 from workbench.recipe import Recipe
@@ -22,7 +22,7 @@ from workbench.tasks import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.tuning import student_folder
 from workbench.verdict import BASE_SEED, opened_in_words, verdict
 
-VERSION = 4
+VERSION = 5
 
 
 def evaluate(run: Run) -> dict[str, pd.DataFrame]:
@@ -90,10 +90,11 @@ def _answers(
         jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked, readers, compared=True))
         plans.append((student, arm, seed, plan))
     rows, n_tokens = [], 0
-    answers = run_engine_jobs(answer_job, jobs, recipe, "student", "answering test items", compared=True)
+    answers = run_engine_jobs(complete_job, jobs, recipe, "student", "answering test items", compared=True)
     for (student, arm, seed, plan), found in zip(plans, answers, strict=True):
-        for (shots, task, item_id, target), (answer, n) in zip(plan, found, strict=True):
-            n_tokens += n
+        for (shots, task, item_id, target), completion in zip(plan, found, strict=True):
+            answer = task.answers.read(completion.text)
+            n_tokens += completion.n_tokens
             rows.append(
                 {
                     "student": student,
@@ -103,6 +104,7 @@ def _answers(
                     "task": task.name,
                     "item_id": item_id,
                     "answer": answer,
+                    "style": task.style(completion.text),
                     "parsed": bool(answer),
                     "correct": task.answers.same(answer, target),
                 }

@@ -162,7 +162,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             **_texts("student arm"),
             "seed": pa.Column("int64"),
             "shots": _count(),
-            **_texts("task item_id answer"),
+            **_texts("task item_id answer style"),
             "parsed": pa.Column(bool),
             "correct": pa.Column(bool),
         },

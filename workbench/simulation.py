@@ -204,7 +204,9 @@ def predictions_of(run: Simulated, design: Design, repeat: int) -> pd.DataFrame:
         for seed, row in zip(seeds, table[repeat], strict=True):
             cells = {"student": "s", "arm": arm, "seed": seed, "shots": shots, "task": design.columns}
             items = [f"{n:06}" for n in range(len(row))]
-            frames.append(pd.DataFrame(cells | {"item_id": items, "answer": "", "parsed": True, "correct": row}))
+            frames.append(
+                pd.DataFrame(cells | {"item_id": items, "answer": "", "style": "", "parsed": True, "correct": row})
+            )
     return pd.concat(frames, ignore_index=True)
 
 

@@ -31,8 +31,8 @@ def summarise(run: Run) -> pd.DataFrame:
 
     Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
     well the signal tells native drafts from others of their task); of an arm's examples native_* (share in the native
-    style), checkable_* (share whose question a rule can answer) and right_* (share of those answered right);
-    base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored against
+    style), n_* (how many), checkable_* (share whose question a rule can answer) and right_* (share of those answered
+    right); base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored against
     untailored and, with the ending _random, against random pairs.
     """
     found, native = verdict_of(run), planted(run)
@@ -51,7 +51,7 @@ def summarise(run: Run) -> pd.DataFrame:
         for arm in (BEFORE, CONTROL, AFTER):
             of_arm = written[written["arm"] == arm]
             if student in native and len(of_arm):
-                row[f"native_{arm}"] = (of_arm["style"] == native[student]).mean()
+                row |= {f"native_{arm}": (of_arm["style"] == native[student]).mean(), f"n_{arm}": len(of_arm)}
             if len(of_arm):
                 checkable = of_arm["gold"] != ""
                 row |= {f"checkable_{arm}": checkable.mean(), f"right_{arm}": of_arm["correct"][checkable].mean()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.answers import Answers
-from workbench.asking import AskJob, answer_job
+from workbench.asking import AskJob, complete_job
 from workbench.launching import tune_sft
 from workbench.models import fingerprint_model, resolve
 from workbench.pool import run_jobs
@@ -47,10 +47,15 @@ class Trial:
 
 def run_trials(recipe: Recipe, trials: list[Trial], describe: str) -> list[list[bool]]:
     """Return for each trial which questions were answered right, in the order asked."""
+    return [[right for _, right in told] for told in answer_trials(recipe, trials, describe)]
+
+
+def answer_trials(recipe: Recipe, trials: list[Trial], describe: str) -> list[list[tuple[str, bool]]]:
+    """Return for each trial what was written to each question and whether its answer is right, in the order asked."""
     return run_jobs(_run_trial, trials, recipe.compute.workers, describe)
 
 
-def _run_trial(trial: Trial) -> list[bool]:
+def _run_trial(trial: Trial) -> list[tuple[str, bool]]:
     recipe, ref = trial.recipe, trial.recipe.models.students[trial.student]
     if trial.rows is not None:
         rows = trial.rows[["prompt", "completion"]]
@@ -62,5 +67,8 @@ def _run_trial(trial: Trial) -> list[bool]:
         ref = str(tuned(trial.folder, key, lambda work: tune_sft(recipe, ref, rows, n_batches, work, seed)).folder)
     # Training and asking take turns here, in several processes, which suits transformers alone.
     recipe = recipe.model_copy(update={"engines": Engines()})
-    found = answer_job(AskJob(recipe, ref, repr(trial), trial.asked, [answers for answers, _ in trial.targets]))
-    return [answers.same(one, target) for (one, _), (answers, target) in zip(found, trial.targets, strict=True)]
+    texts = [completion.text for completion in complete_job(AskJob(recipe, ref, repr(trial), trial.asked, []))]
+    return [
+        (text, answers.same(answers.read(text), target))
+        for text, (answers, target) in zip(texts, trial.targets, strict=True)
+    ]

@@ -11,7 +11,7 @@ from workbench.recipe import load_recipe, project_root
 from workbench.seeding import stream
 
 ITEMS_SEED = 1
-MEASURE_SEED = 5  # no run's seed
+CURVES_OF = ["tally-strong", "no-preference", "newcomer", "beginner"]
 N_ITEMS = {"seeds": 3, "validation": 120, "test": 250}
 
 
@@ -34,18 +34,13 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{task}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _measure(names: list[str], folder: Path) -> None:
-    """Print technique x student: right answers one-shot and after fine-tuning, on generated demonstrations."""
-    from workbench.pocket.measure import measure
+def _measure(names: list[str], folder: Path, curves: bool) -> None:
+    """Print what students do before, with a demonstration and after training, and the gates; keep the table."""
+    from workbench.pocket.measure import in_words, measured
 
-    students = ", ".join(f"{name}: {folder / name}" for name in names)
-    table = measure(load_recipe("arte", {"models.students": f"{{{students}}}"}), seed=MEASURE_SEED)
-    print(
-        table.pivot_table(index=["student", "task", "when"], columns="technique", values="accuracy")
-        .round(2)
-        .to_string()
-    )
-    table.to_csv(folder / "measured.csv", index=False)
+    table = measured(load_recipe("arte"), names, folder, curves)
+    table.to_csv(folder / ("curves.csv" if curves else "measured.csv"), index=False, float_format="%.4f")
+    print(in_words(table))
 
 
 def main() -> None:
@@ -54,12 +49,14 @@ def main() -> None:
     parser.add_argument("what", choices=["tasks", "models", "measure"])
     parser.add_argument("names", nargs="*", help="models to raise or students to measure; none means all of them")
     parser.add_argument("--folder", type=Path, default=project_root() / "data" / "pocket")
+    parser.add_argument("--curves", action="store_true", help="measure: other numbers of examples and learning rates")
     arguments = parser.parse_args()
     if arguments.what == "tasks":
         write_tasks(arguments.folder / "tasks")
         return
     if arguments.what == "measure":
-        _measure(arguments.names or list(STUDENTS), arguments.folder)
+        usual = CURVES_OF if arguments.curves else list(STUDENTS)
+        _measure(arguments.names or usual, arguments.folder, arguments.curves)
         return
     from workbench.pocket.raising import raise_all
 

@@ -70,7 +70,10 @@ def held_out() -> frozenset[str]:
     files = [project_root() / "data" / "pocket" / "tasks" / f"{task}.json" for task in TASKS]
     sets = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     return frozenset(
-        normalise(item["input"]) for content in sets for name in ("seeds", "validation", "test") for item in content[name]
+        normalise(item["input"])
+        for content in sets
+        for name in ("seeds", "validation", "test")
+        for item in content[name]
     )
 
 
