@@ -14,10 +14,12 @@ import pytest
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
 from workbench import prompts
+from workbench.card import rungs
 from workbench.engines import TransformersEngine
 from workbench.evaluation import verdict_of
 from workbench.guard import normalise
 from workbench.models import ModelError, load
+from workbench.pocket.rationales import STYLES
 from workbench.pool import JobError
 from workbench.recipe import RecipeError, load_recipe
 from workbench.store import Run, StoreError, fingerprint, open_run
@@ -226,6 +228,13 @@ def test_the_summary_says_what_the_frames_hold(run):
     )
     assert row["low_random"] == against["random_pairs"]["low"]
     assert markdown(table).count("\n") == 2 and "| pupil |" in markdown(table)
+    name, *lines = rungs(run)
+    assert name == "pupil" and [line.split("?")[0].split()[0] for line in lines] == ["Found", "Did", "Does"]
+
+
+def test_every_answer_keeps_its_style(run):
+    predictions = read(run, "evaluation", "predictions")
+    assert set(predictions["style"]) <= {"", *STYLES} and predictions["style"].ne("").any()
 
 
 def test_the_ledger_counts_every_recipe_that_looks_at_the_items(copy):

@@ -32,8 +32,8 @@ def summarise(run: Run) -> pd.DataFrame:
     Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
     well the signal tells native drafts from others of their task); of an arm's examples native_* (share in the native
     style), n_* (how many), checkable_* (share whose question a rule can answer) and right_* (share of those answered
-    right); base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored against
-    untailored and, with the ending _random, against random pairs.
+    right); base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored
+    against untailored and, with the ending _random, against random pairs.
     """
     found, native = verdict_of(run), planted(run)
     scores = scored(run.stage("probing").read("signals"), drafts_of(run))
