@@ -221,7 +221,7 @@ def test_decision_shares_are_shares():
 
 def test_decidedness_reads_the_probability_of_unflipped_pairs():
     pairs = pd.DataFrame(
-        [("p", 0.95, False), ("q", 0.94, False), ("r", 0.01, True)], columns=["pair_id", "p_chosen", "flipped"]
+        [("p", 0.9, False), ("q", 0.89, False), ("r", 0.01, True)], columns=["pair_id", "p_chosen", "flipped"]
     ).assign(student="ada", kind="rationale", task="t", score_gap=0.1)
     table = figures.decidedness(pairs)
     assert table["pair_id"].tolist() == ["p", "q"] and table["decided"].tolist() == [True, False]

@@ -25,6 +25,7 @@ from workbench.recipe import RecipeError, load_recipe
 from workbench.store import Run, StoreError, fingerprint, open_run
 from workbench.summary import markdown, summarise
 from workbench.tasks import TaskError, load_tasks
+from workbench.training import _take
 from workbench.writing import answer_questions
 
 FRAMES = {
@@ -230,6 +231,13 @@ def test_the_summary_says_what_the_frames_hold(run):
     assert markdown(table).count("\n") == 2 and "| pupil |" in markdown(table)
     name, *lines = rungs(run)
     assert name == "pupil" and [line.split("?")[0].split()[0] for line in lines] == ["Found", "Did", "Does"]
+
+
+def test_examples_are_taken_until_one_would_go_over_the_budget():
+    """Not: as many as fit, or an arm that must leave some out would get shorter ones than the others."""
+    examples = pd.DataFrame({"n_tokens": [30, 40, 50, 10, 20]})
+    assert _take(examples, 85)["n_tokens"].tolist() == [30, 40]
+    assert _take(examples, 150).equals(examples) and _take(examples, 29).empty
 
 
 def test_every_answer_keeps_its_style(run):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from workbench.decidedness import DECIDED
 from workbench.pairs import flip_half
 from workbench.recipe import ALIGNED_ARMS, DRAFT_ARMS, TAILORED_FOR, Recipe
 from workbench.records import text_id
@@ -18,7 +19,6 @@ from workbench.seeding import stream
 from workbench.tasks import Task
 
 KIND_OF_ARM = {"question_only": "question", "rationale_only": "rationale"}
-DECIDED = 0.9  # the probability that chosen beats rejected from which a pair counts as decided
 
 
 def aligned_arms(recipe: Recipe) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from workbench.arms import DECIDED
+from workbench.decidedness import DECIDED
 from workbench.evaluation import verdict_of
 from workbench.figures_verdict import block_of
 from workbench.inference import wilson

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import betainc
 
+DECIDED = 0.9  # the probability that chosen beats rejected from which a pair counts as decided
+
 Outcomes = Mapping[tuple[str, str], pd.DataFrame]
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.decidedness import DECIDED
 from workbench.figures_base import (
     CHOSEN,
     CONTROL,
@@ -28,7 +29,6 @@ from workbench.inference import auc, clustered_mean, wilson
 
 POCKET = "pocket models"
 BY_QUESTION = "95 % intervals, t over questions"
-DECIDED_AT = 0.95
 MAX_DOTS = 4_000  # a browser draws more of them slowly, and nobody can tell them apart
 
 
@@ -299,7 +299,7 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
                     row=row,
                     col=column,
                 )
-            fig.add_vline(x=DECIDED_AT, line={"color": CONTROL, "dash": "dash", "width": 1.5}, row=row, col=column)
+            fig.add_vline(x=DECIDED, line={"color": CONTROL, "dash": "dash", "width": 1.5}, row=row, col=column)
             if len(own):
                 low, high = wilson(own["decided"].mean(), len(own))
                 share = f"{percent(own['decided'].mean())} of {len(own)} {named(kind)} pairs"
@@ -311,11 +311,11 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     return finish(
         fig,
         "How decided is each pair?",
-        f"{len(table)} pairs; decided: a probability of {DECIDED_AT:g} or more (dashed); {models}",
+        f"{len(table)} pairs; decided: a probability of {DECIDED:g} or more (dashed); {models}",
         "The probability comes from the preference questions answered right under one side alone: how many there are, "
         "and which way they lean. It promises too much, because the sides were picked for these "
-        "very answers: of the best and the worst of four drafts that do not differ, about a third would reach "
-        f"{DECIDED_AT:g}. Flipped pairs are left out. Intervals in the sentence: Wilson, 95 %.",
+        "very answers: of the best and the worst of four drafts that do not differ, about half would reach "
+        f"{DECIDED:g}. Flipped pairs are left out. Intervals in the sentence: Wilson, 95 %.",
         f"Decided: {', '.join(parts)}.",
         table,
         height=160 + 190 * len(students),
@@ -329,4 +329,4 @@ def decidedness(pairs: pd.DataFrame) -> pd.DataFrame:
         lost = own.loc[own["p_chosen"].isna(), "pair_id"].iloc[0]
         raise FigureError(f"Pair {lost!r} has no p_chosen: its sides were not probed; pass pairs built from probes.")
     columns = ["pair_id", "student", "kind", "task", "score_gap", "p_chosen"]
-    return own[columns].assign(decided=own["p_chosen"] >= DECIDED_AT)
+    return own[columns].assign(decided=own["p_chosen"] >= DECIDED)

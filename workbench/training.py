@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from workbench import prompts, records
@@ -23,7 +22,7 @@ from workbench.store import Run, Stage, fingerprint
 from workbench.tasks import as_written, load_tasks
 from workbench.tuning import Tuned, completion_tokens, student_folder, tuned
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,11 @@ def equal_rows(recipe: Recipe, student: str, examples: pd.DataFrame, arms: list[
 
 
 def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
-    """Return the examples that fit into the budget when taken in order, leaving out those that would go over it."""
-    left, taken = budget, []
-    for n_tokens in examples["n_tokens"]:
-        fits = n_tokens <= left
-        taken.append(fits)
-        left -= n_tokens if fits else 0
-    return examples[np.array(taken)]
+    """Return the first examples, up to the one that would go over the budget.
+
+    Going on with shorter ones after it would give arms that must leave examples out shorter ones than the others have.
+    """
+    return examples[examples["n_tokens"].cumsum() <= budget]
 
 
 def _rows(examples: pd.DataFrame, student: str, arm: str, description: str) -> pd.DataFrame:
