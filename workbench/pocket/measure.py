@@ -23,6 +23,7 @@ from workbench.trials import Trial, answer_trials
 
 MIXED = "all four"
 N_DEMONSTRATIONS, N_ASKED = 8, 24
+N_EXAMPLES = 80  # a task, where the gates are decided
 SEEDS = (5, 6, 7)  # no run's seeds
 SIZES = {"guesser": (30, 300, 1000), "learner": (100, 400, 1200)}  # further numbers of examples a task
 RATES = (3e-4, 3e-3)  # further learning rates
@@ -54,7 +55,7 @@ def cases_of(recipe: Recipe, name: str, curves: bool) -> list[Case]:
 
     Training at the recipe's settings is repeated with three seeds where the styles are to be shown alike.
     """
-    student, n, rate = STUDENTS[name], recipe.tailoring.n_examples, recipe.training.learning_rate
+    student, n, rate = STUDENTS[name], N_EXAMPLES, recipe.training.learning_rate
     if curves:
         kind = "guesser" if student.native_sizes == NATIVE_SIZES and not student.always_bare else "learner"
         styles = (student.native or STYLES[0], MIXED)
