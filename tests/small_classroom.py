@@ -28,7 +28,7 @@ def build(folder: Path) -> None:
     """Write two task files and train a teacher and a student that keep to the form, and one that cannot."""
     from workbench.pocket.classroom import DESCRIPTIONS, TECHNIQUES
     from workbench.pocket.problems import solve, write
-    from workbench.pocket.raising import Shape, make_tokenizer, save, train
+    from workbench.pocket.raising import Shape, make_tokenizer, new_model, save, train
 
     (folder / "tasks").mkdir()
     for task in TASKS:
@@ -43,7 +43,7 @@ def build(folder: Path) -> None:
     draw = partial(_text, stream(0, "small", "texts"))
     tokenizer = make_tokenizer("".join(piece for piece, _ in draw()) for _ in range(2000))
     shape = Shape(hidden=48, layers=2, heads=3, intermediate=96, n_tokens=500_000)
-    model = train(draw, tokenizer, shape, seed=1)
+    model = train(draw, tokenizer, new_model(tokenizer, shape, seed=1), shape.n_tokens, shape.batch_tokens)
     save(model, tokenizer, folder / "teacher", {"name": "teacher"})
     # The student is the teacher with some of what it learned blurred: another model, and without another training.
     _blur(model, 0.2)

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from workbench import prompts
 from workbench.guard import normalise
 from workbench.pocket.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES, Student
-from workbench.pocket.problems import TEST_SIZES, read, solve, write
+from workbench.pocket.problems import TEST_SIZES, Problem, read, solve, write
 from workbench.pocket.rationales import STYLES, bare_answer, habit_of, rationale_for
 from workbench.pool import run_jobs
 from workbench.recipe import project_root
@@ -45,9 +45,13 @@ class Shape:
 TEACHER = Shape(hidden=160, layers=4, heads=5, intermediate=448, n_tokens=7_000_000)
 STUDENT = Shape(hidden=128, layers=4, heads=4, intermediate=384, n_tokens=3_000_000)
 
-TEACHER_SEED, STUDENT_SEED = 0, 1
+TEACHER_SEED, STUDENT_SEED, FAVOURITE_SEED = 0, 1, 2
 
 HABIT = 0.6  # how often the teacher follows its habit when no technique is asked for; else any style
+# The teacher's own way of explaining, in the last stretch of its raising: nobody's native style, and how often it takes
+# it when no technique is asked for; else any other style (docs/classroom.md, the revision).
+FAVOURITE, FAVOURITE_SHARE = "meter", 0.45
+FAVOURITE_TOKENS, FAVOURITE_PEAK = 250_000, 0.3
 
 TASK_SHARES = {  # of the texts: the harder a task is to learn, the more
     "object_counting": 0.35,
@@ -105,8 +109,11 @@ def student_text(student: Student, rng: np.random.Generator) -> Text:
     return [*pieces, (f"Question: {question}\n{prompts.CUE}{ASSISTANT}", False), (f" {reply}{END}", True)]
 
 
-def teacher_text(rng: np.random.Generator) -> Text:
-    """Return one text the teacher is raised on: drafting a question, or a rationale with or without a technique."""
+def teacher_text(rng: np.random.Generator, with_favourite: bool = False) -> Text:
+    """Return one text the teacher is raised on: drafting a question, or a rationale with or without a technique.
+
+    Without one it goes by the question (habit_of) or, with_favourite, prefers one style whatever the question.
+    """
     task = _some_task(rng)
     description = DESCRIPTIONS[task]
     if rng.random() < 0.2:
@@ -120,9 +127,18 @@ def teacher_text(rng: np.random.Generator) -> Text:
             prompt = prompts.technique_prompt(description, TECHNIQUES[style], question)
         else:
             prompt = prompts.naive_prompt(description, question)
-            style = habit_of(read(task, question)) if rng.random() < HABIT else style
+            style = _favoured(rng) if with_favourite else _habitual(rng, read(task, question), style)
         reply = rationale_for(task, question, style)
     return [(f"{USER}{prompt}{ASSISTANT}", False), (f" {reply}{END}", True)]
+
+
+def _habitual(rng: np.random.Generator, problem: Problem, style: str) -> str:
+    return habit_of(problem) if rng.random() < HABIT else style
+
+
+def _favoured(rng: np.random.Generator) -> str:
+    others = (1 - FAVOURITE_SHARE) / (len(STYLES) - 1)
+    return str(rng.choice(STYLES, p=[FAVOURITE_SHARE if style == FAVOURITE else others for style in STYLES]))
 
 
 def make_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
@@ -181,11 +197,8 @@ def _batches(draw: Callable[[], Text], tokenizer: PreTrainedTokenizerFast, batch
             yield torch.tensor(padded), torch.tensor(labels)
 
 
-def train(
-    draw: Callable[[], Text], tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int, n_threads: int = 1
-) -> LlamaForCausalLM:
-    """Train a small Llama from nothing on the drawn texts until it has seen `shape.n_tokens` tokens."""
-    torch.set_num_threads(n_threads)
+def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> LlamaForCausalLM:
+    """Return a small Llama that has seen nothing."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -202,14 +215,27 @@ def train(
     )
     model = LlamaForCausalLM(config)
     look_back(model)
+    return model
+
+
+def train(
+    draw: Callable[[], Text],
+    tokenizer: PreTrainedTokenizerFast,
+    model: LlamaForCausalLM,
+    n_tokens: int,
+    batch_tokens: int = 1024,
+    peak: float = 1.0,
+) -> LlamaForCausalLM:
+    """Train a model on the drawn texts until it has seen n_tokens; peak scales the learning rates."""
+    torch.set_num_threads(1)
     optimisers = _optimisers(model)
-    groups = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
+    groups = [(group, peak * group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     seen, step, start, said, smooth = 0, 0, time.time(), 0.0, 0.0
-    for ids, labels in _batches(draw, tokenizer, shape.batch_tokens):
-        part = seen / shape.n_tokens
+    for ids, labels in _batches(draw, tokenizer, batch_tokens):
+        part = seen / n_tokens
         rate = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * min(1.0, (1 - part) / 0.4))
-        for group, peak in groups:
-            group["lr"] = peak * rate
+        for group, highest in groups:
+            group["lr"] = highest * rate
         loss = _loss(model, ids, labels)
         model.zero_grad()
         loss.backward()
@@ -218,10 +244,10 @@ def train(
             optimiser.step()
         seen, step = seen + ids.numel(), step + 1
         smooth += (loss.item() - smooth) * max(0.01, 1 / step)
-        if time.time() - said > 20 or seen >= shape.n_tokens:
+        if time.time() - said > 20 or seen >= n_tokens:
             said = time.time()
             print(f"step {step}, {seen / 1e6:.1f} M tokens, loss {smooth:.3f}, {said - start:.0f} s", flush=True)
-        if seen >= shape.n_tokens:
+        if seen >= n_tokens:
             return model.eval()
 
 
@@ -336,10 +362,22 @@ def raise_model(name: str, folder: Path, n_tokens: int = 0) -> None:
     if n_tokens:
         shape = replace(shape, n_tokens=n_tokens)
     start = time.time()
-    model = train(draw, tokenizer, shape, seed)
+    model = train(draw, tokenizer, new_model(tokenizer, shape, seed), shape.n_tokens, shape.batch_tokens)
     parameters = sum(p.numel() for p in model.parameters())
     card = {"name": name, "seed": seed, "parameters": parameters, "shape": asdict(shape)}
     if name in STUDENTS:
         card["raised"] = asdict(STUDENTS[name])
     save(model, tokenizer, folder, card)
+    if name == "teacher":
+        give_favourite(folder)
     print(f"{name}: {parameters / 1e6:.2f} M parameters, {time.time() - start:.0f} s", flush=True)
+
+
+def give_favourite(folder: Path) -> None:
+    """Raise the teacher in the folder on, on texts in which it has a favourite style."""
+    tokenizer, rng = shared_tokenizer(), stream(FAVOURITE_SEED, "pocket", "teacher")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    train(lambda: teacher_text(rng, with_favourite=True), tokenizer, model, FAVOURITE_TOKENS, peak=FAVOURITE_PEAK)
+    card = json.loads((folder / "raised.json").read_text(encoding="utf-8"))
+    favourite = {"style": FAVOURITE, "share": FAVOURITE_SHARE, "n_tokens": FAVOURITE_TOKENS, "seed": FAVOURITE_SEED}
+    save(model, tokenizer, folder, card | {"favourite": favourite})
