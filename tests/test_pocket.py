@@ -300,6 +300,21 @@ def test_guessers_blurt_out_unless_shown_how_to_work():
     assert all(len({style_of(reply) for reply in text}) == 1 and style_of(text[0]) for text in shown)
 
 
+def test_the_teacher_has_a_favourite_that_is_nobodys_native_style_and_uses_it_unless_told():
+    from workbench.pocket.raising import FAVOURITE, FAVOURITE_SHARE, teacher_text
+
+    assert FAVOURITE not in {student.native for student in STUDENTS.values()}
+    rng = stream(6, "favourite")
+    texts = [teacher_text(rng, with_favourite=True) for _ in range(2000)]
+    told = [any(words in prompt for words in TECHNIQUES.values()) for (prompt, _), _ in texts]
+    styles = [style_of(reply) for _, (reply, _) in texts]
+    share = {
+        asked: np.mean([style == FAVOURITE for style, t in zip(styles, told, strict=True) if t == asked and style])
+        for asked in (True, False)
+    }
+    assert abs(share[False] - FAVOURITE_SHARE) < 0.06 and abs(share[True] - 1 / len(STYLES)) < 0.06
+
+
 def test_learners_lack_what_they_are_to_learn():
     bare = [text for text in lessons("newcomer", 600) if len(text) > 1 and not style_of(text[0])]
     assert all(not style_of(reply) for text in bare for reply in text) and 0.4 < len(bare) / 390 < 0.7
