@@ -79,6 +79,22 @@ def classroom(small_models, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_run(small_models, tmp_path_factory) -> Path:
+    """A folder of runs with the run "loop" of the small classroom, up to its alignment; read it only, or copy it."""
+    import small_classroom
+
+    from workbench.store import open_run
+
+    folder = tmp_path_factory.mktemp("small") / "runs"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(folder))
+        run = open_run("loop", small_classroom.recipe_of(small_models))
+        for stage in ("drafting", "probing", "alignment"):
+            small_classroom.compute(stage, run)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of data from outside the project."""
     named = os.environ.get("WORKBENCH_TEST_DATA")

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import small_classroom
-from small_classroom import compute, recipe_of
 
 from workbench import figures
 from workbench.goodhart import by_round, findings, follow, in_words, partings, stored
@@ -100,15 +99,9 @@ def test_the_figure_says_what_was_found():
 
 
 @pytest.fixture(scope="module")
-def aligned(small_models, tmp_path_factory):
+def aligned(small_run, tmp_path_factory):
     """A folder of runs with one run of the small classroom, up to its alignment."""
-    folder = shutil.copytree(small_models, tmp_path_factory.mktemp("classroom"), dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        run = open_run("loop", recipe_of(folder))
-        for stage in ("drafting", "probing", "alignment"):
-            compute(stage, run)
-    return folder / "runs"
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("aligned") / "runs")
 
 
 def follow_until_killed(runs: str, kill: tuple[str, int]) -> None:

@@ -23,6 +23,10 @@ def test_a_run_that_lacks_what_is_asked_of_it_is_told_so(capsys, runs, small):
     assert status == FAILED and "no finished alignment" in error
     status, _, error = outcome(capsys, "goodhart", "new", "--student", "eve")
     assert status == FAILED and "has no student 'eve'" in error
+    status, _, error = outcome(capsys, "curves", "new", "--student", "eve")
+    assert status == FAILED and "has no student 'eve'" in error
+    status, _, error = outcome(capsys, "curves", "new", "--sizes", "0")
+    assert status == REFUSED and "must be 1 or more, got 0" in error
     for command in ("validity", "halves"):
         status, _, error = outcome(capsys, command, "new", *(("--ask", "2") if command == "halves" else ()))
         assert status == FAILED and "has no finished" in error

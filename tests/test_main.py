@@ -64,7 +64,7 @@ def test_the_package_lists_its_contents_and_nothing_else():
 def test_help_reads_well(capsys):
     status, said, _ = outcome(capsys, "--help")
     assert status == DONE
-    for command in "run runs plan calibrate halves validity goodhart trace export doctor".split():
+    for command in "run runs plan calibrate halves validity goodhart curves trace export doctor".split():
         assert re.search(rf"^    {command}\s", said, re.MULTILINE), command
     assert "arte-demo --name demo" in said and "Traceback" not in said
     status, said, _ = outcome(capsys, "run", "--help")

@@ -12,7 +12,9 @@ from conftest import PROJECT
 
 from workbench.store import NOTEBOOKS
 
-PATHS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+NUMBERED = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+STUDIES = sorted((PROJECT / "notebooks" / "studies").glob("*.ipynb"))
+PATHS = [*NUMBERED, *STUDIES]
 CLOSING = ("What we saw", "Check yourself", "Next")
 HEADERS = ("**Question.**", "**You will**", "**Needs**", "**Time.**")
 FORBIDDEN = {
@@ -26,6 +28,7 @@ FORBIDDEN = {
     r"\.show\(renderer": "a renderer of its own",
 }
 STEMS = [path.stem for path in PATHS]
+LINK = r"\]\(((?:\.\./)?(?:\w+/)?\w+\.ipynb)\)"
 
 
 @pytest.fixture(params=PATHS, ids=STEMS)
@@ -59,6 +62,11 @@ def sections(notebook) -> dict[str, list]:
 
 def test_the_notebooks_of_all_stages_are_there():
     assert STEMS[:1] == ["00_start_here"] and set(NOTEBOOKS.values()) <= set(STEMS)
+
+
+def test_those_that_are_read_in_order_are_numbered_and_studies_are_not():
+    assert [path.stem[:2] for path in NUMBERED] == [f"{n:02}" for n in range(len(NUMBERED))]
+    assert STUDIES and not [path.stem for path in STUDIES if path.stem[0].isdigit()]
 
 
 def test_first_cell_says_what_this_is(notebook):
@@ -148,12 +156,13 @@ def test_ends_with_what_we_saw_questions_and_a_way_on(notebook):
     saw, check, onward = (last.split(f"## {name}\n")[1].split("\n## ")[0] for name in CLOSING)
     assert len(re.findall(r"^- ", saw, re.MULTILINE)) == 3
     assert len(re.findall(r"^\d\. ", check, re.MULTILINE)) == 3
-    assert re.search(r"\]\((\w+\.ipynb)\)", onward)
+    assert re.search(LINK, onward)
 
 
-def test_links_lead_to_notebooks_that_exist(notebook):
-    for link in re.findall(r"\]\((\w+\.ipynb)\)", "\n".join(markdown_of(notebook))):
-        assert (PROJECT / "notebooks" / link).is_file(), link
+def test_links_lead_to_notebooks_that_exist(notebook, request):
+    folder = PATHS[STEMS.index(request.node.callspec.id)].parent
+    for link in re.findall(LINK, "\n".join(markdown_of(notebook))):
+        assert (folder / link).is_file(), link
 
 
 def test_writes_its_metrics(notebook, request):

@@ -16,6 +16,7 @@ import yaml
 from conftest import PROJECT
 from nbconvert import HTMLExporter
 from test_goodhart import rounds
+from test_notebook_style import PATHS
 from test_validity import outcome as groups
 
 from workbench import headless, notebook, report
@@ -267,7 +268,7 @@ def test_injected_names_are_checked_against_the_parameters_cell():
         check_parameters({**given, "run": True})
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_the_parameters_cell_is_help_that_papermill_can_read(path):
     found = papermill.inspect_notebook(path)
     assert found and all(

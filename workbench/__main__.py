@@ -1,4 +1,4 @@
-"""The command line: run, watch, runs, summary, plan, calibrate, halves, validity, goodhart, trace, export, doctor."""
+"""The command line: run, watch, runs, summary, plan, the commands of look_back, trace, export, doctor."""
 
 import argparse
 import os
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   workbench calibrate demo                       how often the verdict errs, at the spread seen in demo
   workbench halves demo                          do new questions confirm the pairs of demo?
   workbench goodhart demo                        does the probe go on telling the truth when it is pushed?
+  workbench curves demo                          how many untailored examples is a tailored one worth?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub
 """

@@ -15,6 +15,7 @@ from workbench.figures_base import (
     use_large_type,
     use_renderer,
 )
+from workbench.figures_curves import learning_curve
 from workbench.figures_decision import decision_shares, sign_flips
 from workbench.figures_influence import gains_by_signal, influences, sibling_gaps, two_signals
 from workbench.figures_lesson import own_examples, style_path
@@ -43,6 +44,7 @@ __all__ = [
     "escape",
     "gains_by_signal",
     "influences",
+    "learning_curve",
     "notes_html",
     "own_examples",
     "pair_decidedness",

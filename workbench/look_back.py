@@ -34,7 +34,7 @@ def takes_parameters(command: argparse.ArgumentParser) -> None:
 
 
 def add_commands(commands) -> None:
-    """Add calibrate, halves, validity, signals and goodhart to the commands of a parser."""
+    """Add calibrate, halves, validity, signals, goodhart and curves to the commands of a parser."""
     plain = {"allow_abbrev": False}
     calibrating = commands.add_parser(
         "calibrate",
@@ -107,9 +107,28 @@ def _add_trainers(commands, plain: dict) -> None:
         metavar="N",
         help="examples a task, seed and round that are probed (default 8)",
     )
-    following.add_argument(
-        "--student", action="append", metavar="NAME", help="only this one (repeatable; default: all)"
+    _takes_students(following)
+    learning = commands.add_parser(
+        "curves",
+        **plain,
+        help="learning curves: how many untailored examples is a tailored one worth?",
+        description="Train students on more and more of the untailored and the tailored examples of a run; print the "
+        "accuracy by size, and how many untailored examples one tailored example is worth.",
     )
+    learning.add_argument("name", metavar="RUN", help="name of a run with finished alignment")
+    _takes_students(learning)
+    learning.add_argument(
+        "--sizes",
+        type=count,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="examples a task (default: doubling up to all there are)",
+    )
+
+
+def _takes_students(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--student", action="append", metavar="NAME", help="only this one (repeatable; default: all)")
 
 
 def _add_groups(command: argparse.ArgumentParser, which: str) -> None:
@@ -164,6 +183,17 @@ def goodhart(given: argparse.Namespace) -> str:
     return in_words(follow(run, given.rounds, given.seeds or len(run.recipe.seeds), given.probed, given.student))
 
 
+def curves(given: argparse.Namespace) -> str:
+    """Return learning curves, and what a tailored example is worth in untailored ones."""
+    from workbench.learning_curves import measure
+    from workbench.store import open_run
+    from workbench.worth import in_words
+
+    run = open_run(given.name)
+    students = given.student or list(run.recipe.models.students)
+    return "\n\n".join(in_words(measure(run, student, given.sizes)) for student in students)
+
+
 def calibrate(given: argparse.Namespace) -> str:
     """Return how often each decision is reached in simulated runs."""
     from workbench.calibration import calibrate, in_words
@@ -196,4 +226,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], str]] = {
     "validity": validity,
     "signals": signals,
     "goodhart": goodhart,
+    "curves": curves,
 }

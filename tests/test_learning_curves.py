@@ -1,0 +1,124 @@
+"""Learning curves measured on a run of the small classroom: which examples, killed and gone on with, added to."""
+
+import json
+import multiprocessing
+import os
+import shutil
+
+import pandas as pd
+import papermill
+import pytest
+import small_classroom
+from conftest import PROJECT
+
+from workbench import learning_curves, trials
+from workbench.learning_curves import doubling, first, measure, stored, usable
+from workbench.store import StoreError, open_run
+from workbench.tasks import load_tasks
+from workbench.validity import held_out
+
+EXAMPLES = pd.DataFrame({"task": ["a", "b", "a", "a", "b"], "example_id": ["a0", "b0", "a1", "a2", "b1"]})
+
+
+@pytest.fixture(scope="module")
+def runs_of(small_run, tmp_path_factory):
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("curves") / "runs")
+
+
+@pytest.fixture
+def run(runs_of, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs_of))
+    return open_run("loop")
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The numbers of rows of the trainings that were really done."""
+    done, tune = [], trials.tune_sft
+
+    def counted(recipe, student, rows, *rest):
+        done.append(len(rows))
+        return tune(recipe, student, rows, *rest)
+
+    monkeypatch.setattr(trials, "tune_sft", counted)
+    return done
+
+
+def test_the_first_examples_of_each_task_are_taken_and_larger_sets_hold_smaller_ones():
+    assert first(EXAMPLES, 1)["example_id"].tolist() == ["a0", "b0"]
+    assert first(EXAMPLES, 2)["example_id"].tolist() == ["a0", "b0", "a1", "b1"]
+    for n in range(1, 4):
+        assert set(first(EXAMPLES, n)["example_id"]) <= set(first(EXAMPLES, n + 1)["example_id"])
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(160, [5, 10, 20, 40, 80, 160]), (93, [5, 11, 23, 46, 93]), (5, [5]), (3, [3]), (1, [1])]
+)
+def test_sizes_double(most, sizes):
+    assert doubling(most) == sizes
+
+
+def measure_until_killed(runs: str, kill: tuple[str, int]) -> None:
+    os.environ["WORKBENCH_RUNS"] = runs
+    small_classroom._arm(*kill)
+    measure(open_run("loop"), "pupil", [2])
+
+
+def test_curves_are_measured_killed_gone_on_with_and_added_to(run, runs_of, trainings):
+    assert stored(run, "pupil") is None
+    # The base's answers are recorded first, then those of one trained student after the other.
+    process = multiprocessing.get_context("spawn").Process(
+        target=measure_until_killed, args=(str(runs_of), ("workbench.items:Items.put_many", 3))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -9 and set(stored(run, "pupil")["arm"]) == {"base"}
+    table = measure(run, "pupil", [2])
+    # Two arms, two seeds, two tasks of two examples each; what was trained before the kill is not trained again.
+    assert 0 < len(trainings) < 4 and set(trainings) == {4}
+    pd.testing.assert_frame_equal(measure(run, "pupil", [2]), table)
+    assert 0 < len(trainings) < 4 and not list((run.path / "curves").glob("*/"))
+    n_items = len(held_out(run, load_tasks(run.recipe))[0])
+    assert len(table) == (1 + 4) * n_items and set(table["n"]) == {0, 2} and set(table["shots"]) == {0}
+    trainings.clear()
+    more = measure(run, "pupil", [1, 2])
+    assert trainings == [2] * 4
+    pd.testing.assert_frame_equal(more[more["n"] != 1].reset_index(drop=True), table)
+    pd.testing.assert_frame_equal(measure(run, "pupil", [2]), table)
+
+
+def test_other_examples_are_trained_on_anew(run, trainings):
+    measure(run, "pupil", [1])
+    trainings.clear()
+    last = measure(run, "pupil", [1], lambda examples, n: examples.groupby("task", sort=False).tail(n))
+    assert trainings == [2] * 4 and set(last["n"]) == {0, 1}
+
+
+def test_examples_are_those_kept_for_the_student_under_the_seeds_of_the_run(run):
+    examples = usable(run, "pupil")
+    assert set(examples["arm"]) == {"untailored", "tailored"} and examples["kept"].all()
+    assert set(examples["seed"]) == set(run.recipe.seeds)
+
+
+def test_what_cannot_be_measured_is_said(run):
+    with pytest.raises(StoreError, match="its students are pupil"):
+        measure(run, "eve")
+    with pytest.raises(StoreError, match="must lie between 1 and"):
+        measure(run, "pupil", [1, 99])
+    with pytest.raises(StoreError, match="no finished alignment"):
+        measure(open_run("empty", run.recipe), "pupil")
+    one = run.recipe.model_copy(update={"seeds": run.recipe.seeds[:1]})
+    with pytest.raises(StoreError, match="needs two or more"):
+        measure(learning_curves.Run("one", run.path, one), "pupil")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_on_any_aligned_run(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    source, out = PROJECT / "notebooks" / "studies" / "learning_curves.ipynb", tmp_path / "out.ipynb"
+    # From its own folder, as Lab does it.
+    parameters = {"run": "loop", "sizes": "1, 2"}
+    papermill.execute_notebook(source, out, parameters, cwd=source.parent, progress_bar=False)
+    metrics = json.loads((run.path / "metrics.json").read_text())["learning_curves"]
+    assert metrics["status"] == "ok" and "worth_at_2" in metrics
+    assert "One tailored example is worth" in out.read_text()
