@@ -376,3 +376,14 @@ def test_our_muon_steps_as_torch_does_but_for_its_bfloat16():
             optimiser.step()
     for one, other, start in zip(ours, theirs, begun, strict=True):
         assert (one - other).norm() < 0.02 * (other - start).norm() > 0
+
+
+def test_raising_is_the_same_each_time(tmp_path):
+    from workbench.pocket.raising import raise_model
+
+    for name in ("one", "other"):
+        raise_model("beginner", tmp_path / name, n_tokens=8_000)
+    files = [path.name for path in (tmp_path / "one").iterdir()]
+    assert "model.safetensors" in files
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes(), file
