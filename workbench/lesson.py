@@ -25,7 +25,7 @@ from workbench.tuning import tune_dpo
 
 FOLDER = "data/samples/teaching"
 STUDENTS = ("tally-strong", "story-strong", "diary-strong")
-TASK = "web_of_lies"
+TASK = "object_counting"
 # The recipe's method at a size for a lesson; a checkpoint after each of so many steps is what a class watches.
 OVERRIDES = "alignment.n_epochs=2; alignment.batch_size=8; alignment.save_steps=2"
 FRAMES = ("drafts", "signals", "pairs", "examples")
