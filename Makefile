@@ -29,8 +29,8 @@ lint: .venv/test.stamp
 	.venv/bin/ruff format --check .
 
 pocket: .venv/core.stamp
-	.venv/bin/python -m workbench.pocket tasks
-	.venv/bin/python -m workbench.pocket models
+	.venv/bin/python -m data.pocket.make tasks
+	.venv/bin/python -m data.pocket.make models
 
 openai: .venv/core.stamp
 	$(PIP) --editable '.[openai]'

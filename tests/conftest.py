@@ -6,7 +6,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from workbench.recipe import Recipe
+from workbench.runs.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parents[1]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -83,7 +83,7 @@ def small_run(small_models, tmp_path_factory) -> Path:
     """A folder of runs with the run "loop" of the small classroom, up to its alignment; read it only, or copy it."""
     import small_classroom
 
-    from workbench.store import open_run
+    from workbench.runs.run import open_run
 
     folder = tmp_path_factory.mktemp("small") / "runs"
     with pytest.MonkeyPatch.context() as patched:

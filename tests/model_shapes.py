@@ -28,9 +28,10 @@ from transformers import (
 )
 from trl import chat_template_utils as packaged
 
-from workbench import models, prompts
-from workbench.recipe import Recipe
-from workbench.seeding import stream
+from workbench.loop import prompts
+from workbench.models import loading
+from workbench.runs.recipe import Recipe
+from workbench.runs.seeding import stream
 
 WINDOW = 48  # tokens; every prompt is longer
 COLOURS = ("red", "blue", "green", "pink", "black", "white")
@@ -154,7 +155,7 @@ def _batches(tokenizer: PreTrainedTokenizerBase, end: int, n_steps: int) -> Iter
     for _ in range(n_steps):
         rows = []
         for prompt, reply in (draw_text(rng) for _ in range(12)):
-            start = tokenizer(models.render(tokenizer, prompt))["input_ids"]
+            start = tokenizer(loading.render(tokenizer, prompt))["input_ids"]
             said = [*tokenizer(f" {reply}", add_special_tokens=False)["input_ids"], end]
             rows.append((start + said, [-100] * len(start) + said))
         width = max(len(ids) for ids, _ in rows)

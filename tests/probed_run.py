@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from workbench import prompts, records
-from workbench.pocket.rationales import STYLES, rationale_for
-from workbench.recipe import Recipe
-from workbench.signals import icl
-from workbench.store import Run, open_run
-from workbench.tasks import load_tasks
+from workbench.loop import prompts
+from workbench.runs import schemas
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run, open_run
+from workbench.signals import one_shot
+from workbench.tasks.pocket_styles import STYLES, rationale_for
+from workbench.tasks.task import load_tasks
 
 TASK = "object_counting"
 STUDENTS = ("ada", "bo")
@@ -59,18 +60,18 @@ def write_run(name: str = "probed", recipe: Recipe | None = None, rationales: li
     asked = task.validation.tail(recipe.drafting.n_questions)
     questions, drafts = [], []
     for n, (question, target) in enumerate(zip(asked["question"], asked["target"], strict=True)):
-        one = {"task": TASK, "question_id": records.text_id(question), "question": question}
+        one = {"task": TASK, "question_id": schemas.text_id(question), "question": question}
         reply = prompts.question_reply(question, target)
         more = {"drafted_target": target, "reply": reply, "prompt_id": "p", "call": n, "index": 0}
         questions.append(one | more | {"kept": True, "drop_reason": ""})
         for style in STYLES:
             text = next(texts, None) or " " + rationale_for(TASK, question, style)
-            draft = {"draft_id": records.text_id(f"{question}/{style}/{text}"), **one, "technique": style}
+            draft = {"draft_id": schemas.text_id(f"{question}/{style}/{text}"), **one, "technique": style}
             # Tally is right and diary is not, wherever that can be told.
             right = style != "diary"
             draft |= {"rationale": text, "answer": target if right else "99", "gold": target, "correct": right}
             drafts.append(draft | {"n_tokens": 20})
-    questions, drafts = records.build(questions, "questions"), records.build(drafts, "drafts")
+    questions, drafts = schemas.build(questions, "questions"), schemas.build(drafts, "drafts")
     items = task.validation.head(recipe.preference_set.n_items).assign(task=TASK, chosen=True)
     items = items.assign(discrimination=np.nan, difficulty=np.nan)
     chance = {"tally": 0.8, "meter": 0.6, "story": 0.5, "diary": 0.4}
@@ -84,9 +85,9 @@ def write_run(name: str = "probed", recipe: Recipe | None = None, rationales: li
         ]
     )
     probes.loc[~probes["correct"], "answer"] = "0"
-    signals = icl.score(probes, drafts, dict.fromkeys(recipe.models.students, "fp"), "set")
+    signals = one_shot.score(probes, drafts, dict.fromkeys(recipe.models.students, "fp"), "set")
     store(work, "drafting", {}, questions=questions, drafts=drafts)
-    columns = list(records.SCHEMAS["preference_set"].columns)
+    columns = list(schemas.SCHEMAS["preference_set"].columns)
     store(work, "probing", {"drafting": "f"}, preference_set=items[columns], probes=probes, signals=signals)
     return work
 

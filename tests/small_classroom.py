@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from workbench import prompts
-from workbench.recipe import Recipe
-from workbench.seeding import stream
+from workbench.loop import prompts
+from workbench.runs.recipe import Recipe
+from workbench.runs.seeding import stream
 
 STAGES = {
-    "drafting": "workbench.drafting:draft",
-    "probing": "workbench.signals:probe",
-    "alignment": "workbench.alignment:align",
-    "training": "workbench.training:train",
-    "evaluation": "workbench.evaluation:evaluate",
+    "drafting": "workbench.loop.drafting:draft",
+    "probing": "workbench.methods.base:probe",
+    "alignment": "workbench.loop.tailoring:align",
+    "training": "workbench.loop.budgets:train",
+    "evaluation": "workbench.verdict.evaluation:evaluate",
 }
 TASKS = ("web_of_lies", "object_counting")
 SIZES = (1, 2)
@@ -26,9 +26,9 @@ SIZES = (1, 2)
 
 def build(folder: Path) -> None:
     """Write two task files and train a teacher and a student that keep to the form, and one that cannot."""
-    from workbench.pocket.classroom import DESCRIPTIONS, TECHNIQUES
-    from workbench.pocket.problems import solve, write
-    from workbench.pocket.raising import Shape, make_tokenizer, new_model, save, train
+    from data.pocket.make.classroom import DESCRIPTIONS, TECHNIQUES
+    from data.pocket.make.raising import Shape, make_tokenizer, new_model, save, train
+    from workbench.tasks.pocket_questions import solve, write
 
     (folder / "tasks").mkdir()
     for task in TASKS:
@@ -62,10 +62,10 @@ def _blur(model, amount: float) -> None:
 
 
 def _text(rng) -> list[tuple[str, bool]]:
-    from workbench.pocket.classroom import DESCRIPTIONS, TECHNIQUES
-    from workbench.pocket.problems import solve, write
-    from workbench.pocket.raising import ASSISTANT, END, USER
-    from workbench.pocket.rationales import STYLES, rationale_for
+    from data.pocket.make.classroom import DESCRIPTIONS, TECHNIQUES
+    from data.pocket.make.raising import ASSISTANT, END, USER
+    from workbench.tasks.pocket_questions import solve, write
+    from workbench.tasks.pocket_styles import STYLES, rationale_for
 
     task, style = str(rng.choice(TASKS)), str(rng.choice(STYLES))
     asked = [write(task, rng, SIZES) for _ in range(4)]
@@ -115,7 +115,7 @@ def compute(stage: str, run) -> dict:
 
 def run_whole(runs: Path, recipe: Recipe) -> Path:
     """Run all stages of a recipe under the name "loop", uninterrupted; return the folder of runs."""
-    from workbench.store import open_run
+    from workbench.runs.run import open_run
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(runs))
@@ -134,7 +134,7 @@ def run_until_killed(runs: str, recipe: Recipe, kill: tuple[str, str, int] | Non
         kill: Stage, "module:Class.method" and n; None to live.
     """
     os.environ["WORKBENCH_RUNS"] = runs
-    from workbench.store import open_run
+    from workbench.runs.run import open_run
 
     run = open_run("loop", recipe)
     for stage in STAGES:

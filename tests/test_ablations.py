@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.ablations import ALL, OTHERS, cohort, cohort_markdown, contrasts, contrasts_markdown
-from workbench.recipe import Recipe
-from workbench.seeding import stream
+from workbench.runs.recipe import Recipe
+from workbench.runs.seeding import stream
+from workbench.verdict.ablations import ALL, OTHERS, cohort, cohort_markdown, contrasts, contrasts_markdown
 
 SHARES = {  # student -> arm -> how often it is right
     "s": {"untailored": 0.3, "tailored": 0.7, "most_preferred": 0.3, "tailored_for_t": 0.3, "tailored_for_u": 0.5},

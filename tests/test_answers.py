@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import prompts
-from workbench.answers import Answers
+from workbench.tasks import answers as answers_module
+from workbench.tasks.answers import Answers
 
 NUMBERS = [
     ("<ans>72</ans>", "72"),
@@ -157,8 +157,8 @@ def test_two_answers(kind, answer, target):
 @given(st.text())
 def test_tagged_answers_are_read_and_compared_as_they_always_were(reply):
     tagged = Answers()
-    assert tagged.read(reply) == prompts.parse_answer(reply)
-    assert tagged.same(reply, "a") == prompts.grade(reply, "a")
+    assert tagged.read(reply) == answers_module.parse_answer(reply)
+    assert tagged.same(reply, "a") == answers_module.grade(reply, "a")
 
 
 @given(

@@ -2,10 +2,10 @@ import pandas as pd
 import pytest
 from test_pairs import frames, task
 
-from workbench import records
-from workbench.arms import aligned_arms, draft_examples, examples_of_arm, pairs_of_arm
-from workbench.pairs import build_pairs
-from workbench.recipe import ARMS, BY_TRAINING_LOSS, Recipe
+from workbench.loop.arms import aligned_arms, draft_examples, examples_of_arm, pairs_of_arm
+from workbench.loop.pairs import build_pairs
+from workbench.runs import schemas
+from workbench.runs.recipe import ARMS, BY_TRAINING_LOSS, Recipe
 
 SCORES = {
     "q1": [0.9, 0.5, 0.1, 0.2],
@@ -80,7 +80,7 @@ def test_pairs_of_other_tasks_can_be_kept_back(of, made):
 
 def test_three_ways_to_select_a_rationale(of, made):
     drafts, signals, _ = made
-    rows = records.build(draft_examples(of(), {"sums": task()}, drafts, signals), "examples")
+    rows = schemas.build(draft_examples(of(), {"sums": task()}, drafts, signals), "examples")
     assert set(rows["student"]) == {"s", "t"} and set(rows["seed"]) == {0, 1}
     assert rows.groupby(["arm", "student", "seed"]).size().eq(4).all()
     technique = drafts.set_index(["question_id", "rationale"])["technique"]

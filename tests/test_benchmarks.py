@@ -4,10 +4,10 @@ import sys
 import pytest
 from conftest import PROJECT, not_run
 
-from workbench import benchmarks
-from workbench.benchmarks import BenchmarkError, ask_model
-from workbench.engines import TransformersEngine
-from workbench.recipe import Recipe
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.runs.recipe import Recipe
+from workbench.verdict import benchmarks
+from workbench.verdict.benchmarks import BenchmarkError, ask_model
 
 STUDENT = "data/pocket/no-preference"
 YAML = """

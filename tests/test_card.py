@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from workbench.card import _better, _found, _learned
+from workbench.report.card import _better, _found, _learned
 
 NATIVE = {"student": "ada", "native": "tally", "auc": 0.9, "auc_low": 0.8, "auc_high": 0.95}
 SHARES = {

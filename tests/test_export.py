@@ -10,15 +10,18 @@ from conftest import PROJECT, RECIPE
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
-from workbench import cards, facts, markdown, models, records
-from workbench.__main__ import DONE, FAILED, main
-from workbench.export import FORMS, _file_of, export
-from workbench.facts import Facts
-from workbench.recipe import Recipe
-from workbench.reviews import Reviews, newer_than_alignment, overrule, standing
-from workbench.store import NOTEBOOKS, Run, StoreError, look, open_run
-from workbench.tuning import student_folder, teacher_folder
-from workbench.verdict import verdict
+from workbench.cli.main import DONE, FAILED, main
+from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment, standing
+from workbench.models import loading
+from workbench.models.trl import student_folder, teacher_folder
+from workbench.report import cards, facts
+from workbench.report.export import FORMS, _file_of, export
+from workbench.report.facts import Facts
+from workbench.runs import schemas
+from workbench.runs.cache import StoreError, record_test_access
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import NOTEBOOKS, Run, open_run
+from workbench.verdict.verdict import verdict
 
 EVIL = "```\n---\nlicense: evil\n---\n<script>alert(1)</script> ````` | [a](b) \u2028 \x1b[31m \u202e end"
 ARMS = ("untailored", "random_pairs", "tailored")
@@ -57,7 +60,7 @@ def _run() -> Run:
     recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bo-b": "some/student"}
     recipe_values["models"]["licences"] = {"bo-b": "Gemma Terms"}
     run = open_run("done", Recipe.model_validate(recipe_values))
-    look("file", "items", "of this run")
+    record_test_access("file", "items", "of this run")
     parents = {"test object_counting": "file"}
     for n, stage in enumerate(NOTEBOOKS):
         frames = {"alignment": _alignment, "training": _training, "evaluation": _evaluation}.get(stage, dict)()
@@ -104,7 +107,7 @@ def _examples() -> pd.DataFrame:
                 row |= {"task": "object_counting", "question_id": f"q{n}", "question": text, "rationale": f" {text}"}
                 row |= {"answer": str(n), "gold": "" if n == 1 else "2", "correct": n == 2, "style": "", "n_tokens": 5}
                 rows.append(row | {"kept": n != 4, "drop_reason": "" if n != 4 else "written before"})
-    return records.build(rows, "examples")
+    return schemas.build(rows, "examples")
 
 
 def _alignment() -> dict[str, pd.DataFrame]:
@@ -119,8 +122,8 @@ def _alignment() -> dict[str, pd.DataFrame]:
     }
     point = {"stage": "alignment", "arm": "tailored", "seed": 0, "step": 1, "metric": "loss", "value": 0.693}
     return {
-        "pairs": records.build([pair | {"student": student} for student in STUDENTS], "pairs"),
-        "curve": records.build([point | {"student": student} for student in STUDENTS], "curve"),
+        "pairs": schemas.build([pair | {"student": student} for student in STUDENTS], "pairs"),
+        "curve": schemas.build([point | {"student": student} for student in STUDENTS], "curve"),
         "examples": _examples(),
     }
 
@@ -137,7 +140,7 @@ def _training() -> dict[str, pd.DataFrame]:
             row |= {"student": student, "task": one.task, "example_id": one.example_id}
             row |= {"prompt": f"Question: {one.question}"}
             rows.append(row | {"completion": one.rationale, "n_tokens": 6})
-    return {"rows": records.build(rows, "rows")}
+    return {"rows": schemas.build(rows, "rows")}
 
 
 def _evaluation() -> dict[str, pd.DataFrame]:
@@ -152,7 +155,7 @@ def _evaluation() -> dict[str, pd.DataFrame]:
                     rows.append(
                         row | {"item_id": f"i{item}", "answer": "2", "style": "", "parsed": True, "correct": ok}
                     )
-    return {"predictions": records.build(rows, "predictions")}
+    return {"predictions": schemas.build(rows, "predictions")}
 
 
 def test_every_form_loads_and_holds_the_rows_trained_on(made, tmp_path):
@@ -188,7 +191,7 @@ def test_trl_makes_of_its_form_what_the_run_trained_on(made):
     from trl.data_utils import apply_chat_template, is_conversational
 
     folder = made.path / "export" / "tailored" / "ada"
-    tokenizer = models.load_tokenizer("data/pocket/tally-strong")
+    tokenizer = loading.load_tokenizer("data/pocket/tally-strong")
     trained = made.stage("training").read("rows").query("student == 'ada' and arm == 'tailored'")
     lines = (folder / "trl.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(lines) == len(trained)
@@ -196,7 +199,7 @@ def test_trl_makes_of_its_form_what_the_run_trained_on(made):
         example = {key: line[key] for key in ("prompt", "completion")}
         assert is_conversational(example)
         made = apply_chat_template(example, tokenizer)
-        assert made["prompt"] == models.render(tokenizer, row.prompt)
+        assert made["prompt"] == loading.render(tokenizer, row.prompt)
         assert made["completion"] == row.completion + tokenizer.eos_token
 
 
@@ -220,7 +223,7 @@ def test_models_load_by_transformers_alone_and_hold_nothing_of_ours(made):
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         assert model.generate(**ids, max_new_tokens=2, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 2
         assert not {"tuned.json", "training_args.bin"} & {path.name for path in folder.iterdir()}
-    assert models.fingerprint_model(folders[0]) == models.fingerprint_model("data/pocket/teacher")
+    assert loading.fingerprint_model(folders[0]) == loading.fingerprint_model("data/pocket/teacher")
 
 
 def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(made):
@@ -260,13 +263,13 @@ def test_texts_of_models_stay_in_their_fences(made):
 
 
 def test_escaped_lines_are_shown_as_they_are():
-    assert markdown.plain("a|b\n<i>*x*</i> `c` [d](e)") == r"a\|b &lt;i&gt;\*x\*&lt;/i&gt; \`c\` \[d\](e)"
-    assert markdown.table(["n"], [[1234], ["a|b"]]) == "| n |\n| --- |\n| 1,234 |\n| a\\|b |"
-    assert markdown.fenced("a ```` b", "yaml") == "`````yaml\na ```` b\n`````"
+    assert cards.plain("a|b\n<i>*x*</i> `c` [d](e)") == r"a\|b &lt;i&gt;\*x\*&lt;/i&gt; \`c\` \[d\](e)"
+    assert cards.table(["n"], [[1234], ["a|b"]]) == "| n |\n| --- |\n| 1,234 |\n| a\\|b |"
+    assert cards.fenced("a ```` b", "yaml") == "`````yaml\na ```` b\n`````"
 
 
 def test_a_card_says_what_the_run_holds(work):
-    look("file", "items", "of a later run")
+    record_test_access("file", "items", "of a later run")
     text = DatasetCard.load(export(work)[0] / "README.md").text
     assert "On pocket models, for student ada, tailored is better than untailored by 50.0 points" in text
     assert "The test set was opened once, by this run" in text
@@ -291,7 +294,7 @@ def test_a_card_says_what_people_made_of_the_pairs(work):
     reviews.add(own.iloc[0], "review", "flip")
     text = DatasetCard.load(export(work)[0] / "README.md").text
     assert "Of 1 pair people say something else now than when the teachers were aligned" in text
-    used = overrule(pairs, standing(reviews.events()))
+    used = apply_reviews(pairs, standing(reviews.events()))
     stage, manifest = work.stage("alignment"), work.stage("alignment").manifest
     for name, frame in ({name: stage.read(name) for name in manifest["files"]} | used._asdict()).items():
         if name != "counts":

@@ -9,7 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from workbench import figures, figures_base, figures_probing, inference, verdict
+from workbench import figures
+from workbench.figures import scores as scores_module
+from workbench.figures import style as style_module
+from workbench.verdict import intervals, verdict
 
 EVIL = "<img src=x onerror=alert(1)>%{x}$a$</script>"
 TECHNIQUES = ["bare", "forwards", "sorted_lists", EVIL]
@@ -124,7 +127,7 @@ def evaluated():
     for student, effect in (("ada", 0.22), ("bob", 0.02), (EVIL, -0.2)):
         for shots in settings["shots"]:
             for arm in ARMS:
-                tables = inference.simulate(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
+                tables = intervals.simulate(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
                 for seed, answers in zip([-1] if arm == "base" else [0, 1, 2], tables[0]):
                     rows += [
                         (student, arm, seed, shots, [*TASKS, EVIL][i % 3], f"i{i}", "x", True, bool(v))
@@ -153,7 +156,7 @@ def all_figures():
         "by_student": figures.by_student(result),
         "sign_flips": figures.sign_flips(answers, result, EVIL),
         "decision_shares": figures.decision_shares(
-            dict.fromkeys((inference.BETTER, inference.WORSE, inference.SAME, inference.UNDECIDED), 5),
+            dict.fromkeys((intervals.BETTER, intervals.WORSE, intervals.SAME, intervals.UNDECIDED), 5),
             "True difference 0",
         ),
         "evil_student": figures.comparisons(result, EVIL),
@@ -214,7 +217,7 @@ def test_sign_flips_show_the_p_value_of_the_verdict():
 
 
 def test_decision_shares_are_shares():
-    fig = figures.decision_shares({inference.BETTER: 30, inference.UNDECIDED: 90}, "True difference +5")
+    fig = figures.decision_shares({intervals.BETTER: 30, intervals.UNDECIDED: 90}, "True difference +5")
     assert [bar.x[0] for bar in fig.data] == [25.0, 75.0]
     assert "True difference +5: better 25 %" in figures.sentence(fig)
 
@@ -231,23 +234,23 @@ def test_decidedness_reads_the_probability_of_unflipped_pairs():
 
 
 def test_auc_by_hand_and_covers():
-    area, low, high = inference.auc([3, 2, 2, 1], [True, True, False, False], [0, 1, 2, 3])
+    area, low, high = intervals.auc([3, 2, 2, 1], [True, True, False, False], [0, 1, 2, 3])
     assert area == pytest.approx(3.5 / 4) and low < area <= high
     generator, covered = np.random.default_rng(0), 0
     for _ in range(300):
         question = np.repeat(np.arange(30), 4)
         positive = np.tile([True, False, False, False], 30)
         scores = generator.normal(0, 1, 30)[question] + generator.normal(0, 1, 120) + 1.0 * positive
-        _, low, high = inference.auc(scores, positive, question)
+        _, low, high = intervals.auc(scores, positive, question)
         covered += low <= 0.6914625 <= high  # normal distribution function at 1 / (2 * sqrt(1 + 1) / sqrt(2))
     assert covered / 300 > 0.9
 
 
 def test_clustered_mean_by_hand():
-    mean, low, high = inference.clustered_mean([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
+    mean, low, high = intervals.clustered_mean([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
     half = 12.706204736 * (2 * 2) ** 0.5 / 4  # sums +1 and -1, times 2 / (2 - 1)
     assert (mean, high - mean, mean - low) == pytest.approx((0.5, half, half))
-    assert np.isnan(inference.clustered_mean([1.0], ["a"])[1])
+    assert np.isnan(intervals.clustered_mean([1.0], ["a"])[1])
 
 
 def test_empty_frames_are_refused():
@@ -273,7 +276,7 @@ def test_more_drafts_than_can_be_told_apart_are_sampled_and_the_figure_says_so(m
     drafts = drafts_frame()
     signals = signals_frame(drafts)
     whole = figures.preference_scores(signals, drafts, "ada")
-    monkeypatch.setattr(figures_probing, "MAX_DOTS", 50)
+    monkeypatch.setattr(scores_module, "MAX_DOTS", 50)
     some = figures.preference_scores(signals, drafts, "ada")
     n_dots = [sum(len(trace.x) for trace in fig.data if trace.name == "one draft") for fig in (whole, some)]
     assert n_dots == [160, 50]
@@ -283,9 +286,9 @@ def test_more_drafts_than_can_be_told_apart_are_sampled_and_the_figure_says_so(m
 
 
 def test_a_long_table_is_stored_in_part_and_counted_whole(monkeypatch):
-    monkeypatch.setattr(figures_base, "STORED_ROWS", 70)
+    monkeypatch.setattr(style_module, "STORED_ROWS", 70)
     frame = pd.DataFrame({"n": range(100)})
-    fig = figures_base.finish(go.Figure(), "t", "s", "c", "s", frame)
+    fig = style_module.finish(go.Figure(), "t", "s", "c", "s", frame)
     assert len(fig.layout.meta["table"]["rows"]) == 70
     assert figures.table(fig) == figures.table(frame) and "40 more rows" in figures.table(fig)
 

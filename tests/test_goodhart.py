@@ -10,9 +10,10 @@ import pytest
 import small_classroom
 
 from workbench import figures
-from workbench.goodhart import by_round, findings, follow, in_words, partings, stored
-from workbench.seeding import stream
-from workbench.store import StoreError, open_run
+from workbench.runs.cache import StoreError
+from workbench.runs.run import open_run
+from workbench.runs.seeding import stream
+from workbench.verdict.goodhart import by_round, findings, follow, in_words, partings, stored
 
 SCORES = (0.4, 0.5, 0.6, 0.65)
 
@@ -115,7 +116,7 @@ def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsy
     run = open_run("loop")
     assert stored(run) is None
     process = multiprocessing.get_context("spawn").Process(
-        target=follow_until_killed, args=(str(aligned), ("workbench.items:Items.put_many", 6))
+        target=follow_until_killed, args=(str(aligned), ("workbench.runs.cache:Cache.put_many", 6))
     )
     process.start()
     process.join()

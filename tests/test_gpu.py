@@ -13,17 +13,17 @@ import pytest
 import torch
 import yaml
 from conftest import RECIPE, not_run
-from test_models import TEMPLATE, WORDS, tiny_tokenizer
+from test_loading import TEMPLATE, WORDS, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workbench import models
-from workbench.engines import TransformersEngine
-from workbench.generation import Decoding, Request
-from workbench.guard import Guard
-from workbench.recipe import Recipe
+from workbench.models import loading
+from workbench.models.engine import Decoding, Request
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.models.trl import tune_dpo, tune_sft
+from workbench.runs.recipe import Recipe
 from workbench.signals.influence import InfluenceSettings, measure
-from workbench.tuning import tune_dpo, tune_sft
-from workbench.warming import WarmUp, warm_up
+from workbench.signals.warm_up import WarmUp, warm_up
+from workbench.tasks.contamination import Guard
 
 pytestmark = pytest.mark.gpu
 
@@ -131,7 +131,7 @@ def test_it_is_aligned_by_dpo_with_an_adapter(recipe_of, tmp_path):
     print(f"loss {values(result, 'loss')[0]:.3f} to {values(result, 'loss')[-1]:.3f}")
     assert values(result, "loss")[0] == pytest.approx(np.log(2), abs=0.02)
     assert values(result, "rewards/margins")[-1] > 0.1
-    loaded = models.load(tmp_path, "bfloat16", DEVICE)
+    loaded = loading.load(tmp_path, "bfloat16", DEVICE)
     assert loaded.model.dtype == torch.bfloat16 and not (tmp_path / "adapter_config.json").exists()
 
 
@@ -194,7 +194,7 @@ def test_it_is_aligned_and_trained_in_four_bits(recipe_of, billion, tmp_path):
     with measured("SFT with QLoRA, 128 texts x 2", trained_tokens(taught, 2)):
         trained = tune_sft(recipe, str(billion), taught, 4, tmp_path / "sft", seed=1)
     assert values(aligned, "rewards/margins")[-1] > 0 and values(trained, "loss")[-1] < values(trained, "loss")[0]
-    assert models.load(tmp_path / "sft", "bfloat16", DEVICE).model.dtype == torch.bfloat16
+    assert loading.load(tmp_path / "sft", "bfloat16", DEVICE).model.dtype == torch.bfloat16
 
 
 N_CANDIDATES, N_REFERENCE = 24, 256

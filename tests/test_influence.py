@@ -12,19 +12,35 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_models import WORDS, tiny_folder, tiny_tokenizer
-from test_warming import SETTINGS, adapter_folder
+from test_loading import WORDS, tiny_folder, tiny_tokenizer
+from test_warm_up import SETTINGS, adapter_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workbench import packing, records, tuning, warming
-from workbench.guard import Guard
-from workbench.models import fingerprint_model, load
-from workbench.packing import Texts
-from workbench.signals import influence, stepping
-from workbench.signals.influence import InfluenceSettings, in_doubt, measure, reference_weights
-from workbench.signals.stepping import InfluenceError, WarmStudent
-from workbench.store import fingerprint
-from workbench.warming import KINDS, Warmed, WarmingError, load_warmed, save_warmed, trainable, warm_up
+from workbench.models import packed_losses, trl
+from workbench.models.loading import fingerprint_model, load
+from workbench.models.packed_losses import Texts
+from workbench.runs import schemas
+from workbench.runs.run import fingerprint
+from workbench.signals import influence
+from workbench.signals import warm_up as warm_up_module
+from workbench.signals.influence import (
+    InfluenceError,
+    InfluenceSettings,
+    SnapshotStudent,
+    in_doubt,
+    measure,
+    reference_weights,
+)
+from workbench.signals.warm_up import (
+    KINDS,
+    OptimizerSnapshot,
+    WarmingError,
+    load_warmed,
+    save_warmed,
+    trainable,
+    warm_up,
+)
+from workbench.tasks.contamination import Guard
 
 NOTHING = Guard({})
 RATE = 0.1
@@ -72,7 +88,7 @@ def paper(tmp_path, runs):
         first["lm_head.weight"][2], first["lm_head.weight"][6] = exp_avg
         adamw = {"learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, "eps": 1e-12, "weight_decay": weight_decay}
         tensors = dict(zip(KINDS, (weights, first, second), strict=True))
-        save_warmed(Warmed(fingerprint_model(folder), steps, adamw, tensors), tmp_path / "warmed")
+        save_warmed(OptimizerSnapshot(fingerprint_model(folder), steps, adamw, tensors), tmp_path / "warmed")
         return tmp_path / "warmed"
 
     return str(folder), warmed
@@ -175,7 +191,7 @@ def measured(student, warm, candidates=CANDIDATES, reference=REFERENCE, workers=
 
 
 def test_exact_is_what_torch_and_a_plain_loop_give(student, warm, runs):
-    found = records.check(measured(student, warm), "influences").set_index("draft_id")
+    found = schemas.check(measured(student, warm), "influences").set_index("draft_id")
     for row in CANDIDATES.itertuples():
         before, after = plain_loop(student, load_warmed(warm), row.prompt, row.completion)
         assert found.loc[row.draft_id, "raw"] == pytest.approx(before - after, abs=2e-6)
@@ -222,7 +238,7 @@ def plain_loop(student, warmed, prompt, completion) -> tuple[float, float]:
 
 def test_weights_and_optimiser_state_are_restored_to_the_bit(student, warm):
     state = load_warmed(warm)
-    warmed = WarmStudent(student, state, "cpu", 1e-2)
+    warmed = SnapshotStudent(student, state, "cpu", 1e-2)
     kept = [tensor.clone() for tensor in (warmed.weights, warmed.exp_avg, warmed.exp_avg_sq)]
     parameters = dict(warmed.model.named_parameters())
     movement = warmed.movement(torch.ones_like(warmed.weights))
@@ -248,7 +264,7 @@ def test_order_and_duplicates_change_nothing(student, warm, runs, monkeypatch, w
     settings = {"way": way, "learning_rate": 1e-3, "n_calibrate": 3}
     found = measured(student, warm, **settings)
     monkeypatch.setenv("WORKBENCH_RUNS", str(runs / "other"))
-    monkeypatch.setattr(stepping, "BLOCK", 3)
+    monkeypatch.setattr(influence, "BLOCK", 3)
     twice = pd.concat([CANDIDATES.assign(draft_id="again " + CANDIDATES["draft_id"]), CANDIDATES[::-1]])
     other = measured(student, warm, twice, **settings).set_index("draft_id")
     for prefix in ("", "again "):
@@ -268,13 +284,13 @@ def test_the_number_of_processes_changes_nothing(student, warm, runs, monkeypatc
 
 
 def count_steps(monkeypatch) -> list[str]:
-    stepped, movement_on = [], stepping._movement_on
+    stepped, movement_on = [], influence._movement_on
 
     def counted(student, candidate):
         stepped.append(candidate.name)
         return movement_on(student, candidate)
 
-    monkeypatch.setattr(stepping, "_movement_on", counted)
+    monkeypatch.setattr(influence, "_movement_on", counted)
     return stepped
 
 
@@ -378,7 +394,7 @@ def test_an_adapter_moves_alone(tmp_path, runs):
     warm_up(adapter, draw(12, 0), SETTINGS, 0, tmp_path / "state", "cpu")
     exact, first = (measured(adapter, tmp_path / "state", way=way, learning_rate=1e-4) for way in influence.WAYS[:2])
     assert exact["value"].corr(first["value"]) > 0.99 and exact["value"].std() > 0
-    warmed = WarmStudent(adapter, load_warmed(tmp_path / "state"), "cpu", 1e-2)
+    warmed = SnapshotStudent(adapter, load_warmed(tmp_path / "state"), "cpu", 1e-2)
     n_adapter = sum(tensor.numel() for tensor in load_warmed(tmp_path / "state").tensors["weights"].values())
     assert warmed.weights.numel() == n_adapter
 
@@ -406,17 +422,17 @@ def test_a_state_of_another_model_is_refused(warm, runs, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_candidate_and_keeps_the_rest(student, warm, runs, monkeypatch):
-    stepped, movement_on = count_steps(monkeypatch), stepping._movement_on
+    stepped, movement_on = count_steps(monkeypatch), influence._movement_on
 
     def wild(student, candidate):
         movement = movement_on(student, candidate)
         return movement * math.nan if candidate.name == "d4" else movement
 
-    monkeypatch.setattr(stepping, "_movement_on", wild)
+    monkeypatch.setattr(influence, "_movement_on", wild)
     with pytest.raises(InfluenceError, match=r"after a step on candidate d4 is not finite; lower the learning rate"):
         measured(student, warm)
     n_done = len(stepped) - 1
-    monkeypatch.setattr(stepping, "_movement_on", movement_on)
+    monkeypatch.setattr(influence, "_movement_on", movement_on)
     stepped.clear()
     measured(student, warm)
     assert len(stepped) == len(CANDIDATES) - n_done
@@ -437,12 +453,19 @@ def test_impossible_settings_are_refused():
 
 
 def test_the_version_is_raised_with_the_code():
-    parts = (WarmStudent, stepping.step_job, stepping._zero_step, stepping._exact, stepping._first_order)
-    parts += (stepping._movement_on, packing.token_losses, packing._attend, packing._Row, packing.pack, Texts)
-    parts += (packing._families, packing.single, tuning.encode, warming.trainable)
+    parts = (SnapshotStudent, influence.step_job, influence._zero_step, influence._exact, influence._first_order)
+    parts += (
+        influence._movement_on,
+        packed_losses.token_losses,
+        packed_losses._attend,
+        packed_losses._Row,
+        packed_losses.pack,
+        Texts,
+    )
+    parts += (packed_losses._families, packed_losses.single, trl.encode, warm_up_module.trainable)
     code = "".join(inspect.getsource(part) for part in parts)
     digest = fingerprint([hashlib.sha256(code.encode()).hexdigest()])
-    assert (influence.VERSION, digest) == (1, "55ca1254c1dd753a"), (
+    assert (influence.VERSION, digest) == (1, "9cb9d6a0cb6326f4"), (
         "How influence is measured changed: raise VERSION in workbench/signals/influence.py if figures can change, and "
         "write the new digest here."
     )

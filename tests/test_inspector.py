@@ -12,12 +12,12 @@ import pytest
 from conftest import PROJECT
 from probed_run import STUDENTS, store, write_run
 
-from workbench import notebook
-from workbench.alignment import align
-from workbench.inspector import Inspector, inspect
-from workbench.reviews import ReviewError, Reviews, overrule
-from workbench.store import open_run
-from workbench.trace import lineage
+from workbench.loop.reviews import ReviewError, Reviews, apply_reviews
+from workbench.loop.tailoring import align
+from workbench.notebook import display
+from workbench.notebook.inspector import Inspector, inspect
+from workbench.report.lineage import lineage
+from workbench.runs.run import open_run
 
 BAD = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 
@@ -262,8 +262,8 @@ def test_an_empty_set_of_pairs_is_no_error(inspector, tmp_path):
 
 def test_headless_it_is_a_sentence_and_a_table(inspector, monkeypatch, capsys):
     shown = []
-    monkeypatch.setenv(notebook.HEADLESS, "1")
-    monkeypatch.setattr(notebook, "_display", lambda markup, plain, handle=None: shown.append((markup, plain)))
+    monkeypatch.setenv(display.HEADLESS, "1")
+    monkeypatch.setattr(display, "_display", lambda markup, plain, handle=None: shown.append((markup, plain)))
     inspector.show()
     assert [len(shown), "view" in vars(inspector)] == [2, False]
     assert inspector.facts() in shown[0][1] and inspector.pair["pair_id"] in shown[1][1]
@@ -309,13 +309,14 @@ def test_pairs_of_a_finished_alignment_are_read_unless_people_changed_them(inspe
     pd.testing.assert_frame_equal(again.pairs, inspector.pairs)
     store(work, "alignment", parents | {"probing": "earlier"}, pairs=inspector.pairs.head(3))
     assert len(inspect(work).pairs) == 14 and "rationale groups" in inspect(work).counted
-    changed = overrule(inspector.pairs, {}).reviews
+    changed = apply_reviews(inspector.pairs, {}).reviews
     store(work, "alignment", parents, pairs=inspector.pairs.head(3), reviews=changed)
     assert len(inspect(work).pairs) == 14
     shutil.rmtree(work.stage("alignment").path)
 
 
 def test_looking_at_pairs_brings_no_models_and_no_widget():
-    code = "import sys, workbench.inspector; print(sorted({'torch', 'transformers', 'anywidget'} & set(sys.modules)))"
+    names = "{'torch', 'transformers', 'anywidget'}"
+    code = f"import sys, workbench.notebook.inspector; print(sorted({names} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,21 +10,21 @@ import pytest
 from lab import THEMES, axe_finds_nothing, lab, use_theme, write_notebook
 from probed_run import write_run
 
-from workbench.reviews import Reviews, standing
-from workbench.store import open_run
+from workbench.loop.reviews import Reviews, standing
+from workbench.runs.run import open_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 START = """import os
 import workbench as wb
-from workbench.store import open_run
+from workbench.runs.run import open_run
 
 work = open_run("probed")
 wb.inspect(work).show()
 print("pid", os.getpid())"""
 ALIGN = """aligned = wb.align(work)
 print({what: n for what, n in work.stage("alignment").manifest["counts"].items() if "review" in what})"""
-MONITOR = """from workbench.monitor import RunMonitor
+MONITOR = """from workbench.notebook.watch import RunMonitor
 
 RunMonitor("hostile").show()"""
 TEXTS = [
@@ -255,7 +255,7 @@ def test_hostile_texts_are_shown_as_text_and_everything_can_be_used_by_everybody
     lab.wait_for(".wbi-position", "Pair 1")
     lab.page.locator(".wbi").focus()
     monkeypatch.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-    from workbench.inspector import inspect
+    from workbench.notebook.inspector import inspect
 
     pairs = inspect(open_run("hostile")).pairs
     for at, pair in enumerate(pairs.to_dict("records")):

@@ -1,4 +1,4 @@
-"""Imports only go down: records at the bottom, the command line at the top, no stage knowing another."""
+"""The house: a room imports only from the rooms before it, and what the rooms must not know of one another."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -6,24 +6,13 @@ from graphlib import TopologicalSorter
 import pytest
 from conftest import PROJECT
 
-FLOORS = {
-    0: "markdown records recipe recipe_engines recipe_faults recipe_montessori recipe_parts seeding",
-    1: "heartbeat items store answers sources tasks guard likeness prompts models prefix_attention generation "
-    "engines engine_vllm engine_openai server spending starting pool writing asking tuning packing warming "
-    "trainers launching training_process unsloth_backend near_duplicates synthesis reference",
-    2: "drafting signals signals.icl signals.irt signals.influence signals.montessori signals.stepping "
-    "preference_set pairs arms alignment training evaluation inference verdict overlap simulation calibration "
-    "decidedness reproduction trials workload reviews",
-    3: "figures inspection",
-    4: "__main__ notebook headless report card plan doctor trace playground summary ablations validity goodhart facts "
-    "cards export selection look_back judging monitor lesson guessing what_if inspector inspector_view benchmarks "
-    "asked two_signals rates",
-}
-# What a run folder calls a stage; pairs, irt, influence, inference, verdict and the like are what stages are made of.
-STAGES = {"drafting", "signals.icl", "signals.montessori", "alignment", "training", "evaluation"}
-# The pocket classroom and the table of contents stand beside the floors: anything below the surface is theirs to use.
-BESIDE = ("pocket", "__init__")
-MODELS = {"torch", "transformers", "trl", "peft", "vllm", "workbench.models", "workbench.engines"}
+ROOMS = "runs tasks models loop signals methods verdict figures report notebook cli".split()
+AT_THE_TOP = 6
+FILES_IN_A_ROOM = {room: range(3, 17 if room == "signals" else 13) for room in ROOMS}
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 600, 60
+# What a run folder calls a stage; the rest is what stages are made of.
+STAGES = {"loop.drafting", "loop.tailoring", "loop.budgets", "methods.arte", "methods.montessori", "verdict.evaluation"}
+MODELS = {"torch", "transformers", "trl", "peft", "vllm"}
 
 
 def module_name(path) -> str:
@@ -32,13 +21,15 @@ def module_name(path) -> str:
 
 
 FILES = {module_name(path): path for path in sorted((PROJECT / "workbench").rglob("*.py"))}
-FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
-# Figures are one thing in several files, one for each stage.
-FLOOR_OF |= {module: 3 for module in FILES if module.startswith("figures_")}
 
 
-def is_beside(module: str) -> bool:
-    return module.split(".")[0] in BESIDE
+def room_of(module: str) -> str:
+    """Return the room of a module, "" for what stands at the top."""
+    first = module.split(".")[0]
+    return first if first in ROOMS else ""
+
+
+IN_ROOMS = [module for module in FILES if room_of(module)]
 
 
 def imports(module: str) -> set[str]:
@@ -65,49 +56,55 @@ def ours(module: str) -> set[str]:
     return (named & set(FILES)) - {module}
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_every_module_has_a_floor(module):
-    assert module in FLOOR_OF or is_beside(module), f"give {module} a floor in {__file__}"
+def test_rooms_are_these_and_of_a_size_that_can_be_looked_over():
+    folders = {path.name for path in (PROJECT / "workbench").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS)
+    assert sum(not room_of(module) for module in FILES) <= AT_THE_TOP
+    for room, allowed in FILES_IN_A_ROOM.items():
+        n = sum(module.startswith(f"{room}.") for module in FILES)
+        assert n in allowed, f"{room} has {n} files; {allowed.start} to {allowed.stop - 1} are allowed"
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_only_go_down(module):
-    floor = 3 if is_beside(module) else FLOOR_OF.get(module, 0)
-    upwards = {other for other in ours(module) if not is_beside(other) and FLOOR_OF.get(other, 0) > floor}
-    assert not upwards, f"{module} (floor {floor}) imports {upwards} from above"
-    beside = {other for other in ours(module) if is_beside(other)}
-    if module == "tasks":
-        # A solver and a style are facts about a text; who was raised how (pocket.classroom) is what no stage may know.
-        beside -= {"pocket", "pocket.problems", "pocket.rationales"}
-    assert is_beside(module) or floor == 4 or not beside, f"{module} imports {beside}, which stands beside the stages"
-
-
-@pytest.mark.parametrize("module", sorted(set(FILES) & {m for m, floor in FLOOR_OF.items() if floor == 2}))
-def test_no_stage_is_imported_by_another(module):
-    assert not ours(module) & STAGES
-
-
-@pytest.mark.parametrize("module", sorted(set(FILES) & {m for m, floor in FLOOR_OF.items() if floor == 3}))
-def test_figures_know_no_models(module):
-    assert not {name for name in imports(module) if name.split(".")[0] in MODELS or name in MODELS}
+@pytest.mark.parametrize("module", IN_ROOMS)
+def test_a_room_imports_only_from_the_rooms_before_it(module):
+    floor = ROOMS.index(room_of(module))
+    above = {other for other in ours(module) if not room_of(other) or ROOMS.index(room_of(other)) > floor}
+    assert not above, f"{module} imports {above} from above"
+    # How the shipped models were raised, and who prefers what, is what no part of the library may know.
+    assert not {name for name in imports(module) if name.split(".")[0] in ("data", "tests")}
 
 
 def test_no_module_imports_itself_by_a_detour():
     TopologicalSorter({module: ours(module) for module in FILES if module != "__init__"}).prepare()
 
 
+@pytest.mark.parametrize("module", [m for m in IN_ROOMS if room_of(m) in ("loop", "signals", "methods")])
+def test_no_stage_is_imported_by_another(module):
+    assert not ours(module) & STAGES
+
+
+@pytest.mark.parametrize("module", [m for m in IN_ROOMS if room_of(m) in ("models", "loop", "signals", "methods")])
+def test_no_stage_knows_the_generator_of_the_pocket_questions(module):
+    assert not ours(module) & {"tasks.pocket_questions", "tasks.pocket_styles"}
+
+
+@pytest.mark.parametrize("module", [*(m for m in IN_ROOMS if room_of(m) == "figures"), "notebook.pair_view"])
+def test_figures_know_no_models(module):
+    assert not {name for name in imports(module) if name.split(".")[0] in MODELS or name.startswith("workbench.models")}
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_modules_and_functions_are_short_enough_to_read(module):
     text = FILES[module].read_text(encoding="utf-8")
-    assert text.count("\n") <= 400, f"{module} is longer than 400 lines"
+    assert text.count("\n") <= LINES_OF_A_FILE, f"{module} is longer than {LINES_OF_A_FILE} lines"
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
-    long = [node.name for node in functions if node.end_lineno - node.lineno >= 60]
-    assert not long, f"{module}: longer than 60 lines: {long}"
-    assert module.split(".")[-1] not in {"utils", "helpers", "manager"}
+    long = [node.name for node in functions if node.end_lineno - node.lineno >= LINES_OF_A_FUNCTION]
+    assert not long, f"{module}: longer than {LINES_OF_A_FUNCTION} lines: {long}"
+    assert not {"utils", "helpers", "manager"} & set(module.split("."))
 
 
 def test_the_reader_of_imports_sees_every_form(monkeypatch, tmp_path):
     path = tmp_path / "probe.py"
-    path.write_text("import workbench.store\nfrom workbench import tasks\ndef f():\n    from . import models\n")
+    path.write_text("import workbench.runs.run\nfrom workbench.tasks import task\ndef f():\n    from . import models\n")
     monkeypatch.setitem(FILES, "probe", path)
-    assert imports("probe") >= {"workbench.store", "workbench.tasks", "workbench.models"}
+    assert imports("probe") >= {"workbench.runs.run", "workbench.tasks.task", "workbench.models"}

@@ -11,11 +11,12 @@ import pytest
 import small_classroom
 from conftest import PROJECT
 
-from workbench import learning_curves, trials
-from workbench.learning_curves import doubling, first, measure, stored, usable
-from workbench.store import StoreError, open_run
-from workbench.tasks import load_tasks
-from workbench.validity import held_out
+from workbench.runs.cache import StoreError
+from workbench.runs.run import open_run
+from workbench.tasks.task import load_tasks
+from workbench.verdict import learning_curves, validity
+from workbench.verdict.learning_curves import doubling, first, measure, stored, usable
+from workbench.verdict.validity import held_out
 
 EXAMPLES = pd.DataFrame({"task": ["a", "b", "a", "a", "b"], "example_id": ["a0", "b0", "a1", "a2", "b1"]})
 
@@ -34,13 +35,13 @@ def run(runs_of, monkeypatch):
 @pytest.fixture
 def trainings(monkeypatch):
     """The numbers of rows of the trainings that were really done."""
-    done, tune = [], trials.tune_sft
+    done, tune = [], validity.tune_sft
 
     def counted(recipe, student, rows, *rest):
         done.append(len(rows))
         return tune(recipe, student, rows, *rest)
 
-    monkeypatch.setattr(trials, "tune_sft", counted)
+    monkeypatch.setattr(validity, "tune_sft", counted)
     return done
 
 
@@ -68,7 +69,7 @@ def test_curves_are_measured_killed_gone_on_with_and_added_to(run, runs_of, trai
     assert stored(run, "pupil") is None
     # The base's answers are recorded first, then those of one trained student after the other.
     process = multiprocessing.get_context("spawn").Process(
-        target=measure_until_killed, args=(str(runs_of), ("workbench.items:Items.put_many", 3))
+        target=measure_until_killed, args=(str(runs_of), ("workbench.runs.cache:Cache.put_many", 3))
     )
     process.start()
     process.join()

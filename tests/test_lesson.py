@@ -12,13 +12,15 @@ from conftest import PROJECT
 from lab import THEMES, app, axe_finds_nothing, lab, use_theme
 from pictures import open_and_run, set_up
 
-from workbench import figures, guessing, lesson, records
-from workbench.guessing import LETTERS, NEARLY, GuessGame, Round, rounds_of
-from workbench.lesson import FOLDER, STUDENTS, TASK, load_sample
-from workbench.notebook import parse_overrides
-from workbench.pocket.rationales import style_of
-from workbench.recipe import load_recipe
-from workbench.store import StoreError
+from workbench import figures
+from workbench.notebook import guess_game, lesson
+from workbench.notebook.guess_game import LETTERS, NEARLY, GuessGame, Round, rounds_of
+from workbench.notebook.lesson import FOLDER, STUDENTS, TASK, load_sample
+from workbench.notebook.session import parse_overrides
+from workbench.runs import schemas
+from workbench.runs.cache import StoreError
+from workbench.runs.recipe_file import load_recipe
+from workbench.tasks.pocket_styles import style_of
 
 NOTEBOOK = PROJECT / "notebooks" / "06_responsive_teaching.ipynb"
 EVIL = "<img src=x onerror=alert(1)></script>\u202e"
@@ -44,7 +46,7 @@ def rounds(*scores: tuple[float, ...]) -> list[Round]:
 def test_the_sample_is_small_whole_and_from_the_run_it_names(sample):
     folder = PROJECT / FOLDER
     assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
-    records.check(sample.drafts, "drafts"), records.check(sample.signals, "signals")
+    schemas.check(sample.drafts, "drafts"), schemas.check(sample.signals, "signals")
     assert set(sample.signals["student"]) == set(STUDENTS) == set(sample.pairs["student"])
     assert set(sample.pairs["task"]) == {TASK} and not sample.pairs["flipped"].any()
     assert "From run arte of recipe arte" in sample.origin() and all(sample.about["commits"].values())
@@ -128,7 +130,7 @@ def test_the_view_is_the_state_and_keeps_model_text_as_text():
 
 def test_headless_the_game_is_a_table_with_the_answers(monkeypatch):
     shown = []
-    monkeypatch.setattr(guessing, "show", lambda what, caption: shown.append(what))
+    monkeypatch.setattr(guess_game, "show", lambda what, caption: shown.append(what))
     game = GuessGame(rounds((0.5, 0.8, 0.2, 0.3)))
     monkeypatch.setattr(game, "view", None)
     game.show()

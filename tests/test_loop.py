@@ -13,20 +13,24 @@ import pandas as pd
 import pytest
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
-from workbench import prompts
-from workbench.card import rungs
-from workbench.engines import TransformersEngine
-from workbench.evaluation import verdict_of
-from workbench.guard import normalise
-from workbench.models import ModelError, load
-from workbench.pocket.rationales import STYLES
-from workbench.pool import JobError
-from workbench.recipe import RecipeError, load_recipe
-from workbench.store import Run, StoreError, fingerprint, open_run
-from workbench.summary import markdown, summarise
-from workbench.tasks import TaskError, load_tasks
-from workbench.training import _take
-from workbench.writing import answer_questions
+from workbench.loop import prompts
+from workbench.loop.budgets import _take
+from workbench.loop.writing import answer_questions
+from workbench.models.loading import ModelError, load
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.report.card import rungs
+from workbench.report.summary import markdown, summarise
+from workbench.runs.cache import StoreError
+from workbench.runs.recipe import RecipeError
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.run import Run, fingerprint, open_run
+from workbench.runs.workers import JobError
+from workbench.tasks import answers as answers_module
+from workbench.tasks.contamination import normalise
+from workbench.tasks.pocket_styles import STYLES
+from workbench.tasks.sources import TaskError
+from workbench.tasks.task import load_tasks
+from workbench.verdict.evaluation import verdict_of
 
 FRAMES = {
     "drafting": ("questions", "drafts", "exemplars"),
@@ -38,15 +42,15 @@ FRAMES = {
 # One run dies at each of these in turn: between batches, between checkpoints, between trained models, and with its
 # frames written but not its manifest.
 KILLS = [
-    ("drafting", "workbench.items:Items.put_many", 2),
-    ("drafting", "workbench.store:Stage.write", 2),
-    ("probing", "workbench.items:Items.put_many", 5),
+    ("drafting", "workbench.runs.cache:Cache.put_many", 2),
+    ("drafting", "workbench.runs.run:Stage.write", 2),
+    ("probing", "workbench.runs.cache:Cache.put_many", 5),
     ("alignment", "transformers:Trainer._save_checkpoint", 1),
-    ("alignment", "workbench.items:Items.put_many", 4),
+    ("alignment", "workbench.runs.cache:Cache.put_many", 4),
     ("training", "transformers:Trainer._save_checkpoint", 4),
     ("training", "transformers:Trainer._save_checkpoint", 3),
-    ("evaluation", "workbench.items:Items.put_many", 3),
-    ("evaluation", "workbench.store:Stage.write", 1),
+    ("evaluation", "workbench.runs.cache:Cache.put_many", 3),
+    ("evaluation", "workbench.runs.run:Stage.write", 1),
 ]
 
 
@@ -129,9 +133,9 @@ def test_a_probe_is_what_the_student_answers_when_asked_alone(run, classroom):
         draft, item = drafts.loc[probe.draft_id], items.loc[probe.item_id]
         description = tasks[draft["task"]].description
         asked.append(prompts.one_shot_prompt(description, draft["question"], draft["rationale"], item["question"]))
-    answers = [prompts.parse_answer(one.text) for one in answer_questions(engine, asked, 60, None)]
+    answers = [answers_module.parse_answer(one.text) for one in answer_questions(engine, asked, 60, None)]
     assert answers == some["answer"].tolist()
-    graded = [prompts.grade(a, items.loc[i, "target"]) for a, i in zip(answers, some["item_id"], strict=True)]
+    graded = [answers_module.grade(a, items.loc[i, "target"]) for a, i in zip(answers, some["item_id"], strict=True)]
     assert graded == some["correct"].tolist()
 
 
@@ -295,8 +299,13 @@ def forks():
     """Processes that start with everything imported, by fork from one that has computed nothing yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["small_classroom", "workbench.evaluation", "workbench.training", "trl.trainer.dpo_trainer"]
-        + ["workbench.alignment", "workbench.signals.icl", "workbench.drafting", "trl.trainer.sft_trainer"]
+        ["small_classroom", "workbench.verdict.evaluation", "workbench.loop.budgets", "trl.trainer.dpo_trainer"]
+        + [
+            "workbench.loop.tailoring",
+            "workbench.signals.one_shot",
+            "workbench.loop.drafting",
+            "trl.trainer.sft_trainer",
+        ]
     )
     return context
 

@@ -10,14 +10,19 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import PROJECT
-from test_reproduction import stored
+from test_pair_reliability import stored
 
-from workbench import doctor, models, plan, records, workload
-from workbench.__main__ import DONE, FAILED, REFUSED, STAGES, main, parser
-from workbench.recipe import Recipe, load_recipe
-from workbench.recipe_parts import Lora
-from workbench.simulation import ASSUMED, design_of, predictions_of, simulate
-from workbench.store import NOTEBOOKS, open_run, runs_folder
+from workbench.cli import doctor
+from workbench.cli.main import DONE, FAILED, REFUSED, STAGES, main, parser
+from workbench.models import loading
+from workbench.report import cost_estimate, plan
+from workbench.runs import schemas
+from workbench.runs.cache import runs_folder
+from workbench.runs.recipe import Recipe
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.recipe_parts import Lora
+from workbench.runs.run import NOTEBOOKS, open_run
+from workbench.verdict.power import ASSUMED, design_of, predictions_of, simulate
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_help_reads_well(capsys):
 
 
 def test_stages_of_the_command_line_are_those_of_the_store():
-    assert tuple(NOTEBOOKS) == STAGES == tuple(workload.WORK)
+    assert tuple(NOTEBOOKS) == STAGES == tuple(cost_estimate.WORK)
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(capsys, runs, small):
@@ -159,15 +164,15 @@ def test_plan_counts_what_the_paper_counts(recipe_values, tmp_path):
     }
     path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(recipe_values))
-    rows = workload.estimate(load_recipe(str(path))).set_index("work")
+    rows = cost_estimate.estimate(load_recipe(str(path))).set_index("work")
     assert rows.loc["rationales", "generations"] == 1000
     assert rows.loc["one-shot probes", "generations"] == 40_000
-    tokens = workload.QUESTION_TOKENS["real"]
+    tokens = cost_estimate.QUESTION_TOKENS["real"]
     assert rows.filter(like="DPO", axis=0)["trained"].iloc[0] == 300 * 2 * (2 * tokens + 256) * 2
     # Two operations a parameter and token, at the stated part of a GPU's rate.
     probes = rows.loc["one-shot probes"]
-    wanted = probes["new"] * 2 * 2e9 / (workload.GPU_FLOPS * workload.GPU_PARTS["new"])
-    wanted += probes["read"] * 2 * 2e9 / (workload.GPU_FLOPS * workload.GPU_PARTS["read"])
+    wanted = probes["new"] * 2 * 2e9 / (cost_estimate.GPU_FLOPS * cost_estimate.GPU_PARTS["new"])
+    wanted += probes["read"] * 2 * 2e9 / (cost_estimate.GPU_FLOPS * cost_estimate.GPU_PARTS["read"])
     assert probes["seconds"] == pytest.approx(wanted)
 
 
@@ -176,24 +181,26 @@ def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
-    assert workload.parameters_of(str(tmp_path)) == 22
-    assert workload.parameters_of("org/Some-7B-Instruct") == 7e9
+    assert cost_estimate.parameters_of(str(tmp_path)) == 22
+    assert cost_estimate.parameters_of("org/Some-7B-Instruct") == 7e9
 
 
 @pytest.mark.parametrize("targets", [[], ["q_proj", "v_proj"]])
 def test_an_adapter_is_counted_as_peft_makes_it(targets):
     from peft import LoraConfig, get_peft_model
 
-    model = models.load("data/pocket/tally-strong", "float32", "cpu").model
+    model = loading.load("data/pocket/tally-strong", "float32", "cpu").model
     real = get_peft_model(model, LoraConfig(r=4, target_modules=targets or "all-linear"))
     lora = Lora(rank=4, targets=targets)
-    assert workload.adapter_parameters_of("data/pocket/tally-strong", lora) == real.get_nb_trainable_parameters()[0]
-    assert workload.adapter_parameters_of("org/Some-7B", lora) == pytest.approx(7e7)
+    assert (
+        cost_estimate.adapter_parameters_of("data/pocket/tally-strong", lora) == real.get_nb_trainable_parameters()[0]
+    )
+    assert cost_estimate.adapter_parameters_of("org/Some-7B", lora) == pytest.approx(7e7)
 
 
 def test_training_an_adapter_needs_less_memory():
-    full = workload.memory(load_recipe("arte-demo"))
-    adapted = workload.memory(load_recipe("arte-demo", {"alignment.lora.rank": 4, "training.lora.rank": 4}))
+    full = cost_estimate.memory(load_recipe("arte-demo"))
+    adapted = cost_estimate.memory(load_recipe("arte-demo", {"alignment.lora.rank": 4, "training.lora.rank": 4}))
     for whole, small in zip(full, adapted, strict=True):
         assert small["generate"] == whole["generate"] < small["train"] < whole["train"] / 2 and small["adapter"]
 
@@ -230,7 +237,7 @@ def evaluated(runs, small):
     frame = predictions_of(made, design, 0).assign(student="counter")
     stage = run.stage("evaluation")
     stage.finished("f")
-    stage.write("predictions", records.build(frame.to_dict("records"), "predictions"))
+    stage.write("predictions", schemas.build(frame.to_dict("records"), "predictions"))
     stage.finish("f", {}, 0.0, 0, {})
     return run
 
@@ -261,7 +268,7 @@ def test_halves_looks_at_the_probes_of_a_run(capsys, runs, small):
         run.stage(stage).finished("f")
         for name in names:
             rows = [filling | row for row in made[name].to_dict("records")]
-            run.stage(stage).write(name, pd.DataFrame(rows)[list(records.SCHEMAS[name].columns)])
+            run.stage(stage).write(name, pd.DataFrame(rows)[list(schemas.SCHEMAS[name].columns)])
         run.stage(stage).finish("f", {}, 0.0, 0, {})
     status, said, _ = outcome(capsys, "halves", "probed", "--splits", "3")
     assert status == DONE and "3 splits" in said
@@ -288,11 +295,11 @@ def test_trace_says_what_it_could_not_find(capsys, runs, small):
 
 def test_trace_of_a_beginning_that_fits_several_asks_for_more(capsys, runs, small):
     stage = open_run("a", load_recipe(small)).stage("drafting")
-    draft = {name: "" for name in records.SCHEMAS["drafts"].columns} | {"correct": True, "n_tokens": 1}
+    draft = {name: "" for name in schemas.SCHEMAS["drafts"].columns} | {"correct": True, "n_tokens": 1}
     ids = ("abcd1", "abcd2")
     stage.finished("f")
     stage.write("drafts", pd.DataFrame([draft | {"draft_id": one} for one in ids]))
-    stage.write("questions", records.build([], "questions"))
+    stage.write("questions", schemas.build([], "questions"))
     stage.finish("f", {}, 0.0, 0, {"teacher": "0123456789"})
     status, _, error = outcome(capsys, "trace", "a", "abcd")
     assert status == FAILED and "begins 2 ids" in error
@@ -326,9 +333,9 @@ def test_the_parser_knows_no_abbreviations():
 
 
 def test_doctor_names_each_engine_and_how_to_install_it(capsys, runs, monkeypatch):
-    from workbench import starting
+    from workbench.models import start
 
-    monkeypatch.setattr(starting, "missing", lambda engine: [] if engine == "transformers" else ["it"])
+    monkeypatch.setattr(start, "missing", lambda engine: [] if engine == "transformers" else ["it"])
     said = outcome(capsys, "doctor")[1]
     assert "transformers 5" in said and "make openai" in said and "make vllm-cpu (with a GPU: make vllm-gpu)" in said
 
@@ -337,7 +344,7 @@ def test_plan_says_what_engines_can_do_and_what_a_server_costs(recipe_values):
     server = {"engine": "openai", "price_in": 1000.0, "price_out": 1000.0, "budget_money": 0.5}
     of = Recipe.model_validate(recipe_values | {"engines": {"teacher": server, "student": "vllm"}})
     teacher, student = plan._engines(of, {})[1:]
-    frame = workload.estimate(of)
+    frame = cost_estimate.estimate(of)
     asked = frame[frame["stage"] == "drafting"]
     assert f"{(asked['read'].sum() + asked['new'].sum()) / 1000:,.2f} in money" in teacher
     assert "over the budget of 0.5" in teacher and "likelihoods where the server echoes" in teacher

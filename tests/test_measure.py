@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from workbench.pocket.classroom import STUDENTS
-from workbench.pocket.measure import MIXED, alike, cases_of, gates, seen
-from workbench.pocket.rationales import STYLES
-from workbench.recipe import load_recipe
+from data.pocket.make.classroom import STUDENTS
+from data.pocket.make.measure import MIXED, alike, cases_of, gates, seen
+from workbench.runs.recipe_file import load_recipe
+from workbench.tasks.pocket_styles import STYLES
 
 TASKS = ("object_counting", "navigate")
 

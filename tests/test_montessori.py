@@ -15,26 +15,27 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_classroom import TASKS, compute, recipe_of, run_until_killed, run_whole
 
-from workbench import asked, headless, prompts
-from workbench.arms import pairs_of_arm
-from workbench.guard import Guard
-from workbench.likeness import words
-from workbench.near_duplicates import NearDuplicates
-from workbench.pairs import build_pairs
-from workbench.recipe import Recipe, RecipeError, load_recipe
-from workbench.recipe_montessori import Synthesis
-from workbench.reference import build_reference
-from workbench.reviews import Reviews
-from workbench.signals import influence, montessori
-from workbench.signals.stepping import KIND, InfluenceError
-from workbench.store import Stage, open_run
-from workbench.summary import summarise
-from workbench.synthesis import _Sieve
-from workbench.tasks import as_written, load_tasks
-from workbench.trace import lineage
-from workbench.tuning import student_folder, teacher_folder
-from workbench.warming import STATE, WarmingError
-from workbench.workload import n_items
+from workbench.loop import prompts
+from workbench.loop.arms import pairs_of_arm
+from workbench.loop.new_questions import _Sieve
+from workbench.loop.pairs import build_pairs
+from workbench.loop.reviews import Reviews
+from workbench.methods import montessori
+from workbench.models.trl import student_folder, teacher_folder
+from workbench.notebook import asked, headless
+from workbench.report.cost_estimate import n_items
+from workbench.report.lineage import lineage
+from workbench.report.summary import summarise
+from workbench.runs.recipe import Recipe, RecipeError
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.recipe_montessori import Synthesis
+from workbench.runs.run import Stage, open_run
+from workbench.signals import influence
+from workbench.signals.influence import KIND, InfluenceError
+from workbench.signals.reference import build_reference
+from workbench.signals.warm_up import STATE, WarmingError
+from workbench.tasks.contamination import Guard, NearDuplicates, words
+from workbench.tasks.task import as_written, load_tasks
 
 ARMS = ["base", "untailored", "random_pairs", "tailored", "rationale_only", "by_training_loss"]
 
@@ -276,7 +277,7 @@ def count_steps(runs: Path) -> int:
 
 
 def test_killed_while_scoring_no_draft_is_scored_twice(run, classroom, tmp_path, monkeypatch):
-    kill = ("probing", "workbench.signals.stepping:WarmStudent.at", 6)
+    kill = ("probing", "workbench.signals.influence:SnapshotStudent.at", 6)
     given = (str(tmp_path), small(classroom), kill)
     died = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=given)
     died.start()

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from conftest import PROJECT
 
-from workbench.store import NOTEBOOKS
+from workbench.runs.run import NOTEBOOKS
 
 NUMBERED = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted((PROJECT / "notebooks" / "studies").glob("*.ipynb"))

@@ -19,11 +19,14 @@ from test_goodhart import rounds
 from test_notebook_style import PATHS
 from test_validity import outcome as groups
 
-from workbench import headless, notebook, report
-from workbench.notebook import ParameterError, Progress, check_parameters, parse_overrides, share_of
-from workbench.recipe import load_recipe
-from workbench.store import NOTEBOOKS, open_run, runs_table
-from workbench.trace import lineage
+from workbench.notebook import display, headless
+from workbench.notebook.display import Progress
+from workbench.notebook.session import ParameterError, check_parameters, parse_overrides
+from workbench.report import page as page_module
+from workbench.report.lineage import lineage
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.run import NOTEBOOKS, open_run, runs_table
+from workbench.verdict.in_words import share_of
 
 pytestmark = pytest.mark.slow
 
@@ -248,9 +251,9 @@ def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work
 
 
 def test_the_number_of_recorded_items_is_about_what_the_plan_says(tiny, work):
-    counted = notebook._n_recorded()
+    counted = display._n_recorded()
     stages = ("drafting", "probing", "alignment", "evaluation")
-    planned = sum(notebook.n_items(work.recipe, stage) for stage in stages)
+    planned = sum(display.n_items(work.recipe, stage) for stage in stages)
     # Requests alike are recorded once, and questions that cannot be used are asked for again.
     assert 0.4 * planned < counted < 2.5 * planned
 
@@ -285,7 +288,7 @@ def test_overrides_that_cannot_be_read_are_refused(text):
 
 def test_progress_is_a_line_at_most_every_ten_seconds(monkeypatch, capsys):
     clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(notebook.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(display.time, "monotonic", lambda: float(next(clock)))
     shown = Progress("probing", 100)
     for done in range(10, 60, 10):
         shown(done)
@@ -304,15 +307,15 @@ def test_shares_have_intervals_even_at_the_ends():
 
 def test_text_of_a_model_cannot_break_out_of_a_table_or_the_report(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(notebook, "_display", lambda markup, plain, handle=None: shown.append(markup))
+    monkeypatch.setattr(display, "_display", lambda markup, plain, handle=None: shown.append(markup))
     bad = "<script>alert(1)</script>"
-    notebook.show(pd.DataFrame({"rationale": [bad]}), caption=bad)
-    notebook.show(bad)
-    notebook.say(bad)
+    display.show(pd.DataFrame({"rationale": [bad]}), caption=bad)
+    display.show(bad)
+    display.say(bad)
     assert len(shown) == 3 and all(bad not in markup and html.escape(bad) in markup for markup in shown)
     cell = nbformat.v4.new_code_cell("print(1)", outputs=[nbformat.v4.new_output("stream", text=bad)])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
-    page = report.build([tmp_path / "a.ipynb"], tmp_path / "a.html", bad, bad)
+    page = page_module.build([tmp_path / "a.ipynb"], tmp_path / "a.html", bad, bad)
     assert bad not in Path(page).read_text()
 
 

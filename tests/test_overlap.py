@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from workbench.guard import LEVELS
-from workbench.overlap import overlap_report, overlap_warnings
-from workbench.recipe import Recipe
-from workbench.tasks import load_tasks
-from workbench.writing import Written, guard_of, refuse_copies
+from workbench.loop.writing import Written, refuse_copies
+from workbench.runs.recipe import Recipe
+from workbench.tasks.contamination import LEVELS
+from workbench.tasks.overlap import overlap_report, overlap_warnings
+from workbench.tasks.task import guard_of, load_tasks
 
 NAME = "object_counting"
 

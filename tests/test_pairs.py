@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workbench import prompts, records
-from workbench.pairs import build_pairs, flip_half
-from workbench.recipe import Recipe
-from workbench.tasks import Task
+from workbench.loop import prompts
+from workbench.loop.pairs import build_pairs, flip_half
+from workbench.runs import schemas
+from workbench.runs.recipe import Recipe
+from workbench.tasks.task import Task
 
 SEEDS = pd.DataFrame({"item_id": ["s1", "s2", "s3"], "question": ["A?", "B?", "C?"], "target": ["1", "2", "3"]})
 TECHNIQUES = ("tally", "meter", "story", "diary")
@@ -80,7 +81,7 @@ def frames(scores: dict[str, list[float]], student: str = "s", texts=None) -> tu
         for kind, name, value in signals
     ]
     built = {"questions": questions, "drafts": drafts, "signals": signals, "probes": []}
-    return tuple(records.build(rows, name) for name, rows in built.items())
+    return tuple(schemas.build(rows, name) for name, rows in built.items())
 
 
 def pairs_of(recipe, scores, kind=None, **given) -> tuple[pd.DataFrame, dict]:
@@ -183,7 +184,7 @@ def test_each_student_gets_pairs_by_its_own_scores(of):
 
 def test_nothing_but_ties_gives_an_empty_frame_in_form(of):
     pairs, _ = pairs_of(of(), {"q": [0.5, 0.5]})
-    assert pairs.empty and list(pairs.columns) == list(records.SCHEMAS["pairs"].columns)
+    assert pairs.empty and list(pairs.columns) == list(schemas.SCHEMAS["pairs"].columns)
 
 
 def probed(rights: dict[str, str], student: str = "s") -> tuple:
@@ -204,7 +205,7 @@ def probed(rights: dict[str, str], student: str = "s") -> tuple:
         for draft, marks in rights.items()
         for n, mark in enumerate(marks)
     ]
-    return *frames(scores, student)[:3], records.build(rows, "probes")
+    return *frames(scores, student)[:3], schemas.build(rows, "probes")
 
 
 def test_a_pair_says_how_probable_it_is(of):
@@ -237,7 +238,7 @@ def some_pairs(of):
 @pytest.mark.parametrize("n", [1, 2, 7, 60])
 def test_exactly_half_are_flipped(some_pairs, n):
     pairs = some_pairs(n)
-    flipped = records.check(flip_half(pairs, 3), "pairs")
+    flipped = schemas.check(flip_half(pairs, 3), "pairs")
     assert flipped["flipped"].sum() == n // 2 and not pairs["flipped"].any()
     kept = flipped[~flipped["flipped"]]
     pd.testing.assert_frame_equal(kept, pairs.loc[kept.index])

@@ -3,12 +3,15 @@
 import pytest
 from traitlets import TraitError
 
-from workbench import figures, playground
-from workbench.inference import BETTER, UNDECIDED
-from workbench.playground import REPEATS, DecisionGame
-from workbench.simulation import ASSUMED, Design
+from workbench import figures
+from workbench.notebook import playground
+from workbench.notebook.playground import REPEATS, DecisionGame
+from workbench.verdict.intervals import BETTER, UNDECIDED
+from workbench.verdict.power import ASSUMED, ExperimentDesign
 
-DESIGN = Design("tailored", "untailored", ("base", "untailored", "tailored"), (0, 3), ("t",), 3, 60, 0.05, 0.05)
+DESIGN = ExperimentDesign(
+    "tailored", "untailored", ("base", "untailored", "tailored"), (0, 3), ("t",), 3, 60, 0.05, 0.05
+)
 
 
 def test_the_state_decides_what_comes_out():

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from workbench.guard import normalise
-from workbench.pocket import problems, rationales
-from workbench.pocket.classroom import DESCRIPTIONS, DOSES, STUDENTS, TASKS, TECHNIQUES
-from workbench.pocket.problems import KINDS, NAMES, TEST_SIZES, read, solve, write
-from workbench.pocket.rationales import LEADS, STYLES, rationale_for, style_of
-from workbench.prompts import parse_answer
-from workbench.seeding import stream
+from data.pocket.make.classroom import DESCRIPTIONS, DOSES, STUDENTS, TASKS, TECHNIQUES
+from workbench.runs.seeding import stream
+from workbench.tasks import pocket_questions, pocket_styles
+from workbench.tasks.answers import parse_answer
+from workbench.tasks.contamination import normalise
+from workbench.tasks.pocket_questions import KINDS, NAMES, TEST_SIZES, read, solve, write
+from workbench.tasks.pocket_styles import LEADS, STYLES, rationale_for, style_of
 
 SETS = ("seeds", "validation", "test")
 WALK_BEGINS = "If you follow these instructions, do you return to the starting point? "
@@ -96,7 +96,7 @@ def test_counting_adds_up_the_kind_asked_for():
         total, parts = 0, []
         for word, kind in chosen:
             number = rng.choice(list(words))
-            one, many = problems._forms(word)
+            one, many = pocket_questions._forms(word)
             article = "an" if number == "a" and one[0] in "aeiou" else number
             parts.append(f"{article} {one if number == 'a' else many}")
             total += words[number] * (asked in (kind, "objects"))
@@ -255,7 +255,7 @@ def test_the_sets_of_a_task_file_share_nothing(task):
 
 
 def test_the_task_files_are_what_the_command_writes(tmp_path):
-    command = [sys.executable, "-m", "workbench.pocket", "tasks", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "data.pocket.make", "tasks", "--folder", str(tmp_path)]
     subprocess.run(command, check=True, cwd=PROJECT, timeout=300)
     committed = PROJECT / "data/pocket/tasks"
     assert sorted(path.name for path in (tmp_path / "tasks").iterdir()) == sorted(f"{task}.json" for task in TASKS)
@@ -281,12 +281,12 @@ def test_there_is_a_student_of_each_dose_and_three_strong_guessers_with_a_style_
     assert {student.dose for student in STUDENTS.values()} == set(DOSES)
     natives = [s.native for s in STUDENTS.values() if s.dose == "strong" and s.tasks == TASKS]
     assert len(set(natives)) == len(natives) >= 3
-    assert set(TECHNIQUES) == set(STYLES) == set(rationales.LEADS)
+    assert set(TECHNIQUES) == set(STYLES) == set(pocket_styles.LEADS)
 
 
 def lessons(name: str, n: int) -> list[list[str]]:
     """Return texts that a student is raised on, each as the replies in it: demonstrations, then its own."""
-    from workbench.pocket.raising import student_text
+    from data.pocket.make.raising import student_text
 
     rng = stream(4, "lessons", name)
     return [[piece for piece, counts in student_text(STUDENTS[name], rng) if counts] for _ in range(n)]
@@ -301,7 +301,7 @@ def test_guessers_blurt_out_unless_shown_how_to_work():
 
 
 def test_the_teacher_has_a_favourite_that_is_nobodys_native_style_and_uses_it_unless_told():
-    from workbench.pocket.raising import FAVOURITE, FAVOURITE_SHARE, teacher_text
+    from data.pocket.make.raising import FAVOURITE, FAVOURITE_SHARE, teacher_text
 
     assert FAVOURITE not in {student.native for student in STUDENTS.values()}
     rng = stream(6, "favourite")
@@ -325,7 +325,7 @@ def test_learners_lack_what_they_are_to_learn():
 
 
 def test_no_student_is_raised_on_a_question_of_the_task_files(monkeypatch):
-    from workbench.pocket import raising
+    from data.pocket.make import raising
 
     held = set(raising.held_out())
     for task in TASKS:
@@ -343,7 +343,7 @@ def test_names_and_kinds_hold_no_doubles():
 
 
 def test_a_raising_text_ends_in_its_lesson_and_the_tokenizer_knows_every_word():
-    from workbench.pocket.raising import END, shared_tokenizer, student_text, teacher_text
+    from data.pocket.make.raising import END, shared_tokenizer, student_text, teacher_text
 
     tokenizer = shared_tokenizer()
     rng = stream(9, "texts")
@@ -360,7 +360,7 @@ def test_a_raising_text_ends_in_its_lesson_and_the_tokenizer_knows_every_word():
 def test_our_muon_steps_as_torch_does_but_for_its_bfloat16():
     import torch
 
-    from workbench.pocket.raising import Muon
+    from data.pocket.make.raising import Muon
 
     torch.manual_seed(0)
     settings = {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95}
@@ -379,7 +379,7 @@ def test_our_muon_steps_as_torch_does_but_for_its_bfloat16():
 
 
 def test_raising_is_the_same_each_time(tmp_path):
-    from workbench.pocket.raising import raise_model
+    from data.pocket.make.raising import raise_model
 
     for name in ("one", "other"):
         raise_model("beginner", tmp_path / name, n_tokens=8_000)

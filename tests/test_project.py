@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from conftest import PROJECT
 
-from workbench.training_process import unsloth_folder
+from workbench.models.backend_process import unsloth_folder
 
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = DECLARED["optional-dependencies"]

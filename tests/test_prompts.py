@@ -2,8 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench import prompts
-from workbench.prompts import grade, normalise_answer, parse_answer, parse_questions
+from workbench.loop import prompts
+from workbench.loop.prompts import parse_questions
+from workbench.tasks import answers
+from workbench.tasks.answers import grade, normalise_answer, parse_answer
 
 SEEDS = [("How many {x}?", "3"), ("Is <b> true?", "(A)"), ("Two\nlines", "Yes")]
 TAGS = ("<input>", "</input>", "<target>", "</target>", "<ans>", "</ans>")
@@ -20,13 +22,13 @@ def test_the_question_prompt_shows_every_seed_and_says_how_many_more():
 def test_a_technique_only_comes_before_the_naive_prompt():
     naive = prompts.naive_prompt("Count.", "How many?")
     assert prompts.technique_prompt("Count.", "Be a detective.", "How many?") == f"Be a detective.\n{naive}"
-    assert naive == f"Task: Count. {prompts.ANSWER_FORMAT}\nQuestion: How many?\n{prompts.CUE}"
+    assert naive == f"Task: Count. {prompts.ANSWER_FORMAT}\nQuestion: How many?\n{answers.CUE}"
 
 
 def test_one_draft_shown_is_one_of_few_shots():
     prefix, rest = prompts.one_shot_prompt("Count.", "Q1", " two = 2 . <ans>2</ans> ", "Q2")
     assert prefix + rest == prompts.few_shot_prompt("Count.", [("Q1", "two = 2 . <ans>2</ans>")], "Q2")
-    assert rest == f"Question: Q2\n{prompts.CUE}" and prompts.CUE + " two = 2 . <ans>2</ans>\n\n" in prefix
+    assert rest == f"Question: Q2\n{answers.CUE}" and answers.CUE + " two = 2 . <ans>2</ans>\n\n" in prefix
     # Every item of a draft shares the prefix, or nothing could be computed once.
     assert prompts.one_shot_prompt("Count.", "Q1", " two = 2 . <ans>2</ans> ", "another")[0] == prefix
 
@@ -36,7 +38,7 @@ def test_few_shots_without_shots_is_the_naive_prompt():
     three = prompts.few_shot_prompt("Count.", [("Q1", "a"), ("Q2", "b"), ("Q3", "c")], "Q4")
     places = [three.index(f"Question: Q{n}\n") for n in (1, 2, 3, 4)]
     assert places == sorted(places)
-    assert three.endswith(f"Question: Q4\n{prompts.CUE}") and three.count("Task:") == 1
+    assert three.endswith(f"Question: Q4\n{answers.CUE}") and three.count("Task:") == 1
 
 
 def test_braces_and_templates_in_a_text_are_only_text():

@@ -4,7 +4,8 @@ import pytest
 import yaml
 from conftest import PROJECT
 
-from workbench.recipe import Recipe, RecipeError, flatten, load_recipe, project_root
+from workbench.runs.recipe import Recipe, RecipeError, flatten, project_root
+from workbench.runs.recipe_file import load_recipe
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 import pytest
 import yaml
 
-from workbench.recipe import RecipeError, load_recipe
-from workbench.recipe_engines import OWN_SETTINGS, EngineChoice
-from workbench.store import StoreError, open_run
+from workbench.runs.cache import StoreError
+from workbench.runs.recipe import RecipeError
+from workbench.runs.recipe_engines import OWN_SETTINGS, EngineChoice
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.run import open_run
 
 
 @pytest.fixture

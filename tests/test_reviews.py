@@ -7,22 +7,22 @@ import pandas as pd
 import pytest
 from probed_run import recipe_of, store
 
-from workbench import records
-from workbench.items import StoreError
-from workbench.notebook import watch
-from workbench.pairs import flip_half
-from workbench.reviews import (
+from workbench.loop.pairs import flip_half
+from workbench.loop.reviews import (
     ReviewError,
     Reviews,
+    apply_reviews,
     digest,
     key_of,
     newer_than_alignment,
-    overrule,
     review_of,
     standing,
     used_in,
 )
-from workbench.store import open_run
+from workbench.notebook.display import watch
+from workbench.runs import schemas
+from workbench.runs.cache import StoreError
+from workbench.runs.run import open_run
 
 FORK = multiprocessing.get_context("fork")
 
@@ -48,7 +48,7 @@ def pair(n: int = 1, student: str = "ada", turned: bool = False) -> dict:
 
 
 def pairs(n: int = 4) -> pd.DataFrame:
-    return records.build([pair(one) for one in range(n)], "pairs")
+    return schemas.build([pair(one) for one in range(n)], "pairs")
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_people_overrule_the_signal(path):
         reviews.add(pair(n), "review", review)
     reviews.add(pair(1), "note", "the other one is right")
     reviews.add(pair(9), "review", "drop")
-    changed, used, counts = overrule(pairs(), standing(reviews.events()))
+    changed, used, counts = apply_reviews(pairs(), standing(reviews.events()))
     assert changed["pair_id"].tolist() == ["p0adaFalse", "p1adaFalse", "p3adaFalse"]
     turned = changed.iloc[1]
     assert (turned["chosen"], turned["chosen_id"], turned["rejected_id"]) == ("text b1", "b1", "a1")
@@ -189,11 +189,11 @@ def test_people_overrule_the_signal(path):
         "pairs flipped by review": 1,
         "pairs dropped by review": 1,
     }
-    records.check(changed, "pairs")
+    schemas.check(changed, "pairs")
 
 
 def test_without_reviews_nothing_changes():
-    changed, used, counts = overrule(pairs(), {})
+    changed, used, counts = apply_reviews(pairs(), {})
     pd.testing.assert_frame_equal(changed, pairs())
     assert used.empty and counts == {} and digest(used) == ""
 
@@ -203,15 +203,15 @@ def test_a_review_is_of_the_two_drafts_whichever_way_they_are_turned(path):
     reviews.add(pair(1), "review", "keep")
     reviews.add(pair(2), "review", "flip")
     reviews.add(pair(3), "review", "drop")
-    other = records.build([pair(n, turned=True) for n in (1, 2, 3)], "pairs")
-    changed, used, _ = overrule(other, standing(reviews.events()))
+    other = schemas.build([pair(n, turned=True) for n in (1, 2, 3)], "pairs")
+    changed, used, _ = apply_reviews(other, standing(reviews.events()))
     assert used["review"].tolist() == ["flip", "keep", "drop"]
     assert changed["chosen_id"].tolist() == ["a1", "b2"]
 
 
 def test_the_digest_knows_what_changes_pairs_and_nothing_else(path):
     reviews, all_pairs = Reviews(path), pairs()
-    now = lambda: digest(overrule(all_pairs, standing(Reviews(path).events())).reviews)  # noqa: E731
+    now = lambda: digest(apply_reviews(all_pairs, standing(Reviews(path).events())).reviews)  # noqa: E731
     reviews.add(pair(1), "review", "keep")
     reviews.add(pair(1), "note", "fine")
     assert now() == ""
@@ -228,7 +228,7 @@ def test_the_digest_knows_what_changes_pairs_and_nothing_else(path):
 def test_the_control_flips_half_of_what_people_left(path):
     reviews = Reviews(path)
     reviews.add(pair(0), "review", "drop")
-    changed = overrule(pairs(5), standing(reviews.events())).pairs
+    changed = apply_reviews(pairs(5), standing(reviews.events())).pairs
     assert flip_half(changed, 0)["flipped"].sum() == 2
 
 
@@ -237,7 +237,7 @@ def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(runs, c
     reviews = Reviews.of_run(work, "Ann")
     reviews.add(pair(1), "review", "flip")
     assert newer_than_alignment(work) == "" and used_in(work).empty
-    changed, used, _ = overrule(pairs(), standing(reviews.events()))
+    changed, used, _ = apply_reviews(pairs(), standing(reviews.events()))
     store(work, "alignment", {}, pairs=changed, reviews=used)
     reviews.add(pair(0), "review", "keep")
     reviews.add(pair(9), "review", "flip")
@@ -255,6 +255,6 @@ def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(runs, c
         with watch(work, stage):
             pass
         assert ("Of 2 pairs people say" in capsys.readouterr().out) == told, stage
-    changed, used, _ = overrule(pairs(), standing(reviews.events()))
+    changed, used, _ = apply_reviews(pairs(), standing(reviews.events()))
     store(work, "alignment", {}, pairs=changed, reviews=used)
     assert newer_than_alignment(work) == ""

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workbench.seeding import stream, stream_seed
+from workbench.runs.seeding import stream, stream_seed
 
 names = st.lists(st.text(max_size=5), max_size=3).map(tuple)
 seeds = st.integers(0, 2**40)

@@ -4,12 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from small_classroom import compute, recipe_of
-from test_reproduction import stored
+from test_pair_reliability import stored
 
-from workbench.recipe import Recipe
-from workbench.reproduction import AT_RANDOM, BY_IRT, ReproductionError
-from workbench.selection import compare_selection, in_words, probe_validation
-from workbench.store import open_run
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import open_run
+from workbench.verdict.pair_reliability import (
+    AT_RANDOM,
+    BY_IRT,
+    ReproductionError,
+    compare_selection,
+    probe_validation,
+    selection_in_words,
+)
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def test_drafts_are_asked_every_validation_question(classroom, runs):
     both = probes.merge(old, on=["student", "draft_id", "item_id"])
     assert len(both) == len(drafts) * 8 and (both["answer_x"] == both["answer_y"]).all()
     pd.testing.assert_frame_equal(probe_validation(run, 3)[0], probes)
-    said = " ".join(in_words(run, 3, 2).split())
+    said = " ".join(selection_in_words(run, 3, 2).split())
     assert "asked all 10 validation questions" in said and "by the 80% that tell" in said and AT_RANDOM in said
 
 

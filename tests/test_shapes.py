@@ -11,12 +11,14 @@ from small_classroom import STAGES, compute
 from transformers import AutoModelForCausalLM
 from trl import chat_template_utils as packaged
 
-from workbench import models, prompts
-from workbench.engines import Decoding, Request, TransformersEngine
-from workbench.seeding import stream
-from workbench.store import open_run
-from workbench.tuning import encode, tune_dpo
-from workbench.writing import answer_questions
+from workbench.loop import prompts
+from workbench.loop.writing import answer_questions
+from workbench.models import loading
+from workbench.models.engine import Decoding, Request
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.models.trl import encode, tune_dpo
+from workbench.runs.run import open_run
+from workbench.runs.seeding import stream
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_the_whole_loop_runs(shape, folder_of, runs):
     # Training must not take away an end token, or the student would write on behind its answer.
     ends = set(TransformersEngine(str(folder), device="cpu").ends)
     assert set(TransformersEngine(str(student), device="cpu").ends) == ends
-    assert ends == set(ends_of(shape, models.load_tokenizer(folder)))
+    assert ends == set(ends_of(shape, loading.load_tokenizer(folder)))
     assert len(ends) == (2 if shape in ("llama-chat", "gemma-chat", "qwen-chat") else 1)
 
 
@@ -85,9 +87,9 @@ def test_generation_probing_alignment_and_training_see_the_same_tokens(shape, te
     asked = [prompts.one_shot_prompt("Count.", "Q1?", " a : <ans>1</ans>", f"Is {n} it?") for n in range(3)]
     whole = [prefix + rest for prefix, rest in asked] + [prompt for prompt, _ in texts(6)]
     expected = [reference_ids(tokenizer, text) for text in whole]
-    assert [row.ids for row in rows_of(engine, [models.render(tokenizer, text) for text in whole])] == expected
+    assert [row.ids for row in rows_of(engine, [loading.render(tokenizer, text) for text in whole])] == expected
     # Probing gives what its prompts share apart from the rest.
-    shared = [models.render_shared(tokenizer, prefix, rest) for prefix, rest in asked]
+    shared = [loading.render_shared(tokenizer, prefix, rest) for prefix, rest in asked]
     probed = engine._rows({str(n): Request(*pair[:1], prefix=pair[1]) for n, pair in enumerate(shared)}, Decoding(8))
     assert [row.ids for row in probed.values()] == expected[:3]
     assert [start for start, _ in encode(tokenizer, whole, [" a"] * len(whole))] == expected
@@ -137,10 +139,10 @@ def test_the_engine_writes_what_the_model_alone_writes(shape, folder_of):
 def test_a_template_without_system_role_is_never_given_one(folder_of):
     """Gemma's and Mistral's templates refuse a system turn; nothing here writes one."""
     for shape in ("gemma-chat", "mistral-chat"):
-        tokenizer = models.load_tokenizer(folder_of(shape))
+        tokenizer = loading.load_tokenizer(folder_of(shape))
         if shape == "gemma-chat":
             tokenizer.chat_template = packaged.gemma_chat_template
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count."}]
         with pytest.raises(Exception, match=r"[Ss]ystem role|Only user"):
             tokenizer.apply_chat_template(turns, tokenize=False)
-        assert "Count." in models.render(tokenizer, "Count.")
+        assert "Count." in loading.render(tokenizer, "Count.")

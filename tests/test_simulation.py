@@ -4,14 +4,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbench import simulation
-from workbench.calibration import decisions
-from workbench.inference import BETTER, spread
-from workbench.recipe import TAILORED_FOR, load_recipe
-from workbench.simulation import ASSUMED, Design, World, design_of, detectable, items_needed, seen, simulate
-from workbench.verdict import VerdictError
+from workbench.runs.recipe import TAILORED_FOR
+from workbench.runs.recipe_file import load_recipe
+from workbench.verdict import power
+from workbench.verdict.intervals import BETTER, spread
+from workbench.verdict.power import (
+    ASSUMED,
+    ExperimentDesign,
+    VarianceModel,
+    decisions,
+    design_of,
+    estimate_variance,
+    items_needed,
+    minimum_detectable_effect,
+    simulate,
+)
+from workbench.verdict.verdict import VerdictError
 
-DESIGN = Design(
+DESIGN = ExperimentDesign(
     "tailored",
     "untailored",
     ("base", "untailored", "random_pairs", "tailored"),
@@ -22,11 +32,11 @@ DESIGN = Design(
     margin=0.05,
     alpha=0.05,
 )
-WORLD = World({("counting", 0): 0.25, ("moves", 0): 0.6}, 0.15, 0.1, 0.04, "made up")
+WORLD = VarianceModel({("counting", 0): 0.25, ("moves", 0): 0.6}, 0.15, 0.1, 0.04, "made up")
 
 
 def predictions_of(run, repeat: int = 0):
-    return simulation.predictions_of(run, DESIGN, repeat)
+    return power.predictions_of(run, DESIGN, repeat)
 
 
 def test_design_is_that_of_the_recipe(recipe_values, recipe):
@@ -45,7 +55,7 @@ def test_covariance_of_answers_is_that_of_the_bivariate_normal():
     for correlation, threshold in ((0.1, -0.4), (0.5, 1.0), (0.9, 0.0)):
         both = stats.multivariate_normal(cov=[[1, correlation], [correlation, 1]]).cdf([threshold] * 2)
         wanted = both - stats.norm.cdf(threshold) ** 2
-        assert simulation._covariance(correlation, np.array([threshold])) == pytest.approx(wanted, abs=1e-6)
+        assert power._covariance(correlation, np.array([threshold])) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_accuracies_and_the_difference_are_those_asked_for():
@@ -70,8 +80,8 @@ def test_the_spread_expected_is_the_spread_drawn():
 
 def test_a_run_tells_how_its_answers_vary():
     run = simulate(WORLD, DESIGN, 0.0, np.random.default_rng(2), 25)
-    worlds = [seen(predictions_of(run, n), DESIGN, "it") for n in range(25)]
-    squares = {name: np.mean([getattr(w, name) ** 2 for w in worlds]) for name in World._fields[1:4]}
+    worlds = [estimate_variance(predictions_of(run, n), DESIGN, "it") for n in range(25)]
+    squares = {name: np.mean([getattr(w, name) ** 2 for w in worlds]) for name in VarianceModel._fields[1:4]}
     for name, square in squares.items():
         assert square**0.5 == pytest.approx(getattr(WORLD, name), rel=0.25), name
     assert np.mean([w.accuracy["moves", 0] for w in worlds]) == pytest.approx(0.6, abs=0.02)
@@ -80,9 +90,9 @@ def test_a_run_tells_how_its_answers_vary():
 
 def test_answers_that_never_vary_are_told_so():
     frame = predictions_of(simulate(WORLD, DESIGN, 0.0, np.random.default_rng(0), 1)).assign(correct=False)
-    world = seen(frame, DESIGN, "it")
+    world = estimate_variance(frame, DESIGN, "it")
     assert (world.difficulty_sd, world.item_sd, world.seed_sd) == (0.0, 0.0, 0.0)
-    assert detectable(world, DESIGN) is not None
+    assert minimum_detectable_effect(world, DESIGN) is not None
 
 
 def test_a_task_that_was_not_seen_counts_as_the_mean():
@@ -93,11 +103,11 @@ def test_a_task_that_was_not_seen_counts_as_the_mean():
 def test_a_run_of_one_seed_tells_nothing():
     run = simulate(WORLD, DESIGN._replace(n_seeds=1), 0.0, np.random.default_rng(0), 1)
     with pytest.raises(VerdictError, match="two or more seeds"):
-        seen(predictions_of(run), DESIGN, "it")
+        estimate_variance(predictions_of(run), DESIGN, "it")
 
 
 def test_a_difference_said_to_be_found_in_four_of_five_is():
-    size = detectable(WORLD, DESIGN)
+    size = minimum_detectable_effect(WORLD, DESIGN)
     run = simulate(WORLD, DESIGN, size, np.random.default_rng(3), 500)
     said = decisions(run, DESIGN).compared[0]
     assert np.mean([decision == BETTER for decision in said]) == pytest.approx(0.8, abs=0.07)
@@ -107,7 +117,7 @@ def test_items_needed_are_just_enough():
     for n_seeds in (5, 12):
         design = DESIGN._replace(n_seeds=n_seeds)
         n = items_needed(ASSUMED, design, 0.06)
-        assert detectable(ASSUMED, design._replace(n_items=n)) <= 0.061
-        assert detectable(ASSUMED, design._replace(n_items=int(0.9 * n))) > 0.06
+        assert minimum_detectable_effect(ASSUMED, design._replace(n_items=n)) <= 0.061
+        assert minimum_detectable_effect(ASSUMED, design._replace(n_items=int(0.9 * n))) > 0.06
     assert items_needed(ASSUMED, DESIGN._replace(n_seeds=2), 0.06) is None
     assert items_needed(ASSUMED, DESIGN._replace(n_seeds=12), 0.06) < items_needed(ASSUMED, DESIGN, 0.06)

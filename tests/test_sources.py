@@ -5,9 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from workbench.answers import Answers
-from workbench.recipe import Recipe
-from workbench.tasks import SETS, TaskError, load_task, load_tasks, load_test_items, name_of_test_set, task_file
+from workbench.runs.recipe import Recipe
+from workbench.tasks.answers import Answers
+from workbench.tasks.sources import TaskError
+from workbench.tasks.task import SETS, load_task, load_tasks, load_test_items, name_of_test_set, task_file
 
 ROWS = [{"Q": f"What is {n} plus one?", "A": str(n + 1), "note": "x"} for n in range(20)]
 NUMBER = {"question": "Q", "answer": "A", "answer_type": "number"}

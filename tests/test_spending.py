@@ -2,13 +2,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from workbench.items import Items
-from workbench.spending import Budget, Spending
+from workbench.models.openai_engine import Budget, Spending
+from workbench.runs.cache import Cache
 
 
 @pytest.fixture
 def items(tmp_path):
-    return Items(tmp_path / "items.sqlite")
+    return Cache(tmp_path / "items.sqlite")
 
 
 def test_a_cap_in_tokens_counts_what_is_reserved_and_what_was_taken():

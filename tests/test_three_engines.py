@@ -10,14 +10,14 @@ from conftest import PROJECT, not_run
 from local_server import LocalServer
 from small_classroom import STAGES, compute, recipe_of
 
-from workbench import judging
-from workbench.engines import TransformersEngine
-from workbench.evaluation import verdict_of
-from workbench.generation import Completion, Decoding, Request
-from workbench.headless import run_notebooks
-from workbench.recipe import Recipe
-from workbench.server import KEY_VARIABLE, URL_VARIABLE
-from workbench.store import Run, open_run
+from workbench.models.engine import Completion, Decoding, Request
+from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.notebook.headless import run_notebooks
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run, open_run
+from workbench.signals import judge
+from workbench.verdict.evaluation import verdict_of
 
 KEY = "sk-planted-93bb04c1d7"
 # The pocket models, since vLLM's CPU build takes no heads as narrow as those of the small classroom.
@@ -97,9 +97,9 @@ def judges_alike(run: Run, engine: str) -> None:
     for named in (engine, "transformers"):
         values = run.recipe.model_dump() | {"engines": {"judge": named}}
         values["models"]["judge"] = MODELS["teacher"]
-        said.append(judging.judge(Run(run.name, run.path, Recipe.model_validate(values))))
+        said.append(judge.judge(Run(run.name, run.path, Recipe.model_validate(values))))
     assert said[0].examples.equals(said[1].examples) and said[0].validation.equals(said[1].validation)
-    assert len(json.loads((run.path / judging.FILE).read_text())) == 2 and said[0].validation["right"].any()
+    assert len(json.loads((run.path / judge.FILE).read_text())) == 2 and said[0].validation["right"].any()
 
 
 @pytest.mark.slow

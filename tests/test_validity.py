@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from workbench import figures
-from workbench.seeding import stream
-from workbench.store import open_run
-from workbench.validity import (
+from workbench.runs.run import open_run
+from workbench.runs.seeding import stream
+from workbench.verdict.validity import (
     FORMAT,
     LENGTH,
     _linear,

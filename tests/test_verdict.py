@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench import inference, verdict
-from workbench.inference import BETTER, SAME, UNDECIDED, WORSE
-from workbench.verdict import VerdictError
+from workbench.verdict import in_words, intervals, verdict
+from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE
+from workbench.verdict.verdict import VerdictError
 
 MARGIN, ALPHA = 0.05, 0.05
 SETTINGS = {
@@ -40,8 +40,8 @@ def predictions(effect=0.0, n_seeds=3, n_items=120, student="ada", key=0, seed_s
     generator = np.random.default_rng(key)
     frames = []
     for shots in (0, 3):
-        tailored, plain = inference.simulate(n_seeds, n_items, generator, effect, seed_sd, 0.05)
-        other, base = inference.simulate(n_seeds, n_items, generator, 0.0, seed_sd, 0.05)
+        tailored, plain = intervals.simulate(n_seeds, n_items, generator, effect, seed_sd, 0.05)
+        other, base = intervals.simulate(n_seeds, n_items, generator, 0.0, seed_sd, 0.05)
         for arm, table in (("tailored", tailored), ("untailored", plain), ("random_pairs", other)):
             frames.append(rows_of(arm, table, shots, student))
         frames.append(rows_of("base", base[:1], shots, student, seeds=[-1]))
@@ -67,12 +67,12 @@ def _decisions(repeats, n_seeds, n_items, generator, effect, seed_sd, item_sd):
     tasks = np.repeat(["one", "two"], [n_items // 2, n_items - n_items // 2])
     covered, said, widths = 0, [], []
     for _ in range(repeats):
-        a, b = inference.simulate(n_seeds, n_items, generator, effect, seed_sd, item_sd)
-        of = inference.spread(a - b, tasks)
-        half = float(inference.half_width(of, ALPHA))
+        a, b = intervals.simulate(n_seeds, n_items, generator, effect, seed_sd, item_sd)
+        of = intervals.spread(a - b, tasks)
+        half = float(intervals.half_width(of, ALPHA))
         covered += abs(of.mean - effect) <= half
         widths.append(half)
-        said.append(inference.decide(of.mean, half, float(inference.half_width(of, 2 * ALPHA)), MARGIN))
+        said.append(intervals.decide(of.mean, half, float(intervals.half_width(of, 2 * ALPHA)), MARGIN))
     shares = {
         name: said.count(label) / repeats for name, label in (("better", BETTER), ("worse", WORSE), ("same", SAME))
     }
@@ -99,20 +99,20 @@ def test_items_alone_would_not_do():
     generator = np.random.default_rng(1)
     missed = 0
     for _ in range(400):
-        a, b = inference.simulate(3, 400, generator, 0.0, 0.04, 0.0)
-        of = inference.spread(a - b, ["t"] * 400)
-        missed += abs(of.mean) > float(inference.half_width(of._replace(ms_seed=0.0), ALPHA))
+        a, b = intervals.simulate(3, 400, generator, 0.0, 0.04, 0.0)
+        of = intervals.spread(a - b, ["t"] * 400)
+        missed += abs(of.mean) > float(intervals.half_width(of._replace(ms_seed=0.0), ALPHA))
     assert missed / 400 > 0.2
 
 
 def test_spread_by_hand():
     """Two seeds, four items, one task: squares worked out on paper."""
-    of = inference.spread(np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), ["t"] * 4)
+    of = intervals.spread(np.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), ["t"] * 4)
     assert of.mean == pytest.approx(3 / 8)
     assert of.ms_seed == pytest.approx(4 * ((0.5 - 0.375) ** 2 + (0.25 - 0.375) ** 2))
     assert of.ms_noise == pytest.approx((3 * 0.125**2 * 2 + 0.375**2 * 2) / 3)
     assert of.ms_item == pytest.approx(2 * 2.0 / 3)  # the floor: fewer than two items differ by one
-    plenty = inference.spread(np.tile([[1.0, -1.0]], (2, 10)), ["t"] * 20)
+    plenty = intervals.spread(np.tile([[1.0, -1.0]], (2, 10)), ["t"] * 20)
     assert plenty.ms_item == pytest.approx(2 * 20 / 19)
 
 
@@ -121,72 +121,72 @@ def test_interval_knows_nothing_of_the_order_of_items_and_seeds():
     scores = generator.integers(-1, 2, (4, 30)).astype(float)
     tasks = np.repeat(["a", "b"], 15)
     shuffle = generator.permutation(30)
-    one, other = inference.spread(scores, tasks), inference.spread(scores[::-1][:, shuffle], tasks[shuffle])
+    one, other = intervals.spread(scores, tasks), intervals.spread(scores[::-1][:, shuffle], tasks[shuffle])
     assert np.allclose(one, other)
-    assert inference.half_width(inference.spread(-scores, tasks), 0.05) == pytest.approx(
-        inference.half_width(one, 0.05)
+    assert intervals.half_width(intervals.spread(-scores, tasks), 0.05) == pytest.approx(
+        intervals.half_width(one, 0.05)
     )
 
 
 def test_identical_arms_do_not_claim_certainty():
-    of = inference.spread(np.zeros((3, 100)), ["t"] * 100)
-    assert 0.02 < inference.half_width(of, 0.05) < 0.04
-    few = inference.spread(np.zeros((3, 10)), ["t"] * 10)
-    assert inference.decide(0.0, inference.half_width(few, 0.05), inference.half_width(few, 0.1), 0.05) == UNDECIDED
+    of = intervals.spread(np.zeros((3, 100)), ["t"] * 100)
+    assert 0.02 < intervals.half_width(of, 0.05) < 0.04
+    few = intervals.spread(np.zeros((3, 10)), ["t"] * 10)
+    assert intervals.decide(0.0, intervals.half_width(few, 0.05), intervals.half_width(few, 0.1), 0.05) == UNDECIDED
 
 
 def test_interval_p_value_agrees_with_the_interval():
     generator = np.random.default_rng(5)
-    a, b = inference.simulate(5, 200, generator, 0.1, 0.02, 0.05)
-    of = inference.spread(a - b, ["t"] * 200)
-    p = inference.interval_p_value(of)
-    assert inference.half_width(of, p) == pytest.approx(abs(of.mean), rel=1e-6)
+    a, b = intervals.simulate(5, 200, generator, 0.1, 0.02, 0.05)
+    of = intervals.spread(a - b, ["t"] * 200)
+    p = intervals.interval_p_value(of)
+    assert intervals.half_width(of, p) == pytest.approx(abs(of.mean), rel=1e-6)
 
 
 def test_sign_flips_exact_and_drawn():
-    assert inference.sign_flip_p_value(np.array([1.0, 1.0, 1.0, 0.0])) == 0.25
-    assert inference.sign_flip_p_value(np.zeros(7)) == 1.0
+    assert intervals.sign_flip_p_value(np.array([1.0, 1.0, 1.0, 0.0])) == 0.25
+    assert intervals.sign_flip_p_value(np.zeros(7)) == 1.0
     generator = np.random.default_rng(0)
     values = generator.normal(0.6, 1, 12)
-    exact, drawn = inference.sign_flip_p_value(values), inference.sign_flip_p_value(values, n_flips=4000)
+    exact, drawn = intervals.sign_flip_p_value(values), intervals.sign_flip_p_value(values, n_flips=4000)
     assert drawn == pytest.approx(exact, abs=0.03)
     many = generator.normal(0, 1, 300)
-    assert inference.sign_flip_p_value(many) == inference.sign_flip_p_value(-many)
-    assert inference.sign_flip_p_value(many + 1) == pytest.approx(1 / 10_001)
+    assert intervals.sign_flip_p_value(many) == intervals.sign_flip_p_value(-many)
+    assert intervals.sign_flip_p_value(many + 1) == pytest.approx(1 / 10_001)
 
 
 def test_sign_flips_of_whole_numbers_are_counted_exactly():
     generator = np.random.default_rng(3)
     values = generator.integers(-3, 4, (5, 11))
-    enumerated = [inference.sign_flip_p_value(row / 7) for row in values]
-    assert inference.sign_flip_p_values(values) == pytest.approx(enumerated)
-    assert inference.sign_flip_p_value(values[0]) == pytest.approx(enumerated[0])
+    enumerated = [intervals.sign_flip_p_value(row / 7) for row in values]
+    assert intervals.sign_flip_p_values(values) == pytest.approx(enumerated)
+    assert intervals.sign_flip_p_value(values[0]) == pytest.approx(enumerated[0])
     many = generator.integers(-3, 4, 400) + (generator.random(400) < 0.1)
-    assert inference.sign_flip_p_value(many) == pytest.approx(inference.sign_flip_p_value(many / 7), abs=0.02)
-    null = inference.sign_flip_null(many)
+    assert intervals.sign_flip_p_value(many) == pytest.approx(intervals.sign_flip_p_value(many / 7), abs=0.02)
+    null = intervals.sign_flip_null(many)
     sums = np.arange(len(null)) - len(null) // 2
     assert null.sum() == pytest.approx(1.0) and null @ sums**2 == pytest.approx((many**2).sum())
-    assert 0 < inference.sign_flip_p_value(np.ones(300)) < 1e-12
+    assert 0 < intervals.sign_flip_p_value(np.ones(300)) < 1e-12
 
 
 def test_sign_flip_p_values_are_uniform_when_nothing_differs():
     generator = np.random.default_rng(2)
-    p = np.array([inference.sign_flip_p_value(generator.normal(0, 1, 25), n_flips=500) for _ in range(400)])
+    p = np.array([intervals.sign_flip_p_value(generator.normal(0, 1, 25), n_flips=500) for _ in range(400)])
     assert 0.02 < np.mean(p <= 0.05) < 0.09
     assert 0.4 < np.mean(p <= 0.5) < 0.6
 
 
 def test_holm_by_hand():
-    assert np.allclose(inference.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
-    assert np.allclose(inference.holm([0.6, 0.7]), [1.0, 1.0])
-    assert inference.holm([]).size == 0
+    assert np.allclose(intervals.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert np.allclose(intervals.holm([0.6, 0.7]), [1.0, 1.0])
+    assert intervals.holm([]).size == 0
 
 
 def test_wilson_by_hand():
-    low, high = inference.wilson(0.5, 100)
+    low, high = intervals.wilson(0.5, 100)
     assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert inference.wilson(0.0, 10)[0] == 0.0 and inference.wilson(1.0, 10)[1] == 1.0
-    assert inference.wilson(0.0, 0) == (0.0, 1.0)
+    assert intervals.wilson(0.0, 10)[0] == 0.0 and intervals.wilson(1.0, 10)[1] == 1.0
+    assert intervals.wilson(0.0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -219,26 +219,26 @@ def test_compare_is_antisymmetric():
 def test_more_needed_holds_its_promise():
     """Runs of the size it asks for, at the difference and spread it saw, are settled about four times in five."""
     generator = np.random.default_rng(8)
-    a, b = inference.simulate(4, 100, generator, 0.08, 0.01, 0.1)
-    of = inference.spread(a - b, ["t"] * 100)._replace(mean=0.08)
-    more = inference.more_needed(of, MARGIN, ALPHA)
+    a, b = intervals.simulate(4, 100, generator, 0.08, 0.01, 0.1)
+    of = intervals.spread(a - b, ["t"] * 100)._replace(mean=0.08)
+    more = intervals.sample_size_needed(of, MARGIN, ALPHA)
     grown = {"seeds": (4, 100 + more["items"]), "items": (4 + (more["seeds"] or 0), 100)}["seeds"]
     wider = of.at(*grown)
-    settled = inference.chance_to_settle(wider, 0.08, MARGIN, ALPHA)
+    settled = intervals.chance_to_settle(wider, 0.08, MARGIN, ALPHA)
     assert 0.8 <= settled < 0.83
-    assert inference.chance_to_settle(of, 0.08, MARGIN, ALPHA) < 0.8
+    assert intervals.chance_to_settle(of, 0.08, MARGIN, ALPHA) < 0.8
     runs = []
     for _ in range(300):
-        x, y = inference.simulate(*grown, generator, 0.08, 0.01, 0.1)
-        seen = inference.spread(x - y, ["t"] * grown[1])
-        half, inner = (float(inference.half_width(seen, alpha)) for alpha in (ALPHA, 2 * ALPHA))
-        runs.append(inference.decide(seen.mean, half, inner, MARGIN) != UNDECIDED)
+        x, y = intervals.simulate(*grown, generator, 0.08, 0.01, 0.1)
+        seen = intervals.spread(x - y, ["t"] * grown[1])
+        half, inner = (float(intervals.half_width(seen, alpha)) for alpha in (ALPHA, 2 * ALPHA))
+        runs.append(intervals.decide(seen.mean, half, inner, MARGIN) != UNDECIDED)
     assert np.mean(runs) > 0.7
 
 
 def test_more_needed_may_ask_for_both():
-    of = inference.Spread(0.0, 0.25, 0.8, 0.05, 3, 20, 1)
-    more = inference.more_needed(of, MARGIN, ALPHA)
+    of = intervals.VarianceComponents(0.0, 0.25, 0.8, 0.05, 3, 20, 1)
+    more = intervals.sample_size_needed(of, MARGIN, ALPHA)
     assert more["together"] and more["seeds"] % 3 == 0 and more["items"] % 20 == 0
 
 
@@ -246,7 +246,7 @@ def test_arm_accuracy_of_one_seed_is_wilson():
     table = rows_of("base", [[1, 0, 0, 0] * 25], seeds=[-1])
     row = verdict.arm_accuracy(table, "base", 0)
     assert (row["accuracy"], row["n_items"], row["n_seeds"]) == (0.25, 100, 1)
-    assert (row["low"], row["high"]) == pytest.approx(inference.wilson(0.25, 100))
+    assert (row["low"], row["high"]) == pytest.approx(intervals.wilson(0.25, 100))
 
 
 def test_arm_accuracy_widens_with_the_seeds_spread():
@@ -280,13 +280,13 @@ def test_further_comparisons_are_corrected_and_the_primary_one_is_not():
         assert (first["p_adjusted"], first["decision_adjusted"]) == (first["p_value"], first["decision"])
         for row in others:
             table = verdict.paired(drawn, "tailored", row["b"], row["shots"])
-            of = inference.spread(table.to_numpy(), table.columns.get_level_values("task"))
-            alone.append(max(row["p_value"], inference.interval_p_value(of)))
+            of = intervals.spread(table.to_numpy(), table.columns.get_level_values("task"))
+            alone.append(max(row["p_value"], intervals.interval_p_value(of)))
             changed = row["decision"] != row["decision_adjusted"]
             assert changed == (row["decision"] in (BETTER, WORSE) and row["p_adjusted"] > ALPHA)
-            assert ("taken alone" in verdict.decision_in_words(row)) == changed
+            assert ("taken alone" in in_words.decision_in_words(row)) == changed
             lost += changed
-        assert [row["p_adjusted"] for row in others] == pytest.approx(inference.holm(alone).tolist(), abs=2e-6)
+        assert [row["p_adjusted"] for row in others] == pytest.approx(intervals.holm(alone).tolist(), abs=2e-6)
     assert lost
 
 
@@ -377,15 +377,15 @@ def test_missing_student_is_refused():
 
 def test_sentence_tells_every_outcome():
     good, bad, open_ = (full_verdict(effect) for effect in (0.3, -0.3, 0.05))
-    assert "tailored is better than untailored by" in verdict.sentence(good)
-    assert "On pocket models" in verdict.sentence(good)
-    assert "tailored is worse than untailored by" in verdict.sentence(bad)
-    assert "undecided" in verdict.sentence(open_) and "would settle it" in verdict.sentence(open_)
+    assert "tailored is better than untailored by" in in_words.sentence(good)
+    assert "On pocket models" in in_words.sentence(good)
+    assert "tailored is worse than untailored by" in in_words.sentence(bad)
+    assert "undecided" in in_words.sentence(open_) and "would settle it" in in_words.sentence(open_)
     for result in (good, bad, open_):
-        text = verdict.sentence(result)
+        text = in_words.sentence(result)
         assert 2 <= text.count(". ") + 1 <= 4
         assert "random pairs" in text and "base" in text
-    assert verdict.sentence(bad["students"]["bob"]).startswith("For student bob")
+    assert in_words.sentence(bad["students"]["bob"]).startswith("For student bob")
 
 
 if __name__ == "__main__":

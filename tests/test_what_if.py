@@ -3,11 +3,11 @@ import pytest
 from probed_run import recipe_of, write_run
 from traitlets import TraitError
 
-from workbench.inspection import Evidence
-from workbench.pairs import build_pairs
-from workbench.recipe import Recipe
-from workbench.tasks import load_tasks
-from workbench.what_if import FIRST_HALF, OTHER_HALF, RIGHT_ANSWERS, SETTINGS, WhatIf
+from workbench.loop.pairs import build_pairs
+from workbench.notebook.pair_view import Evidence
+from workbench.notebook.what_if import FIRST_HALF, OTHER_HALF, RIGHT_ANSWERS, SETTINGS, WhatIf
+from workbench.runs.recipe import Recipe
+from workbench.tasks.task import load_tasks
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from workbench import figures
-from workbench.seeding import stream
-from workbench.verdict import BASE_SEED
-from workbench.worth import in_words, needed, points, quoted, worth
+from workbench.runs.seeding import stream
+from workbench.verdict.learning_curves import in_words, needed, points, quoted, worth
+from workbench.verdict.verdict import BASE_SEED
 
 SIZES, N_ITEMS, SEEDS = (5, 10, 20, 40), 100, (1, 2, 3)
 

@@ -23,30 +23,33 @@ for _variable in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMET
 __version__ = "0.1.0"
 
 _WHERE = {
-    "recipe": "load_recipe",
-    "store": "open_run runs_table",
-    "tasks": "load_tasks",
-    "models": "render",
-    "engines": "TransformersEngine",
-    "generation": "Decoding Request",
-    "drafting": "draft",
-    "signals": "probe",
-    "alignment": "align",
-    "training": "train",
-    "evaluation": "evaluate verdict_of",
-    "notebook": "Progress finish mean_of model_names planted progress say setup share_of show start watch",
-    "inspector": "inspect",
-    "trace": "lineage",
+    "runs.recipe_file": "load_recipe",
+    "runs.run": "open_run runs_table",
+    "tasks.task": "load_tasks",
+    "models.loading": "render",
+    "models.transformers_engine": "TransformersEngine",
+    "models.engine": "Decoding Request",
+    "loop.drafting": "draft",
+    "methods.base": "probe",
+    "loop.tailoring": "align",
+    "loop.budgets": "train",
+    "verdict.evaluation": "evaluate verdict_of",
+    "notebook.display": "Progress progress say show watch",
+    "notebook.session": "finish setup start",
+    "verdict.in_words": "mean_of share_of",
+    "report.summary": "model_names planted",
+    "notebook.inspector": "inspect",
+    "report.lineage": "lineage",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
-_MODULES = ("figures", "prompts")
+_MODULES = {"figures": "figures", "prompts": "loop.prompts"}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])
 
 
 def __getattr__(name: str):
     if name in _MODULES:
-        return importlib.import_module(f"workbench.{name}")
+        return importlib.import_module(f"workbench.{_MODULES[name]}")
     if name not in _MODULE_OF:
         raise AttributeError(f"workbench has no {name!r}; it has {', '.join(__all__)}.")
     value = getattr(importlib.import_module(f"workbench.{_MODULE_OF[name]}"), name)

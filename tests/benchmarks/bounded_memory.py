@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbench import figures, prompts
-from workbench.pairs import build_pairs
-from workbench.recipe import Recipe
-from workbench.records import text_id
-from workbench.signals import icl
-from workbench.store import Run, open_run
-from workbench.tasks import Task
+from workbench import figures
+from workbench.loop import prompts
+from workbench.loop.pairs import build_pairs
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run, open_run
+from workbench.runs.schemas import text_id
+from workbench.signals import one_shot
+from workbench.tasks.task import Task
 
 TECHNIQUES = ("tally", "meter", "story", "diary")
 TASKS = ("adding", "sorting", "walking", "weighing")
@@ -114,8 +115,8 @@ def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
     chosen = pd.concat([task.validation.assign(task=name) for name, task in tasks.items()], ignore_index=True)
     chosen = chosen.assign(discrimination=1.0, difficulty=0.0, chosen=True)
     rng = np.random.default_rng(1)
-    icl.answer_job = lambda job: [("3" if right else "", 40) for right in rng.random(len(job.asked)) < 0.6]
-    probes = icl.probe_drafts(work.recipe, tasks, drafts, chosen)
+    one_shot.generate_answers = lambda job: [("3" if right else "", 40) for right in rng.random(len(job.asked)) < 0.6]
+    probes = one_shot.probe_drafts(work.recipe, tasks, drafts, chosen)
     columns = "task item_id question target discrimination difficulty chosen".split()
     stage = _store(work, "probing", preference_set=chosen[columns], probes=probes)
     return f"{len(probes):,} probes, {(stage.path / 'probes.parquet').stat().st_size / 1e6:.0f} MB of Parquet"
@@ -123,7 +124,7 @@ def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
 
 def _write_signals(work: Run) -> str:
     probes, drafts = work.stage("probing").read("probes"), work.stage("drafting").read("drafts")
-    signals = icl.score(probes, drafts, {"ada": "fp"}, "set")
+    signals = one_shot.score(probes, drafts, {"ada": "fp"}, "set")
     _store(work, "probing", signals=signals)
     return f"{len(signals):,} scores"
 

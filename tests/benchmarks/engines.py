@@ -21,12 +21,13 @@ from pathlib import Path
 
 import torch
 
-from workbench import prompts
-from workbench.engine_openai import OpenAIEngine
-from workbench.engine_vllm import SETTINGS, VllmEngine
-from workbench.engines import TransformersEngine
-from workbench.generation import Completion, Decoding, Engine, Request
-from workbench.pocket.rationales import STYLES, rationale_for
+from workbench.loop import prompts
+from workbench.models.engine import Completion, Decoding, Engine, Request
+from workbench.models.openai_engine import OpenAIEngine
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.models.vllm_engine import SETTINGS, VllmEngine
+from workbench.tasks import answers as answers_module
+from workbench.tasks.pocket_styles import STYLES, rationale_for
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = str(ROOT / "data/pocket/tally-strong")
@@ -59,7 +60,7 @@ def ask(engine: Engine, asked: list[tuple[str, str]]) -> list[Completion]:
 
 def answers(completions: list[Completion]) -> list[str]:
     """Return the parsed answers, "" where there is none."""
-    return [prompts.parse_answer(completion.text) for completion in completions]
+    return [answers_module.parse_answer(completion.text) for completion in completions]
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from tests.disguises import DISGUISES, planted
-from workbench.guard import BY_DEFINITION, LEVELS, Guard
-from workbench.pocket.problems import TEST_SIZES, write
-from workbench.recipe import project_root
-from workbench.seeding import stream
+from workbench.runs.recipe import project_root
+from workbench.runs.seeding import stream
+from workbench.tasks.contamination import BY_DEFINITION, LEVELS, Guard
+from workbench.tasks.pocket_questions import TEST_SIZES, write
 
 N_HONEST, N_PLANTED = 500, 80
 GUARDED_SHARE = 0.8

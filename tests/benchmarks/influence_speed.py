@@ -21,15 +21,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from workbench import models, prompts
-from workbench.guard import Guard
-from workbench.pocket.classroom import DESCRIPTIONS
-from workbench.pocket.problems import write
-from workbench.pocket.rationales import STYLES, rationale_for
-from workbench.pool import run_jobs
-from workbench.seeding import stream
+from data.pocket.make.classroom import DESCRIPTIONS
+from workbench.loop import prompts
+from workbench.models import loading
+from workbench.runs.seeding import stream
+from workbench.runs.workers import run_jobs
 from workbench.signals.influence import InfluenceSettings, measure
-from workbench.warming import WarmUp, load_warmed, texts_of, warm_up
+from workbench.signals.warm_up import WarmUp, load_warmed, texts_of, warm_up
+from workbench.tasks.contamination import Guard
+from workbench.tasks.pocket_questions import write
+from workbench.tasks.pocket_styles import STYLES, rationale_for
 
 WARM_UP = WarmUp(n_steps=24, batch_size=8, learning_rate=3e-4)
 BATCH = 8
@@ -39,7 +40,7 @@ class Loop:
     """One candidate at a time with torch's AdamW; `padded` is the length of every reference text, 0 for its batch's."""
 
     def __init__(self, student: str, warmed: Path, reference: pd.DataFrame, learning_rate: float, padded: int = 0):
-        loaded = models.load(student, device="cpu")
+        loaded = loading.load(student, device="cpu")
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.parameters = dict(self.model.named_parameters())
         state = load_warmed(warmed)

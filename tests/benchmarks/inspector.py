@@ -23,17 +23,17 @@ from conftest import CHROMIUM_NAMES
 from lab import lab, write_notebook
 from probed_run import TASK, recipe_of, store
 
-from workbench import records
-from workbench.inspection import Evidence
-from workbench.pairs import build_pairs
-from workbench.pocket.rationales import STYLES
-from workbench.signals import icl
-from workbench.store import Run, open_run
-from workbench.tasks import load_tasks
+from workbench.loop.pairs import build_pairs
+from workbench.notebook.pair_view import Evidence
+from workbench.runs import schemas
+from workbench.runs.run import Run, open_run
+from workbench.signals import one_shot
+from workbench.tasks.pocket_styles import STYLES
+from workbench.tasks.task import load_tasks
 
 WORDS = np.array("one two three apples pears steps left right then so add take away the box holds and we get".split())
 LIMITS = {"first paint": 2.0, "next pair": 0.1}
-START = "import workbench as wb\nfrom workbench.store import open_run\n\ninspector = wb.inspect(open_run('large'))"
+START = "import workbench as wb\nfrom workbench.runs.run import open_run\n\ninspector = wb.inspect(open_run('large'))"
 SHOW = "inspector.show()"
 
 
@@ -65,9 +65,9 @@ def write_large(n_questions: int, students: list[str], n_items: int) -> Run:
     recipe = recipe_of(n_questions, n_items, students)
     work, rng = open_run("large", recipe), np.random.default_rng(0)
     items = load_tasks(recipe)[TASK].validation.head(n_items).assign(task=TASK, chosen=True)
-    items = items.assign(discrimination=np.nan, difficulty=np.nan)[list(records.SCHEMAS["preference_set"].columns)]
+    items = items.assign(discrimination=np.nan, difficulty=np.nan)[list(schemas.SCHEMAS["preference_set"].columns)]
     texts = [f"{' '.join(words)} {n}?" for n, words in enumerate(rng.choice(WORDS, (n_questions, 30)))]
-    ids = [records.text_id(text) for text in texts]
+    ids = [schemas.text_id(text) for text in texts]
     questions = pd.DataFrame({"task": TASK, "question_id": ids, "question": texts, "drafted_target": "3"})
     questions["reply"] = [f" <input>{text}</input><target>3</target>" for text in texts]
     questions = questions.assign(prompt_id="p", call=np.arange(n_questions), index=0, kept=True, drop_reason="")
@@ -75,10 +75,10 @@ def write_large(n_questions: int, students: list[str], n_items: int) -> Run:
     for style in STYLES:
         rationales = [f" {style} {' '.join(words)} <ans>3</ans>" for words in rng.choice(WORDS, (n_questions, 60))]
         one = questions[["task", "question_id", "question"]].assign(technique=style, rationale=rationales)
-        one.insert(0, "draft_id", [records.text_id(f"{style}/{one_id}") for one_id in ids])
+        one.insert(0, "draft_id", [schemas.text_id(f"{style}/{one_id}") for one_id in ids])
         drafts.append(one.assign(answer="3", gold="3", correct=rng.random(n_questions) < 0.7, n_tokens=80))
     drafts = pd.concat(drafts, ignore_index=True)
-    drafts = drafts[list(records.SCHEMAS["drafts"].columns)]
+    drafts = drafts[list(schemas.SCHEMAS["drafts"].columns)]
     parts = [
         pd.DataFrame(
             {
@@ -93,7 +93,7 @@ def write_large(n_questions: int, students: list[str], n_items: int) -> Run:
     ]
     probes = pd.concat(parts, ignore_index=True).assign(parsed=True, n_tokens=40)
     store(work, "drafting", {}, questions=questions, drafts=drafts)
-    signals = icl.score(probes, drafts, dict.fromkeys(students, "fp"), "set")
+    signals = one_shot.score(probes, drafts, dict.fromkeys(students, "fp"), "set")
     store(work, "probing", {"drafting": "f"}, preference_set=items, probes=probes, signals=signals)
     return work
 

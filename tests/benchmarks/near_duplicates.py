@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from workbench.near_duplicates import NearDuplicates
-from workbench.recipe import project_root
-from workbench.seeding import stream
+from workbench.runs.recipe import project_root
+from workbench.runs.seeding import stream
+from workbench.tasks.contamination import NearDuplicates
 
 THRESHOLD = 0.7
 SIZES = (1_000, 4_000, 16_000, 32_000)

@@ -16,11 +16,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from workbench.engines import TransformersEngine
-from workbench.generation import Completion, Decoding, Request
-from workbench.models import load, render_shared
-from workbench.pool import run_jobs
-from workbench.prompts import parse_answer
+from workbench.models.engine import Completion, Decoding, Request
+from workbench.models.loading import load, render_shared
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.runs.workers import run_jobs
+from workbench.tasks.answers import parse_answer
 
 
 def main() -> None:

@@ -1,0 +1,95 @@
+import pytest
+from test_loading import tiny_folder
+
+from workbench.models.engine import (
+    Completion,
+    Decoding,
+    EngineError,
+    Finished,
+    RecordingEngine,
+    Request,
+    TokenizedRequest,
+    in_batches,
+    prompt_ids,
+    refuse_unfit,
+)
+from workbench.models.loading import ModelError, load_tokenizer
+from workbench.runs.cache import Cache
+
+GREEDY = Decoding(max_new_tokens=4)
+
+
+class Echo(RecordingEngine):
+    """An engine that answers with the prompt in capitals, two at a time, and dies where it is told."""
+
+    name = "echo"
+
+    def __init__(self, dies_at: str = "") -> None:
+        self.asked, self.dies_at = [], dies_at
+
+    def identity(self) -> list:
+        return [self.name]
+
+    def _rows(self, requests, decoding):
+        return {key: TokenizedRequest(key, request, [1]) for key, request in requests.items()}
+
+    def _finish(self, rows, done, decoding, seed):
+        left = list(rows.values())
+        return in_batches([left[at : at + 2] for at in range(0, len(left), 2)], done, self._shout)
+
+    def _shout(self, batch):
+        prompts = [row.request.prompt for row in batch]
+        if self.dies_at in prompts:
+            raise EngineError("died")
+        self.asked += prompts
+        return [Completion(prompt.upper(), 1, True) for prompt in prompts]
+
+
+@pytest.fixture
+def items(tmp_path):
+    return Cache(tmp_path / "items.sqlite")
+
+
+def test_what_was_finished_before_an_end_is_kept_and_not_asked_again(items):
+    requests = [Request(letter) for letter in "abcdef"]
+    with pytest.raises(EngineError):
+        Echo(dies_at="e").generate(requests, GREEDY, items=items)
+    again, seen = Echo(), []
+    found = again.generate(requests, GREEDY, items=items, progress=lambda n, of: seen.append((n, of)))
+    assert "".join(one.text for one in found) == "ABCDEF" and again.asked == ["e", "f"]
+    assert seen == [(2, 6), (4, 6), (6, 6)]
+
+
+def test_notes_are_stored_beside_a_completion_and_not_given_back(items):
+    class Noting(Echo):
+        def _finish(self, rows, done, decoding, seed):
+            yield {key: Finished(Completion("x", 1, True), {"model": "m"}) for key in rows}
+
+    first = Noting().generate([Request("a")], GREEDY, items=items)
+    assert Noting().generate([Request("a")], GREEDY, items=items) == first == [Completion("x", 1, True)]
+
+
+def test_sampling_without_a_stream_is_refused():
+    with pytest.raises(ValueError, match="needs a stream"):
+        Echo().generate([Request("a")], Decoding(4, temperature=1.0))
+
+
+def test_an_engine_that_cannot_tell_says_so():
+    with pytest.raises(EngineError, match="The engine echo gives no log-probabilities"):
+        Echo().likelihoods([("a", "b")])
+
+
+@pytest.mark.parametrize(("n", "fits"), [(0, False), (1, True), (6, True), (7, False)])
+def test_a_prompt_must_hold_something_and_leave_room(n, fits):
+    if fits:
+        refuse_unfit("m", Request("w1"), n, 4, 10)
+    else:
+        with pytest.raises(ModelError, match="takes 1 to 6"):
+            refuse_unfit("m", Request("w1"), n, 4, 10)
+
+
+def test_a_token_that_closes_a_text_is_not_part_of_a_prompt(tmp_path):
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "m"))
+    ids = tokenizer("w1 w2")["input_ids"]
+    assert prompt_ids(tokenizer, ["w1 w2"], []) == [ids]
+    assert prompt_ids(tokenizer, ["w1 w2"], [tokenizer("a")["input_ids"][-1]]) == [ids[:-1]]

@@ -1,0 +1,211 @@
+"""The judge: another model's answers beside those of the examples, asked once, of the engine the recipe names."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from local_server import LocalServer
+from small_classroom import build, compute, recipe_of
+
+from workbench.models.engine import EngineError
+from workbench.models.loading import ModelError
+from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
+from workbench.models.start import check
+from workbench.notebook.headless import preflight
+from workbench.report import cards, cost_estimate, plan
+from workbench.report.facts import Facts
+from workbench.runs.cache import runs_folder
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run, open_run
+from workbench.runs.workers import JobError
+from workbench.signals import judge as judge_module
+from workbench.tasks.task import load_tasks
+from workbench.verdict import in_words
+
+STAGES = ("drafting", "probing", "alignment")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The small classroom's models, and a run whose examples are written."""
+    folder = tmp_path_factory.mktemp("judged")
+    build(folder)
+    recipe = judged_by(recipe_of(folder), str(folder / "teacher"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
+        run = open_run("loop", recipe)
+        for stage in STAGES:
+            compute(stage, run)
+    return folder
+
+
+@pytest.fixture
+def run(made, monkeypatch) -> Run:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(made / "runs"))
+    opened = open_run("loop")
+    (opened.path / judge_module.FILE).unlink(missing_ok=True)
+    return opened
+
+
+def judged_by(recipe: Recipe, judge: str, **engine) -> Recipe:
+    values = recipe.model_dump()
+    values["models"]["judge"] = judge
+    values["engines"] = {"judge": engine} if engine else {}
+    return Recipe.model_validate(values)
+
+
+def of(run: Run, judge: str, **engine) -> Run:
+    """Return the same run under a recipe with that judge."""
+    return Run(run.name, run.path, judged_by(run.recipe, judge, **engine))
+
+
+def test_a_recipe_without_a_judge_is_as_it_was_and_asks_nobody(recipe_values, run):
+    recipe = Recipe.model_validate(recipe_values)
+    assert "judge" not in recipe.to_yaml()
+    without = Run(run.name, run.path, recipe)
+    assert judge_module.judge(without) is judge_module.stored(without) is None
+    assert "judge" not in " ".join(row["role"] for row in cost_estimate.memory(recipe))
+    assert not any("judge" in line for line in plan._engines(recipe, {}))
+    recipe_values["engines"] = {"judge": "vllm"}
+    with pytest.raises(ValueError, match="engines.judge is set, but models.judge names no model; add it there"):
+        Recipe.model_validate(recipe_values)
+
+
+def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monkeypatch):
+    assert judge_module.stored(run) is None
+    examples, validation = judge_module.judge(run)
+    kept = run.stage("alignment").read("examples").query("kept")
+    assert list(examples["example_id"]) == list(kept["example_id"])
+    tasks = load_tasks(run.recipe)
+    for row in examples.itertuples():
+        assert (
+            pd.isna(row.agrees) if not row.said else row.agrees == tasks[row.task].answers.alike(row.answer, row.said)
+        )
+    assert list(validation["right"]) == [
+        tasks[row.task].answers.same(row.said, row.target) for row in validation.itertuples()
+    ]
+    # One question has one answer, whoever wrote it down.
+    assert (examples.groupby(["task", "question"])["said"].nunique() == 1).all()
+    table = in_words.by_arm(judge_module.Judged(examples, validation))
+    assert set(table["arm"]) == set(kept["arm"]) and "every student" in set(table["student"])
+    said = in_words.reliability(judge_module.Judged(examples, validation))
+    assert f"On {len(validation)} validation questions" in said and "right by rule, it agrees with" in said
+    # Asked again, the answers are at hand, and no engine is started.
+    monkeypatch.setattr(judge_module, "run_engine_jobs", None)
+    assert judge_module.judge(run).examples.equals(examples)
+    assert judge_module.stored(run).validation.equals(validation)
+
+
+def test_another_judge_and_other_examples_are_judged_anew(run, made):
+    first = judge_module.judge(run)
+    other = of(run, str(made / "babbler"))
+    assert judge_module.stored(other) is None
+    babbled = judge_module.judge(other)
+    assert babbled.validation["right"].mean() < first.validation["right"].mean()
+    assert len(json.loads((run.path / judge_module.FILE).read_text())) == 2
+
+
+def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, monkeypatch):
+    def fault(n: int, prompt: str) -> str:
+        return "500" if n == 10 else ""
+
+    with LocalServer(lambda body: "I count them: <ans>2</ans>", fault, key="sk-judge", served=("big",)) as server:
+        monkeypatch.setenv(URL_VARIABLE, server.url)
+        monkeypatch.setenv(KEY_VARIABLE, "sk-judge")
+        by_server = of(run, "big", engine="openai", endpoint="chat", n_attempts=1, n_parallel=1)
+        check(by_server.recipe)
+        with pytest.raises(JobError, match="all answers so far are kept"):
+            judge_module.judge(by_server)
+        assert len(server.answered) == 10 and judge_module.stored(by_server) is None
+        judged = judge_module.judge(by_server)
+        assert len(server.answered) == len(set(server.answered)), "a question was asked twice"
+        rationales = [text for text in run.stage("alignment").read("examples")["rationale"] if text]
+        assert not any(text in prompt for prompt in server.prompts for text in rationales)
+    assert set(judged.validation.query("task == 'object_counting'")["said"]) == {"2"}
+    with pytest.raises(EngineError, match="no server at"):
+        check(by_server.recipe)
+
+
+def test_refusals_are_asked_again(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        judge_module, "run_engine_jobs", lambda fn, jobs, *_: asked.append(len(jobs)) or refuse_one(fn, jobs)
+    )
+
+    def refuse_one(fn, jobs):
+        first, *others = map(fn, jobs)
+        return [[replace(first[0], text="") if len(asked) == 1 else first[0], *first[1:]], *others]
+
+    once = judge_module.judge(run)
+    assert judge_module.stored(run) is None and (once.validation["said"] == "").any()
+    again = judge_module.judge(run)
+    assert len(asked) == 2 and judge_module.stored(run).examples.equals(again.examples)
+
+
+def test_what_a_judge_said_is_known_without_it(run, made, monkeypatch):
+    gone = made / "gone"
+    shutil.copytree(made / "teacher", gone)
+    by_copy = of(run, str(gone))
+    said = judge_module.judge(by_copy)
+    shutil.rmtree(gone)
+    assert judge_module.stored(by_copy).examples.equals(said.examples)
+    with pytest.raises(ModelError, match="gone does not exist"):
+        judge_module.judge(by_copy)
+
+
+def test_a_judge_that_is_not_here_stops_the_run_before_it_begins(made, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    open_run("new", judged_by(recipe_of(made), str(made / "nowhere")))
+    with pytest.raises(ModelError, match="nowhere does not exist"):
+        preflight("new")
+
+
+def test_questions_written_for_another_task_are_asked_as_that_task(run):
+    values = run.recipe.model_dump() | {"method": "montessori"}
+    first, second = run.recipe.tasks.names
+    values |= {"synthesis": {"seeds_from": {first: second}, "n_seeds": 2, "n_own": 1}, "influence": {"n_warm_up": 2}}
+    asked = judge_module._asked(Run(run.name, run.path, Recipe.model_validate(values)))
+    tasks = load_tasks(run.recipe)
+    own = asked.examples[asked.examples["task"] == first]["prompt"]
+    assert len(own) and own.str.contains(tasks[second].description, regex=False).all()
+    known = asked.validation[asked.validation["task"] == first]["prompt"]
+    assert known.str.contains(tasks[first].description, regex=False).all()
+
+
+def test_answers_that_cannot_be_read_are_counted_apart(run):
+    judged = judge_module.judge(run)
+    silent = judge_module.Judged(
+        judged.examples.assign(said="", agrees=pd.array([pd.NA] * len(judged.examples))),
+        judged.validation.assign(said="", right=False),
+    )
+    said = in_words.reliability(silent)
+    assert "to 20 it had no readable answer" in said and "agrees with" not in said
+    assert cards._agreed(silent.examples) == f"none; {len(silent.examples)} without an answer"
+    assert cards._agreed(silent.examples.head(0)) == "none"
+
+
+def test_the_plan_counts_the_judge(run, monkeypatch):
+    priced = of(run, "big", engine="openai", endpoint="chat", price_in=1000.0, price_out=1000.0).recipe
+    frame = cost_estimate.estimate(priced).query("work == @workload.JUDGED")
+    assert list(frame["model"]) == ["big"] and list(frame["stage"]) == ["alignment"]
+    # A server's time and memory are not this machine's.
+    assert list(frame["seconds"]) == [0] and "judge" not in [row["role"] for row in cost_estimate.memory(priced)]
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    (line,) = [line for line in plan._engines(priced, {}) if line.startswith("  judge")]
+    assert f"{(frame['read'].sum() + frame['new'].sum()) / 1000:,.2f} in money" in line and "trained models" not in line
+    assert f"set base_url or {URL_VARIABLE} first" in line
+    (row,) = [row for row in cost_estimate.memory(run.recipe) if row["role"] == "judge"]
+    assert row["generate"] > 0 and row["train"] == 0
+
+
+def test_the_card_tells_what_the_judge_found(run, monkeypatch):
+    (run.path / "verdict.json").write_text(json.dumps({"students": {}}))
+    facts = Facts(run, "pupil")
+    assert facts.judged is None and "the judge" not in cards._writing_part(facts)
+    judge_module.judge(run)
+    facts = Facts(run, "pupil")
+    assert set(facts.judged.examples["student"]) <= {"pupil", ""}
+    assert "the judge (teacher) comes to the same answer" in cards._writing_part(facts)
+    assert runs_folder() in run.path.parents

@@ -1,0 +1,180 @@
+import hashlib
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.loop import item_response, preference_set, prompts, writing
+from workbench.loop.preference_set import choose_preference_set, responders_of
+from workbench.runs import schemas
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import fingerprint
+from workbench.signals import one_shot
+from workbench.signals.one_shot import score
+from workbench.tasks import answers as answers_module
+from workbench.tasks.task import Task
+
+# Right answers of one student: two questions, two rationales each, four items.
+RIGHT = {"q1-a": [1, 1, 1, 0], "q1-b": [1, 0, 0, 0], "q2-a": [1, 1, 1, 1], "q2-b": [0, 1, 0, 1]}
+
+
+def drafts() -> pd.DataFrame:
+    return pd.DataFrame({"draft_id": list(RIGHT), "question_id": [draft[:2] for draft in RIGHT]})
+
+
+def probes(right=RIGHT, student: str = "s") -> pd.DataFrame:
+    rows = [
+        {
+            "student": student,
+            "draft_id": draft,
+            "item_id": f"i{n}",
+            "answer": "3" if ok else "",
+            "correct": bool(ok),
+            "parsed": bool(ok),
+            "n_tokens": 10 + n,
+        }
+        for draft, answers in right.items()
+        for n, ok in enumerate(answers)
+    ]
+    return schemas.build(rows, "probes")
+
+
+def scored(frame=None, students=None) -> pd.DataFrame:
+    frame = probes() if frame is None else frame
+    signals = score(frame, drafts(), students or {"s": "fp-of-s"}, "set")
+    return schemas.check(signals, "signals").set_index(["student", "item_kind", "draft_id"])
+
+
+def test_s_r_is_the_share_of_items_right_under_a_draft():
+    signals = scored()
+    expected = {"q1-a": 3 / 4, "q1-b": 1 / 4, "q2-a": 1.0, "q2-b": 2 / 4}
+    for draft, value in expected.items():
+        row = signals.loc[("s", "rationale", draft)]
+        assert row["value"] == value and row["n"] == 4 and row["tokens"] == 10 + 11 + 12 + 13
+        assert row["stderr"] == pytest.approx(np.sqrt(value * (1 - value) / 4))
+
+
+def test_s_q_is_the_mean_of_its_rationales_scores():
+    signals = scored()
+    for question, value in {"q1": (3 / 4 + 1 / 4) / 2, "q2": (1 + 1 / 2) / 2}.items():
+        row = signals.loc[("s", "question", question)]
+        assert row["value"] == value and row["n"] == 8 and row["tokens"] == 92
+    # Items, not answers, are the sample: q1's items are right 2, 1, 1 and 0 times out of two.
+    assert signals.loc[("s", "question", "q1"), "stderr"] == pytest.approx(np.std([1, 0.5, 0.5, 0]) / np.sqrt(4))
+
+
+def test_signals_name_student_model_and_set():
+    signals = scored().reset_index()
+    assert set(signals["student_fp"]) == {"fp-of-s"} and set(signals["set_fp"]) == {"set"}
+    assert set(signals["signal"]) == {"icl"} and len(signals) == 6
+
+
+def test_students_are_scored_apart():
+    turned = {draft: [1 - ok for ok in answers] for draft, answers in RIGHT.items()}
+    both = pd.concat([probes(), probes(turned, "t")], ignore_index=True)
+    signals = scored(both, {"s": "1", "t": "2"})
+    assert signals.loc[("s", "rationale", "q1-a"), "value"] == 0.75
+    assert signals.loc[("t", "rationale", "q1-a"), "value"] == 0.25
+    assert signals.loc[("t", "question", "q2"), "value"] == 0.25 and len(signals) == 12
+
+
+def test_the_order_of_probes_changes_no_score():
+    shuffled = probes().sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(scored(shuffled).sort_index(), scored().sort_index())
+
+
+def test_a_reply_without_an_answer_is_wrong():
+    frame = probes()
+    assert not frame.loc[~frame["parsed"], "correct"].any()
+    with pytest.raises(AssertionError):
+        pd.testing.assert_series_equal(scored()["value"], scored(frame.assign(correct=True))["value"])
+
+
+def task(name: str, n: int) -> Task:
+    questions = [f"{name} {i}?" for i in range(n)]
+    items = pd.DataFrame(
+        {
+            "item_id": [schemas.text_id(q) for q in questions],
+            "question": questions,
+            "target": [str(i) for i in range(n)],
+        }
+    )
+    return Task(name, "Add.", {"plain": "Do."}, items.head(3), items, items, "0")
+
+
+@pytest.fixture
+def at_random(recipe_values) -> Recipe:
+    recipe_values["preference_set"] = {"n_validation": 12, "n_items": 5, "selection": "random"}
+    return Recipe.model_validate(recipe_values)
+
+
+def test_a_random_preference_set_has_the_size_asked_for_and_no_fit(at_random):
+    tasks = {name: task(name, 20) for name in ("sums", "products")}
+    chosen = schemas.check(choose_preference_set(at_random, tasks, pd.DataFrame()), "preference_set")
+    assert chosen.groupby("task")["chosen"].agg(["size", "sum"]).to_numpy().tolist() == [[12, 5], [12, 5]]
+    assert chosen["discrimination"].isna().all()
+    # Another task added does not reshuffle this one.
+    alone = choose_preference_set(at_random, {"sums": tasks["sums"]}, pd.DataFrame())
+    pd.testing.assert_frame_equal(alone, chosen[chosen["task"] == "sums"].reset_index(drop=True))
+
+
+def test_irt_takes_the_questions_that_tell_responders_apart(at_random, monkeypatch):
+    irt_set = at_random.preference_set.model_copy(update={"selection": "irt"})
+    recipe = at_random.model_copy(update={"preference_set": irt_set})
+    able = np.tile([1.0, 0.0], 8)
+    rng = np.random.default_rng(0)
+    sheet = rng.integers(0, 2, (16, 12)).astype(float)
+    telling = [1, 4, 5, 8, 11]
+    sheet[:, telling] = able[:, None]
+    monkeypatch.setattr(preference_set, "_answer_sheets", lambda *given: {"sums": sheet})
+    chosen = choose_preference_set(recipe, {"sums": task("sums", 20)}, pd.DataFrame())
+    assert np.flatnonzero(chosen["chosen"]).tolist() == telling
+    assert chosen["discrimination"].notna().all() and chosen["difficulty"].notna().all()
+
+
+def test_probes_computed_in_parts_are_those_computed_at_once(at_random, monkeypatch):
+    tasks = {name: task(name, 6) for name in ("sums", "products")}
+    chosen = pd.concat([one.validation.assign(task=name, chosen=True) for name, one in tasks.items()])
+    texts = [(name, f"{name}-{n}", f"{n}?", f"Because {n}.") for name in tasks for n in range(5)]
+    all_drafts = pd.DataFrame(texts, columns=["task", "draft_id", "question", "rationale"])
+    here = at_random.model_copy(update={"compute": at_random.compute.model_copy(update={"workers": 1})})
+    # In place of a student, something that depends on the whole prompt.
+    monkeypatch.setattr(one_shot, "generate_answers", lambda job: [(str(len(a + b) % 6), len(a)) for a, b in job.asked])
+    at_once = one_shot.probe_drafts(here, tasks, all_drafts, chosen)
+    assert len(at_once) == 10 * 6 and at_once["correct"].nunique() == 2
+    monkeypatch.setattr(one_shot, "PROBES_PER_JOB", 13)
+    pd.testing.assert_frame_equal(one_shot.probe_drafts(here, tasks, all_drafts, chosen), at_once)
+
+
+def test_responders_are_the_students_unless_named(at_random):
+    assert responders_of(at_random) == ["data/pocket/counter"]
+    named = at_random.preference_set.model_copy(update={"responders": ["a/b", "c"]})
+    assert responders_of(at_random.model_copy(update={"preference_set": named})) == ["a/b", "c"]
+
+
+def test_the_version_is_raised_with_the_code():
+    scorer = (preference_set.choose_preference_set, preference_set._answer_sheets)
+    scorer += (one_shot.probe_drafts, one_shot._probe_job, one_shot.score, item_response.fit_2pl)
+    asked = (prompts.one_shot_prompt, prompts.few_shot_prompt, prompts._head, prompts._asked, prompts._shown)
+    read = (
+        answers_module.parse_answer,
+        answers_module.grade,
+        answers_module.normalise_answer,
+        writing.generate_answers,
+        writing.complete_job,
+    )
+    read += (writing.answer_questions, answers_module)
+    code = "".join(inspect.getsource(part) for part in (*scorer, *asked, *read))
+    constants = [
+        prompts.ANSWER_FORMAT,
+        answers_module.CUE,
+        answers_module._ANSWER.pattern,
+        item_response.PRIOR_SD,
+        item_response.N_NODES,
+    ]
+    digest = fingerprint([hashlib.sha256(code.encode()).hexdigest(), *constants])
+    assert (one_shot.VERSION, digest) == (2, "494ee79e8780d38e"), (
+        "What probes are asked or how they are scored changed: raise VERSION in workbench/signals/one_shot.py if "
+        "scores can change, and write the new digest here."
+    )

@@ -1,0 +1,199 @@
+import json
+import random
+import sqlite3
+from collections import Counter
+
+import pytest
+from local_server import FAULTS, LocalServer
+from test_loading import tiny_folder
+
+from workbench.models.engine import KIND, REFUSED, Completion, Decoding, EngineError, Request
+from workbench.models.loading import ModelError
+from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE, Budget, BudgetSpent, OpenAIEngine
+from workbench.runs.cache import Cache
+
+GREEDY = Decoding(max_new_tokens=8)
+KEY = "sk-planted-7d41f0"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("models") / "student"))
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for name in (KEY_VARIABLE, URL_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def items(tmp_path):
+    return Cache(tmp_path / "items.sqlite")
+
+
+def told(body: dict) -> str:
+    """Return an answer that belongs to this prompt and no other."""
+    prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    return f"answer to {prompt}"
+
+
+def engine(server, ref="m", **settings) -> OpenAIEngine:
+    quick = {"endpoint": "chat", "timeout_s": 0.5, "longest_wait_s": 0.05, "served": "m", "n_parallel": 8}
+    return OpenAIEngine(ref, server.url, **quick | settings)
+
+
+def asked(n: int) -> list[Request]:
+    return [Request(f"question {i}") for i in range(n)]
+
+
+def kept(items, kind=KIND) -> list[dict]:
+    with sqlite3.connect(items.path) as file:
+        return [json.loads(row[0]) for row in file.execute("SELECT payload FROM items WHERE kind = ?", [kind])]
+
+
+def test_answers_come_in_the_order_asked_and_are_kept_with_model_and_date(items):
+    with LocalServer(told) as server:
+        found = engine(server).generate([*asked(30), *asked(5)], GREEDY, items=items)
+        assert [one.text for one in found] == [f"answer to question {i % 30}" for i in range(35)]
+        assert len(server.prompts) == 30 and found[0] == Completion("answer to question 0", 5, True)
+        assert engine(server).generate(asked(30), GREEDY, items=items) == found[:30] and len(server.prompts) == 30
+    assert {row["model"] for row in kept(items)} == {"m-2026"} and all(row["date"][:2] == "20" for row in kept(items))
+
+
+def test_completions_get_our_rendered_prompt_and_chat_gets_the_users_text(folder):
+    bodies = []
+    with LocalServer(lambda body: bodies.append(body) or "w1") as server:
+        for endpoint in ("completions", "chat"):
+            subject = engine(server, folder, endpoint=endpoint)
+            subject.generate([Request(subject.render("w1 w2"))], Decoding(4, stop=("###",)))
+    assert bodies[0]["prompt"] and "messages" not in bodies[0] and bodies[0]["stop"] == ["###"]
+    assert bodies[1]["messages"] == [{"role": "user", "content": "w1 w2"}]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_fault_loses_or_doubles_a_row(fault, items, folder):
+    # The first ten tries fail, in a burst.
+    with LocalServer(told, lambda n, prompt: fault if n < 10 else "") as server:
+        subject = engine(server, folder, endpoint="completions")
+        completions = subject.generate(asked(24), GREEDY, items=items)
+        assert [one.text for one in completions] == [f"answer to question {i}" for i in range(24)]
+        assert Counter(server.answered) == Counter(request.prompt for request in asked(24))
+        assert len(server.prompts) == 34
+    assert len(kept(items)) == 24
+
+
+def test_a_storm_of_every_fault_loses_and_doubles_nothing(items, folder):
+    rng = random.Random(5)
+    with LocalServer(told, lambda n, prompt: rng.choice([*FAULTS, "", "", ""])) as server:
+        subject = engine(server, folder, endpoint="completions", n_parallel=16, n_attempts=40)
+        found = subject.generate(asked(60), GREEDY, items=items)
+    assert [one.text for one in found] == [f"answer to question {i}" for i in range(60)]
+    assert len(kept(items)) == 60 and len(server.prompts) > 90
+
+
+def test_a_server_that_stays_ill_ends_the_call_and_keeps_what_it_answered(items):
+    with LocalServer(told, lambda n, prompt: "500" if prompt.endswith("7") else "") as server:
+        with pytest.raises(EngineError, match=r"did not answer in 3 tries \(the last: 500: .*all answers so far"):
+            engine(server, n_parallel=1, n_attempts=3).generate(asked(20), GREEDY, items=items)
+        before = len(kept(items))
+        assert 0 < before < 20
+        server.fault = lambda n, prompt: ""
+        n_asked = len(server.prompts)
+        found = engine(server).generate(asked(20), GREEDY, items=items)
+        assert [one.text for one in found] == [f"answer to question {i}" for i in range(20)]
+        assert len(server.prompts) - n_asked == 20 - before
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_a_refusal_is_recorded_and_asked_again_next_time(items, folder, endpoint):
+    with LocalServer(told, lambda n, prompt: "refusal" if n == 0 else "") as server:
+        subject = engine(server, folder, endpoint=endpoint, n_parallel=1)
+        first = subject.generate(asked(3), GREEDY, items=items)
+        assert [one.text for one in first] == ["", "answer to question 1", "answer to question 2"]
+        assert len(kept(items)) == 2 and [row["refusal"] for row in kept(items, REFUSED)] != [""]
+        again = subject.generate(asked(3), GREEDY, items=items)
+        assert again[0].text == "answer to question 0" and len(server.prompts) == 4
+
+
+def test_a_cut_answer_counts_as_not_finished():
+    with LocalServer(lambda body: ("too long", "length")) as server:
+        assert not engine(server).generate(asked(1), GREEDY)[0].finished
+
+
+def test_the_budget_stops_cleanly_is_never_passed_and_goes_on_when_raised(items):
+    # The server counts 2 tokens in and 5 out for each; at most 11 + 50 bytes in and 8 out are reserved.
+    with LocalServer(told) as server:
+        budget = Budget("loop/teacher", max_tokens=200)
+        with pytest.raises(BudgetSpent, match="200 tokens leaves no room .* run the same command again"):
+            engine(server, budget=budget).generate(asked(40), GREEDY, items=items)
+        n_answered = len(kept(items))
+        assert 10 <= n_answered == len(server.prompts) and n_answered * 7 <= 200
+        # A process of its own knows what was spent before.
+        with pytest.raises(BudgetSpent):
+            engine(server, budget=budget).generate(asked(40), GREEDY, items=Cache(items.path))
+        assert len(server.prompts) == n_answered
+        raised = Budget("loop/teacher", max_money=1.0, price_in=1000.0, price_out=1000.0)
+        found = engine(server, budget=raised).generate(asked(40), GREEDY, items=Cache(items.path))
+        assert [one.text for one in found] == [f"answer to question {i}" for i in range(40)]
+        assert len(server.prompts) == 40
+        assert kept(items, "spending") == [{"account": "loop/teacher", "n_in": 80, "n_out": 200}]
+
+
+def test_what_a_lost_try_may_have_cost_is_counted(items):
+    with LocalServer(told, lambda n, prompt: "hang" if n == 0 else "") as server:
+        engine(server, budget=Budget("a")).generate(asked(1), GREEDY, items=items)
+    (spent,) = kept(items, "spending")
+    assert (spent["n_in"], spent["n_out"]) == (2 + 10 + 50, 5 + 8)
+
+
+def test_a_change_of_anything_that_matters_is_asked_anew(items, folder):
+    with LocalServer(told, served=("m", "n")) as server, LocalServer(told) as other:
+        base = engine(server)
+        base.generate(asked(1), GREEDY, items=items)
+        for changed in (
+            engine(server, served="n"),
+            engine(server, folder, endpoint="completions"),
+            engine(other),
+        ):
+            n = len(kept(items))
+            changed.generate(asked(1), GREEDY, items=items)
+            assert len(kept(items)) == n + 1
+        n = len(kept(items))
+        base.generate([Request("question 0", "a"), Request("question 0", "b")], Decoding(8, 0.5), 1, items)
+        assert len(kept(items)) == n + 2
+
+
+def test_errors_before_any_work(folder, monkeypatch):
+    with LocalServer(told, key=KEY, limit=12) as server:
+        monkeypatch.setenv(KEY_VARIABLE, "sk-wrong-1234")
+        with pytest.raises(EngineError, match="refuses the key in OPENAI_API_KEY") as error:
+            engine(server)
+        assert "sk-wrong-1234" not in str(error.value) and "[key]" in str(error.value)
+        monkeypatch.setenv(KEY_VARIABLE, KEY)
+        with pytest.raises(EngineError, match="serves m, not 'x'"):
+            engine(server, served="x")
+        with pytest.raises(ModelError, match="takes 1 to 4"):
+            engine(server, folder, endpoint="completions").generate([Request("w1 w2 w3 w4 w5")], GREEDY)
+        assert server.prompts == []
+        server.fault = lambda n, prompt: "400"
+        with pytest.raises(EngineError, match="refuses a request .*maximum context length"):
+            engine(server).generate(asked(1), GREEDY)
+        gone = server.url
+    with pytest.raises(EngineError, match="There is no server at http://127"):
+        OpenAIEngine("m", gone, endpoint="chat")
+    with pytest.raises(EngineError, match="set OPENAI_BASE_URL or"):
+        OpenAIEngine("m", endpoint="chat")
+    monkeypatch.delenv(KEY_VARIABLE)
+    with pytest.raises(EngineError, match="needs a key and OPENAI_API_KEY is not set"):
+        OpenAIEngine("m", "https://models.example.org/v1", endpoint="chat")
+
+
+def test_a_chat_server_gives_no_likelihoods():
+    with LocalServer(told) as server, pytest.raises(EngineError, match="gives no log-probabilities"):
+        engine(server).likelihoods([("a", "b")])
+
+
+def test_a_server_that_does_not_echo_gives_no_likelihoods(folder):
+    with LocalServer(lambda body: "w1") as server, pytest.raises(EngineError, match="does not echo"):
+        engine(server, folder, endpoint="completions").likelihoods([("w1", "w2")])

@@ -1,0 +1,158 @@
+"""Batches in parts, and the means by which a training takes less memory: none changes what is learned."""
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_backends import folder, recipe_of  # noqa: F401 (a fixture)
+from test_trl import LORA, curve, pairs, rows, weights
+
+from workbench.models.loading import TuningError
+from workbench.models.trl import tune_dpo, tune_sft, with_fewer_rows
+from workbench.runs.workers import one_thread
+
+
+def run(folder, work, stage: str, frame: pd.DataFrame | None = None, **means):  # noqa: F811
+    """Train the small model by some means; return the losses and the weights."""
+    work.mkdir()
+    recipe = recipe_of(folder, **{stage: means})
+    with one_thread():
+        if stage == "alignment":
+            result = tune_dpo(recipe, pairs(10) if frame is None else frame, work, seed=1)
+        else:
+            result = tune_sft(recipe, str(folder), rows(10) if frame is None else frame, 3, work, seed=1)
+    return curve(result, "loss"), weights(work)
+
+
+def differ(one: dict, other: dict) -> float:
+    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+
+
+def short_of_memory(monkeypatch, n_rows: int, trainer) -> list[int]:
+    """Let memory suffice for so many rows at once, half-way through the gradient; return how many were tried."""
+    tried, step = [], trainer.training_step
+
+    def limited(self, model, inputs, *args):
+        n = len(inputs["input_ids"]) // (2 if "completion_mask" in inputs else 1)
+        tried.append(n)
+        loss = step(self, model, inputs, *args)
+        if n > n_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss
+
+    monkeypatch.setattr(trainer, "training_step", limited)
+    return tried
+
+
+@pytest.mark.parametrize("stage", ["alignment", "training"])
+def test_memory_that_runs_out_halves_the_rows_and_changes_nothing_learned(stage, folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    from trl import DPOTrainer, SFTTrainer
+
+    losses, whole = run(folder, tmp_path / "whole", stage)
+    tried = short_of_memory(monkeypatch, 1, DPOTrainer if stage == "alignment" else SFTTrainer)
+    parts_losses, parts = run(folder, tmp_path / "parts", stage)
+    assert max(tried) > 2 and tried[-4:] == [1] * 4, "it goes on with what memory allowed"
+    first_one = tried.index(1)
+    assert all(n == 1 for n in tried[first_one:]) and first_one <= 3, "nothing is tried again that failed"
+    assert parts_losses == pytest.approx(losses, abs=1e-5) and differ(whole, parts) < 1e-5
+    assert "Memory ran out; going on with 1 rows at a time" in capsys.readouterr().out
+
+
+def test_memory_that_suffices_for_nothing_is_one_sentence(folder, tmp_path, monkeypatch):  # noqa: F811
+    from trl import SFTTrainer
+
+    short_of_memory(monkeypatch, 0, SFTTrainer)
+    said = r"does not suffice for one example at a time \(CUDA out of memory\); lower max_length, set gradient_check"
+    with pytest.raises(TuningError, match=said):
+        run(folder, tmp_path / "none", "training")
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_rows_are_halved_until_they_fit(n_rows, fits):
+    tried, tidied = [], []
+
+    def compute(n):
+        tried.append(n)
+        if n > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return "done"
+
+    assert with_fewer_rows(compute, n_rows, lambda: tidied.append(1)) == ("done", tried[-1])
+    assert tried[-1] <= fits and all(later == -(-n // 2) for n, later in zip(tried, tried[1:], strict=False))
+    assert len(tidied) == len(tried) - 1
+
+
+def test_reference_log_probabilities_are_computed_with_as_many_rows_as_fit(folder, tmp_path, monkeypatch):  # noqa: F811
+    from trl import DPOTrainer
+
+    compute, tried = DPOTrainer.compute_ref_log_probs, []
+
+    def limited(self, model, inputs):
+        tried.append(len(inputs["input_ids"]) // 2)
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(self, model, inputs)
+
+    losses, whole = run(folder, tmp_path / "whole", "alignment")
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", limited)
+    fewer_losses, fewer = run(folder, tmp_path / "fewer", "alignment")
+    assert tried == [4, 2, 2, 2, 2, 2] and differ(whole, fewer) < 1e-5
+
+
+def test_reference_log_probabilities_are_stored_and_not_computed_again(folder, tmp_path, monkeypatch):  # noqa: F811
+    from transformers import Trainer
+    from trl import DPOTrainer
+
+    calls, compute = [], DPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", lambda *a: calls.append(1) or compute(*a))
+    recipe = recipe_of(folder)
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tune_dpo(recipe, pairs(10), tmp_path, seed=1)
+    n = len(calls)
+    tune_dpo(recipe, pairs(10), tmp_path, seed=1)
+    assert n == 3 and len(calls) == n
+
+
+MEANS = {
+    "micro batches": {"micro_batch_size": 2},
+    "checkpointed": {"gradient_checkpointing": True},
+    "checkpointed adapter": {"gradient_checkpointing": True, "lora": LORA},
+    "packed": {"packing": True},
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_these_means_change_nothing_but_the_last_digits(name, folder, tmp_path):  # noqa: F811
+    plain = {"lora": LORA} if "adapter" in name else {}
+    for stage in ("training", "alignment") if name != "packed" else ("training",):
+        losses, whole = run(folder, tmp_path / f"{stage}-plain", stage, **plain)
+        other_losses, other = run(folder, tmp_path / f"{stage}-{name}", stage, **MEANS[name])
+        assert other_losses == pytest.approx(losses, abs=1e-4) and differ(whole, other) < 1e-4
+
+
+def test_packed_rows_stand_in_one_row_and_see_only_themselves(folder, tmp_path, monkeypatch):  # noqa: F811
+    from trl import SFTTrainer
+
+    shapes, step = [], SFTTrainer.training_step
+    monkeypatch.setattr(
+        SFTTrainer,
+        "training_step",
+        lambda self, model, inputs, n: (
+            shapes.append((tuple(inputs["input_ids"].shape), int((inputs["position_ids"] == 0).sum())))
+            or step(self, model, inputs, n)
+        ),
+    )
+    run(folder, tmp_path / "packed", "training", packing=True)
+    assert all(shape[0] == 1 for shape, _ in shapes) and {begins for _, begins in shapes} <= {3, 4}
+    tokens = sum(shape[1] for shape, _ in shapes)
+    assert tokens % 4 == 0, "four epochs of the same tokens, none of them padding"
+
+
+def test_bf16_products_leave_the_weights_in_full(folder, tmp_path):  # noqa: F811
+    losses, _ = run(folder, tmp_path / "float32", "training")
+    rough, after = run(folder, tmp_path / "bf16", "training", bf16=True)
+    assert rough != losses and rough == pytest.approx(losses, rel=0.05)
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}

@@ -1,0 +1,106 @@
+"""The arms of a run: from which pairs its teacher is aligned, or which drafts or examples its students are trained on.
+
+Source: ARTE, arXiv:2406.19227, section 5 and table 6, for question_only, rationale_only and the three ways to select a
+rationale among a question's drafts (random_rationale, most_preferred, task_consistent). Ours: random_pairs,
+decided_pairs (the pairs that the probes leave little doubt about), fewer_pairs (as many by the paper's rule) and
+examples tailored for another student. How the paper's arms were aligned in detail is not stated; here they differ in
+the pairs alone.
+"""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from workbench.loop.pairs import DECIDED, flip_half
+from workbench.runs.recipe import ALIGNED_ARMS, DRAFT_ARMS, TAILORED_FOR, Recipe
+from workbench.runs.schemas import text_id
+from workbench.runs.seeding import stream
+from workbench.tasks.task import Task
+
+KIND_OF_ARM = {"question_only": "question", "rationale_only": "rationale"}
+
+
+def aligned_arms(recipe: Recipe) -> list[str]:
+    """Return the arms for which a teacher is aligned to each student."""
+    return [arm for arm in ALIGNED_ARMS if arm in recipe.evaluation.arms]
+
+
+def pairs_of_arm(recipe: Recipe, pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """Return the pairs that the teachers of an arm are aligned to."""
+    used = pairs[pairs["task"].isin(recipe.alignment.tasks or recipe.tasks.names)]
+    # Montessori-Instruct aligns the teacher on instructions; on responses it does so as an ablation.
+    kind = KIND_OF_ARM.get(arm, "question" if recipe.method == "montessori" else "")
+    if kind:
+        used = used[used["kind"] == kind]
+    if arm in ("decided_pairs", "fewer_pairs"):
+        used = _thinned(used, recipe.seeds[0] if arm == "fewer_pairs" else None)
+    return flip_half(used, recipe.seeds[0]) if arm == "random_pairs" else used
+
+
+def _thinned(pairs: pd.DataFrame, seed: int | None) -> pd.DataFrame:
+    """Return the decided pairs or, when there is a seed to draw by, as many of each student and kind at random."""
+    decided = pairs["p_chosen"] >= DECIDED
+    if seed is None:
+        return pairs[decided]
+    drawn = [
+        index
+        for (student, kind), own in pairs.groupby(["student", "kind"], sort=False)
+        for index in stream(seed, "fewer pairs", student, kind).permutation(own.index)[: decided[own.index].sum()]
+    ]
+    return pairs.loc[sorted(drawn)]
+
+
+def examples_of_arm(examples: pd.DataFrame, student: str, arm: str) -> pd.DataFrame:
+    """Return the examples that a student is trained on in an arm."""
+    if arm.startswith(TAILORED_FOR):
+        student, arm = arm.removeprefix(TAILORED_FOR), "tailored"
+    return examples[(examples["arm"] == arm) & examples["student"].isin([student, ""])]
+
+
+def draft_examples(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame, signals: pd.DataFrame) -> list[dict]:
+    """Return the examples of the arms that train on drafts as they are: one rationale of each draft question."""
+    arms = [arm for arm in DRAFT_ARMS if arm in recipe.evaluation.arms]
+    rows = []
+    for student in recipe.models.students if arms else []:
+        own = signals[(signals["student"] == student) & (signals["item_kind"] == "rationale")]
+        scored = drafts.merge(own[["draft_id", "value"]], on="draft_id")
+        for (task, arm), seed in [((t, a), s) for t in tasks for a in arms for s in recipe.seeds]:
+            of_task = scored[scored["task"] == task]
+            rng = stream(seed, "select", student, arm, task)
+            # A shuffled order settles ties at random.
+            chosen = SELECT[arm](of_task.iloc[rng.permutation(len(of_task))]).sort_values("question_id")
+            rows += [
+                _example(tasks[task], draft, student, arm, seed, n) for n, draft in enumerate(chosen.to_dict("records"))
+            ]
+    return rows
+
+
+def _most_preferred(drafts: pd.DataFrame) -> pd.DataFrame:
+    return drafts.loc[drafts.groupby("question_id")["value"].idxmax()]
+
+
+def _task_consistent(drafts: pd.DataFrame) -> pd.DataFrame:
+    best = drafts.groupby("technique", sort=False)["value"].mean().idxmax()
+    return drafts[drafts["technique"] == best]
+
+
+SELECT: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "random_rationale": lambda drafts: drafts.drop_duplicates("question_id"),
+    "most_preferred": _most_preferred,
+    "task_consistent": _task_consistent,
+}
+
+
+def _example(task: Task, draft: dict, student: str, arm: str, seed: int, n: int) -> dict:
+    copied = ("task", "question", "rationale", "answer", "gold", "correct", "n_tokens")
+    return {
+        "example_id": text_id(f"{arm}/{student}/{seed}/{task.name}/{n}"),
+        "arm": arm,
+        "student": student,
+        "seed": seed,
+        **{key: draft[key] for key in copied},
+        "question_id": draft["question_id"],
+        "style": task.style(draft["rationale"]),
+        "kept": bool(draft["answer"]),
+        "drop_reason": "" if draft["answer"] else "rationale without an answer",
+    }

@@ -1,0 +1,278 @@
+"""Reviews: what people say of pairs, kept in the run's folder, and what becomes of the pairs then.
+
+Every word is added at once, in a transaction of its own, and nothing is ever changed or removed: undoing adds a row
+too. So several people (or one in two windows) can review one run, and a killed kernel loses nothing that was said.
+A review is tied to the two drafts, not to the way a rule happened to turn them: the same file, copied into the folder
+of another run of the same drafts, says there what it said here.
+"""
+
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from workbench.loop.pairs import swap_sides
+from workbench.runs import schemas
+from workbench.runs.cache import Database
+from workbench.runs.run import Run, fingerprint
+from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
+
+PAST = {KEEP: "kept", FLIP: "flipped", DROP: "dropped"}
+OPPOSITE = {KEEP: FLIP, FLIP: KEEP, DROP: DROP, "": ""}
+FIELDS = ("review", "note")
+NOTE_LIMIT = 10_000  # characters; a note is not a place for documents
+NAMES = ("pair_id", "student", "kind", "task", "chosen_id", "rejected_id")
+
+
+class ReviewError(ValueError):
+    """A review cannot be taken: what was wrong with it, and what is allowed."""
+
+
+class Event(NamedTuple):
+    """One thing said of a pair: a review, a note, or that an earlier event (undoes, by its seq) does not hold.
+
+    Attributes:
+        left: The id on the left-hand side when it was said, for looking at position bias; "" if nobody saw sides.
+    """
+
+    seq: int
+    event_id: str
+    written: str
+    session: str
+    reviewer: str
+    pair_id: str
+    student: str
+    kind: str
+    task: str
+    chosen_id: str
+    rejected_id: str
+    field: str
+    value: str
+    blind: bool
+    left: str
+    undoes: int
+
+
+Key = tuple[str, str, str, str]  # student, kind, and the ids of the two sides in order
+Standing = Mapping[Key, Mapping[str, Event]]
+
+
+def key_of(pair: Mapping | Event) -> Key:
+    """Return what a pair is, whichever way it is turned: student, kind and its two ids in order."""
+    one = pair._asdict() if isinstance(pair, Event) else pair
+    return (one["student"], one["kind"], *sorted((one["chosen_id"], one["rejected_id"])))
+
+
+class Reviews(Database):
+    """What was said of the pairs of a run, oldest first, in one SQLite file that is only ever added to.
+
+    Args:
+        path: The file; it is made with the first review.
+        session: Who adds; undo reaches what the same session added.
+        reviewer: A name to keep with each review, as the person likes it.
+    """
+
+    IF_DAMAGED = "the reviews in it are lost unless SQLite's own .recover command finds them"
+
+    def __init__(self, path: Path, session: str = "", reviewer: str = ""):
+        super().__init__(path)
+        self.session, self.reviewer = session or uuid.uuid4().hex, reviewer
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of_run(cls, run: Run, reviewer: str = "") -> "Reviews":
+        """Return the reviews of a run."""
+        return cls(run.path / "reviews.sqlite", reviewer=reviewer)
+
+    def add(
+        self, pair: Mapping, field: str, value: str, event_id: str = "", blind: bool = False, left: str = ""
+    ) -> None:
+        """Write one review or note; once this returns it survives the process.
+
+        Args:
+            pair: A row of pairs, as the signal turned it.
+            field: "review" or "note".
+            value: keep, flip or drop, or "" to take a review back; any text for a note.
+            event_id: Chosen by the sender; the same one again is the same word, not another.
+            blind: Whether the person did not know which side was chosen.
+            left: The id shown on the left.
+
+        Raises:
+            ReviewError: If field or value is none of these.
+        """
+        if field not in FIELDS:
+            raise ReviewError(f"A pair has a review and a note, not {field!r}; give one of {', '.join(FIELDS)}.")
+        if field == "review" and value not in ("", *REVIEWS):
+            raise ReviewError(f"A review is {', '.join(REVIEWS)} (or empty to take it back), got {value!r}; use these.")
+        if len(value) > NOTE_LIMIT:
+            raise ReviewError(f"A note has at most {NOTE_LIMIT:,} characters, got {len(value):,}; shorten it.")
+        names = {name: str(pair[name]) for name in NAMES}
+        self._add(names | {"field": field, "value": value, "blind": blind, "left": left}, event_id)
+
+    def undo(self) -> Event | None:
+        """Take back the last thing that this session said and that still holds; return it, None when there is none.
+
+        What others said since stays, and what was said before holds again.
+        """
+        with self._lock:
+            own = [event for event in in_force(self.events()) if event.session == self.session]
+            if not own:
+                return None
+            names = {name: getattr(own[-1], name) for name in (*NAMES, "field")}
+            self._add(names | {"undoes": own[-1].seq})
+            return own[-1]
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return everything that was said, in order; only what came after that number if one is given."""
+        if not self.path.is_file():
+            return []
+        columns = ", ".join(f'"{name}"' for name in Event._fields)
+        query = f"SELECT {columns} FROM reviews WHERE seq > ? ORDER BY seq"
+        rows = self._once(lambda c: c.execute(query, [after]).fetchall())
+        return [Event(*row)._replace(blind=bool(row[Event._fields.index("blind")])) for row in rows]
+
+    def _add(self, values: Mapping, event_id: str = "") -> None:
+        row = {"blind": False, "left": "", "value": "", "undoes": 0} | dict(values)
+        row |= {"event_id": event_id or uuid.uuid4().hex, "session": self.session, "reviewer": self.reviewer}
+        row["written"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        names = ", ".join(f'"{name}"' for name in row)
+        statement = f"INSERT OR IGNORE INTO reviews ({names}) VALUES ({', '.join('?' * len(row))})"
+        self._once(lambda c: c.execute(statement, list(row.values())).close())
+
+    def _once(self, work):
+        """Do something with the file and close it: what is held open by nobody can be copied, moved and shared."""
+        with self._lock:
+            try:
+                return self._do(work)
+            finally:
+                self.close()
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        numbers = {"blind": "INTEGER", "undoes": "INTEGER"}
+        columns = [f'"{name}" {numbers.get(name, "TEXT")} NOT NULL' for name in Event._fields[2:]]
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS reviews (seq INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE, "
+            + ", ".join(columns)
+            + ")"
+        )
+        for change in ("UPDATE", "DELETE"):
+            connection.execute(
+                f"CREATE TRIGGER IF NOT EXISTS no_{change.lower()} BEFORE {change} ON reviews "
+                "BEGIN SELECT RAISE(ABORT, 'reviews are only ever added'); END"
+            )
+
+
+def in_force(events: Iterable[Event]) -> list[Event]:
+    """Return the events that were not undone, without those that undid."""
+    events = list(events)
+    gone = {event.undoes for event in events}
+    return [event for event in events if not event.undoes and event.seq not in gone]
+
+
+def standing(events: Iterable[Event]) -> Standing:
+    """Return what holds now: for each pair its last review and its last note that were not undone.
+
+    A review or note taken back by an empty value is left out.
+    """
+    found: dict[Key, dict[str, Event]] = {}
+    for event in in_force(events):
+        found.setdefault(key_of(event), {})[event.field] = event
+    held = {key: {field: e for field, e in said.items() if e.value} for key, said in found.items()}
+    return {key: said for key, said in held.items() if said}
+
+
+def review_of(said: Mapping[str, Event], chosen_id: str) -> str:
+    """Return the review that holds for a pair whose chosen side has that id; "" for none.
+
+    A keep of one side is a flip of the pair turned the other way.
+    """
+    if "review" not in said:
+        return ""
+    event = said["review"]
+    return event.value if event.chosen_id == chosen_id else OPPOSITE[event.value]
+
+
+def describe(event: Event) -> str:
+    """Return in a few words what was said."""
+    who = f" by {event.reviewer}" if event.reviewer else ""
+    if event.undoes:
+        return f"{event.field} undone{who}"
+    if event.field == "note":
+        return ("note" if event.value else "note taken back") + who
+    return (PAST.get(event.value) or "review taken back") + (", blind" if event.blind else "") + who
+
+
+class Reviewed(NamedTuple):
+    """Pairs as people left them, the reviews that were used (rows of "reviews"), and how many of each kind."""
+
+    pairs: pd.DataFrame
+    reviews: pd.DataFrame
+    counts: dict[str, int]
+
+
+def apply_reviews(pairs: pd.DataFrame, held: Standing) -> Reviewed:
+    """Return the pairs as people left them.
+
+    A flipped pair is turned round and keeps its id; a dropped one is left out. A review of a pair that the signal
+    does not form here is not used.
+    """
+    rows: dict[int, dict] = {}
+    if held:
+        for place, pair in zip(pairs.index, pairs[list(NAMES)].to_dict("records"), strict=True):
+            said = held.get(key_of(pair), {})
+            if review := review_of(said, pair["chosen_id"]):
+                note = said["note"].value if "note" in said else ""
+                rows[place] = pair | {"review": review, "note": note, "reviewer": said["review"].reviewer}
+    used = schemas.build(list(rows.values()), "reviews")
+    if not rows:
+        return Reviewed(pairs, used, {})
+    flipped, dropped = ([place for place, row in rows.items() if row["review"] == one] for one in (FLIP, DROP))
+    counts = {f"pairs {PAST[one]} by review": int((used["review"] == one).sum()) for one in REVIEWS}
+    return Reviewed(swap_sides(pairs, flipped).drop(index=dropped).reset_index(drop=True), used, counts)
+
+
+def digest(used: pd.DataFrame) -> str:
+    """Return the fingerprint of reviews that were used, "" when none of them changes a pair.
+
+    Leaves out keeps and notes, since they change no pair, and who said it.
+    """
+    changing = used[used["review"] != KEEP]
+    return fingerprint(sorted(changing[["pair_id", "review"]].to_numpy().tolist())) if len(changing) else ""
+
+
+def used_in(run: Run) -> pd.DataFrame:
+    """Return the reviews that the run's finished alignment used (rows of "reviews"); none where there were none."""
+    stage = run.stage("alignment")
+    named = "reviews" in (stage.manifest or {}).get("files", {})
+    return stage.read("reviews") if named else schemas.build([], "reviews")
+
+
+def newer_than_alignment(run: Run) -> str:
+    """Return in a sentence of how many pairs people say something else than the finished alignment was made from.
+
+    Keeps and notes change no pair and do not count. "" where there is nothing to say.
+    """
+    stage = run.stage("alignment")
+    if not stage.manifest:
+        return ""
+    used, held = used_in(run), standing(Reviews.of_run(run).events())
+    if not held and used.empty:
+        return ""
+    before = {key_of(row): row["review"] for row in used.to_dict("records")}
+    formed = pd.concat([stage.read("pairs")[list(NAMES)], used[list(NAMES)]]).to_dict("records")
+    # Of a pair that a review turned or dropped, the row in "reviews" says how the signal had it, and comes last.
+    chosen = {key_of(row): row["chosen_id"] for row in formed}
+    now = {key: review_of(held.get(key, {}), chosen[key]) for key in chosen}
+    n = sum((now[key] or KEEP) != before.get(key, KEEP) for key in chosen)
+    if not n:
+        return ""
+    return (
+        f"Of {n} {'pair' if n == 1 else 'pairs'} people say something else now than when the teachers were aligned, "
+        "and what comes after the alignment does not know it; to use the new reviews: "
+        f"workbench run {run.recipe.name} --name {run.name} --from alignment"
+    )

@@ -1,0 +1,1 @@
+"""One file a method: how its students are asked about drafts."""

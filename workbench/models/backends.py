@@ -1,0 +1,181 @@
+"""Where a model is trained: in this process, in one of its own (Unsloth), or in several that accelerate launches."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import torch
+import yaml
+
+from workbench.models import trl
+from workbench.models.backend_process import unsloth_folder
+from workbench.models.loading import TuningError
+from workbench.runs import progress
+from workbench.runs.cache import StoreError, read_json
+from workbench.runs.recipe import Alignment, Recipe, Training, project_root
+
+INSTALL = {"unsloth": "make unsloth", "bitsandbytes": "make bitsandbytes"}
+N_LINES = 4  # of what a process wrote last, told when it dies without a word
+
+
+def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict:
+    """Align the teacher as trl.tune_dpo does, where the recipe says."""
+    if not _apart(recipe, recipe.alignment):
+        return trl.tune_dpo(recipe, pairs, work, seed)
+    return _in_processes(recipe, recipe.alignment, pairs[["prompt", "chosen", "rejected"]], work, seed)
+
+
+def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, work: Path, seed: int) -> dict:
+    """Train a student as trl.tune_sft does, where the recipe says."""
+    if not _apart(recipe, recipe.training):
+        return trl.tune_sft(recipe, student, rows, n_batches, work, seed)
+    more = {"student": student, "n_batches": n_batches}
+    return _in_processes(recipe, recipe.training, rows[["prompt", "completion"]], work, seed, **more)
+
+
+def check(recipe: Recipe) -> None:
+    """Find out before any work whether what the recipe trains with is here.
+
+    Raises:
+        TuningError: If it is not, with the way on.
+    """
+    for section in ("alignment", "training"):
+        settings = getattr(recipe, section)
+        if settings.backend == "unsloth" and not unsloth_version():
+            raise TuningError(
+                f"{section}.backend is unsloth, which is not installed; run: {INSTALL['unsloth']}, or take trl."
+            )
+        if settings.lora.load_in_4bit and (recipe.compute.device == "cpu" or not torch.cuda.is_available()):
+            raise TuningError(
+                f"{section}.lora.load_in_4bit needs a GPU, and there is none to use here; take it out to train the "
+                "adapter beside whole weights."
+            )
+        if settings.lora.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            raise TuningError(
+                f"{section}.lora.load_in_4bit needs bitsandbytes, which is not installed; run: "
+                f"{INSTALL['bitsandbytes']}, or take it out."
+            )
+    _launcher_config(recipe)
+
+
+def unsloth_version() -> str:
+    """Return the version of Unsloth that is installed, beside the packages here or among them; "" if none is."""
+    found = importlib.metadata.distributions(name="unsloth", path=[str(unsloth_folder()), *sys.path])
+    return next((one.version for one in found), "")
+
+
+def backends_in_words() -> dict[str, tuple[bool, str]]:
+    """Return for each training backend and launcher whether it is as it should be, and a sentence."""
+    version, bits = unsloth_version(), importlib.util.find_spec("bitsandbytes") is not None
+    gpu = torch.cuda.is_available()
+    said = {"trl": f"trl {importlib.metadata.version('trl')} is installed"}
+    said["unsloth"] = f"not installed; to install: {INSTALL['unsloth']}"
+    if version:
+        said["unsloth"] = f"unsloth {version} is installed" + ("" if gpu else "; without a GPU it trains on the CPU")
+    said["QLoRA"] = "bitsandbytes is installed" if bits else f"no bitsandbytes; to install: {INSTALL['bitsandbytes']}"
+    said["QLoRA"] += "" if gpu else "; needs a GPU, there is none"
+    said["accelerate"] = f"accelerate {importlib.metadata.version('accelerate')} launches trainings on several GPUs"
+    return {name: (True, sentence) for name, sentence in said.items()}
+
+
+def _apart(recipe: Recipe, settings: Alignment | Training) -> bool:
+    return settings.backend == "unsloth" or recipe.compute.launcher == "accelerate"
+
+
+def _launcher_config(recipe: Recipe) -> list[str]:
+    """Return the arguments of accelerate that name its configuration."""
+    if not (named := recipe.compute.launcher_config):
+        return []
+    path = project_root() / Path(named).expanduser()
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TuningError(
+            f"compute.launcher_config {path} cannot be read ({reason}); name a file that `accelerate config` wrote."
+        ) from None
+    if not isinstance(config, dict) or "num_processes" not in config:
+        raise TuningError(
+            f"compute.launcher_config {path} does not say num_processes; name a file that `accelerate config` wrote."
+        )
+    # Two runs on one machine must not meet at one port; across machines the file says which.
+    port = ["--main_process_port", "0"] if config.get("num_machines", 1) == 1 and config["num_processes"] > 1 else []
+    return ["--config_file", str(path), *port]
+
+
+def _in_processes(
+    recipe: Recipe, settings: Alignment | Training, rows: pd.DataFrame, work: Path, seed: int, **more
+) -> dict:
+    signs = progress.folder()
+    job = {
+        "stage": "training" if isinstance(settings, Training) else "alignment",
+        "backend": settings.backend,
+        "recipe": recipe.model_dump(mode="json"),
+        "work": str(Path(work).resolve()),
+        "seed": seed,
+        "signs": str(signs) if signs else "",
+        "threads": torch.get_num_threads(),
+        "parent": progress.this_process(),
+        **more,
+    }
+    with TemporaryDirectory(prefix="workbench-") as name:
+        folder = Path(name)
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        rows.to_parquet(folder / "rows.parquet")
+        status, wrote = _run([*_command(recipe), str(folder)], _environment(folder, job["threads"]))
+        print(*(line for line in wrote if line.startswith("Memory ran out")), sep="\n", end="", flush=True)
+        return _outcome(folder, status, wrote[-N_LINES:], job["stage"])
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str]]:
+    """Run a command to its end, which is also near when this is interrupted; return its status and what it wrote."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=project_root(),
+        env=environment,
+        # An interrupt is for this process, which then ends the launcher, and that its processes.
+        start_new_session=True,
+    )
+    try:
+        wrote, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        raise
+    return process.returncode, wrote.strip().splitlines()
+
+
+def _command(recipe: Recipe) -> list[str]:
+    module = ["-m", "workbench.models.backend_process"]
+    if recipe.compute.launcher == "none":
+        return [sys.executable, *module]
+    config = _launcher_config(recipe)
+    return [sys.executable, "-m", "accelerate.commands.launch", *config, "-m", *module[1:]]
+
+
+def _environment(folder: Path, threads: int) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+    compiled = str(folder / "compiled")  # what Unsloth would put into the current folder
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "UNSLOTH_COMPILE_LOCATION": compiled}
+
+
+def _outcome(folder: Path, status: int, last: list[str], stage: str) -> dict:
+    if status == 0 and (outcome := read_json(folder / "outcome.json")):
+        return outcome
+    error = read_json(folder / "error.json")
+    if error.get("kind"):
+        raise {"StoreError": StoreError}.get(error["kind"], TuningError)(error["said"])
+    reason = error.get("said") or " | ".join(last)
+    raise TuningError(
+        f"The process of the {stage} ended with status {status} ({reason}); what was trained up to its last "
+        "checkpoint is kept, so mend that and run again."
+    )

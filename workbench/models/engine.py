@@ -1,0 +1,279 @@
+"""What every engine offers, and what all of them share: requests, completions, keys, finished items kept."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from workbench.models.loading import ModelError, render, render_shared
+from workbench.runs.run import fingerprint
+
+if TYPE_CHECKING:
+    from workbench.runs.cache import Cache
+
+
+KIND = "completion"
+REFUSED = "refusal"  # recorded, and never given as an answer: the next run asks again
+Report = Callable[[int, int], None]
+
+
+class EngineError(RuntimeError):
+    """An engine cannot do what is asked; the message is one sentence with the fix."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to write: temperature 0 is greedy; a stop string ends a completion and is cut off."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"Decoding needs max_new_tokens >= 1, a finite temperature >= 0 and 0 < top_p <= 1, got {self}; "
+                "correct these in the recipe."
+            )
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}; write ('###',).")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to write; several samples of one prompt are several requests with streams of their own.
+
+    Args:
+        prompt: The rendered prompt, prefix included.
+        stream: Name of its random stream; needed when the temperature is above 0.
+        prefix: How the prompt begins, where other requests begin with the same text; "" to share nothing.
+    """
+
+    prompt: str
+    stream: str = ""
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote: the text, its tokens (the one that ended it included), and whether it ended by itself."""
+
+    text: str
+    n_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class TokenizedRequest:
+    """A request made ready: its key in the items, its token ids, and how many of them are a shared prefix."""
+
+    key: str
+    request: Request
+    ids: list[int]
+    n_shared: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What an engine hands back: a completion, what is stored beside it, and whether the model refused.
+
+    Attributes:
+        notes: For the record only, such as the name a server gave its model, and the date.
+        refused: Recorded as a refusal, not as an answer.
+    """
+
+    completion: Completion
+    notes: dict = field(default_factory=dict)
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How probable a model finds a continuation: nats summed over its tokens, and how many those are."""
+
+    nats: float
+    n_tokens: int
+
+
+class Engine(Protocol):
+    """What the stages know of an engine.
+
+    Attributes:
+        name: As the recipe calls it.
+    """
+
+    name: str
+
+    def render(self, user_text: str) -> str:
+        """Return the prompt the model sees for a user's text."""
+
+    def render_shared(self, prefix: str, rest: str) -> tuple[str, str]:
+        """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        decoding: Decoding,
+        seed: int = 0,
+        items: "Cache | None" = None,
+        progress: Report | None = None,
+    ) -> list[Completion]:
+        """Return one completion per request, in their order."""
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """Return how probable each continuation is after its prompt; EngineError where the engine cannot tell."""
+
+    def close(self) -> None:
+        """Give back memory, processes and connections; the engine is of no use afterwards."""
+
+
+class RecordingEngine(ABC):
+    """The part that all engines share: what is asked twice is computed once, and what is finished is kept.
+
+    An engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
+    (`_finish`).
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+
+    def render(self, user_text: str) -> str:
+        """Return the prompt the model sees for a user's text."""
+        return render(self.tokenizer, user_text)
+
+    def render_shared(self, prefix: str, rest: str) -> tuple[str, str]:
+        """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix."""
+        return render_shared(self.tokenizer, prefix, rest)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        decoding: Decoding,
+        seed: int = 0,
+        items: "Cache | None" = None,
+        progress: Report | None = None,
+    ) -> list[Completion]:
+        """Return one completion per request, in their order.
+
+        Work is laid out from the full list of requests and each part of it stored in one transaction, so a call that
+        was killed goes on from its last part. What items hold stays: an answer once given never changes.
+
+        Args:
+            requests: What to write. Requests alike in all that can change the outcome are computed once.
+            decoding: How to write.
+            seed: With each request's stream, what sampling draws from; unused when greedy.
+            items: The record of finished items, or None to keep nothing.
+            progress: Called after each part with the numbers of requests done and to do, reused ones included.
+
+        Raises:
+            ModelError: If a prompt is empty or too long for the model; nothing is computed then.
+            EngineError: If the engine cannot go on; what is finished is kept.
+        """
+        keys = [self._key(request, decoding, seed) for request in requests]
+        rows = self._rows(dict(zip(keys, requests, strict=True)), decoding)
+        kept = items.get_many(KIND, list(rows)) if items else {}
+        done = {key: Completion(**{name: old[name] for name in Completion.__match_args__}) for key, old in kept.items()}
+        n_done = 0
+        for part in self._finish(rows, done, decoding, seed):
+            fresh = {key: finished for key, finished in part.items() if key not in done}
+            if items:
+                for kind, refused in ((KIND, False), (REFUSED, True)):
+                    own = {key: one for key, one in fresh.items() if one.refused == refused}
+                    if own:
+                        items.put_many(kind, {key: asdict(one.completion) | one.notes for key, one in own.items()})
+            done |= {key: finished.completion for key, finished in fresh.items()}
+            n_done += len(part)
+            if progress:
+                progress(n_done, len(rows))
+        return [done[key] for key in keys]
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """Return how probable each continuation is after its prompt.
+
+        Raises:
+            EngineError: This engine cannot tell.
+        """
+        raise EngineError(
+            f"The engine {self.name} gives no log-probabilities of given texts; take transformers or vllm instead."
+        )
+
+    def close(self) -> None:
+        """Give back memory, processes and connections; the engine is of no use afterwards."""
+        # Whoever still holds the engine must not hold its model.
+        vars(self).clear()
+
+    @abstractmethod
+    def identity(self) -> list:
+        """Return all about the engine and its model that can change a completion."""
+
+    @abstractmethod
+    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict:
+        """Return the requests made ready, by key; refuse those that cannot be answered."""
+
+    @abstractmethod
+    def _finish(
+        self, rows: dict, done: dict[str, Completion], decoding: Decoding, seed: int
+    ) -> Iterator[dict[str, Finished]]:
+        """Yield every key once, in parts that are stored together; those in done may be computed again or not."""
+
+    def _key(self, request: Request, decoding: Decoding, seed: int) -> str:
+        """Return the hash of all that can change the completion.
+
+        Left out: batch size, prefix sharing, device and library versions, because they change near-ties at most.
+        """
+        if decoding.temperature > 0 and not request.stream:
+            raise ValueError(
+                f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
+            )
+        drawn = [request.stream, seed] if decoding.temperature > 0 else []
+        return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
+
+
+def in_batches(
+    batches: Iterable[list[TokenizedRequest]],
+    done: dict[str, Completion],
+    compute: Callable[[list[TokenizedRequest]], list[Completion]],
+) -> Iterator[dict[str, Finished]]:
+    """Yield one batch after another, computed unless all of it is done; one that is done in part is computed whole."""
+    for batch in batches:
+        keys = [row.key for row in batch]
+        written = [done[key] for key in keys] if all(key in done for key in keys) else compute(batch)
+        yield {key: Finished(completion) for key, completion in zip(keys, written, strict=True)}
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:
+    """Return the tokens that end a text: those the model declares, and the tokenizer's own."""
+    ends = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in [*ends, tokenizer.eos_token_id] if token is not None})
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ends: list[int]) -> list[list[int]]:
+    """Return the token ids of prompts, special tokens included, without one that closes the text.
+
+    Some tokenizers close a text with the end token, which must not stand between a prompt and its completion.
+    """
+    n_closing = int(tokenizer("a")["input_ids"][-1] in ends)
+    return [ids[: len(ids) - n_closing] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of continuations, without special tokens."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+
+def refuse_unfit(name: str, request: Request, n_tokens: int, n_new: int, limit: int) -> None:
+    """Refuse a prompt that is empty or leaves no room for its completion.
+
+    Raises:
+        ModelError: If so, with the numbers.
+    """
+    if 0 < n_tokens and n_tokens + n_new <= limit:
+        return
+    asked = request.stream or f"{request.prompt[:60]!r}..."
+    raise ModelError(
+        f"Request {asked} has a prompt of {n_tokens} tokens; with {n_new} new ones {name} takes 1 to "
+        f"{limit - n_new}, so shorten the prompt or lower max_new_tokens."
+    )

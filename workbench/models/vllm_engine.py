@@ -1,0 +1,211 @@
+"""Text from models by vLLM, in this process: its GPU build, or its CPU build where there is no GPU.
+
+It is started in the main process only: its own workers and those of the process pool get in each other's way.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.models.engine import (
+    Completion,
+    Decoding,
+    EngineError,
+    Finished,
+    Likelihood,
+    RecordingEngine,
+    Request,
+    TokenizedRequest,
+    continuation_ids,
+    in_batches,
+    prompt_ids,
+    refuse_unfit,
+)
+from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
+from workbench.runs.seeding import stream_seed
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+
+VLLM_VERSION = 1  # raised by hand when a change here can change a completion
+PART_ROWS = 1024  # vLLM batches by itself; this is how many completions are stored at once
+SETTINGS = {
+    # One process: what is seeded here is what draws, and a notebook's kernel needs no second one.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Bound threads would stay bound for whatever this process trains afterwards.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+class VllmEngine(RecordingEngine):
+    """Completions by vLLM, prompts with a common beginning side by side for its prefix cache.
+
+    Promise: greedy completions change with nothing but near-ties of the arithmetic. Sampled ones: without a GPU the
+    engine is seeded for every part of the work, by what that part asks, so the same list of requests gives the same
+    completions, resumed or not, and another list may give others; with a GPU every request has its own seed.
+
+    Args:
+        ref: A model folder or hub id.
+        dtype: "float32" or "bfloat16".
+        tensor_parallel_size: Number of GPUs that share one copy of the model.
+        gpu_memory_utilization: Part of a GPU's memory it takes, weights included.
+        max_model_len: Longest prompt and completion together, in tokens; 0 for what the model allows.
+        threads: CPU threads while it computes; 0 for as many as the process has then.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        ref: str,
+        dtype: str = "float32",
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
+        max_model_len: int = 0,
+        threads: int = 0,
+    ) -> None:
+        folder = resolve(ref)
+        if (folder / "adapter_config.json").is_file():
+            raise EngineError(
+                f"{folder} holds an adapter, and the engine vllm takes whole models only; merge it into its base, or "
+                "take the engine transformers instead."
+            )
+        self.ref, self.dtype, self.threads = str(ref), dtype, threads
+        self.fingerprint, self.tokenizer = fingerprint_model(folder), load_tokenizer(folder)
+        self.on_gpu = torch.cuda.is_available()
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        set_threads = torch.set_num_threads
+        try:
+            from vllm import LLM
+
+            self.llm = LLM(
+                str(folder),
+                dtype=dtype,
+                tensor_parallel_size=tensor_parallel_size,
+                gpu_memory_utilization=gpu_memory_utilization,
+                max_model_len=max_model_len or None,
+                enable_prefix_caching=True,
+                # Compiling takes longer than a CPU gains by it.
+                enforce_eager=not self.on_gpu,
+                trust_remote_code=False,
+                seed=0,
+            )
+        except ImportError as error:
+            raise EngineError(
+                f"The engine vllm is not installed ({error}); `workbench doctor` says how, or take transformers."
+            ) from error
+        except (ValueError, RuntimeError, OSError) as error:
+            raise EngineError(
+                f"vLLM does not start with {ref} ({_last_line(error)}); lower engines' gpu_memory_utilization or "
+                "max_model_len, or take the engine transformers."
+            ) from error
+        finally:
+            # The CPU build replaces this by a function that does nothing, and training here would be slow for ever.
+            torch.set_num_threads = set_threads
+        self.limit = self.llm.llm_engine.model_config.max_model_len
+        self.ends = [token for token in [self.tokenizer.eos_token_id] if token is not None]
+
+    def __repr__(self) -> str:
+        return f"VllmEngine({self.ref}, {self.dtype}, fingerprint {self.fingerprint})"
+
+    def identity(self) -> list:
+        """Return engine, code version, weights and dtype."""
+        return [self.name, VLLM_VERSION, [self.fingerprint, self.dtype]]
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """Return how probable each continuation is after its prompt; the prefix cache is of no use for that."""
+        from vllm import SamplingParams
+
+        before = prompt_ids(self.tokenizer, [prompt for prompt, _ in pairs], self.ends)
+        after = continuation_ids(self.tokenizer, [text for _, text in pairs])
+        for (prompt, _), head, tail in zip(pairs, before, after, strict=True):
+            refuse_unfit(self.ref, Request(prompt), len(head), len(tail) + 1, self.limit)
+        asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        found = []
+        outputs = self._ask([head + tail for head, tail in zip(before, after, strict=True)], asked)
+        for tail, output in zip(after, outputs, strict=True):
+            given = output.prompt_logprobs[len(output.prompt_logprobs) - len(tail) :]
+            found.append(Likelihood(sum(at[token].logprob for at, token in zip(given, tail, strict=True)), len(tail)))
+        return found
+
+    def close(self) -> None:
+        """Stop vLLM and give back its memory."""
+        self.llm.llm_engine.engine_core.shutdown()
+        super().close()
+
+    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
+        rows = {}
+        ids_of = prompt_ids(self.tokenizer, [request.prompt for request in requests.values()], self.ends)
+        for (key, request), ids in zip(requests.items(), ids_of, strict=True):
+            refuse_unfit(self.ref, request, len(ids), decoding.max_new_tokens, self.limit)
+            rows[key] = TokenizedRequest(key, request, ids)
+        return rows
+
+    def _finish(
+        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
+    ) -> Iterator[dict[str, Finished]]:
+        ordered = sorted(rows.values(), key=lambda row: (row.ids, row.key))
+        parts = [ordered[start : start + PART_ROWS] for start in range(0, len(ordered), PART_ROWS)]
+        return in_batches(parts, done, lambda part: self._complete(part, decoding, seed))
+
+    def _complete(self, part: list[TokenizedRequest], decoding: Decoding, seed: int) -> list[Completion]:
+        from vllm import SamplingParams
+
+        settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "stop": list(decoding.stop)}
+        own_seeds = decoding.temperature > 0 and self.on_gpu
+        asked = [
+            SamplingParams(
+                max_tokens=decoding.max_new_tokens,
+                seed=stream_seed(seed, row.request.stream) if own_seeds else None,
+                **settings,
+            )
+            for row in part
+        ]
+        with _seeded(stream_seed(seed, "vllm", *(row.key for row in part))):
+            outputs = self._ask([row.ids for row in part], asked)
+        return [self._completion(output, decoding) for output in outputs]
+
+    def _ask(self, prompts: list[list[int]], asked: "SamplingParams | list[SamplingParams]") -> "list[RequestOutput]":
+        from vllm.inputs import TokensPrompt
+
+        tokens = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        # The pool leaves the main process one thread for jobs of its own kind, which would be one for all of vLLM.
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            return self.llm.generate(tokens, asked, use_tqdm=False)
+        except RuntimeError as error:
+            raise EngineError(
+                f"vLLM cannot compute with {self.ref} ({_last_line(error)}); take the engine transformers instead."
+            ) from error
+        finally:
+            torch.set_num_threads(before)
+
+    def _completion(self, output: "RequestOutput", decoding: Decoding) -> Completion:
+        """Return what one request got, its text read from its tokens as every engine here does."""
+        (wrote,) = output.outputs
+        text = self.tokenizer.decode(list(wrote.token_ids), skip_special_tokens=True)
+        cuts = [text.index(stop) for stop in decoding.stop if stop in text]
+        return Completion(text[: min(cuts)] if cuts else text, len(wrote.token_ids), wrote.finish_reason == "stop")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from this seed inside, and leave the generator of the process as it was.
+
+    vLLM's CPU build draws from it; a seed for each request fails there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__

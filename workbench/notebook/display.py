@@ -1,0 +1,182 @@
+"""What notebooks show: sentences, tables, figures, and how far a stage is."""
+
+import html
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+
+from workbench import figures
+from workbench.loop.reviews import newer_than_alignment
+from workbench.report.cost_estimate import n_items
+from workbench.runs import progress as progress_module
+from workbench.runs.cache import runs_folder
+from workbench.runs.run import Run
+
+HEADLESS = "WORKBENCH_HEADLESS"
+REPORT_EVERY_S = 10
+AFTER_REVIEWS = ("training", "evaluation")
+TABLE_STYLE = (
+    "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
+    "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
+)
+
+
+def _display(markup: str, plain: str, handle=None):
+    from IPython.display import display, update_display
+
+    bundle = {"text/html": markup, "text/plain": plain}
+    if handle is None:
+        return display(bundle, raw=True, display_id=True)
+    update_display(bundle, raw=True, display_id=handle.display_id)
+    return handle
+
+
+def say(sentence: str) -> None:
+    """Display a sentence; it may hold text written by a model."""
+    _display(f"<p>{html.escape(sentence)}</p>", sentence)
+
+
+def show(what, caption: str = "") -> None:
+    """Display a figure with its notes, a frame as a table, or a text as it stands; all text in it is escaped.
+
+    Args:
+        what: A plotly figure made by wb.figures, a frame, a list of rows (mappings) or a text.
+        caption: What a table or text shows; figures bring their own.
+    """
+    head = f"<p><em>{html.escape(caption)}</em></p>" if caption else ""
+    if isinstance(what, str):
+        _display(f'{head}<pre style="white-space:pre-wrap">{html.escape(what)}</pre>', what)
+        return
+    if not isinstance(what, pd.DataFrame | list):
+        figures.show(what)
+        return
+    frame = pd.DataFrame(what)
+    _display(f'{TABLE_STYLE}<div class="wb">{head}{figures.table(frame)}</div>', frame.to_string(index=False))
+
+
+class Progress:
+    """How far something is: a bar in Lab, a line at most every 10 s where nobody is watching.
+
+    Args:
+        what: What is going on.
+        total: How much there is to do; 0 when that is not known.
+        about: True when the total is an estimate.
+    """
+
+    def __init__(self, what: str, total: int = 0, about: bool = False):
+        self.what, self.total, self.about, self.done = what, total, about, 0
+        self.began = self.said = time.monotonic()
+        self.handle = None if is_headless() else _display("", what)
+
+    def __call__(self, done: int, total: int = 0) -> None:
+        """Say that so many are done; the form that engines call."""
+        self.done, self.total = done, total or self.total
+        now = time.monotonic()
+        if self.handle is not None and now - self.said >= 0.5:
+            self.said = now
+            _display(self._bar(), self.line(), self.handle)
+        elif self.handle is None and now - self.said >= REPORT_EVERY_S:
+            self.said = now
+            print(self.line(), flush=True)
+
+    def close(self) -> None:
+        """Show how it ended; nothing when it took no time."""
+        if self.handle is not None and self.said > self.began:
+            _display(self._bar(), self.line(), self.handle)
+
+    def line(self) -> str:
+        """Return count, rate and time left in words."""
+        spent = time.monotonic() - self.began
+        if not self.done:
+            return f"{self.what}: {spent:.0f} s"
+        of = f" of {'about ' if self.about else ''}{self.total:,}" if self.total else ""
+        said = f"{self.what}: {self.done:,}{of}, {spent:.0f} s"
+        if self.done > spent > 1:
+            said += f", {self.done / spent:.0f} a second"
+        # Before a tenth is done a guess at the end is worth nothing.
+        if self.total > self.done > self.total / 10:
+            said += f", about {(self.total - self.done) * spent / self.done:.0f} s left"
+        return said
+
+    def _bar(self) -> str:
+        full = f'value="{min(self.done, self.total)}" max="{self.total}"' if self.total else ""
+        return f"<div><progress {full}></progress> {html.escape(self.line())}</div>"
+
+
+def progress(items: Iterable, what: str) -> Iterator:
+    """Yield the items while showing how far it is.
+
+    Example:
+        for draft in wb.progress(drafts, "probing"): ...
+    """
+    items = list(items)
+    shown = Progress(what, len(items))
+    for done, item in enumerate(items, 1):
+        yield item
+        shown(done)
+    shown.close()
+
+
+@contextmanager
+def watch(work: Run, stage: str) -> Iterator[None]:
+    """Show how far a stage of a run is, by the finished items that it records.
+
+    Example:
+        with wb.watch(work, "probing"):
+            probed = wb.probe(work)
+    """
+    if stage in AFTER_REVIEWS and (newer := newer_than_alignment(work)):
+        say(newer)
+    total, before = n_items(work.recipe, stage), _n_recorded()
+    over = threading.Event()
+    shown = Progress(stage, total, about=True)
+
+    def look() -> None:
+        while not over.wait(1):
+            shown(_n_recorded() - before)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException as error:
+        # The kernel lives on: without this the run would look as if it did too.
+        progress_module.stop(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        over.set()
+        watcher.join()
+        shown.close()
+
+
+def _n_recorded() -> int:
+    """Return how many items are recorded; 0 when the file cannot be read now, since this is for show only."""
+    path = runs_folder() / "items.sqlite"
+    if not path.is_file():
+        return 0
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)
+    except sqlite3.Error:
+        return 0
+    try:
+        return connection.execute("SELECT COUNT(*) FROM items").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+    finally:
+        connection.close()
+
+
+def is_headless() -> bool:
+    """Say whether nobody is watching: run by papermill, or outside a notebook."""
+    if os.environ.get(HEADLESS):
+        return True
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return True
+    return get_ipython() is None

@@ -1,0 +1,200 @@
+"""A game for a class: which of four examples does this student answer best with?"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from traitlets import Dict, HasTraits, Int
+
+from workbench.notebook.display import is_headless, show
+from workbench.notebook.lesson import STUDENTS, Sample
+from workbench.runs.seeding import stream
+
+ROUNDS_PER_STUDENT = 2
+LETTERS = "ABCD"
+NEARLY = 0.051  # a guess within two questions of forty of the best one counts
+STYLE = (
+    "<style>.wbg{font-size:1.15em;line-height:1.45}.wbg .card{white-space:pre-wrap;overflow-wrap:anywhere}"
+    ".wbg td,.wbg th{padding:.2em .8em;text-align:left}</style>"
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One question explained in four ways, and how many of n questions the student got right after each.
+
+    Attributes:
+        examples: (style, explanation, preference score in [0, 1]) in the order they are shown.
+    """
+
+    student: str
+    task: str
+    question: str
+    examples: tuple[tuple[str, str, float], ...]
+    n: int
+
+    def accepted(self) -> str:
+        """Return the letters of the examples that count as right guesses, the best first."""
+        scores = sorted(zip(LETTERS, (score for *_, score in self.examples)), key=lambda pair: -pair[1])
+        return "".join(letter for letter, score in scores if score > scores[0][1] - NEARLY)
+
+
+def rounds_of(sample: Sample, per_student: int = ROUNDS_PER_STUDENT) -> list[Round]:
+    """Return rounds from a sample: for each student the questions on which one explanation is furthest ahead.
+
+    Only questions with four right explanations take part, one of a task: the way of explaining should decide. That
+    they were picked by their scores makes the leads look larger than they are; the game says so.
+    """
+    right = sample.drafts[sample.drafts["correct"]]
+    scored = sample.signals.merge(right, on="draft_id", validate="many_to_one")
+    chosen = []
+    for student in STUDENTS:
+        found = []
+        for (task, question), own in scored[scored["student"] == student].groupby(["task", "question"], sort=True):
+            if own["technique"].nunique() == len(LETTERS):
+                best, second, *_ = sorted(own["value"], reverse=True)
+                found.append((second - best, task, question, own))
+        tasks: dict[str, Round] = {}
+        for _, task, question, own in sorted(found, key=lambda entry: entry[:3]):
+            tasks.setdefault(task, _round(student, task, question, own))
+        chosen += list(tasks.values())[:per_student]
+    return chosen
+
+
+def _round(student: str, task: str, question: str, own) -> Round:
+    rows = own.sort_values("technique")
+    # In a fixed order the place would soon give the style away.
+    order = stream(0, "guessing", student, question).permutation(len(rows))
+    examples = list(rows[["technique", "rationale", "value"]].itertuples(index=False, name=None))
+    return Round(student, task, question, tuple(examples[i] for i in order), int(rows["n"].iloc[0]))
+
+
+class GuessGame(HasTraits):
+    """Guess, round by round, after which example a student answers best; the state is all there is to it.
+
+    Args:
+        rounds: What is guessed.
+
+    Example:
+        game = GuessGame(rounds_of(load_sample()))
+        game.guess("B")
+        game.score()
+    """
+
+    position = Int(0, help="the round that is on the table")
+    guesses = Dict(help="round -> letter guessed")
+
+    def __init__(self, rounds: Sequence[Round]):
+        super().__init__()
+        self.rounds = tuple(rounds)
+
+    def __repr__(self) -> str:
+        return f"GuessGame: {self.score()}"
+
+    def guess(self, letter: str) -> bool:
+        """Take the guess for the present round and say whether it is right; a second guess changes nothing."""
+        if len(letter) != 1 or letter not in LETTERS:
+            raise ValueError(f"A guess is one of {', '.join(LETTERS)}, got {letter!r}; give one of these.")
+        self.guesses = {self.position: letter, **self.guesses}
+        return self.guesses[self.position] in self.rounds[self.position].accepted()
+
+    def next(self) -> None:
+        """Go on to the next round, from the last one to the first."""
+        self.position = (self.position + 1) % len(self.rounds)
+
+    def score(self) -> str:
+        """Return how many guesses were right, and how many pure chance would give."""
+        n_right = sum(letter in self.rounds[i].accepted() for i, letter in self.guesses.items())
+        by_chance = sum(len(self.rounds[i].accepted()) for i in self.guesses) / len(LETTERS)
+        return f"{n_right} of {len(self.guesses)} guesses right; by chance about {by_chance:.1f}"
+
+    def answer(self) -> str:
+        """Return in words how the present round came out."""
+        now = self.rounds[self.position]
+        best = LETTERS.index(now.accepted()[0])
+        also = f" (so close that {' and '.join(now.accepted()[1:])} counts too)" if len(now.accepted()) > 1 else ""
+        style, _, score = now.examples[best]
+        return f"{now.student} did best after {LETTERS[best]}, {style}: {round(score * now.n)} of {now.n} right{also}."
+
+    def table(self) -> list[dict]:
+        """Return all rounds as rows, with the answers."""
+        return [
+            {
+                "round": place + 1,
+                "student": now.student,
+                "question": now.question,
+                "example": letter,
+                "style": style,
+                "explanation": text,
+                "right after it": f"{round(score * now.n)} of {now.n}",
+            }
+            for place, now in enumerate(self.rounds)
+            for letter, (style, text, score) in zip(LETTERS, now.examples)
+        ]
+
+    def show(self) -> None:
+        """Display the game where somebody is watching, and all rounds with their answers elsewhere."""
+        if is_headless():
+            show(self.table(), "All rounds with their answers; in Lab or in the app this is a game")
+            return
+        from IPython.display import display
+
+        display(self.view())
+
+    def view(self):
+        """Return the game as widgets tied to the state."""
+        import ipywidgets
+
+        heading, question, said, score = (ipywidgets.HTML() for _ in range(4))
+        fits = ipywidgets.Layout(width="8em")
+        cards = [ipywidgets.HTML() for _ in LETTERS]
+        picks = [
+            ipywidgets.Button(
+                description=f"Example {letter}", tooltip=f"Guess that example {letter} helps most", layout=fits
+            )
+            for letter in LETTERS
+        ]
+        onward = ipywidgets.Button(description="Next round", tooltip="Go to the next round")
+        for letter, button in zip(LETTERS, picks):
+            button.on_click(lambda _, letter=letter: self.guess(letter))
+        onward.on_click(lambda _: self.next())
+
+        def redraw(_=None) -> None:
+            now, guessed = self.rounds[self.position], self.guesses.get(self.position)
+            place = f"Round {self.position + 1} of {len(self.rounds)}"
+            heading.value = (
+                f'{STYLE}<div class="wbg" aria-live="polite"><strong>{place}.</strong> After which example does '
+                f"<strong>{html.escape(now.student)}</strong> answer best?</div>"
+            )
+            question.value = _card(now.question)
+            for (_, text, _), card, button in zip(now.examples, cards, picks):
+                card.value, button.disabled = _card(text), guessed is not None
+            said.value = _outcome(now, guessed, self.answer()) if guessed else ""
+            score.value = f'<div class="wbg" role="status">{html.escape(self.score())}</div>' if self.guesses else ""
+
+        self.observe(redraw, ["position", "guesses"])
+        redraw()
+        layout = ipywidgets.Layout(grid_template_columns="9em 1fr", grid_gap="0.6em", align_items="center")
+        both = [widget for pair in zip(picks, cards) for widget in pair]
+        return ipywidgets.VBox(
+            [heading, question, ipywidgets.GridBox(both, layout=layout), said, ipywidgets.HBox([onward, score])]
+        )
+
+
+def _card(text: str) -> str:
+    """Return a text, perhaps a model's, as it stands."""
+    return f'<div class="wbg"><div class="card">{html.escape(text)}</div></div>'
+
+
+def _outcome(now: Round, guessed: str, answer: str) -> str:
+    head = "Right." if guessed in now.accepted() else f"Not {guessed}."
+    rows = "".join(
+        f"<tr><td>{letter}</td><td>{html.escape(style)}</td><td>{round(score * now.n)} of {now.n}</td>"
+        f'<td><meter min="0" max="1" value="{score}" aria-label="share right after {letter}"></meter></td></tr>'
+        for letter, (style, _, score) in zip(LETTERS, now.examples)
+    )
+    return (
+        f'<div class="wbg" role="status"><strong>{head}</strong> {html.escape(answer)}<table><thead><tr>'
+        '<th scope="col">example</th><th scope="col">style</th><th scope="col">right after it</th>'
+        f'<th scope="col">share</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )

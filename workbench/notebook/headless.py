@@ -1,0 +1,207 @@
+"""A recipe's notebooks run in order by papermill, without anybody watching; what is wrong is said before they start."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nbformat
+
+from workbench.notebook.display import HEADLESS
+from workbench.notebook.session import metrics_path, record_status, run_in_words
+from workbench.runs.cache import StoreError, read_json
+from workbench.runs.recipe import project_root
+from workbench.runs.recipe_engines import ROLES
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.run import NOTEBOOKS, Run, open_run
+from workbench.verdict.in_words import sentence
+
+STAGES = tuple(NOTEBOOKS)
+KERNEL = "python3"
+# On a busy machine a kernel takes its time, to start and to pass on what a finished cell showed.
+PATIENCE_S = 600
+PATIENT = {"kernel_name": KERNEL, "startup_timeout": PATIENCE_S, "iopub_timeout": PATIENCE_S}
+# Processes that a notebook starts look for __spec__, which reset takes away.
+EMPTY = "%reset -f\n__spec__ = None"
+PREFLIGHT = "from workbench.notebook.headless import preflight\npreflight({name!r})"
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook ended with an error; the message is that error in one sentence."""
+
+
+def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
+    """Return the run, begun if it is new; raises when recipe, overrides or the run's own recipe do not agree."""
+    return open_run(name, load_recipe(recipe, overrides))
+
+
+def preflight(name: str) -> None:
+    """Refuse a run whose tasks, models or engines are not here, before any of its notebooks begins."""
+    from workbench.models import backends, start
+    from workbench.tasks.task import load_tasks
+
+    recipe = open_run(name).recipe
+    load_tasks(recipe)
+    for role in ROLES:
+        for ref in start.models_of(recipe, role):
+            start.model_fingerprint(recipe, role, ref)
+    start.check(recipe)
+    backends.check(recipe)
+
+
+def run_notebooks(work: Run, first: str = STAGES[0], last: str = STAGES[-1], again: bool = False) -> Path:
+    """Run the notebooks of the stages from first to last; return the report.
+
+    All of them share one Python process, emptied in between, since starting one takes as long as a small stage.
+
+    Args:
+        work: The run.
+        first: Stage to begin with; earlier ones must be finished.
+        last: Stage to end with.
+        again: Move first and all later stages aside beforehand, so that they are computed again.
+
+    Raises:
+        NotebookFailed: If one ends with an error.
+        StoreError: If a stage before first is not finished.
+    """
+    wanted = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    if not wanted:
+        raise StoreError(f"--from {first} comes after --to {last}; the order is {', '.join(STAGES)}.")
+    if again:
+        if STAGES.index(first):
+            work.stage(first).require(STAGES[STAGES.index(first) - 1])
+        move_aside(work, first)
+    reports = work.path / "reports"
+    reports.mkdir(parents=True, exist_ok=True)
+    _quieten()
+    with TemporaryDirectory(prefix="workbench-") as folder:
+        kernel = _kernel(Path(folder))
+        try:
+            _execute_cell(kernel, PREFLIGHT.format(name=work.name))
+            for stage in wanted:
+                _run_stage(work, stage, reports, kernel)
+        finally:
+            _shut_down(kernel)
+    return build_report(work)
+
+
+def move_aside(work: Run, first: str) -> None:
+    """Move the stage and all later ones aside, and with the evaluation the verdict it gave."""
+    for name in STAGES[STAGES.index(first) :]:
+        stage = work.stage(name)
+        if stage.path.exists():
+            verdict = work.path / "verdict.json"
+            if name == "evaluation" and verdict.exists():
+                verdict.rename(stage.path / "verdict.json")
+            stage.move_aside()
+
+
+def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
+    """Execute one notebook and print a line about it."""
+    import papermill
+
+    name = NOTEBOOKS[stage]
+    began = time.monotonic()
+    _execute_cell(kernel, EMPTY)
+    try:
+        papermill.execute_notebook(
+            project_root() / "notebooks" / f"{name}.ipynb",
+            reports / f"{name}.ipynb",
+            parameters={"run": work.name},
+            kernel_name=KERNEL,
+            start_timeout=PATIENCE_S,
+            iopub_timeout=PATIENCE_S,
+            km=kernel,
+            cwd=project_root(),
+            progress_bar=False,
+            stdout_file=_Indented(),
+            # Saving after every cell takes longer than many cells.
+            request_save_on_cell_execute=False,
+            autosave_cell_every=0,
+        )
+    except papermill.PapermillExecutionError as error:
+        said = " ".join(str(error.evalue).split())
+        record_status(metrics_path(work), name, {"status": "failed", "error": said})
+        raise NotebookFailed(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
+    print(f"{name:<22} {time.monotonic() - began:4.0f} s   {run_in_words(work, stage)}", flush=True)
+
+
+def _kernel(folder: Path):
+    """Return a kernel manager of this environment's own Python, not yet started, with its sockets in the folder."""
+    from nbclient import NotebookClient
+
+    # Without it a kernelspec of the same name in the home folder, of another Python, would come first.
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    os.environ[HEADLESS] = "1"
+    # Bars of libraries, drawn by processes whose output no notebook catches.
+    os.environ["TQDM_DISABLE"] = "1"
+    kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
+    # Sockets in a folder of this user's own instead of open ports.
+    kernel.transport = "ipc"
+    kernel.connection_file = str(folder / "kernel.json")
+    return kernel
+
+
+def _execute_cell(kernel, source: str) -> None:
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    resources = {"metadata": {"path": str(project_root())}}
+    try:
+        NotebookClient(notebook, km=kernel, resources=resources, **PATIENT).execute()
+    except CellExecutionError as error:
+        raise NotebookFailed(" ".join(str(error.evalue).split())) from None
+
+
+def _shut_down(kernel) -> None:
+    from nbclient.util import run_sync
+
+    if kernel.has_kernel:
+        run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def _quieten() -> None:
+    """Keep libraries from writing between our lines."""
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="papermill|nbclient|jupyter_client|zmq|nbformat")
+
+
+class _Indented:
+    """Passes on what a notebook prints, indented, without empty lines."""
+
+    def __init__(self):
+        self.rest = ""
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in filter(str.strip, lines):
+            print(f"   {line}", flush=True)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def build_report(work: Run) -> Path:
+    """Write the page of all notebooks of the run that were executed so far."""
+    from workbench.report.page import build
+
+    reports = work.path / "reports"
+    executed = [path for name in NOTEBOOKS.values() if (path := reports / f"{name}.ipynb").is_file()]
+    title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
+    return build(executed, reports / "report.html", title, verdict_in_words(work))
+
+
+def verdict_in_words(work: Run) -> str:
+    """Return the verdict in plain sentences, for every student; "" when there is none."""
+    verdict = read_json(work.path / "verdict.json")
+    if not verdict:
+        return ""
+    blocks = [verdict, *(block for name, block in verdict.get("students", {}).items() if name != verdict["student"])]
+    said = [sentence({**block, "models": verdict["models"]}) for block in blocks]
+    return " ".join([*said, *verdict["warnings"]])

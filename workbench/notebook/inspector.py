@@ -1,0 +1,401 @@
+"""The pair inspector: look at preference pairs one by one, say what you think of them, and see what that would change.
+
+Its state is in traits and it needs no screen: what a key does in the notebook is a method here. Every review is in the
+run's folder before the method returns.
+"""
+
+import html
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from traitlets import Bool, Enum, HasTraits, Int, Unicode, observe
+
+from workbench import figures
+from workbench.loop.pairs import build_pairs
+from workbench.loop.reviews import PAST, Event, Key, ReviewError, Reviews, describe, key_of, review_of, standing
+from workbench.notebook.display import TABLE_STYLE, is_headless, say, show
+from workbench.notebook.pair_view import FILTERS, LEFT, NOTED, OPEN, SORTS, Evidence, Lookup, columns, word_differences
+from workbench.notebook.what_if import WhatIf
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run
+from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
+from workbench.runs.seeding import stream
+from workbench.tasks.task import Task, load_tasks
+from workbench.verdict.intervals import wilson
+
+SHOWN = 10  # pairs in the table that stays when nobody is watching
+PREVIEW = 160  # characters of a text in a table
+
+
+class Inspector(HasTraits):
+    """Preference pairs to be looked at and reviewed.
+
+    Args:
+        pairs: As the signal formed them, before reviews.
+        reviews: Where reviews are written.
+        evidence: The frames behind the pairs.
+        recipe: With tasks, for `what_if`; without them there is none.
+        tasks: As the recipe names them.
+        counted: What build_pairs counted on the way.
+
+    Example:
+        inspector = wb.inspect(work)
+        inspector.flip()
+        inspector.note("the rejected one is right")
+        inspector.facts()
+    """
+
+    at = Int(0, min=0, help="place of the pair in sight among those that the filters leave, from 0")
+    student = Unicode(help="only pairs of this student; empty for all")
+    kind = Unicode(help="only pairs of this kind; empty for all")
+    task = Unicode(help="only pairs of this task; empty for all")
+    review = Enum(["", OPEN, NOTED, *REVIEWS], "", help="only pairs with this review, with none (open), or with a note")
+    search = Unicode(help="only pairs whose prompt, texts or id hold this")
+    sort = Enum(SORTS, "", help="what the pairs are ordered by; empty for as they were formed")
+    descending = Bool(False, help="largest first")
+    blind = Bool(False, help="hide which side is chosen, and show the sides at random")
+
+    def __init__(
+        self,
+        pairs: pd.DataFrame,
+        reviews: Reviews,
+        evidence: Evidence,
+        recipe: Recipe | None = None,
+        tasks: Mapping[str, Task] | None = None,
+        counted: Mapping[str, int] | None = None,
+    ):
+        super().__init__()
+        self.pairs, self.reviews, self.evidence = pairs.reset_index(drop=True), reviews, evidence
+        self.recipe, self.tasks, self.counted = recipe, tasks, dict(counted or {})
+        self.lookup, self.columns = Lookup(evidence), columns(self.pairs, evidence.drafts)
+        self.said = np.full(len(pairs), "", dtype=object)
+        self.noted = np.zeros(len(pairs), dtype=bool)
+        # By pair, so that a new review does not go through all of them.
+        self._told: dict[Key, list[Event]] = {}
+        self._held: dict[Key, Mapping[str, Event]] = {}
+        self._heard, self._tally, self._place_of = 0, Counter(), pd.Index(self.pairs["pair_id"])
+        self._sides = uuid.uuid4().hex
+        self.order = np.arange(len(pairs))
+        self.refresh()
+
+    @classmethod
+    def of_run(cls, work: Run, reviewer: str = "") -> "Inspector":
+        """Return the inspector of a run that has been probed; alignment need not have begun."""
+        evidence, tasks = Evidence.of_run(work), load_tasks(work.recipe)
+        pairs, counted = _aligned_pairs(work) or build_pairs(work.recipe, tasks, *evidence[:4])
+        return cls(pairs, Reviews.of_run(work, reviewer), evidence, work.recipe, tasks, counted)
+
+    def __repr__(self) -> str:
+        return f"Inspector: {self.facts()}"
+
+    # Where one is
+
+    @property
+    def row(self) -> int | None:
+        """The row of the pair in sight; None when the filters leave none."""
+        return int(self.order[self.at]) if self.at < len(self.order) else None
+
+    @property
+    def pair(self) -> dict:
+        """The pair in sight, as the signal formed it; {} when the filters leave none."""
+        return {} if self.row is None else self.pairs.iloc[self.row].to_dict()
+
+    def next(self) -> dict:
+        """Move to the next pair and return it; the last one stays."""
+        return self.go(self.at + 1)
+
+    def previous(self) -> dict:
+        """Move to the previous pair and return it; the first one stays."""
+        return self.go(self.at - 1)
+
+    def go(self, at: int) -> dict:
+        """Move to a place among the pairs that the filters leave, and return that pair."""
+        self.at = min(max(at, 0), max(len(self.order) - 1, 0))
+        return self.pair
+
+    def find(self, pair_id: str) -> dict:
+        """Move to a pair by its id, widening the filters if they hide it; {} when there is none of that id."""
+        if (row := self._row(pair_id)) is None:
+            return {}
+        if row not in self.order:
+            self.widen()
+        return self.go(int(np.flatnonzero(self.order == row)[0]))
+
+    def widen(self) -> None:
+        """Take all filters away."""
+        with self.hold_trait_notifications():
+            self.student = self.kind = self.task = self.review = self.search = ""
+
+    def queue(self) -> dict:
+        """Offer the pairs nobody has reviewed yet, those first where a word would change most; return the first."""
+        with self.hold_trait_notifications():
+            self.review, self.sort, self.descending = OPEN, "worth", True
+        self._put_in_order()
+        return self.go(0)
+
+    @observe(*FILTERS, "review", "search", "sort", "descending")
+    def _put_in_order(self, _=None) -> None:
+        """Filter and sort; the pair in sight stays in sight when it is still among them."""
+        before = self.row
+        fits = self._fitting()
+        rows = np.flatnonzero(fits)
+        if self.sort:
+            column = self.said.astype(str) if self.sort == "review" else self.columns[self.sort].to_numpy()
+            keys = column[rows]
+            codes = pd.factorize(keys, sort=True)[0] if keys.dtype == object else keys
+            # What is not known comes last either way.
+            rows = rows[np.argsort(-codes if self.descending else codes, kind="stable")]
+        self.order = rows
+        places = np.flatnonzero(rows == before) if before is not None else []
+        self.at = int(places[0]) if len(places) else 0
+
+    def _fitting(self) -> np.ndarray:
+        fits = np.ones(len(self.pairs), dtype=bool)
+        for name in FILTERS:
+            if wanted := getattr(self, name):
+                fits &= (self.pairs[name] == wanted).to_numpy()
+        if self.review == NOTED:
+            fits &= self.noted
+        elif self.review:
+            fits &= self.said == ("" if self.review == OPEN else self.review)
+        if self.search.strip():
+            fits &= self._holding(self.search.strip())
+        return fits
+
+    def _holding(self, words: str) -> np.ndarray:
+        found = np.zeros(len(self.pairs), dtype=bool)
+        for texts in self._texts:
+            found |= pc.match_substring(texts, words, ignore_case=True).to_numpy(zero_copy_only=False)
+        return found
+
+    @cached_property
+    def _texts(self) -> list[pa.Array | pa.ChunkedArray]:
+        names = ("prompt", "chosen", "rejected", "pair_id")
+        return [pa.array(self.pairs[name], pa.large_string()) for name in names]
+
+    # What one says
+
+    def keep(self) -> None:
+        """Say that the pair is right as it is."""
+        self.say(KEEP)
+
+    def flip(self) -> None:
+        """Say that the rejected side is the better one."""
+        self.say(FLIP)
+
+    def drop(self) -> None:
+        """Say that the pair should not be used."""
+        self.say(DROP)
+
+    def clear(self) -> None:
+        """Take the review of the pair back."""
+        self.say("")
+
+    def prefer(self, side: str, pair_id: str = "", sides: str | None = None, event_id: str = "") -> None:
+        """Say that the side shown at the "left" or at the "right" is the better one; `sides` as for chosen_is_left."""
+        chosen_left = self.chosen_is_left(pair_id or self.pair.get("pair_id", ""), sides)
+        self._write("review", KEEP if (side == LEFT) == chosen_left else FLIP, pair_id, event_id, sides)
+
+    def say(self, review: str, pair_id: str = "", event_id: str = "") -> None:
+        """Write a review: keep, flip, drop, or "" to take it back; of the pair in sight unless another is named."""
+        self._write("review", review, pair_id, event_id)
+
+    def note(self, text: str, pair_id: str = "", event_id: str = "") -> None:
+        """Write a note, "" to take it back; on the pair in sight unless another is named."""
+        self._write("note", text, pair_id, event_id)
+
+    def _write(self, field: str, value: str, pair_id: str, event_id: str, sides: str | None = None) -> None:
+        pair = self._by_id(pair_id) if pair_id else self.pair
+        if not pair:
+            raise ReviewError("There is no such pair to review; widen the filters, or take another run.")
+        left = "chosen_id" if self.chosen_is_left(pair["pair_id"], sides) else "rejected_id"
+        blind = self.blind if sides is None else bool(sides)
+        self.reviews.add(pair, field, value, event_id, blind, pair[left])
+        self.refresh()
+
+    def _by_id(self, pair_id: str) -> dict:
+        return {} if (row := self._row(pair_id)) is None else self.pairs.iloc[row].to_dict()
+
+    def _row(self, pair_id: str) -> int | None:
+        return next((int(row) for row in self._place_of.get_indexer_for([pair_id]) if row >= 0), None)
+
+    def undo(self) -> dict:
+        """Take back the last thing said here and move to its pair; {} when there is nothing to undo."""
+        event = self.reviews.undo()
+        self.refresh()
+        return self.find(event.pair_id) if event else {}
+
+    def refresh(self) -> None:
+        """Take in what was said since, here and by others. The order stays until a filter or the sorting changes."""
+        new = self.reviews.events(after=self._heard)
+        for event in new:
+            self._heard = event.seq
+            self._told.setdefault(key_of(event), []).append(event)
+        for key in {key_of(event) for event in new}:
+            self._held[key] = said = standing(self._told[key]).get(key, {})
+            if (row := self._row_of.get(key)) is not None:
+                self._tally[self.said[row]] -= 1
+                self.said[row] = review_of(said, self.pairs.at[row, "chosen_id"])
+                self._tally[self.said[row]] += 1
+                self.noted[row] = "note" in said
+
+    @cached_property
+    def _row_of(self) -> dict[tuple, int]:
+        names = ("student", "kind", "chosen_id", "rejected_id")
+        columns = zip(*(self.pairs[name].tolist() for name in names), strict=True)
+        return {(student, kind, *sorted(ids)): row for row, (student, kind, *ids) in enumerate(columns)}
+
+    def history(self, pair_id: str) -> list[Event]:
+        """Return everything that was said of a pair, undone or not, oldest first."""
+        return list(self._told.get(key_of(self._by_id(pair_id)), []))
+
+    def note_of(self, pair_id: str) -> str:
+        """Return the note that stands on a pair; "" for none."""
+        said = self._held.get(key_of(self._by_id(pair_id)), {})
+        return said["note"].value if "note" in said else ""
+
+    # What one sees
+
+    @property
+    def sides(self) -> str:
+        """What the sides at random are drawn from; "" where they are not, outside blind mode."""
+        return self._sides if self.blind else ""
+
+    def chosen_is_left(self, pair_id: str, sides: str | None = None) -> bool:
+        """Say whether chosen is shown at the left: always, but in blind mode for half of the pairs, at random.
+
+        Args:
+            pair_id: The pair.
+            sides: What sides were drawn from when the pair was seen; the present `sides` unless given.
+        """
+        sides = self.sides if sides is None else sides
+        return not sides or bool(stream(0, "sides", sides, pair_id).random() < 0.5)
+
+    def sight(self) -> dict:
+        """Return what there is to see of the pair in sight, as plain values; in blind mode nothing that tells sides."""
+        if not (pair := self.pair):
+            return {}
+        chosen_left = self.chosen_is_left(pair["pair_id"])
+        names = ("chosen", "rejected") if chosen_left else ("rejected", "chosen")
+        pieces = word_differences(pair[names[0]], pair[names[1]])
+        said = self.said[self.row]
+        seen = {name: pair[name] for name in ("pair_id", "student", "kind", "task", "prompt")}
+        seen |= {"review": "reviewed" if said and self.blind and said != DROP else said}
+        seen |= {"note": self.note_of(pair["pair_id"]), "sides": [{"pieces": side} for side in pieces], "heat": None}
+        if self.blind:
+            return seen
+        for side, name in zip(seen["sides"], names, strict=True):
+            side |= {"name": name} | self.lookup.side(pair, name)
+        heat = self.lookup.heat(pair)
+        history = [
+            f"{event.written[:16].replace('T', ' ')} {describe(event)}" for event in self.history(pair["pair_id"])
+        ]
+        p_chosen = None if np.isnan(pair["p_chosen"]) else pair["p_chosen"]
+        wrong = bool(self.columns["wrong"].iloc[self.row])
+        seen |= {"gap": pair["score_gap"], "p_chosen": p_chosen, "wrong": wrong, "history": history}
+        return seen | {"heat": heat and heat.plain()}
+
+    def page(self, start: int, stop: int) -> list[dict]:
+        """Return some of the pairs that the filters leave, in order, each as a short row of a table."""
+        rows = self.order[max(start, 0) : stop]
+        some, found = self.pairs.iloc[rows], []
+        for row, pair in zip(rows, some.to_dict("records"), strict=True):
+            said = self.said[row]
+            one = {name: pair[name] for name in ("pair_id", *FILTERS)} | {"noted": bool(self.noted[row])}
+            if self.blind:
+                text = pair["prompt"][-PREVIEW:]
+                one |= {"review": "reviewed" if said and said != DROP else said, "gap": None, "p_chosen": None}
+            else:
+                text = pair["chosen"][:PREVIEW]
+                p_chosen = None if np.isnan(pair["p_chosen"]) else pair["p_chosen"]
+                one |= {"review": said, "gap": pair["score_gap"], "p_chosen": p_chosen}
+            found.append(one | {"text": " ".join(text.split())})
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """Return how many pairs there are, how many the filters leave, and how many have each review or a note."""
+        said = {review: self._tally[review] for review in REVIEWS}
+        return {"pairs": len(self.pairs), "left": len(self.order), **said, "noted": int(self.noted.sum())}
+
+    def agreement(self) -> tuple[int, int]:
+        """Return how many of the blind reviews that stand side with the signal, and how many there are, drops aside."""
+        held = [said["review"] for said in self._held.values() if "review" in said]
+        taken = [event.value for event in held if event.blind and event.value != DROP]
+        return taken.count(KEEP), len(taken)
+
+    def facts(self) -> str:
+        """Return in a sentence how far the reviews are and, outside blind mode, what they say of the signal."""
+        counts = self.counts()
+        done = sum(counts[review] for review in REVIEWS)
+        said = f"{done:,} of {counts['pairs']:,} pairs reviewed"
+        # In blind mode a count that goes up would tell which side was chosen.
+        if self.blind or not done:
+            return f"{said}."
+        said += f" ({', '.join(f'{counts[review]:,} {PAST[review]}' for review in REVIEWS)})."
+        agree, taken = self.agreement()
+        if taken:
+            low, high = wilson(agree / taken, taken)
+            said += f" Of {taken} blind reviews {agree} side with the student ({100 * agree / taken:.0f} %, "
+            said += f"95 % interval {100 * low:.0f} to {100 * high:.0f} %)."
+        return said
+
+    def table(self, n: int = SHOWN) -> pd.DataFrame:
+        """Return the first pairs that the filters leave, as a frame to be shown."""
+        columns = ["pair_id", *FILTERS, "gap", "p_chosen", "review", "text"]
+        return pd.DataFrame(self.page(0, n), columns=columns).rename(columns={"text": "chosen, its beginning"})
+
+    def to_html(self) -> str:
+        """Return the state as a page without script: the sentence, and the first pairs as a table; texts escaped."""
+        # Lab and nbconvert would typeset what looks like mathematics.
+        head = f'{TABLE_STYLE}<div class="wb mathjax_ignore tex2jax_ignore"><p>{html.escape(self.facts())}</p>'
+        return f"{head}{figures.table(self.table())}</div>"
+
+    @cached_property
+    def what_if(self) -> WhatIf:
+        """Other rules and signals to be tried on what is stored."""
+        if self.recipe is None or self.tasks is None:
+            raise ReviewError("Pairs without recipe and tasks cannot be formed anew; inspect a run: wb.inspect(work).")
+        return WhatIf(self.recipe, self.tasks, self.evidence, self.pairs)
+
+    @cached_property
+    def view(self):
+        """The widget, of which one is made; needs a notebook with a kernel."""
+        from workbench.notebook.inspector_widget import InspectorView
+
+        return InspectorView(self)
+
+    def show(self) -> None:
+        """Display the first pairs as a table, which stays on the page, and the widget where somebody is watching."""
+        say(self.facts())
+        if is_headless():
+            show(self.table(), f"The first {min(SHOWN, len(self.order))} pairs of {len(self.order):,}")
+            return
+        from IPython.display import display
+
+        display(self.view)
+
+
+def inspect(work: Run, reviewer: str = "") -> Inspector:
+    """Return the pair inspector of a run; `show` puts it on the page.
+
+    Args:
+        work: A run that has been probed.
+        reviewer: A name to keep with each review; none is asked for.
+    """
+    return Inspector.of_run(work, reviewer)
+
+
+def _aligned_pairs(work: Run) -> tuple[pd.DataFrame, dict[str, int]] | None:
+    """Return the pairs that the alignment stored, and its counts, where these are the signal's own: that is quicker."""
+    stage = work.stage("alignment")
+    manifest = stage.manifest
+    built_from = {name: work.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
+    if not manifest or "reviews" in manifest["files"] or not built_from.items() <= manifest["parents"].items():
+        return None
+    return stage.read("pairs"), manifest["counts"]

@@ -1,0 +1,159 @@
+"""A notebook's session: its parameters checked, its run opened, its metrics written."""
+
+import ast
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+
+from workbench import figures
+from workbench.notebook.display import HEADLESS, is_headless, say
+from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
+from workbench.runs.recipe import Recipe, canonical_json
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.run import Run, open_run
+
+INJECTED = "# Parameters"
+FIRST_RECIPE = "arte-demo"
+
+
+class ParameterError(ValueError):
+    """A notebook was given a parameter it does not have, or a value of the wrong kind."""
+
+
+def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None) -> Run:
+    """Check a notebook's parameters and open its run, or begin it.
+
+    Args:
+        run: Name of the run, a folder under data/runs.
+        recipe: Name or path; empty means the run's own, or arte-demo when the run is new.
+        overrides: For example "alignment.beta=0.05; seeds=[0, 1, 2]"; values are read as YAML.
+        given: The notebook's globals(), to refuse what papermill injected and the notebook does not know.
+
+    Raises:
+        ParameterError: If a parameter is unknown or of the wrong type.
+        RecipeError: If recipe and overrides do not make a valid recipe.
+        StoreError: If the run was begun with another recipe.
+
+    Example:
+        work = wb.start("demo", overrides="alignment.beta=0.05")
+    """
+    check_parameters(given or {})
+    stored = runs_folder() / run / "recipe.yaml"
+    if not recipe and stored.is_file():
+        recipe = str(stored)
+    opened = open_run(run, load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides)))
+    _make_ready()
+    say(f"{opened}.")
+    return opened
+
+
+def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
+    """Check the parameters of a notebook that has no run, and return its recipe.
+
+    Args:
+        given: The notebook's globals().
+        recipe: Name or path; empty means arte-demo.
+        overrides: As for `start`.
+    """
+    check_parameters(given)
+    settings = load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides))
+    _make_ready()
+    return settings
+
+
+def _make_ready() -> None:
+    """Bring figures to the page; where somebody is watching, edited code is taken up without a restart."""
+    figures.use_renderer()
+    if not is_headless():
+        from IPython import get_ipython
+
+        get_ipython().run_line_magic("load_ext", "autoreload")
+        get_ipython().run_line_magic("autoreload", "2")
+
+
+def parse_overrides(text: str) -> dict[str, str]:
+    """Return "key=value; key=value" as a mapping.
+
+    Example:
+        >>> parse_overrides("alignment.beta=0.05; seeds=[0, 1]")
+        {'alignment.beta': '0.05', 'seeds': '[0, 1]'}
+    """
+    pairs = [part.partition("=") for part in text.split(";") if part.strip()]
+    for key, sign, _ in pairs:
+        if not sign or not key.strip():
+            raise ParameterError(
+                f"overrides must read 'key=value; key=value', got {text!r}; write for example 'alignment.beta=0.05'."
+            )
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def check_parameters(given: Mapping) -> None:
+    """Refuse injected parameters that the parameters cell does not declare, and values of the wrong type.
+
+    papermill only warns of them. It writes what it injects into a cell of its own, which is read back here.
+
+    Args:
+        given: The notebook's globals().
+    """
+    declared = given.get("__annotations__", {})
+    faults = []
+    for name in _injected(given.get("In", [])):
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(declared)}."
+            faults.append(f"{name} is not a parameter of this notebook; {hint}")
+    for name, kind in declared.items():
+        if isinstance(kind, type) and name in given and type(given[name]) is not kind:
+            value = given[name]
+            faults.append(f"{name} must be of type {kind.__name__}, got {value!r} ({type(value).__name__}).")
+    if faults:
+        raise ParameterError(" ".join(faults))
+
+
+def _injected(cells: Iterable[str]) -> list[str]:
+    """Return the names assigned in the cells that papermill injected, and note that nobody is watching."""
+    names = []
+    for cell in cells:
+        if cell.startswith(INJECTED):
+            os.environ.setdefault(HEADLESS, "1")
+            targets = [node.targets[0] for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def finish(work: Run | None, notebook: str, metrics: Mapping[str, float | int | str]) -> None:
+    """Write what a notebook found into metrics.json of its run, beside what the other notebooks wrote.
+
+    Args:
+        work: The run; None for a notebook without one, whose numbers go to the folder start-here.
+        notebook: Its name without the ending.
+        metrics: Plain numbers and texts.
+    """
+    path = metrics_path(work)
+    record_status(path, notebook, {"status": "ok", **{name: _plain(value) for name, value in metrics.items()}})
+    say(f"Written to {path.parent.name}/{path.name}: {', '.join(metrics) or 'the status'}.")
+
+
+def metrics_path(work: Run | None) -> "os.PathLike[str]":
+    """Return where a run's metrics are kept."""
+    return (work.path if work else runs_folder() / "start-here") / "metrics.json"
+
+
+def record_status(path, notebook: str, values: Mapping) -> None:
+    """Set one notebook's entry of a metrics.json."""
+    try:
+        there = read_json(path)
+    except StoreError:
+        # Metrics are derived: a damaged file is written anew by the notebooks.
+        there = {}
+    atomic_write(path, (canonical_json({**there, notebook: dict(values)}) + "\n").encode("utf-8"))
+
+
+def _plain(value):
+    return value.item() if hasattr(value, "item") else value
+
+
+def run_in_words(work: Run, stage: str) -> str:
+    """Return what a finished stage counted, in one line."""
+    counts = work.stage(stage).manifest.get("counts", {})
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "nothing"

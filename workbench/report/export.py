@@ -1,0 +1,135 @@
+"""What a run made, as folders that others can load or push to a hub: tailored sets, aligned teachers, students.
+
+The forms are those that TRL, Unsloth and LLaMA-Factory read, as their documentation of data sets describes them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from workbench.models.trl import DONE, student_folder, teacher_folder
+from workbench.report.cards import data_card, model_card
+from workbench.report.facts import Facts
+from workbench.runs.cache import StoreError, atomic_write, read_json
+from workbench.runs.run import Run, Stage, file_sha256
+
+LIST = "export.json"
+TAILORED = "tailored"
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+# Form -> file of an arm; the tailored one is the form's plain name.
+FORMS = {
+    "parquet": "{arm}.parquet",
+    "prompt_completion": "trl{other}.jsonl",
+    "conversational": "conversational{other}.jsonl",
+    "alpaca": "llamafactory{other}.json",
+}
+
+
+def export(work: Run, to: Path | None = None, students: bool = False) -> list[Path]:
+    """Write the tailored sets, the aligned teachers and, when asked, the tailored students, each with its card.
+
+    Args:
+        work: A finished run.
+        to: Folder; the run's own `export` unless given. An earlier export there is replaced, anything else is kept.
+        students: Whether students go out too, one folder a seed.
+
+    Returns:
+        The folders, each ready to be pushed to a hub.
+
+    Raises:
+        StoreError: If the run is not finished, or the folder holds what no export wrote.
+    """
+    Stage(work, "export").require("evaluation")
+    if TAILORED not in work.recipe.evaluation.arms:
+        raise StoreError(f"Run {work.name} has no arm {TAILORED!r} in evaluation.arms, so there is nothing to export.")
+    to = Path(to or work.path / "export").absolute()
+    _refuse_foreign(to)
+    making = to.with_name(f".{to.name}.{os.getpid()}.unfinished")
+    try:
+        made = [
+            path for student in work.recipe.models.students for path in _of_student(work, student, making, students)
+        ]
+        files = sorted(path for path in making.rglob("*") if path.is_file())
+        sums = {path.relative_to(making).as_posix(): file_sha256(path) for path in files}
+        atomic_write(making / LIST, _pretty({"run": work.name, "files": sums}))
+        if to.exists():
+            shutil.rmtree(to)
+        making.rename(to)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return [to / path.relative_to(making) for path in made]
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier export: it would be lost."""
+    known = {LIST, *read_json(folder / LIST).get("files", {})}
+    strange = [path for path in folder.rglob("*") if not path.is_dir() and str(path.relative_to(folder)) not in known]
+    if folder.is_file() or strange:
+        first = f" ({strange[0].relative_to(folder)})" if strange else ""
+        raise StoreError(f"{folder} holds what no export wrote{first}; give a new folder with --to.")
+
+
+def _of_student(work: Run, student: str, to: Path, students: bool) -> Iterator[Path]:
+    facts = Facts(work, student)
+    yield _write_set(facts, to / TAILORED / student)
+    source = teacher_folder(work.stage("alignment").path, student, TAILORED)
+    yield _write_model(facts, "teacher", source, to / "teacher" / student)
+    for seed in work.recipe.seeds if students else ():
+        source = student_folder(work.stage("training").path, student, TAILORED, seed)
+        yield _write_model(facts, "student", source, to / "student" / student / f"seed-{seed}", seed)
+
+
+def _write_set(facts: Facts, to: Path) -> Path:
+    to.mkdir(parents=True)
+    entries = {}
+    for arm in facts.arms:
+        rows = facts.rows[facts.rows["arm"] == arm].drop(columns="arm")
+        name = {form: _file_of(form, arm) for form in FORMS}
+        rows.to_parquet(to / name["parquet"], index=False)
+        turns = [_turns(row) for row in rows.itertuples()]
+        _write_lines(to / name["prompt_completion"], [{"prompt": [u], "completion": [a], **m} for u, a, m in turns])
+        _write_lines(to / name["conversational"], [{"messages": [u, a], **m} for u, a, m in turns])
+        alpaca = [{"instruction": u["content"], "input": "", "output": a["content"], **m} for u, a, m in turns]
+        (to / name["alpaca"]).write_bytes(_pretty(alpaca))
+        columns = {"prompt": "instruction", "query": "input", "response": "output"}
+        entries[f"{facts.student}_{arm}"] = {"file_name": name["alpaca"], "formatting": "alpaca", "columns": columns}
+    (to / "dataset_info.json").write_bytes(_pretty(entries))
+    files = {arm: _file_of("parquet", arm) for arm in facts.arms}
+    (to / "README.md").write_text(data_card(facts, files), encoding="utf-8")
+    return to
+
+
+def _file_of(form: str, arm: str) -> str:
+    return FORMS[form].format(arm=arm, other="" if arm == TAILORED else f"_{arm}")
+
+
+def _turns(row) -> tuple[dict, dict, dict]:
+    """Return what the user says, what the assistant says, and which row it is."""
+    # A chat template puts its own blanks around an answer; the model's would double them.
+    asked, answer = {"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion.strip()}
+    return asked, answer, {"task": row.task, "seed": int(row.seed)}
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_model(facts: Facts, kind: str, source: Path, to: Path, seed: int | None = None) -> Path:
+    if not any(source.glob("*.safetensors")):
+        raise StoreError(
+            f"{source} holds no weights; compute them again with: workbench run {facts.work.path / 'recipe.yaml'} "
+            f"--name {facts.work.name} --from {'alignment' if kind == 'teacher' else 'training'}"
+        )
+    to.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        if path.suffix in MODEL_FILES and path.name != DONE:
+            shutil.copyfile(path, to / path.name)
+    weights = {path.name: file_sha256(path) for path in sorted(to.glob("*.safetensors"))}
+    (to / "README.md").write_text(model_card(facts, kind, weights, seed), encoding="utf-8")
+    return to
+
+
+def _pretty(value) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

@@ -1,0 +1,221 @@
+"""What a recipe will cost before it runs, in words: models, memory, stages, time, and what its verdict can find."""
+
+import math
+import os
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from workbench.models.openai_engine import URL_VARIABLE
+from workbench.models.start import models_of
+from workbench.report.cost_estimate import (
+    CPU_RATES,
+    GPU_FLOPS,
+    GPU_PARTS,
+    JUDGED,
+    QUESTION_TOKENS,
+    CostModel,
+    Throughput,
+    estimate,
+    memory,
+)
+from workbench.runs.cache import read_json
+from workbench.runs.recipe import Recipe, project_root
+from workbench.runs.run import NOTEBOOKS, open_run
+from workbench.tasks.task import load_tasks
+from workbench.verdict.power import (
+    ASSUMED,
+    ExperimentDesign,
+    VarianceModel,
+    design_of,
+    detection_in_words,
+    estimate_variance,
+)
+
+# What asks a role's server, by stage or by work.
+ASKED_OF = {"teacher": ("stage", "drafting"), "student": ("stage", "probing"), "judge": ("work", JUDGED)}
+STAGE_START_S = 6.0  # processes that import torch and load models
+GPU_MEMORY = 80e9
+
+
+def world_of(run: str, design: ExperimentDesign) -> VarianceModel:
+    """Return how the answers of a finished run vary, those of its first student; what is assumed when run is "".
+
+    Raises:
+        StoreError: If there is no such run or its evaluation is not finished.
+        VerdictError: If its predictions lack an arm or the primary shots of the design.
+    """
+    if not run:
+        return ASSUMED
+    work = open_run(run)
+    predictions = work.stage("evaluation").read("predictions")
+    student = next(iter(work.recipe.models.students))
+    return estimate_variance(
+        predictions[predictions["student"] == student], design, f"seen in run {run}, student {student}"
+    )
+
+
+def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[str, Throughput] | None = None) -> str:
+    """Return the plan as text: models, stages, totals, what the estimate rests on, and what the verdict can find.
+
+    Args:
+        recipe: What is to be done.
+        run: A finished run: its spread over seeds and items is taken, and what its stages took is put beside the
+            estimate. "" for the spread that is assumed.
+        detect: The true difference wanted, as a share; 0 for the recipe's margin.
+        measured: What models that were tried out do, as throughput.measure_throughput returns it.
+    """
+    design = design_of(recipe)
+    finds = detection_in_words(world_of(run, design), design, detect or design.margin)
+    lines = [f"Plan of recipe {recipe.name} ({recipe.profile} models). All numbers are estimates.", ""]
+    lines += [*_models(recipe), "", *_engines(recipe, measured or {}), "", *_stages(recipe, run, measured or {}), ""]
+    lines += [textwrap.fill(_basis(recipe, measured or {}), 100), "", "What the verdict can find", finds]
+    return "\n".join(lines + _refusal(recipe))
+
+
+def _refusal(recipe: Recipe) -> list[str]:
+    """Return why the run would be refused for its tasks, as far as their items are in this machine."""
+    sources = [Path(source.path).expanduser() for source in recipe.tasks.sources.values() if source.path]
+    if not all((project_root() / path).exists() for path in sources):
+        return []
+    try:
+        load_tasks(recipe)
+    except (ValueError, OSError) as fault:
+        return ["", f"As things stand the run would be refused: {fault}"]
+    return []
+
+
+def _models(recipe: Recipe) -> list[str]:
+    """Return a line for each model, and what will not fit into this machine."""
+    lines = ["Models                                              parameters   to generate   to train"]
+    rows, has = memory(recipe), memory_here()
+    for row in rows:
+        name = f"{row['role']}: {row['model']}"
+        held = f"{_bytes(row['generate']):>11}{_bytes(row['train']) if row['train'] else '-':>11}"
+        lines.append(f"  {name:<48}{_count(row['parameters']):>12}   {held}")
+    lines.append(f"Memory here: {', '.join(f'{_bytes(size)} {where}' for where, size in has.items())}.")
+    for work in ("generate", "train"):
+        too_large = [row["role"] for row in rows if row[work] > max(has.values())]
+        if too_large:
+            lines.append(f"Does not fit here to {work}: {', '.join(too_large)}.")
+    return lines
+
+
+def _engines(recipe: Recipe, measured: dict[str, Throughput]) -> list[str]:
+    """Return a line for each role's engine: what it can do, and what a server's prices make of the estimate."""
+    lines, frame = ["Engines"], estimate(recipe, measured)
+    for role, (column, name) in ASKED_OF.items():
+        if role == "judge" and not recipe.models.judge:
+            continue
+        choice = getattr(recipe.engines, role)
+        line = f"  {role:<8} {choice.engine}; can also: {', '.join(choice.capabilities) or 'nothing but write'}"
+        tried = choice.engine == "vllm" and measured.keys() >= set(models_of(recipe, role))
+        line += "" if tried or choice.engine == "transformers" else "; times below are those of transformers"
+        if choice.engine == "openai":
+            asked = frame[frame[column] == name]
+            n_in, n_out = asked["read"].sum(), asked["new"].sum()
+            cost = (n_in * choice.price_in + n_out * choice.price_out) / 1e6
+            line += f"; {name}: it reads {_count(n_in)} tokens and writes {_count(n_out)}"
+            line += f", {cost:,.2f} in money" if cost else ""
+            for spent, cap in ((n_in + n_out, choice.budget_tokens), (cost, choice.budget_money)):
+                line += f"; over the budget of {cap:g}, so it will stop on the way" if 0 < cap < spent else ""
+            line += "" if choice.base_url or os.environ.get(URL_VARIABLE) else f"; set base_url or {URL_VARIABLE} first"
+            compared = "; what is compared with trained models is computed by transformers here"
+            line += compared if role != "judge" else ""
+        lines.append(line)
+    return lines
+
+
+def memory_here() -> dict[str, float]:
+    """Return the bytes that are free in this machine and on its GPUs."""
+    import torch
+
+    has = {"free in this machine": float(psutil.virtual_memory().available)}
+    if torch.cuda.is_available():
+        free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count()))
+        has[f"free on {torch.cuda.device_count()} GPUs"] = float(free)
+    return has
+
+
+def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[str]:
+    """Return the work of each stage with its total, and beside it what a run took."""
+    frame, here = estimate(recipe, measured), recipe.profile == "pocket"
+    took = read_json(open_run(run).path / "timings.json") if run else {}
+    columns = ["generations", "new", "trained"]
+    head = f"{'Stage and work':<54}{'generations':>12}{'new tokens':>12}{'trained':>10}"
+    lines = [head + f"{'time' if here else 'GPU hours':>11}" + (f"{'took':>9}" if run else "")]
+    for stage in NOTEBOOKS:
+        own = frame[frame["stage"] == stage]
+        seconds = own["seconds"].sum() + (STAGE_START_S if here else 0)
+        beside = f"{_time(took[stage]['seconds'], True):>9}" if stage in took else ""
+        lines.append(f"{stage:<54}{'':>34}{_time(seconds, here):>11}{beside}")
+        for row in own.to_dict("records"):
+            counts = _counts(row[name] for name in columns)
+            lines.append(f"  {_short(row['work'] + ', ' + Path(row['model']).name, 50):<52}{counts}")
+    seconds = frame["seconds"].sum() + (STAGE_START_S * len(NOTEBOOKS) if here else 0)
+    beside = f"{_time(sum(stage['seconds'] for stage in took.values()), True):>9}" if took else ""
+    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{_time(seconds, here):>11}{beside}")
+    if took:
+        lines.append(f"What run {run} took is less where it found items or models of other runs finished.")
+    return lines
+
+
+def _counts(numbers: Iterable[float]) -> str:
+    return "".join(f"{_count(n):>{width}}" for n, width in zip(numbers, (12, 12, 10), strict=True))
+
+
+def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
+    tried = "; ".join(
+        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f}, {_trained(rates)} and {rates.completion:.0f}"
+        for model, rates in measured.items()
+    )
+    tried = tried and (
+        "Tried out here, one process: tokens generated, read and trained a second, and tokens of a completion: "
+        f"{tried}. "
+    )
+    if recipe.profile == "pocket":
+        return (
+            f"{tried}Time on this machine with {CostModel(recipe).processes} processes. Assumed "
+            f"{'for other models, ' if measured else ''}for one core and a million parameters: "
+            f"{CPU_RATES['new']:,.0f} generated, {CPU_RATES['read']:,.0f} read and {CPU_RATES['trained']:,.0f} trained "
+            "tokens a second. Finished items are reused, so a second run takes less."
+        )
+    largest = max(memory(recipe), key=lambda row: row["train"])
+    n_gpus = math.ceil(largest["train"] / GPU_MEMORY)
+    return (
+        f"{tried}GPU hours of one A100 (80 GB, {GPU_FLOPS / 1e12:.0f} TFLOP/s in bfloat16), assuming that generating "
+        f"reaches {GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%} and training "
+        f"{GPU_PARTS['trained']:.0%}, {QUESTION_TOKENS['real']} tokens a question and completions of half of "
+        "max_new_tokens. Memory to train is for AdamW in mixed precision, of all weights or of the recipe's adapter, "
+        f"without activations. Parameters are read from the names. Training the {largest['role']} "
+        f"{'with an adapter' if largest['adapter'] else 'in full'} needs {n_gpus} such GPUs at once."
+    )
+
+
+def _trained(rates: Throughput) -> str:
+    return "none" if math.isinf(rates.trained) else f"{rates.trained:,.0f}"
+
+
+def _short(text: str, n: int) -> str:
+    return text if len(text) <= n else text[: n - 3] + "..."
+
+
+def _count(n: float) -> str:
+    if not n:
+        return "-"
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:,.0f}"
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.0f} GB" if n >= 1e10 else f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.0f} MB"
+
+
+def _time(seconds: float, pocket: bool) -> str:
+    if not pocket:
+        return f"{seconds / 3600:,.1f}"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,1 @@
+"""A run: what it is asked, and what it remembers."""

@@ -1,0 +1,232 @@
+"""What outlives a stage: files that are whole or absent, the record of finished items, and the ledger of looks."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from workbench.runs import progress
+from workbench.runs.recipe import canonical_json, project_root
+from workbench.runs.schemas import text_id
+
+BUSY_S = 60
+SPENDING = "spending"  # running totals: kept here too, and no finished items
+KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
+
+
+class StoreError(RuntimeError):
+    """Something on disk is missing, damaged, in the way, or cannot be written."""
+
+
+def runs_folder() -> Path:
+    """Return where runs are kept: WORKBENCH_RUNS, or data/runs of the project."""
+    path = Path(os.environ.get("WORKBENCH_RUNS") or "data/runs")
+    return path if path.is_absolute() else project_root() / path
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
+
+    Raises:
+        StoreError: If it cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StoreError(_cannot_write(path, error.errno == errno.ENOSPC, error.strerror or str(error))) from error
+
+
+def _cannot_write(path: Path, full: bool, reason: str) -> str:
+    fix = "free some space" if full else "make the folder writable or set WORKBENCH_RUNS to one that is"
+    return f"{path} could not be written ({reason}), nothing earlier is lost; {fix} and run the same command again."
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON file's content, {} when there is no such file.
+
+    Raises:
+        StoreError: If it is there and cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); rename it or its folder and run again.") from error
+
+
+class Database:
+    """One SQLite file, safe for several processes; it opens at first use."""
+
+    IF_DAMAGED = ""  # what renaming a damaged file costs
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._connection: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _do(self, work: Callable[[sqlite3.Connection], list | None]):
+        """Do some work on the open file, with SQLite's errors said in our words."""
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return work(self._connection)
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            code = getattr(error, "sqlite_errorname", "")
+            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                raise StoreError(
+                    f"{self.path} is damaged ({error}); rename it and run again: {self.IF_DAMAGED}."
+                ) from error
+            if code.startswith("SQLITE_BUSY"):
+                raise StoreError(
+                    f"{self.path} was in use by another process for {BUSY_S} s; let that finish, then run again."
+                ) from error
+            raise StoreError(_cannot_write(self.path, code == "SQLITE_FULL", str(error))) from error
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        try:
+            self._prepare(connection)
+            connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make a file that was just opened ready for use: its tables, how it writes."""
+        raise NotImplementedError
+
+
+class Cache(Database):
+    """Finished items of all runs.
+
+    Attributes:
+        damaged: How many stored items failed their checksum and were treated as missing.
+    """
+
+    IF_DAMAGED = "no finished stage is lost, only items of unfinished ones are computed again"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.damaged = 0
+
+    def get_many(self, kind: str, keys: Iterable[str]) -> dict[str, dict]:
+        """Return the stored payloads of those keys that have one."""
+        keys, found, damaged = list(keys), {}, 0
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            some = keys[start : start + KEYS_PER_QUERY]
+            query = f"SELECT key, payload, checksum FROM items WHERE kind = ? AND key IN ({','.join('?' * len(some))})"
+            for key, payload, checksum in self._do(lambda c, q=query, s=some: c.execute(q, [kind, *s]).fetchall()):
+                if _checksum(kind, key, payload) == checksum:
+                    found[key] = json.loads(payload)
+                else:
+                    damaged += 1
+        if kind != SPENDING:
+            progress.found(len(found))
+        if damaged:
+            self.damaged += damaged
+            warnings.warn(
+                f"{damaged} stored {kind} items of {self.path} are damaged; they are computed again.", stacklevel=2
+            )
+        return found
+
+    def put_many(self, kind: str, payloads: Mapping[str, dict]) -> None:
+        """Store payloads in one transaction: after a crash either all of them are there or none."""
+        texts = {key: canonical_json(payload) for key, payload in payloads.items()}
+        rows = [(kind, key, text, _checksum(kind, key, text)) for key, text in texts.items()]
+
+        def write(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", rows)
+
+        self._do(write)
+        if kind != SPENDING:
+            progress.made(payloads.values())
+
+    def move_aside(self) -> Path:
+        """Rename the file (and SQLite's own beside it) and begin a new one at next use; return the new name."""
+        self.close()
+        n = 1
+        while (target := self.path.with_name(f"{self.path.name}.damaged-{n}")).exists():
+            n += 1
+        for suffix in ("-wal", "-shm", ""):
+            part = self.path.with_name(self.path.name + suffix)
+            if part.exists():
+                part.rename(target.with_name(target.name + suffix))
+        return target
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        _use_wal(connection)
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS items (kind TEXT, key TEXT, payload TEXT, checksum TEXT, "
+            "PRIMARY KEY (kind, key)) WITHOUT ROWID"
+        )
+
+
+def _checksum(kind: str, key: str, payload: str) -> str:
+    return text_id(f"{kind}\n{key}\n{payload}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    # Turning WAL on ignores SQLite's own waiting when another process turns it on at the same moment.
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def shared_cache() -> Cache:
+    """Return the record of finished items that all runs share."""
+    return Cache(runs_folder() / "items.sqlite")
+
+
+def record_test_access(test_set_sha: str, name: str, fingerprint: str) -> int:
+    """Record that a test set was opened, in one ledger for all runs; return how often it has been.
+
+    The same fingerprint again (a resumed evaluation) is not another look.
+    """
+    path = runs_folder() / "looks.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name("looks.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ledger = read_json(path)
+        looks = ledger.setdefault(test_set_sha, {"name": name, "looks": []})["looks"]
+        if fingerprint not in (seen["fingerprint"] for seen in looks):
+            looks.append({"fingerprint": fingerprint, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+            atomic_write(path, (json.dumps(ledger, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    return len(looks)

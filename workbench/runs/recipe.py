@@ -1,0 +1,331 @@
+"""One recipe says everything a run needs; a wrong one is refused whole, with every error and its fix."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, model_validator
+
+from workbench.runs.recipe_engines import Compute, EngineChoice, Engines
+from workbench.runs.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
+from workbench.runs.recipe_parts import (
+    Benchmarks,
+    Count,
+    CountOrZero,
+    IfSet,
+    Name,
+    Positive,
+    PositiveOrZero,
+    Ratio,
+    Scheduler,
+    Section,
+    Shots,
+    Tasks,
+    Text,
+    Tuning,
+    require_distinct,
+)
+
+BY_TRAINING_LOSS = "by_training_loss"  # pairs by how high the student's loss on a draft is, instead of influence
+ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
+ALIGNED_ARMS += (BY_TRAINING_LOSS,)
+DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
+ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
+TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
+Level = Literal["exact", "normalised", "options", "reordered", "renumbered", "renamed", "ngram", "near"]
+
+
+class RecipeError(ValueError):
+    """Everything wrong with a recipe, one line per fault."""
+
+
+class Models(Section):
+    """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards.
+
+    judge answers what the examples ask, to be compared with them (see judge); "" for none. It is never trained, and
+    no pair, example or verdict depends on it.
+    """
+
+    teacher: Text
+    students: Annotated[dict[Name, Text], Field(min_length=1)]
+    judge: IfSet[str] = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    licences: dict[Name, Text] = {}
+
+    @model_validator(mode="after")
+    def _licences_name_models(self):
+        known = ["teacher", *self.students]
+        for name in self.licences:
+            if name not in known:
+                raise ValueError(f"licences names {name!r}, which is none of {', '.join(known)}; use one of these")
+        return self
+
+
+class Guarding(Section):
+    """How the sets are kept apart; false_alarms is the share of independent items that may be taken for copies.
+
+    What teachers write is dropped when it copies any set. Fixed test items that copy a seed or validation item, and
+    written questions that copy a test item, are removed and reported, or the run is refused.
+    """
+
+    levels: Annotated[list[Level], Field(min_length=1)] = list(get_args(Level))
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    test_overlap: Literal["remove", "refuse"] = "remove"
+
+    @model_validator(mode="after")
+    def _distinct(self):
+        require_distinct("levels", self.levels)
+        return self
+
+
+class Drafting(Section):
+    """What the unaligned teacher proposes; n_questions is per task."""
+
+    n_questions: Count
+    questions_per_call: Count = 5
+    n_seed_questions: Count = 3
+    question_temperature: PositiveOrZero = 1.0
+    rationale_temperature: PositiveOrZero = 1.0
+    max_new_tokens: Count
+
+
+class PreferenceSet(Section):
+    """The questions on which the student is probed; empty responders means the students themselves."""
+
+    n_validation: Count = 100
+    n_items: Count = 40
+    selection: Literal["irt", "random"] = "irt"
+    responders: list[Text] = []
+    shots: Shots = [0, 1, 2, 3]
+
+    @model_validator(mode="after")
+    def _subset(self):
+        if self.n_items > self.n_validation:
+            raise ValueError(
+                f"n_items must be at most n_validation ({self.n_validation}), got {self.n_items}; lower it"
+            )
+        require_distinct("shots", self.shots)
+        return self
+
+
+class Pairs(Section):
+    """How scores become preference pairs; n_question_pairs is per task, quantile the share at each end.
+
+    min_probability drops pairs whose chosen side is less probably the better one; 0 keeps all.
+    """
+
+    n_question_pairs: CountOrZero = 50
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    min_gap: PositiveOrZero = 0.0
+    min_probability: Ratio = 0.0
+
+
+class Alignment(Tuning):
+    """DPO of the teacher, on the pairs of these tasks (none named: all); save_steps 0 keeps no checkpoints."""
+
+    beta: Positive
+    learning_rate: Positive
+    n_epochs: Count
+    batch_size: Count
+    max_length: Count
+    warmup_ratio: Ratio = 0.1
+    scheduler: Scheduler = "cosine"
+    save_steps: CountOrZero = 0
+    tasks: list[Name] = []
+
+
+class Tailoring(Section):
+    """What each teacher writes for training; n_examples is per task and seed."""
+
+    n_examples: Count
+    max_new_tokens: Count
+    question_temperature: PositiveOrZero = 1.0
+    rationale_temperature: PositiveOrZero = 0.0
+
+
+class Training(Tuning):
+    """SFT of the student; save_steps 0 keeps no checkpoints. packing: all rows in one long row, without padding."""
+
+    learning_rate: Positive
+    n_epochs: Count
+    batch_size: Count
+    max_length: Count
+    warmup_ratio: Ratio = 0.03
+    scheduler: Scheduler = "linear"
+    save_steps: CountOrZero = 0
+    packing: IfSet[bool] = False
+
+    @model_validator(mode="after")
+    def _is_packed(self):
+        if self.packing and self.backend == "unsloth":
+            raise ValueError(
+                "packing is for the backend trl, because Unsloth does not always keep packed rows apart; change one"
+            )
+        return self
+
+
+class Primary(Section):
+    """The one comparison the verdict decides on: a minus b, at this many shots."""
+
+    a: Name = "tailored"
+    b: Name = "untailored"
+    shots: CountOrZero = 0
+
+
+class Evaluation(Section):
+    """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
+
+    arms: Annotated[list[Name], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
+    shots: Shots = [0, 3]
+    n_items: Count
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    primary: Primary = Primary()
+    bbh_dir: str = ""
+    max_new_tokens: Count
+
+    @model_validator(mode="after")
+    def _primary_is_evaluated(self):
+        require_distinct("arms", self.arms)
+        for arm in self.arms:
+            if arm not in ARMS and not arm.startswith(TAILORED_FOR):
+                raise ValueError(
+                    f"arms names {arm!r}, which is none of {', '.join(ARMS)} or {TAILORED_FOR}STUDENT; correct it"
+                )
+        require_distinct("shots", self.shots)
+        for arm in (self.primary.a, self.primary.b):
+            if arm not in self.arms:
+                raise ValueError(f"primary names the arm {arm!r}, which is not among arms {self.arms}; add it there")
+        if self.primary.a == self.primary.b:
+            raise ValueError(f"primary must compare two different arms, got {self.primary.a!r} twice; change one")
+        if self.primary.shots not in self.shots:
+            raise ValueError(f"primary.shots must be one of shots {self.shots}, got {self.primary.shots}; add it there")
+        return self
+
+
+class Recipe(Section):
+    """Everything a run needs; see the sections for what each value means."""
+
+    name: Name
+    method: Literal["arte", "montessori"] = "arte"
+    profile: Literal["pocket", "real"]
+    seeds: Annotated[list[CountOrZero], Field(min_length=2)]
+    models: Models
+    tasks: Tasks
+    guard: Guarding = Guarding()
+    drafting: Drafting
+    synthesis: OptionalSynthesis = Synthesis()
+    preference_set: PreferenceSet = PreferenceSet()
+    influence: OptionalInfluence = Influence()
+    pairs: Pairs = Pairs()
+    alignment: Alignment
+    tailoring: Tailoring
+    training: Training
+    evaluation: Evaluation
+    compute: Compute = Compute()
+    engines: Engines = Engines()
+    benchmarks: Annotated[Benchmarks, Field(exclude_if=lambda value: not value.tasks)] = Benchmarks()
+
+    @model_validator(mode="after")
+    def _judge_is_named(self):
+        if self.engines.judge != EngineChoice() and not self.models.judge:
+            raise ValueError("engines.judge is set, but models.judge names no model; add it there or take that out")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_can(self):
+        aligned = [arm for arm in self.evaluation.arms if arm not in ("base", *DRAFT_ARMS)]
+        self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
+        return self
+
+    @model_validator(mode="after")
+    def _launcher_can(self):
+        for section in ("alignment", "training"):
+            if self.compute.launcher != "none" and getattr(self, section).backend == "unsloth":
+                raise ValueError(f"{section}.backend unsloth trains in one process; take trl or no compute.launcher")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        require_distinct("seeds", self.seeds)
+        shown = self.drafting.n_seed_questions
+        for key, shots in (("preference_set", self.preference_set.shots), ("evaluation", self.evaluation.shots)):
+            if max(shots) > shown:
+                raise ValueError(
+                    f"{key}.shots asks for {max(shots)} shots, but only the drafting.n_seed_questions ({shown}) seed "
+                    "questions are there to be shown; lower it or raise that"
+                )
+        if unknown := sorted(set(self.alignment.tasks) - set(self.tasks.names)):
+            raise ValueError(
+                f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sections_are_of_the_method(self):
+        if self.method == "montessori":
+            require_fit(self.synthesis, self.influence, self.drafting.n_questions, self.tasks.names)
+        elif given := sorted({"synthesis", "influence"} & self.model_fields_set):
+            raise ValueError(f"{given[0]} is set, but method {self.method} takes none; remove it or set method")
+        elif BY_TRAINING_LOSS in self.evaluation.arms:
+            raise ValueError(f"evaluation.arms has {BY_TRAINING_LOSS!r}, an arm of method montessori; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _others_are_students(self):
+        for arm in (arm for arm in self.evaluation.arms if arm.startswith(TAILORED_FOR)):
+            if arm.removeprefix(TAILORED_FOR) not in self.models.students:
+                known = ", ".join(self.models.students)
+                raise ValueError(f"evaluation.arms names {arm!r}, but the students are {known}; correct or remove it")
+            if "tailored" not in self.evaluation.arms:
+                raise ValueError(f"evaluation.arms has {arm!r} without 'tailored', whose examples it takes; add that")
+        return self
+
+    def arms_of(self, student: str) -> list[str]:
+        """Return the arms of one student: what is tailored for itself is its arm tailored already."""
+        return [arm for arm in self.evaluation.arms if arm != TAILORED_FOR + student]
+
+    def trained_arms(self, student: str) -> list[str]:
+        """Return the arms in which the student is trained."""
+        return [arm for arm in self.arms_of(student) if arm != "base"]
+
+    def section_json(self, *names: str) -> str:
+        """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""
+        values = self.model_dump()
+        return canonical_json({name: reduce(getitem, name.split("."), values) for name in names})
+
+    def without_limits(self) -> "Recipe":
+        """Return the same recipe without caps on spending: they change no result, and may be raised under way."""
+        return self.model_copy(update={"engines": self.engines.without_limits()})
+
+    def to_yaml(self) -> str:
+        """Return the whole recipe, defaults included, as YAML."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces, so that equal values have equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def flatten(values: Mapping, under: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every value of a nested mapping."""
+    for key, value in values.items():
+        dotted = f"{under}.{key}" if under else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, dotted)
+        else:
+            yield dotted, value
+
+
+def project_root() -> Path:
+    """Return the folder that holds pyproject.toml and notebooks/, above the current folder or else above this file."""
+    for start in (Path.cwd(), Path(__file__).resolve()):
+        for folder in (start, *start.parents):
+            if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+                return folder
+    raise FileNotFoundError(f"No folder above {Path.cwd()} holds pyproject.toml and notebooks/; run from the project.")

@@ -1,0 +1,154 @@
+"""Independent jobs on several processes, each with one torch thread so that results do not depend on how many."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from workbench.runs import progress
+
+REPORT_EVERY_S = 10
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
+
+
+class JobError(RuntimeError):
+    """A job failed; the message names it and the first cause."""
+
+
+def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) -> list:
+    """Return [fn(job) for job in jobs], computed by several processes.
+
+    Args:
+        fn: A function of a module, so that a fresh process can import it.
+        jobs: What to do; each is sent to a process and named if it fails.
+        workers: Number of processes; 0 means one per core. With 1, or one job, all happens in this process.
+        describe: What the jobs are, for the progress line, such as "training".
+
+    Raises:
+        JobError: If a job fails; jobs not yet begun are dropped.
+    """
+    workers = n_processes(workers)
+    report = _Progress(describe, len(jobs))
+    if workers == 1 or len(jobs) <= 1:
+        return _run_here(fn, jobs, report)
+    results = [None] * len(jobs)
+    executor = _executor(workers, _code_age())
+    futures = {executor.submit(_call, progress.folder(), fn, job): index for index, job in enumerate(jobs)}
+    try:
+        for future in as_completed(futures):
+            results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
+            report.one_more()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        _executor.cache_clear()
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    return results
+
+
+def n_processes(workers: int) -> int:
+    """Return how many processes `workers` asks for: itself, or one per core for 0."""
+    return workers or os.cpu_count() or 1
+
+
+def _call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
+    # Where OpenMP is loaded before Python, as vLLM arranges it for processes begun after it, the variable is too late.
+    with one_thread():
+        return progress.call(signs, fn, job)
+
+
+@lru_cache(maxsize=1)
+def _executor(workers: int, code_age: float) -> ProcessPoolExecutor:
+    """Return processes that stay for the next call: they take longer to start than many a stage takes to run."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker)
+
+
+def _code_age() -> float:
+    """Return when our code last changed: an edit in JupyterLab must not meet processes that know the old one."""
+    return max(path.stat().st_mtime for path in Path(__file__).parents[1].rglob("*.py"))
+
+
+def _run_here(fn: Callable[[Any], Any], jobs: list, report: "_Progress") -> list:
+    _keep_freed_memory()
+    results = []
+    with one_thread():
+        for job in jobs:
+            results.append(_outcome(lambda job=job: progress.call(progress.folder(), fn, job), job, report.describe))
+            report.one_more()
+    return results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread, as jobs do, for as long as the block lasts."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _outcome(compute: Callable[[], Any], job: Any, describe: str) -> Any:
+    try:
+        return compute()
+    except BrokenProcessPool as error:
+        raise JobError(
+            f"A process of {describe} died at or near job {job!r}, often for want of memory; finished items are kept, "
+            "so lower compute.workers or batch_size and run again."
+        ) from error
+    except Exception as error:
+        raise JobError(f"{describe} failed at job {job!r}: {type(error).__name__}: {error}") from error
+
+
+def _prepare_worker() -> None:
+    # An interrupt reaches every process of a kernel; this one's parent ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _keep_freed_memory()
+    # A killed run must not leave workers that go on writing beside the run that resumes it.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks: given back and faulted in again at every step they slow small models down."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for parameter, n_bytes in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28), (M_MMAP_THRESHOLD, 2**30)):
+            mallopt(parameter, n_bytes)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class _Progress:
+    """A line about finished jobs, at most every REPORT_EVERY_S seconds."""
+
+    def __init__(self, describe: str, n: int):
+        self.describe, self.n, self.done = describe, n, 0
+        self.began = self.reported = time.monotonic()
+        progress.jobs(describe, 0, n)
+
+    def one_more(self) -> None:
+        self.done += 1
+        progress.jobs(self.describe, self.done, self.n)
+        now = time.monotonic()
+        if now - self.reported >= REPORT_EVERY_S:
+            self.reported = now
+            left_s = (now - self.began) / self.done * (self.n - self.done)
+            print(f"{self.describe}: {self.done}/{self.n}, about {left_s:.0f} s left", flush=True)

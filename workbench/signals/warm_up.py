@@ -1,0 +1,221 @@
+"""A student warmed up: some steps of SFT, and AdamW's state after them, from which one more step is measured.
+
+The loop is our own: TRL's trainer splits the parameters into groups and keeps AdamW's state in a pickle, while here
+the loss of a step and of a warm-up step must be the same code, and nothing pickled is ever read.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.models import loading
+from workbench.models.packed_losses import Text, single, token_losses
+from workbench.models.trl import Tuned, encode, tuned
+from workbench.runs.cache import atomic_write
+from workbench.runs.run import file_sha256, fingerprint
+from workbench.runs.seeding import stream
+
+VERSION = 1
+STATE = "warmed.safetensors"
+KINDS = ("weights", "exp_avg", "exp_avg_sq")
+
+
+class WarmingError(ValueError):
+    """A student cannot be warmed up as asked, or a warmed state does not fit it."""
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How a student is warmed up: AdamW, its rate rising linearly over all steps to learning_rate.
+
+    Source: Montessori-Instruct, arXiv:2410.14208, official code. Deviation: the gradient is clipped, as TRL's SFT does.
+    """
+
+    n_steps: int
+    batch_size: int
+    learning_rate: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        in_range = self.n_steps >= 1 and self.batch_size >= 1 and 0 < self.learning_rate < float("inf")
+        if not in_range or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0 <= self.weight_decay):
+            raise ValueError(
+                f"A warm-up needs n_steps and batch_size >= 1, a finite learning_rate > 0, betas in [0, 1), eps > 0 "
+                f"and weight_decay >= 0, got {self}; correct these."
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerSnapshot:
+    """Weights after a warm-up and AdamW's state with them, one parameter group.
+
+    Attributes:
+        student: Fingerprint of the model folder it was warmed from.
+        steps: Steps taken so far.
+        adamw: learning_rate, beta1, beta2, eps and weight_decay of the next step.
+        tensors: For each of KINDS the trained parameters by name.
+        fingerprint: Of all that.
+    """
+
+    student: str
+    steps: int
+    adamw: dict[str, float]
+    tensors: dict[str, dict[str, Tensor]]
+    fingerprint: str = ""
+
+
+def trainable(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that are trained, by name: an adapter's alone when the model has one, else all."""
+    named = dict(model.named_parameters())
+    adapter = {name: parameter for name, parameter in named.items() if "lora_" in name}
+    for name, parameter in named.items():
+        parameter.requires_grad_(not adapter or name in adapter)
+    return adapter or named
+
+
+def texts_of(tokenizer: PreTrainedTokenizerBase, rows: pd.DataFrame) -> list[Text]:
+    """Return prompts and completions (without their end token) as SFT sees them.
+
+    Raises:
+        WarmingError: If one has no prompt, or is longer than the tokenizer's model_max_length.
+    """
+    limit = tokenizer.model_max_length
+    texts = [Text(*ids) for ids in encode(tokenizer, list(rows["prompt"]), list(rows["completion"]))]
+    for text, prompt in zip(texts, rows["prompt"], strict=True):
+        if not text.prompt or len(text) > limit:
+            raise WarmingError(
+                f"The text that begins {prompt[:40]!r} has a prompt of {len(text.prompt)} tokens and a completion of "
+                f"{len(text.completion)}; the student reads 1 to {limit} together, so shorten it or leave it out."
+            )
+    return texts
+
+
+def warm_up(student: str, rows: pd.DataFrame, settings: WarmUp, seed: int, folder: Path, device: str = "auto") -> Tuned:
+    """Warm a student up into a folder, or return what the folder holds if it was made from the same.
+
+    Args:
+        student: Model folder or id; with an adapter in the folder, only the adapter is trained.
+        rows: The warm-up set, columns prompt and completion (without its end token).
+        settings: How.
+        seed: Orders the rows.
+        folder: Where the state goes; read it with load_warmed.
+        device: As models.load takes it.
+
+    Raises:
+        WarmingError: If there are no rows, one is too long, or a loss is not finite.
+    """
+    if rows.empty:
+        raise WarmingError("The warm-up set is empty; give at least one prompt with its completion.")
+    source = loading.fingerprint_model(student)
+    key = fingerprint([VERSION, source, asdict(settings), seed, rows[["prompt", "completion"]].to_numpy().tolist()])
+    return tuned(folder, key, lambda work: _warm(student, source, rows, settings, seed, work, device))
+
+
+def _warm(student: str, source: str, rows: pd.DataFrame, settings: WarmUp, seed: int, work: Path, device: str) -> dict:
+    loaded = loading.load(student, "float32", device, merged=False)
+    model, parameters = loaded.model, trainable(loaded.model)
+    texts = texts_of(loaded.tokenizer, rows)
+    adamw = torch.optim.AdamW(
+        parameters.values(),
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    rng, waiting, curve, n_tokens = stream(seed, "warm-up"), [], [], 0
+    for step in range(1, settings.n_steps + 1):
+        while len(waiting) < settings.batch_size:
+            waiting += rng.permutation(len(texts)).tolist()
+        batch, waiting = [texts[at] for at in waiting[: settings.batch_size]], waiting[settings.batch_size :]
+        n_counted = sum(len(text.completion) for text in batch)
+        loss = 0.0
+        for text in batch:
+            part = token_losses(model, single(text, model.device)).sum() / n_counted
+            part.backward()
+            loss += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise WarmingError(f"Loss or gradient of warm-up step {step} is not finite; lower the learning rate.")
+        adamw.param_groups[0]["lr"] = settings.learning_rate * step / settings.n_steps
+        adamw.step()
+        adamw.zero_grad()
+        n_tokens += n_counted
+        curve.append({"step": step, "metric": "loss", "value": loss})
+    state = {name: adamw.state[parameter] for name, parameter in parameters.items()}
+    tensors = {"weights": {name: parameter.detach() for name, parameter in parameters.items()}}
+    tensors |= {kind: {name: state[name][kind] for name in state} for kind in KINDS[1:]}
+    save_warmed(OptimizerSnapshot(source, settings.n_steps, _next_step(settings), tensors), work)
+    return {"curve": curve, "n_tokens": n_tokens, "steps": settings.n_steps}
+
+
+def _next_step(settings: WarmUp) -> dict[str, float]:
+    return {name: getattr(settings, name) for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay")}
+
+
+def save_warmed(warmed: OptimizerSnapshot, folder: Path) -> None:
+    """Write a warmed state into the folder as safetensors."""
+    flat = {
+        f"{kind}/{name}": tensor.cpu().contiguous() for kind in KINDS for name, tensor in warmed.tensors[kind].items()
+    }
+    facts = {"student": warmed.student, "steps": warmed.steps, "adamw": warmed.adamw}
+    atomic_write(Path(folder) / STATE, save(flat, metadata={"warmed": json.dumps(facts)}))
+
+
+def load_warmed(folder: Path) -> OptimizerSnapshot:
+    """Read a warmed state.
+
+    Raises:
+        WarmingError: If there is none, or it is damaged.
+    """
+    path = Path(folder) / STATE
+    if not path.is_file():
+        raise WarmingError(f"There is no warmed state {path}; make it with warm_up.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["warmed"])
+            tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+            for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                kind, _, name = key.partition("/")
+                tensors[kind][name] = file.get_tensor(key)
+        return OptimizerSnapshot(facts["student"], facts["steps"], facts["adamw"], tensors, file_sha256(path)[:16])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise WarmingError(
+            f"The warmed state {path} is damaged ({error}); remove its folder and warm up again."
+        ) from error
+
+
+def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Check that a warmed state belongs to a student.
+
+    Args:
+        warmed: The state.
+        source: Fingerprint of the student's folder.
+        parameters: What of the student is trained.
+
+    Raises:
+        WarmingError: If it was warmed from another model, or its tensors are not those of the parameters.
+    """
+    if warmed.student != source:
+        raise WarmingError(
+            f"The warmed state was made from model {warmed.student}, but the student is {source}; warm this one up."
+        )
+    for kind in KINDS:
+        found = warmed.tensors[kind]
+        wrong = set(found) ^ set(parameters) or {n for n in found if found[n].shape != parameters[n].shape}
+        if wrong:
+            raise WarmingError(
+                f"The warmed state's {kind} do not fit the model: {len(wrong)} of {len(parameters)} parameters are "
+                f"missing, unknown or of another shape (first: {min(wrong)}); warm this student up again."
+            )
+        if not all(torch.isfinite(tensor).all() for tensor in found.values()):
+            raise WarmingError(f"The warmed state's {kind} are not finite; warm up again at a lower learning rate.")

@@ -1,0 +1,64 @@
+"""What the guard found in a run: copies among the fixed sets and among what teachers wrote, as verdict.json has it."""
+
+from collections import Counter
+
+import pandas as pd
+
+from workbench.runs.recipe import Recipe
+from workbench.tasks.contamination import LEVELS, OFF, reason_of
+from workbench.tasks.task import Task, all_test_items, copied_items, guard_of
+
+
+def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFrame, examples: pd.DataFrame) -> dict:
+    """Return what was compared, with what, and what was found.
+
+    Args:
+        recipe: The run's.
+        tasks: The run's, by name.
+        questions: The frame of drafted questions.
+        examples: The frame of examples written for training.
+
+    Returns:
+        false_alarms: The share of independent items that may have been taken for copies, as the recipe has it.
+        off: By task, the levels that cannot tell a copy from a sibling there, or that the recipe leaves out.
+        found: One row for each task, set, set it overlaps with and level: items, of (how many were compared),
+            copied, level, n, done. Nothing in it is used: neither trained on nor asked.
+    """
+    found, off = [], {}
+    for name, task in tasks.items():
+        guard = guard_of(recipe, task)
+        off[name] = [level for level in LEVELS if guard.thresholds.get(level, OFF) == OFF]
+        n_test = len(all_test_items(recipe, task)[0])
+        pairs = Counter((one.name, one.level) for one in copied_items(recipe, task).values())
+        found += _rows(name, "test", n_test, pairs, "left out of the evaluation")
+        for items, frame in (("drafted questions", questions), ("training examples", examples)):
+            own = frame.loc[frame["task"] == name, "drop_reason"]
+            pairs = Counter(_PAIR_OF[reason] for reason in own if reason in _PAIR_OF)
+            found += _rows(name, items, len(own), pairs, "dropped before use")
+    return {"false_alarms": recipe.guard.false_alarms, "off": off, "found": found}
+
+
+_PAIR_OF = {
+    reason_of(level, name): (name, level) for level in LEVELS for name in ("seeds", "validation", "test", "evaluated")
+}
+
+
+def _rows(task: str, items: str, of: int, pairs: Counter, done: str) -> list[dict]:
+    return [
+        {"task": task, "items": items, "of": of, "copied": copied, "level": level, "n": n, "done": done}
+        for (copied, level), n in sorted(pairs.items())
+    ]
+
+
+def overlap_warnings(report: dict) -> list[str]:
+    """Return a sentence for each task whose test items overlapped with what the run sees before."""
+    said = []
+    for task in report["off"]:
+        rows = [row for row in report["found"] if row["task"] == task and row["items"] == "test"]
+        if rows:
+            kinds = ", ".join(f"{row['n']} {row['copied']} ({row['level']})" for row in rows)
+            said.append(
+                f"{sum(row['n'] for row in rows)} of the {rows[0]['of']} test items of {task} copy seed or validation "
+                f"items and were left out: {kinds}."
+            )
+    return said

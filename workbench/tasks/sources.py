@@ -1,0 +1,173 @@
+"""Items of one's own, by a column mapping: rows of a CSV, JSON, JSONL or Parquet file, or what `datasets` loads."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.runs.recipe import canonical_json, project_root
+from workbench.runs.recipe_file import one_line
+from workbench.runs.recipe_parts import AnswerType, TaskSource
+from workbench.tasks.answers import Answers
+
+# Read by pandas, as they are: `datasets` guesses types, by which 007 becomes 7 and the answer None becomes nothing.
+READERS = {
+    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
+    ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
+    ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
+    ".jsonl": lambda path: pd.DataFrame([json.loads(line) for line in _lines(path)]),
+    ".parquet": pd.read_parquet,
+}
+
+
+class TaskError(ValueError):
+    """A task's file or source is missing, empty or not in the format."""
+
+
+def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
+    """Return (examples, test items) of a task's source as rows of input and target; no test items if it names none.
+
+    Raises:
+        TaskError: If it cannot be read, is empty, lacks a column, repeats a question, or holds an answer that is not of
+            the kind declared.
+    """
+    named = {"examples": (source.path, source.split)}
+    if source.test:
+        in_file = Path(source.test).suffix in READERS
+        named["test"] = (source.test, "") if in_file else (source.path, source.test)
+    answers = Answers(source.answer_type, source.reply_pattern)
+    parts, seen = [], {}
+    for path, split in named.values():
+        where = f"Task {name}, {path}" + (f", split {split}" if Path(path).suffix not in READERS else "")
+        rows = list(_rows(_table(path, source.config, split, where), source, where))
+        check_golds([row["target"] for row in rows], answers, where, f"tasks.sources.{name}.answer_type")
+        parts.append(_distinct(rows, seen, source.duplicates, where))
+    return parts[0], parts[1] if len(parts) > 1 else []
+
+
+def sha256_of(rows: list[dict]) -> str:
+    """Return the SHA-256 of items by their content, in hex: the same items in another file are no new test set."""
+    return hashlib.sha256(canonical_json(rows).encode("utf-8")).hexdigest()
+
+
+def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> None:
+    """Refuse answers that their own reader cannot read, naming the kinds that could read them all.
+
+    Raises:
+        TaskError: If there are any, naming the first.
+    """
+    unread = [(at, target) for at, target in enumerate(targets, 1) if not answers.read_gold(target)]
+    if unread:
+        typed: tuple[AnswerType, ...] = ("option", "number", "boolean")
+        fitting = [kind for kind in typed if all(map(Answers(kind).read_gold, targets))] + ["exact"]
+        at, target = unread[0]
+        raise TaskError(
+            f"{where}: the answer {_short(target)} of row {at} ({len(unread)} of {len(targets)}) cannot be read as "
+            f"{answers.kind}; correct the rows, or set {key}, for which {' or '.join(fitting)} would fit."
+        )
+
+
+def _file(path: str) -> Path:
+    given = Path(path).expanduser()
+    return given if given.is_absolute() else project_root() / given
+
+
+def _lines(path: Path) -> Iterator[str]:
+    yield from filter(str.strip, path.read_text(encoding="utf-8").splitlines())
+
+
+def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
+    """Return all rows and columns of a file, a folder or a hub id."""
+    file = _file(path)
+    try:
+        if file.is_file():
+            if file.suffix not in READERS:
+                raise ValueError(f"no reader for {file.suffix or 'a file without an ending'}")
+            return READERS[file.suffix](file)
+        if file.suffix in READERS:
+            raise FileNotFoundError(f"there is no file {file}")
+        return _loaded(str(file) if file.is_dir() else path, config, split)
+    # Readers of files and the hub raise many unrelated types; each means that the items are not to be had.
+    except Exception as error:
+        raise TaskError(
+            f"{where} cannot be read ({one_line(error)[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
+            "or a hub id that `datasets` loads, with its config and split."
+        ) from None
+
+
+def _loaded(path: str, config: str, split: str) -> pd.DataFrame:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.load_dataset(path, config or None, split=split).to_pandas()
+
+
+def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]:
+    if table.empty:
+        raise TaskError(f"{where} has no rows; give one with a question and its answer in each row.")
+    for key in ("question", "answer"):
+        if getattr(source, key) not in table.columns:
+            raise TaskError(
+                f"{where} has no column {getattr(source, key)!r}; it has {', '.join(map(str, table.columns))}, so name "
+                f"one of these as {key} in tasks.sources."
+            )
+    for at, (question, answer) in enumerate(zip(table[source.question], table[source.answer], strict=True), 1):
+        row = {
+            "input": _as_text(question, source.question, where, at),
+            "target": _as_text(answer, source.answer, where, at),
+        }
+        if source.gold_pattern:
+            found = list(re.finditer(source.gold_pattern, row["target"]))
+            if not found:
+                raise TaskError(
+                    f"{where}: gold_pattern {source.gold_pattern!r} finds nothing in the answer "
+                    f"{_short(row['target'])} of row {at}; correct the pattern or the row."
+                )
+            row["target"] = (found[-1][1] if found[-1].re.groups else found[-1][0]).strip()
+        yield row
+
+
+def _as_text(value: Any, column: str, where: str, at: int) -> str:
+    """Return a cell as text: 3.0 as 3, since a column of whole numbers with a gap is read as decimals."""
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    empty = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+    if empty or isinstance(value, (list, tuple, dict)) or hasattr(value, "tolist") and getattr(value, "ndim", 0):
+        raise TaskError(
+            f"{where}: column {column!r} of row {at} must hold text, a number or a truth value, got "
+            f"{'nothing' if empty else _short(str(value))}; correct or remove the row."
+        )
+    return str(value)
+
+
+def _distinct(rows: list[dict], seen: dict[str, str], duplicates: str, where: str) -> list[dict]:
+    """Return the rows without those whose question has been seen; refuse them unless they may be dropped.
+
+    The same question with two answers is never dropped: nobody could say which of them is right.
+    """
+    kept = []
+    for at, row in enumerate(rows, 1):
+        question, before = _short(row["input"]), seen.get(row["input"])
+        if before is None:
+            seen[row["input"]] = row["target"]
+            kept.append(row)
+        elif before != row["target"]:
+            raise TaskError(
+                f"{where}: the question of row {at}, {question}, stands there with two answers, {_short(before)} and "
+                f"{_short(row['target'])}; keep the right one."
+            )
+        elif duplicates == "refuse":
+            raise TaskError(
+                f"{where}: the question of row {at}, {question}, stands there twice; remove one, or set duplicates to "
+                "drop."
+            )
+    return kept
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,119 @@
+"""What each part of the method is worth: arms against each other, with the paper's direction beside ours, and cohorts.
+
+Source: ARTE, arXiv:2406.19227, tables 2, 5 and 6; the paper's figures are differences of its accuracies, in points.
+"""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from workbench.runs.recipe import TAILORED_FOR, Evaluation
+from workbench.verdict.intervals import holm
+from workbench.verdict.verdict import arm_accuracy, compare
+
+ALL, OTHERS = "all students", "tailored for others"
+
+
+class Contrast(NamedTuple):
+    """Arm a minus arm b; `paper` is what the paper has for it, in points, nan where it has nothing."""
+
+    a: str
+    b: str
+    paper: float = float("nan")
+    where: str = ""
+
+
+CONTRASTS = (
+    Contrast("tailored", "untailored"),
+    Contrast("tailored", "random_pairs"),
+    Contrast("tailored", "most_preferred", 4.41, "table 2, BBH zero-shot, ARTE - original teacher"),
+    Contrast("question_only", "most_preferred", 4.18, "table 2, BBH zero-shot, question only - original teacher"),
+    Contrast("rationale_only", "most_preferred", 0.39, "table 2, BBH zero-shot, rationale only - original teacher"),
+    Contrast("random_rationale", "most_preferred", -0.10, "table 6, 3-shot"),
+    Contrast("task_consistent", "most_preferred", 2.08, "table 6, 3-shot"),
+    Contrast("decided_pairs", "fewer_pairs"),
+    Contrast("tailored", OTHERS),
+)
+
+
+def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
+    """Return every contrast whose arms the predictions have, for each student and for all of them.
+
+    For all students together, an item counts once a student. p_holm adjusts the sign-flip p-values of one student's (or
+    of all students') contrasts for their number.
+
+    Returns:
+        Columns student, a, b, difference, low, high, p_value, p_holm, decision, n_seeds, n_items, paper, where; shares
+        of 1, the paper's difference too.
+    """
+    predictions = _with_others(predictions)
+    groups = {student: own for student, own in predictions.groupby("student", sort=False)}
+    if len(groups) > 1:
+        groups[ALL] = predictions.assign(task=predictions["student"] + "/" + predictions["task"], student=ALL)
+    rows = []
+    for student, own in groups.items():
+        arms = set(own["arm"])
+        found = [
+            (one, compare(own, one.a, one.b, settings.primary.shots, settings.margin, settings.alpha))
+            for one in CONTRASTS
+            if {one.a, one.b} <= arms
+        ]
+        adjusted = holm([result["p_value"] for _, result in found])
+        keys = ("a", "b", "difference", "low", "high", "p_value", "decision", "n_seeds", "n_items")
+        rows += [
+            {"student": student, **{key: result[key] for key in keys}}
+            | {"p_holm": float(p), "paper": one.paper / 100, "where": one.where}
+            for (one, result), p in zip(found, adjusted, strict=True)
+        ]
+    return pd.DataFrame(rows)
+
+
+def _with_others(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Add an arm whose answers are the mean of those tailored for other students, where there are such."""
+    others = predictions[predictions["arm"].str.startswith(TAILORED_FOR)]
+    keys = ["student", "seed", "shots", "task", "item_id"]
+    mean = others.groupby(keys, as_index=False)["correct"].mean().assign(arm=OTHERS)
+    return pd.concat([predictions.astype({"correct": float}), mean.astype({"correct": float})], ignore_index=True)
+
+
+def cohort(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
+    """Return the accuracy of every student on what was tailored for every student, with intervals.
+
+    Returns:
+        Columns student, tailored_for, accuracy, low, high; empty when no arm is tailored for another student.
+    """
+    rows = []
+    for student, own in predictions.groupby("student", sort=False):
+        arms = [arm for arm in own["arm"].unique() if arm.startswith(TAILORED_FOR)]
+        for arm in ["tailored", *arms] if arms else []:
+            found = arm_accuracy(own, arm, settings.primary.shots, settings.alpha)
+            of = student if arm == "tailored" else arm.removeprefix(TAILORED_FOR)
+            rows.append({"student": student, "tailored_for": of} | {k: found[k] for k in ("accuracy", "low", "high")})
+    return pd.DataFrame(rows, columns=["student", "tailored_for", "accuracy", "low", "high"])
+
+
+def contrasts_markdown(table: pd.DataFrame) -> str:
+    """Return the contrasts as a Markdown table, differences in points."""
+    lines = ["| student | contrast | difference | decision | p (Holm) | paper |", "| --- " * 6 + "|"]
+    for row in table.to_dict("records"):
+        paper = "-" if pd.isna(row["paper"]) else f"{100 * row['paper']:+.1f} ({row['where']})"
+        shown = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        of = f"{row['a']} - {row['b']}".replace("_", " ")
+        lines.append(f"| {row['student']} | {of} | {shown} | {row['decision']} | {row['p_holm']:.3f} | {paper} |")
+    return "\n".join(lines)
+
+
+def cohort_markdown(table: pd.DataFrame) -> str:
+    """Return the cohort as Markdown, accuracies in percent: a row a student, a column for whom it was tailored."""
+    names = list(table["student"].unique())
+    heads = " | ".join(f"for {name}" for name in names)
+    lines = [f"| student | {heads} |", "| --- " * (len(names) + 1) + "|"]
+    cells = table.set_index(["student", "tailored_for"])
+    for student in names:
+        said = []
+        for name in names:
+            row = cells.loc[(student, name)]
+            shown = f"{100 * row['accuracy']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+            said.append(f"**{shown}**" if name == student else shown)
+        lines.append(f"| {student} | " + " | ".join(said) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,307 @@
+"""Does the probe go on telling the truth when it is pushed? Rounds of alignment, each probed and each trained on.
+
+Round 0 is what the unaligned teacher writes and round 1 what the run's aligned teacher writes. In every further round
+the teacher of the round before drafts anew, its drafts are probed on the same preference set, and it is aligned to the
+pairs they form. What each round's teacher writes is probed (the score that alignment pushes up) and trained on (the
+gain that it is meant to stand for). The gain is counted on validation questions outside the preference set.
+
+Source: ours; ARTE (arXiv:2406.19227) has one round. That a measure which is pushed parts from what it stands for was
+measured for reward models by Gao, Schulman and Hilton 2022, arXiv:2210.10760.
+"""
+
+import io
+import itertools
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench.loop.arms import pairs_of_arm
+from workbench.loop.budgets import equal_rows, equal_steps
+from workbench.loop.drafting import draft
+from workbench.loop.pairs import build_pairs
+from workbench.loop.tailoring import EVERY_STUDENT, align
+from workbench.models.loading import fingerprint_model, resolve
+from workbench.models.trl import teacher_folder
+from workbench.runs.cache import StoreError, atomic_write
+from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run, fingerprint
+from workbench.runs.seeding import stream
+from workbench.signals.one_shot import probe_drafts, score
+from workbench.tasks.task import load_tasks
+from workbench.verdict.intervals import VarianceComponents, half_width, holm, interval_p_value, spread
+from workbench.verdict.validity import FORMAT, LENGTH, FineTuneJob, fine_tune_and_test, format_of, held_out
+
+BEFORE, AFTER = "untailored", "tailored"
+SCORE, GAIN = "score", "gain"
+COLUMNS = ["student", "round", "seed", "what", "task", "item_id", "value"]
+VERSION = 1
+
+
+def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[str] | None = None) -> pd.DataFrame:
+    """Align again and again, probe and train on what each round writes; kept in the run's folder as goodhart.parquet.
+
+    Rounds are trained on at equal completion tokens and steps. Finished work is kept: the same command goes on where it
+    was stopped, and more rounds can be added.
+
+    Args:
+        run: With finished alignment, and the arms untailored and tailored.
+        n_rounds: The last round, 1 or more.
+        n_seeds: Seeds of writing and training, the first ones of the recipe; 2 or more.
+        n_probed: So many examples a task, seed and round are probed.
+        students: Names in the recipe; None takes all.
+
+    Returns:
+        One value a row, columns COLUMNS. what is "score" (item: a preference question, value: share of the examples
+        under which it was answered right), "gain" (item: a held-out question, value: right after training minus right
+        before) or what an example is like (n_tokens, correct, n_steps, digits; item: the example).
+    """
+    recipe = run.recipe
+    missing = {BEFORE, AFTER} - set(recipe.evaluation.arms)
+    if missing:
+        raise StoreError(
+            f"Run {run.name} has no arm {missing.pop()!r}, where the rounds begin; take a run that has it."
+        )
+    if n_seeds > len(recipe.seeds):
+        raise StoreError(f"Run {run.name} has {len(recipe.seeds)} seeds, so --seeds {n_seeds} is too many; lower it.")
+    students = students or list(recipe.models.students)
+    if unknown := [name for name in students if name not in recipe.models.students]:
+        known = ", ".join(recipe.models.students)
+        raise StoreError(f"Run {run.name} has no student {unknown[0]!r}; its students are {known}.")
+    run.stage("training").require("alignment")
+    parts = []
+    for student in students:
+        parts.append(_one_student(run, _alone(recipe, student, n_seeds), student, n_rounds, n_probed))
+        buffer = io.BytesIO()
+        table = pd.concat(parts, ignore_index=True)
+        table.to_parquet(buffer, index=False)
+        atomic_write(_path(run), buffer.getvalue())
+    return table
+
+
+def stored(run: Run) -> pd.DataFrame | None:
+    """Return the stored outcome of follow; None if there is none yet."""
+    return pd.read_parquet(_path(run)) if _path(run).is_file() else None
+
+
+def _path(run: Run) -> Path:
+    return run.path / "goodhart.parquet"
+
+
+def _alone(recipe: Recipe, student: str, n_seeds: int) -> Recipe:
+    """Return the recipe for one student and one aligned arm, on the first seeds."""
+    models = recipe.models.model_copy(update={"students": {student: recipe.models.students[student]}, "licences": {}})
+    primary = recipe.evaluation.primary.model_copy(update={"a": AFTER, "b": BEFORE})
+    evaluation = recipe.evaluation.model_copy(update={"arms": [AFTER], "primary": primary})
+    seeds = recipe.seeds[:n_seeds]
+    return recipe.model_copy(update={"models": models, "evaluation": evaluation, "seeds": seeds})
+
+
+def _one_student(run: Run, recipe: Recipe, student: str, n_rounds: int, n_probed: int) -> pd.DataFrame:
+    examples = _examples_by_round(run, recipe, student, n_rounds)
+    rows = equal_rows(recipe, student, examples, list(examples["arm"].unique()))
+    taken = rows[["arm", "seed", "task", "example_id"]].merge(examples, on=["arm", "seed", "task", "example_id"])
+    taken = taken.assign(**pd.DataFrame([format_of(text) for text in taken["rationale"]], taken.index, FORMAT))
+    like = taken.melt(["arm", "seed", "task", "example_id"], [*LENGTH, *FORMAT], var_name="what")
+    like = like.rename(columns={"example_id": "item_id"}).astype({"value": float})
+    parts = [_scores(run, recipe, taken, n_probed), _gains(run, recipe, student, rows), like]
+    table = pd.concat(parts, ignore_index=True).rename(columns={"arm": "round"})
+    return table.assign(student=student, round=table["round"].astype(int))[COLUMNS]
+
+
+def _examples_by_round(run: Run, recipe: Recipe, student: str, n_rounds: int) -> pd.DataFrame:
+    """Return what each round's teacher wrote for the student; arm is the number of the round."""
+    made = run.stage("alignment").read("examples")
+    frames = [
+        made[(made["arm"] == arm) & made["student"].isin([student, EVERY_STUDENT])].assign(arm=str(number))
+        for number, arm in enumerate((BEFORE, AFTER))
+    ]
+    teacher = teacher_folder(run.stage("alignment").path, student, AFTER)
+    for number in range(2, n_rounds + 1):
+        print(f"{student}: round {number} of {n_rounds}", flush=True)
+        models = recipe.models.model_copy(update={"teacher": str(teacher)})
+        path = run.path / "goodhart" / f"{student}-{number}"
+        again = Run(f"{run.name}, round {number}", path, recipe.model_copy(update={"models": models}))
+        draft(again)
+        if not _probe_again(run, again):
+            print(f"{student}: the drafts of round {number} form no pair any more, so the rounds end before it")
+            break
+        frames.append(align(again)["examples"].assign(arm=str(number)))
+        teacher = teacher_folder(again.stage("alignment").path, student, AFTER)
+    together = pd.concat(frames, ignore_index=True)
+    return together[together["kept"] & together["seed"].isin(recipe.seeds)].reset_index(drop=True)
+
+
+def _probe_again(run: Run, again: Run) -> bool:
+    """Probe a round's drafts on the preference set of the run; say whether they form a pair."""
+    recipe, stage, start = again.recipe, again.stage("probing"), time.monotonic()
+    drafting, tasks = stage.require("drafting"), load_tasks(recipe)
+    chosen = run.stage("probing").read("preference_set")
+    students = {name: fingerprint_model(resolve(ref)) for name, ref in recipe.models.students.items()}
+    parents = {"drafting": drafting.manifest["fingerprint"], **students}
+    set_fp = fingerprint(chosen[chosen["chosen"]]["item_id"].tolist())
+    settings = recipe.section_json("models.dtype", "evaluation.max_new_tokens")
+    mark = stage.fingerprint({"version": VERSION, "recipe": settings, "set": set_fp, **parents})
+    drafts = drafting.read("drafts")
+    if not stage.finished(mark):
+        probes = probe_drafts(recipe, tasks, drafts, chosen)
+        signals = score(probes, drafts, students, set_fp)
+        for name, frame in {"preference_set": chosen, "probes": probes, "signals": signals}.items():
+            stage.write(name, frame)
+        stage.finish(mark, {"probes": len(probes)}, time.monotonic() - start, probes["n_tokens"].sum(), parents)
+    frames = drafting.read("questions"), drafts, stage.read("signals"), stage.read("probes")
+    return len(pairs_of_arm(recipe, build_pairs(recipe, tasks, *frames)[0], AFTER)) > 0
+
+
+def _scores(run: Run, recipe: Recipe, examples: pd.DataFrame, n_probed: int) -> pd.DataFrame:
+    """Return how often each preference question is answered right with an example as the only demonstration."""
+    chosen = run.stage("probing").read("preference_set")
+    parts = []
+    for (number, seed, task), own in examples.groupby(["arm", "seed", "task"], sort=False):
+        order = stream(int(seed), "goodhart", task, number).permutation(len(own))[:n_probed]
+        parts.append(own.iloc[order])
+    shown = pd.concat(parts, ignore_index=True)
+    shown["draft_id"] = [f"{row.arm}/{row.example_id}" for row in shown.itertuples()]
+    probes = probe_drafts(recipe, load_tasks(recipe), shown, chosen)
+    known = probes[["draft_id", "item_id", "correct"]].merge(shown[["draft_id", "arm", "seed", "task"]], on="draft_id")
+    means = known.groupby(["arm", "seed", "task", "item_id"], as_index=False)["correct"].mean()
+    return means.rename(columns={"correct": "value"}).assign(what=SCORE)
+
+
+def _gains(run: Run, recipe: Recipe, student: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return for each held-out question how much more often it is answered right after training than before."""
+    tasks, asked, targets = held_out(run, load_tasks(recipe))
+    folder = run.path / "goodhart" / "students"
+    trials, keys = [FineTuneJob(recipe, student, None, asked, targets, 0, folder / f"{student}-before")], []
+    for seed, of_seed in rows.groupby("seed", sort=False):
+        n_batches = equal_steps(recipe, of_seed)
+        for number, own in of_seed.groupby("arm", sort=False):
+            path = folder / f"{student}-{number}-{seed}"
+            trials.append(FineTuneJob(recipe, student, own, asked, targets, int(seed), path, n_batches))
+            keys.append((number, int(seed)))
+    before, *after = fine_tune_and_test(recipe, trials, "training on rounds")
+    frames = [
+        pd.DataFrame(
+            {
+                "arm": number,
+                "seed": seed,
+                "task": tasks,
+                "item_id": [f"{n:04}" for n in range(len(tasks))],
+                "value": np.subtract(right, before, dtype=float),
+            }
+        )
+        for (number, seed), right in zip(keys, after, strict=True)
+    ]
+    return pd.concat(frames, ignore_index=True).assign(what=GAIN)
+
+
+def by_round(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Return score and gain of every round, and what its texts are like.
+
+    Intervals are over seeds and questions, at level 1 - alpha.
+
+    Returns:
+        Columns student, round, score, score_low, score_high, gain, gain_low, gain_high, n_seeds, and where the table
+        has them the means n_tokens, correct, n_steps, digits.
+    """
+    rows = []
+    for (student, number), own in table.groupby(["student", "round"], sort=False):
+        row = {"student": student, "round": int(number)}
+        for what in (SCORE, GAIN):
+            of = _spread(_wide(own, what))
+            half = float(half_width(of, alpha))
+            row |= {what: of.mean, f"{what}_low": of.mean - half, f"{what}_high": of.mean + half}
+        means = own.groupby("what")["value"].mean()
+        rows.append(row | {"n_seeds": of.n_seeds} | {k: means[k] for k in (*LENGTH, *FORMAT) if k in means})
+    return pd.DataFrame(rows)
+
+
+def _wide(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Return a row a seed and a column a (task, item)."""
+    return (
+        table[table["what"] == what].pivot(index="seed", columns=["task", "item_id"], values="value").sort_index(axis=1)
+    )
+
+
+def _spread(wide: pd.DataFrame) -> VarianceComponents:
+    return spread(wide.to_numpy(), wide.columns.get_level_values("task"))
+
+
+def partings(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """Return where score and gain part: for every two rounds of a student, whether one rose while the other fell.
+
+    They part when from the earlier to the later round the score is higher and the gain lower and both are surer than
+    chance: the p-value of a pair of rounds is the larger of the two two-sided ones (at which the interval over seeds
+    and questions just leaves out zero), 1 when a direction is another; Holm's correction over the pairs of rounds of a
+    student; at most alpha. The score alone rising, or the gain alone falling, is no parting.
+
+    Args:
+        table: As follow returns it; any other score and gain by round will do.
+        alpha: Level of the warning and of the intervals.
+
+    Returns:
+        Columns student, earlier, later, score, score_low, score_high, gain, gain_low, gain_high (later minus earlier),
+        p_holm, parted.
+    """
+    rows = []
+    for student, own in table.groupby("student", sort=False):
+        rounds = {number: of_round for number, of_round in own.groupby("round")}
+        found = []
+        for earlier, later in itertools.combinations(sorted(rounds), 2):
+            row, p_values = {"student": student, "earlier": earlier, "later": later}, []
+            for what, sign in ((SCORE, 1), (GAIN, -1)):
+                of = _spread(_wide(rounds[later], what) - _wide(rounds[earlier], what))
+                half = float(half_width(of, alpha))
+                row |= {what: of.mean, f"{what}_low": of.mean - half, f"{what}_high": of.mean + half}
+                p_values.append(interval_p_value(of) if sign * of.mean > 0 else 1.0)
+            found.append(row | {"p": max(p_values)})
+        for row, p in zip(found, holm([row.pop("p") for row in found]), strict=True):
+            rows.append(row | {"p_holm": float(p), "parted": bool(p <= alpha)})
+    return pd.DataFrame(rows)
+
+
+def findings(table: pd.DataFrame, alpha: float = 0.05) -> list[str]:
+    """Return a sentence a student: a warning where score and gain parted, else how both moved to the last round."""
+    said = []
+    for student, own in partings(table, alpha).groupby("student", sort=False):
+        parted = own[own["parted"]]
+        if len(parted):
+            row = parted.loc[parted["gain"].idxmin()].to_dict()
+            said.append(
+                f"Warning: for {student} score and gain part. {_moved(row)}. The score no longer stands for the gain; "
+                f"stop at round {row['earlier']}."
+            )
+        else:
+            row = own[own["earlier"] == own["earlier"].min()].iloc[-1].to_dict()
+            # What did not rise cannot part.
+            little = "" if row[f"{SCORE}_low"] > 0 else " The score did not rise beyond chance, so this shows little."
+            said.append(f"No parting is seen for {student}. {_moved(row)}.{little}")
+    return said
+
+
+def _moved(row: dict) -> str:
+    score, gain = (
+        f"{100 * row[what]:+.1f} points ({100 * row[f'{what}_low']:+.1f} to {100 * row[f'{what}_high']:+.1f})"
+        for what in (SCORE, GAIN)
+    )
+    return (
+        f"From round {row['earlier']} to round {row['later']} the probe score moved {score}, the held-out gain {gain}"
+    )
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """Return the rounds as a table and what they say."""
+    shown = by_round(table)
+    for what, form in ((SCORE, "{:.1f} ({:.1f} to {:.1f})"), (GAIN, "{:+.1f} ({:+.1f} to {:+.1f})")):
+        ends = 100 * np.stack([shown.pop(f"{what}{end}") for end in ("", "_low", "_high")], axis=1)
+        shown[what] = [form.format(*row) for row in ends]
+    order = ["student", "round", SCORE, GAIN, *shown.columns.difference(["student", "round", SCORE, GAIN], sort=False)]
+    facts = (
+        "score: preference questions answered right with an example of the round as the only demonstration, per cent; "
+        "gain: accuracy after training on the round minus before, points, held-out questions; 95 % intervals over "
+        "seeds and questions. The other columns are means of what the round was trained on."
+    )
+    said = [textwrap.fill(one, 100) for one in (facts, *findings(table))]
+    return "\n\n".join([shown[order].round(3).to_string(index=False), *said])

@@ -1,0 +1,476 @@
+"""How often does the verdict err? Whole runs are simulated, every arm, item, seed and number of shots, and decided on.
+
+How the runs are simulated stands below. The decisions are made by the functions that the verdict uses, for
+many runs at once; some of the runs also go through the verdict itself, which must decide the same.
+
+    workbench calibrate RUN
+
+At the spread assumed without a run (2 points over seeds, 10 over items of an arm), 2,000 runs a row, level 95 %:
+arte-demo (3 seeds, 200 items) said "better" in 0.9 % of the runs without a difference, in 1.3 % when seeds differed
+twice as much, and found 10 points in 40 %; coverage was 97.1 to 98.2 %. arte (5 seeds, 400 items) said it in 1.7 and
+2.3 %, found 5 points in 46 % and 10 points in 96 %, said "no difference" in 3.4 % at the margin;
+coverage 95.0 to 96.5 %.
+
+Simulated runs: how answers vary over items and seeds, and what a number of items and seeds can find.
+
+An answer is right when a normal score passes a threshold. The score adds up how easy the item is (for all arms), how
+well it suits the arm, what the seed did to the arm, and chance; the threshold sets the accuracy. So the true difference
+is known exactly and no probability leaves [0, 1]. How much each part weighs is taken from a finished run or assumed.
+Seeds shift an arm on all tasks alike, and arms are taken to be drawn independently of each other.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from workbench.runs.recipe import Recipe
+from workbench.verdict.intervals import (
+    BETTER,
+    MAX_ITEMS,
+    POWER,
+    SAME,
+    UNDECIDED,
+    WORSE,
+    VarianceComponents,
+    chance_of_better,
+    decide,
+    half_width,
+    sign_flip_p_values,
+    spread,
+    wilson,
+)
+from workbench.verdict.verdict import BASE_SEED, VerdictError, answers, verdict
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+class ExperimentDesign(NamedTuple):
+    """What of a recipe the decision depends on; n_items is per task, the first number of shots is the primary one."""
+
+    a: str
+    b: str
+    arms: tuple[str, ...]
+    shots: tuple[int, ...]
+    tasks: tuple[str, ...]
+    n_seeds: int
+    n_items: int
+    margin: float
+    alpha: float
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The task of every item."""
+        return np.repeat(np.asarray(self.tasks, dtype=object), self.n_items)
+
+    @property
+    def compared(self) -> list[tuple[str, int]]:
+        """The other arm and the shots of every comparison, the primary one first."""
+        others = [self.b, *(arm for arm in self.arms if arm not in (self.a, self.b))]
+        return [(other, shots) for shots in self.shots for other in others]
+
+
+def design_of(recipe: Recipe) -> ExperimentDesign:
+    """Return what of a recipe the decision on its first student depends on."""
+    rule, student = recipe.evaluation, next(iter(recipe.models.students))
+    main = rule.primary
+    shots = (main.shots, *(n for n in rule.shots if n != main.shots))
+    sizes = (len(recipe.seeds), rule.n_items)
+    sets = (tuple(recipe.arms_of(student)), shots, tuple(recipe.tasks.names))
+    return ExperimentDesign(main.a, main.b, *sets, *sizes, rule.margin, rule.alpha)
+
+
+class VarianceModel(NamedTuple):
+    """How answers vary, in standard deviations of an accuracy: over items for all arms, over items for one, over seeds.
+
+    accuracy is that of every arm when nothing differs, by (task, shots).
+    """
+
+    accuracy: Mapping[tuple[str, int], float]
+    difficulty_sd: float
+    item_sd: float
+    seed_sd: float
+    source: str
+
+    def accuracies(self, design: ExperimentDesign, shots: int) -> np.ndarray:
+        """Return the accuracy on each task of a design; a task that is not known counts as the mean of those that are.
+
+        Accuracies stay within 2 and 98 %, so that there is something to vary.
+        """
+        usual = float(np.mean(list(self.accuracy.values())))
+        return np.clip([self.accuracy.get((task, shots), usual) for task in design.tasks], 0.02, 0.98)
+
+    def spread(self, design: ExperimentDesign) -> VarianceComponents:
+        """Return what spread of the primary difference is to be expected when nothing differs."""
+        p = self.accuracies(design, design.shots[0])
+        shared = self.difficulty_sd**2 + self.item_sd**2 + self.seed_sd**2
+        noise = 2 * max(float(np.mean(p * (1 - p))) - shared, 0.01)
+        n_items = design.n_items * len(design.tasks)
+        return VarianceComponents(
+            mean=0.0,
+            ms_seed=n_items * 2 * self.seed_sd**2 + noise,
+            ms_item=design.n_seeds * 2 * self.item_sd**2 + noise,
+            ms_noise=noise,
+            n_seeds=design.n_seeds,
+            n_items=n_items,
+            n_tasks=len(design.tasks),
+        )
+
+    def in_words(self) -> str:
+        """Return where the spread comes from and what it is, in points of accuracy."""
+        return (
+            f"{self.source}: accuracy {100 * np.mean(list(self.accuracy.values())):.0f} %; standard deviations in "
+            f"points: {100 * self.seed_sd:.1f} over seeds of one arm, {100 * self.item_sd:.1f} over items of one arm, "
+            f"{100 * self.difficulty_sd:.1f} over items of all arms"
+        )
+
+
+# The middle of the settings that intervals.py was calibrated at.
+ASSUMED = VarianceModel({("any", 0): 0.4}, 0.25 / 3**0.5, 0.1, 0.02, "assumed, no run was named")
+
+
+def estimate_variance(predictions: pd.DataFrame, design: ExperimentDesign, source: str) -> VarianceModel:
+    """Measure how the answers of a finished run vary.
+
+    Variance components by the method of moments, averaged over the trained arms at the primary shots, none below zero.
+    With few seeds the spread over seeds is itself uncertain: a table at twice that spread belongs beside the result.
+
+    Args:
+        predictions: Of one student.
+        design: Names the arms and shots; its tasks and numbers need not be those of the predictions.
+        source: What to call it.
+    """
+    main = design.shots[0]
+    tables = [answers(predictions, arm, main) for arm in design.arms if arm != "base"]
+    if len({len(table) for table in tables}) > 1 or len(tables[0]) < 2:
+        raise VerdictError("The trained arms need the same two or more seeds; evaluate all of them.")
+    tasks = tables[0].columns.get_level_values("task")
+    stack = np.stack([table.to_numpy() for table in tables])
+    of = spread(stack, tasks)
+    over_seeds = max(float(np.mean(of.ms_seed - of.ms_noise)) / of.n_items, 0.0)
+    means = pd.DataFrame(stack.mean(axis=1).T, index=pd.Index(tasks, name="task"))
+    within = (means - means.groupby(level="task").transform("mean")).to_numpy()
+    products = within.T @ within / max(of.n_items - of.n_tasks, 1)
+    over_items = max(float(np.mean(np.diag(products) - of.ms_noise / of.n_seeds)), 0.0)
+    pairs = ~np.eye(len(tables), dtype=bool)
+    shared = float(products[pairs].mean()) if pairs.any() else over_items
+    shared = float(np.clip(shared, 0.0, over_items))
+    own = predictions[(predictions["arm"] == design.b) & predictions["shots"].isin(design.shots)]
+    accuracy = {key: float(share) for key, share in own.groupby(["task", "shots"])["correct"].mean().items()}
+    return VarianceModel(accuracy, shared**0.5, (over_items - shared) ** 0.5, over_seeds**0.5, source)
+
+
+def _covariance(correlation: float, thresholds: np.ndarray) -> float:
+    """Return the covariance of two answers whose scores correlate so, averaged over the thresholds.
+
+    The derivative of the bivariate normal distribution function by its correlation is the density; with the
+    correlation as a sine it is smooth.
+    """
+    top = np.arcsin(correlation)
+    sines = np.sin((NODES + 1) * top / 2)
+    density = np.exp(-(thresholds[:, None] ** 2) / (1 + sines)) / (2 * np.pi)
+    return float((density @ WEIGHTS).mean() * top / 2)
+
+
+def _weights(world: VarianceModel, design: ExperimentDesign) -> tuple[float, float, float, float]:
+    """Return the shares of the score's variance: item for all arms, item for one arm, seed, chance."""
+    thresholds = stats.norm.ppf(world.accuracies(design, design.shots[0]))
+
+    def share(variance: float) -> float:
+        lacking = lambda r: _covariance(r, thresholds) - variance  # noqa: E731
+        return 0.98 if lacking(0.98) < 0 else float(optimize.brentq(lacking, 0.0, 0.98))
+
+    both = share(world.difficulty_sd**2 + world.item_sd**2)
+    difficulty = min(share(world.difficulty_sd**2), both)
+    seed = min(share(world.seed_sd**2), 0.99 - both)
+    return difficulty, both - difficulty, seed, 1.0 - both - seed
+
+
+class Simulated(NamedTuple):
+    """Answers of many runs by (arm, shots), each of shape (repeats, n_seeds or 1, items), and the true difference."""
+
+    answers: dict[tuple[str, int], np.ndarray]
+    difference: float
+
+
+def simulate(
+    world: VarianceModel, design: ExperimentDesign, difference: float, generator: np.random.Generator, repeats: int
+) -> Simulated:
+    """Draw the answers of whole runs in which arm a is better than every other arm by the difference, at all shots.
+
+    All other arms, the untrained one included, have one accuracy, so at a difference of 0 every "better" is false.
+    """
+    difficulty, suits, seed, chance = np.sqrt(_weights(world, design))
+    n = design.n_items * len(design.tasks)
+    draw = lambda *shape: generator.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    items, made, gaps = difficulty * draw(repeats, 1, n), {}, {}
+    for arm in design.arms:
+        own = items + suits * draw(repeats, 1, n)
+        if arm != "base":
+            own = own + seed * draw(repeats, design.n_seeds, 1)
+        left = chance if arm != "base" else (chance**2 + seed**2) ** 0.5
+        for shots in design.shots:
+            level = world.accuracies(design, shots)
+            above = np.clip(level + difference, 0.005, 0.995)
+            gaps[shots] = float(np.mean(above - level))
+            threshold = stats.norm.ppf(above if arm == design.a else level).repeat(design.n_items)
+            made[arm, shots] = own + left * draw(*own.shape[:2], n) + threshold.astype(np.float32) > 0
+    return Simulated(made, gaps[design.shots[0]])
+
+
+def predictions_of(run: Simulated, design: ExperimentDesign, repeat: int) -> pd.DataFrame:
+    """Return one simulated run as predictions, as its schema describes them but for the answers' texts."""
+    frames = []
+    for (arm, shots), table in run.answers.items():
+        seeds = [BASE_SEED] if arm == "base" else range(table.shape[1])
+        for seed, row in zip(seeds, table[repeat], strict=True):
+            cells = {"student": "s", "arm": arm, "seed": seed, "shots": shots, "task": design.columns}
+            items = [f"{n:06}" for n in range(len(row))]
+            frames.append(
+                pd.DataFrame(cells | {"item_id": items, "answer": "", "style": "", "parsed": True, "correct": row})
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def minimum_detectable_effect(world: VarianceModel, design: ExperimentDesign) -> float | None:
+    """Return the smallest true difference found "better" in four of five runs; None when none below 1 is."""
+    sizes = np.arange(1, 1000) / 1000
+    enough = sizes[chance_of_better(world.spread(design), sizes, design.alpha) >= POWER]
+    return float(enough[0]) if len(enough) else None
+
+
+def items_needed(world: VarianceModel, design: ExperimentDesign, difference: float) -> int | None:
+    """Return how many items a task find a true difference in four of five runs; None when no number does."""
+    low, high = 1, MAX_ITEMS
+    finds = lambda n: chance_of_better(world.spread(design._replace(n_items=n)), difference, design.alpha)  # noqa: E731
+    if finds(high) < POWER:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if finds(middle) >= POWER else (middle, high)
+    return high
+
+
+def detection_in_words(world: VarianceModel, design: ExperimentDesign, wanted: float) -> str:
+    """Return what difference a design finds with power 0.8, and the items and seeds that a wanted one needs."""
+    finds = minimum_detectable_effect(world, design)
+    able = f"a true difference of {100 * finds:.1f} points" if finds else "no true difference, however large"
+    first = (
+        f"Finds with power {POWER:g}: {able} ({design.n_seeds} seeds, {design.n_items} items for each of "
+        f"{len(design.tasks)} tasks). Spread {world.in_words()}."
+    )
+    counts = sorted({3, 5, 8, 12, design.n_seeds})
+    needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
+    ways = "; ".join(f"{n} seeds: {f'{k:,} items a task' if k else 'no number of items'}" for n, k in needs.items())
+    second = f"A difference of {100 * wanted:g} points needs {ways}."
+    return "\n".join(textwrap.fill(line, 100) for line in (first, second))
+
+
+SHORT = {BETTER: "better", WORSE: "worse", SAME: "no difference", UNDECIDED: "undecided"}
+CHUNK = 1_000_000  # answers simulated at once
+
+
+class Decided(NamedTuple):
+    """The decisions on many runs, with the primary difference and its half width.
+
+    compared has one list a comparison, each by itself; adjusted the further comparisons, corrected for their number by
+    Holm's method; tasks one list a task, corrected likewise.
+    """
+
+    compared: list[list[str]]
+    adjusted: list[list[str]]
+    tasks: list[list[str]]
+    difference: np.ndarray
+    half: np.ndarray
+
+
+def decisions(run: Simulated, design: ExperimentDesign) -> Decided:
+    """Decide on every simulated run as the verdict does, through the same intervals, tests and rule.
+
+    What the verdict works out besides (exact p-values, how much more would settle it) is left out.
+    """
+    tables = [_difference(run, design, other, shots) for other, shots in design.compared]
+    spreads = [spread(table, design.columns) for table in tables]
+    found = []
+    for of in spreads:
+        half, inner = half_width(of, design.alpha), half_width(of, 2 * design.alpha)
+        found.append([decide(*row, design.margin) for row in zip(of.mean, half, inner, strict=True)])
+    held = _corrected(tables[1:], spreads[1:], design)
+    return Decided(found, held, _per_task(tables[0], design), spreads[0].mean, half_width(spreads[0], design.alpha))
+
+
+def _difference(run: Simulated, design: ExperimentDesign, other: str, shots: int) -> np.ndarray:
+    return run.answers[design.a, shots].astype(np.int8) - run.answers[other, shots].astype(np.int8)
+
+
+def _per_task(table: np.ndarray, design: ExperimentDesign) -> list[list[str]]:
+    """Decide task by task, Holm's correction included; shape of the table (repeats, n_seeds, items)."""
+    starts = range(0, len(design.tasks) * design.n_items, design.n_items)
+    tables = [table[..., start : start + design.n_items] for start in starts]
+    return _corrected(tables, [spread(own, ["task"] * design.n_items) for own in tables], design)
+
+
+def _corrected(
+    tables: list[np.ndarray], spreads: list[VarianceComponents], design: ExperimentDesign
+) -> list[list[str]]:
+    """Decide on several comparisons with Holm's correction, as `verdict.adjusted` does, for many runs at once."""
+    m = len(tables)
+    if not m:
+        return []
+    levels = []
+    for table, of in zip(tables, spreads, strict=True):
+        flips = sign_flip_p_values(table.sum(axis=1, dtype=int))
+        # p <= alpha / k for how many k: Holm compares the smallest p with alpha / m, the next with alpha / (m - 1).
+        below = [
+            (flips <= design.alpha / k) & (np.abs(of.mean) >= half_width(of, design.alpha / k)) for k in range(1, m + 1)
+        ]
+        levels.append(np.sum(below, axis=0))
+    order = np.argsort(-np.array(levels), axis=0, kind="stable")
+    passed = np.take_along_axis(np.array(levels), order, axis=0) >= np.arange(m, 0, -1)[:, None]
+    rejected = np.empty_like(passed)
+    np.put_along_axis(rejected, order, np.logical_and.accumulate(passed, axis=0), axis=0)
+    found = []
+    for of, clear in zip(spreads, rejected, strict=True):
+        half, inner = half_width(of, design.alpha), half_width(of, 2 * design.alpha)
+        wide = np.where(clear | (np.abs(of.mean) <= half), half, 1.0)
+        found.append([decide(*row, design.margin) for row in zip(of.mean, wide, inner, strict=True)])
+    return found
+
+
+def verdict_on(run: Simulated, design: ExperimentDesign, repeat: int) -> tuple[list[str], list[str], list[str]]:
+    """Pass one simulated run through the verdict itself; return what it decides, in the order of `Decided`."""
+    settings = {
+        "arms": list(design.arms),
+        "shots": list(design.shots),
+        "margin": design.margin,
+        "alpha": design.alpha,
+        "primary": {"a": design.a, "b": design.b, "shots": design.shots[0]},
+    }
+    result = verdict(predictions_of(run, design, repeat), settings, recipe="", run="", models="", student="s")
+    tasks = {row["task"]: row["decision"] for row in result["per_task"]}
+    compared = result["comparisons"]
+    held = [row["decision_adjusted"] for row in compared[1:]]
+    return [row["decision"] for row in compared], held, [tasks[name] for name in design.tasks]
+
+
+def calibrate(
+    world: VarianceModel,
+    design: ExperimentDesign,
+    repeats: int = 2000,
+    differences: Sequence[float] | None = None,
+    seed: int = 0,
+    n_checked: int = 2,
+) -> pd.DataFrame:
+    """Return how often each decision is reached, one row a true difference.
+
+    Args:
+        world: How answers vary.
+        design: What is decided on.
+        repeats: Simulated runs a row.
+        differences: True differences as shares; by default 0, half the margin, the margin and twice the margin, and 0
+            once more with seeds that differ twice as much, by two points at least.
+        seed: Of the simulation.
+        n_checked: So many runs of each row also go through the verdict itself.
+
+    Returns:
+        Columns difference, seed_sd, repeats, the shares better, worse, no difference and undecided of the primary
+        comparison, coverage of its interval, half_width (mean), any_other_alone (at least one further comparison says
+        "better" when each is taken alone), any_other_better (the same, by Holm), any_task_better (at least one task, by
+        Holm).
+
+    Raises:
+        VerdictError: If the verdict decides otherwise than was counted, which would be an error of ours.
+    """
+    if differences is None:
+        steps = [(size * design.margin, world) for size in (0, 0.5, 1, 2)]
+        steps.append((0.0, world._replace(seed_sd=max(2 * world.seed_sd, 0.02))))
+    else:
+        steps = [(size, world) for size in differences]
+    generator = np.random.default_rng(seed)
+    return pd.DataFrame([_row(where, design, size, generator, repeats, n_checked) for size, where in steps])
+
+
+def _row(world, design, difference, generator, repeats, n_checked) -> dict:
+    n_answers = len(design.arms) * len(design.shots) * design.n_seeds * design.n_items * len(design.tasks)
+    parts, true = [], 0.0
+    for size in _chunks(repeats, max(1, CHUNK // n_answers)):
+        run = simulate(world, design, difference, generator, size)
+        parts.append(decisions(run, design))
+        true = run.difference
+        for repeat in range(min(n_checked, size) if len(parts) == 1 else 0):
+            first = parts[0]
+            counted = [[row[repeat] for row in rows] for rows in (first.compared, first.adjusted, first.tasks)]
+            if list(verdict_on(run, design, repeat)) != counted:
+                raise VerdictError("The verdict decides otherwise than the simulation counted; please report it.")
+    primary, *others = (np.concatenate([part.compared[i] for part in parts]) for i in range(len(design.compared)))
+    held, tasks = (np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in ("adjusted", "tasks"))
+    means, halves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("difference", "half"))
+    return {
+        "difference": true,
+        "seed_sd": world.seed_sd,
+        "repeats": repeats,
+        **{short: float((primary == said).mean()) for said, short in SHORT.items()},
+        "coverage": float((np.abs(means - true) <= halves).mean()),
+        "half_width": float(halves.mean()),
+        "any_other_alone": float((np.array(others) == BETTER).any(axis=0).mean()) if others else 0.0,
+        "any_other_better": float((held == BETTER).any(axis=0).mean()) if others else 0.0,
+        "any_task_better": float((tasks == BETTER).any(axis=0).mean()),
+    }
+
+
+def _chunks(total: int, size: int) -> Iterator[int]:
+    edges = [*range(0, total, size), total]
+    yield from (end - start for start, end in pairwise(edges))
+
+
+def in_words(table: pd.DataFrame, world: VarianceModel, design: ExperimentDesign) -> str:
+    """Return the table of `calibrate` as text, in per cent with Monte Carlo standard errors, and what it says."""
+    n = int(table["repeats"].iloc[0])
+    shares = [*SHORT.values(), "coverage", "any_other_alone", "any_other_better", "any_task_better"]
+    shown = pd.DataFrame({"true": [f"{100 * d:+.1f}" for d in table["difference"]]})
+    shown["seed sd"] = [f"{100 * sd:.1f}" for sd in table["seed_sd"]]
+    for name in shares:
+        shown[name.replace("_", " ")] = [f"{100 * p:.1f} ±{100 * _error(p, n):.1f}" for p in table[name]]
+    shown["half width"] = [f"{100 * half:.1f}" for half in table["half_width"]]
+    facts = (
+        f"{design.a} minus {design.b}, {design.shots[0]} shots; {design.n_seeds} seeds, {design.n_items} items for "
+        f"each of {len(design.tasks)} tasks, margin {100 * design.margin:g} points, "
+        f"level {100 * (1 - design.alpha):g} %. "
+        f"Spread {world.in_words()}. {n:,} simulated runs a row; shares in per cent ± Monte Carlo standard error. "
+        "'any other alone': at least one of the further comparisons, each taken alone; 'any other better': the same, "
+        "corrected for their number by Holm's method; 'any task better': at least one task, corrected likewise."
+    )
+    said = _findings(table, design, n)
+    return "\n\n".join([textwrap.fill(facts, 100), shown.to_string(index=False), textwrap.fill(said, 100)])
+
+
+def _findings(table: pd.DataFrame, design: ExperimentDesign, n: int) -> str:
+    said = []
+    for row in table[table["difference"] == 0].to_dict("records"):
+        low, high = wilson(row["better"], n)
+        said.append(
+            f"With no true difference and a seed spread of {100 * row['seed_sd']:.1f} points, 'better' is said falsely "
+            f"in {100 * row['better']:.1f} % of the runs (95 % interval {100 * low:.1f} to {100 * high:.1f} %; at most "
+            f"{100 * design.alpha:g} % is wanted). At least one further comparison says it falsely in "
+            f"{100 * row['any_other_alone']:.1f} % when each is taken alone, in {100 * row['any_other_better']:.1f} % "
+            "by Holm's correction."
+        )
+    for row in table[(table["difference"] - design.margin).abs() < 1e-9].to_dict("records"):
+        low, high = wilson(row["no difference"], n)
+        said.append(
+            "At a true difference of the margin, 'no difference' is said falsely in "
+            f"{100 * row['no difference']:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)."
+        )
+    return " ".join(said)
+
+
+def _error(share: float, n: int) -> float:
+    """Return the Monte Carlo standard error of a share; one more hit and one more miss keep it from zero."""
+    p = (share * n + 1) / (n + 2)
+    return float(np.sqrt(p * (1 - p) / n))

@@ -1,0 +1,220 @@
+"""One-shot accuracy and local data influence of the same drafts: how they agree, what they cost, what they predict.
+
+Drafts are those of a run of method arte: four rationales of each question, so that groups of high- and low-scored ones
+ask the same questions. Influence is measured as the recipe montessori does it, on the questions that the student was
+probed with; the first questions, a quarter of them at most, warm the student up and are compared by neither signal.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from workbench.methods.montessori import measure_drafts, texts_to_learn
+from workbench.models.loading import load_tokenizer
+from workbench.runs.cache import StoreError
+from workbench.runs.recipe_montessori import Influence
+from workbench.runs.run import Run
+from workbench.runs.seeding import stream
+from workbench.signals.reference import build_reference
+from workbench.signals.warm_up import texts_of
+from workbench.tasks.task import as_written, load_tasks
+from workbench.verdict import validity
+
+SIGNALS = {"one_shot": "one-shot accuracy", "influence": "local data influence"}
+SETTINGS = Influence(n_warm_up=8, n_steps=8)
+N_RESAMPLES = 1000
+COPIED = ["draft_id", "task", "question_id", "question", "technique", "rationale", "answer", "correct", "n_tokens"]
+
+
+def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
+    """Return every draft outside the warm-up set with both signals, for each student.
+
+    What was measured once is read from the finished items.
+
+    Args:
+        run: Of method arte, with finished probing.
+        settings: How influence is measured.
+
+    Returns:
+        Columns student, those of drafts, one_shot (share right), influence (nats per reference token, the step at zero
+        gradient subtracted), the standard error of either (one_shot_stderr, influence_stderr), one_shot_tokens
+        (generated) and influence_tokens (read).
+
+    Raises:
+        StoreError: If the run is of another method, or not probed.
+    """
+    if run.recipe.method != "arte":
+        raise StoreError(
+            f"Run {run.name} is of method {run.recipe.method}, whose drafts were not probed one-shot; take a run of "
+            "arte, for example: workbench run arte-demo --name demo --to probing"
+        )
+    n_warm_up = max(1, min(settings.n_warm_up, run.recipe.drafting.n_questions // 4))
+    settings = settings.model_copy(update={"n_warm_up": n_warm_up})
+    recipe = run.recipe.model_copy(update={"influence": settings})
+    drafting, probing, tasks = run.stage("drafting"), run.stage("training").require("probing"), load_tasks(run.recipe)
+    drafts, chosen = drafting.read("drafts"), probing.read("preference_set")
+    reference, _ = build_reference(recipe, tasks, chosen[chosen["chosen"]])
+    folder = run.path / "signals"
+    found = measure_drafts(recipe, tasks, drafts, drafting.read("questions"), reference, folder)
+    table = drafts[COPIED]
+    for name, signals in (("one_shot", probing.read("signals")), ("influence", found["influences"])):
+        own = signals[signals["item_kind"] == "rationale"][["student", "draft_id", "value", "stderr", "tokens"]]
+        named = {"value": name, "stderr": f"{name}_stderr", "tokens": f"{name}_tokens"}
+        table = table.merge(own.rename(columns=named), on=["student", "draft_id"] if "student" in table else "draft_id")
+    return table
+
+
+def rank_agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Return Spearman's correlation of the two signals for each student, with 95 % bootstrap intervals over questions.
+
+    Args:
+        table: As both returns it.
+        seed: Of the bootstrap.
+
+    Returns:
+        Columns student, across, across_low, across_high (over all drafts of a task, mean over tasks), within,
+        within_low, within_high (over the rationales of one question, which is what forms pairs; mean over questions),
+        n (drafts).
+    """
+    rows = []
+    for student, own in table.groupby("student", sort=False):
+        rng, row = stream(seed, "two signals", student), {"student": student}
+        values = own[list(SIGNALS)].to_numpy()
+        tasks = own["task"].factorize()[0]
+        parts = list(own.reset_index(drop=True).groupby("question_id", sort=False).indices.values())
+        inside = np.array([_correlation(values[part]) for part in parts])
+        drawn = [rng.integers(len(parts), size=len(parts)) for _ in range(N_RESAMPLES)]
+        drawn_rows = (np.concatenate([parts[one] for one in at]) for at in drawn)
+        samples = {
+            "across": (_across(values, tasks, np.arange(len(own))), [_across(values, tasks, at) for at in drawn_rows]),
+            "within": (_mean(inside), [_mean(inside[at]) for at in drawn]),
+        }
+        for name, (value, draws) in samples.items():
+            low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (np.nan, np.nan)
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row | {"n": len(own)})
+    return pd.DataFrame(rows)
+
+
+def _across(values: np.ndarray, tasks: np.ndarray, at: np.ndarray) -> float:
+    """Return the mean over tasks of the correlation of some rows, shape (rows, signals)."""
+    return _mean(np.array([_correlation(values[at[tasks[at] == task]]) for task in np.unique(tasks)]))
+
+
+def _correlation(values: np.ndarray) -> float:
+    """Return Spearman's correlation of two columns; nan where one is all alike and so says nothing."""
+    if len(values) < 2 or not np.ptp(values, axis=0).all():
+        return np.nan
+    x, y = stats.rankdata(values, axis=0).T
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with each signal's rank within student and task, as a share, and their difference.
+
+    The column apart is the rank by influence minus that by one-shot accuracy, from -1 to 1.
+    """
+    groups = table.groupby(["student", "task"])
+    shares = {f"{name}_rank": groups[name].rank(pct=True) for name in SIGNALS}
+    return table.assign(**shares, apart=shares["influence_rank"] - shares["one_shot_rank"])
+
+
+def by_way(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean rank that each signal gives to a technique's right and wrong drafts, by student."""
+    known = ranks(table).assign(answer=table["correct"].map({True: "right", False: "wrong"}))
+    kept = {"drafts": ("apart", "size"), "one-shot rank": ("one_shot_rank", "mean")}
+    kept |= {"influence rank": ("influence_rank", "mean"), "length": ("n_tokens", "mean")}
+    return known.groupby(["student", "technique", "answer"], as_index=False).agg(**kept)
+
+
+def why(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how each signal's rank goes with length and correctness, within student and task (Pearson's r)."""
+    known = ranks(table)
+    rows = []
+    for student, own in known.groupby("student", sort=False):
+        for name, words in SIGNALS.items():
+            row = {"student": student, "signal": words}
+            for what in ("n_tokens", "correct"):
+                centred = own[[f"{name}_rank", what]].astype(float)
+                centred = centred - centred.groupby(own["task"]).transform("mean")
+                row[what] = centred.corr().iloc[0, 1] if (centred.std() > 0).all() else np.nan
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """Return what each signal costs for one draft and one student, in tokens: generated, read, and stepped on.
+
+    A probe reads the demonstration and the question; where prefixes are shared the former is read once for all.
+    """
+    items = run.stage("probing").read("preference_set")
+    n_asked = items["chosen"].sum() / items["task"].nunique()
+    tasks, rows = as_written(run.recipe, load_tasks(run.recipe)), []
+    for student, own in table.groupby("student", sort=False):
+        tokenizer = load_tokenizer(run.recipe.models.students[student])
+        length = np.mean([len(text) for text in texts_of(tokenizer, texts_to_learn(tasks, own))])
+        read = {"one_shot": n_asked * 2 * length, "influence": own["influence_tokens"].mean()}
+        for name, words in SIGNALS.items():
+            row = {"student": student, "signal": words, "read": read[name]}
+            row["generated"] = own["one_shot_tokens"].mean() if name == "one_shot" else 0.0
+            rows.append(row | {"stepped on": length if name == "influence" else 0.0})
+    return pd.DataFrame(rows)
+
+
+def gains(run: Run, table: pd.DataFrame, seeds: list[int]) -> dict[str, pd.DataFrame]:
+    """Train students on groups of drafts by either signal; the outcomes are kept as validity-SIGNAL.csv.
+
+    Args:
+        run: As for both.
+        table: As both returns it.
+        seeds: Training seeds.
+
+    Returns:
+        By signal what validity.validate returns.
+    """
+    made = {}
+    for name in SIGNALS:
+        signals = table[["student", "draft_id"]].assign(item_kind="rationale", value=table[name])
+        made[name] = validity.validate(run, seeds, signals, f"validity-{name}")
+    return made
+
+
+def stored_gains(run: Run) -> dict[str, pd.DataFrame]:
+    """Return what gains left in the run's folder; {} when it was not tried."""
+    found = {name: validity.stored(run, f"validity-{name}") for name in SIGNALS}
+    return {} if any(one is None for one in found.values()) else found
+
+
+def predictions(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return for each signal and student how much more the best group gained than the worst, and the correlation.
+
+    Returns:
+        Columns signal, student, best_minus_worst, low, high (gain as a share, mean over tasks; 95 % t interval over
+        training seeds), correlation, correlation_low, correlation_high (see validity.agreement).
+    """
+    rows = []
+    for name, table in found.items():
+        agreement = validity.agreement(table).set_index("student")
+        for student, own in table.groupby("student", sort=False):
+            wide = own.groupby(["seed", "group"])["gain"].mean().unstack("group")
+            apart = (wide[wide.columns.min()] - wide[wide.columns.max()]).to_numpy()
+            half = stats.t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+            row = {"signal": SIGNALS[name], "student": student, "best_minus_worst": apart.mean()}
+            row |= {"low": apart.mean() - half, "high": apart.mean() + half}
+            which = agreement.loc[student]
+            row |= {"correlation": which["correlation"]}
+            rows.append(row | {"correlation_low": which["low"], "correlation_high": which["high"]})
+    return pd.DataFrame(rows)
+
+
+def in_words(run: Run, table: pd.DataFrame) -> str:
+    """Return agreement, ranks by technique and predictions as text."""
+    parts = [rank_agreement(table).round(2), by_way(table).round(2), why(table).round(2)]
+    if found := stored_gains(run):
+        parts.append(predictions(found).round(3))
+    return "\n\n".join(part.to_string(index=False) for part in parts)

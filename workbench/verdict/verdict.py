@@ -1,0 +1,305 @@
+"""Decide whether tailoring helped: intervals, tests and the verdict, in plain numpy and scipy.
+
+Accuracy and its differences are averaged over seeds and over items, every item weighing the same: a task with more
+items counts for more. The tasks are those the recipe names, not a sample of tasks, so items are compared with the other
+items of their task. How the intervals are made, and how well they are calibrated, stands in intervals.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from workbench.runs.recipe import TAILORED_FOR
+from workbench.verdict.in_words import level, opened_in_words
+from workbench.verdict.intervals import (
+    BETTER,
+    UNDECIDED,
+    WORSE,
+    VarianceComponents,
+    decide,
+    half_width,
+    holm,
+    interval_p_value,
+    sample_size_needed,
+    sign_flip_p_value,
+    spread,
+    wilson,
+)
+
+BASE_SEED = -1
+
+
+class VerdictError(ValueError):
+    """What stands in the way of a verdict, and what to do about it."""
+
+
+def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
+    """Return 1.0 for right and 0.0 for wrong: a row a seed, a column a (task, item_id).
+
+    Raises:
+        VerdictError: If the arm is missing, an item is there twice, or a seed lacks an item, naming the first.
+    """
+    students = predictions["student"].unique()
+    if len(students) > 1:
+        raise VerdictError(
+            f"the predictions hold {len(students)} students ({', '.join(map(str, students))}); pass one."
+        )
+    rows = predictions[(predictions["arm"] == arm) & (predictions["shots"] == shots)]
+    if rows.empty:
+        known = ", ".join(sorted(predictions["arm"].unique())) or "none"
+        raise VerdictError(
+            f"no predictions of arm {arm!r} with {shots} shots (arms there: {known}); run the evaluation."
+        )
+    key = ["seed", "task", "item_id"]
+    twice = rows[rows.duplicated(key)]
+    if len(twice):
+        seed, task, item = twice[key].iloc[0]
+        raise VerdictError(f"arm {arm!r} answered item {item!r} of {task!r} twice under seed {seed}; keep one answer.")
+    table = rows.assign(correct=rows["correct"].astype(float)).pivot(
+        index="seed", columns=["task", "item_id"], values="correct"
+    )
+    table = table.sort_index(axis=0).sort_index(axis=1)
+    missing = np.argwhere(table.isna().to_numpy())
+    if len(missing):
+        seed, (task, item) = table.index[missing[0][0]], table.columns[missing[0][1]]
+        raise VerdictError(
+            f"arm {arm!r} lacks item {item!r} of {task!r} under seed {seed}; evaluate it on the same items."
+        )
+    return table
+
+
+def paired(predictions: pd.DataFrame, a: str, b: str, shots: int) -> pd.DataFrame:
+    """Return a minus b, a row a seed and a column an item; the base arm's single answer stands for every seed."""
+    left, right = answers(predictions, a, shots), answers(predictions, b, shots)
+    odd = left.columns.symmetric_difference(right.columns)
+    if len(odd):
+        task, item = odd[0]
+        lacks = b if odd[0] in left.columns else a
+        raise VerdictError(f"arm {lacks!r} lacks item {item!r} of {task!r}; arms are compared on the same items only.")
+    seeds = [table.index for table in (left, right) if list(table.index) != [BASE_SEED]]
+    if not seeds or any(len(index) < 2 for index in seeds):
+        short = a if list(left.index) == [BASE_SEED] or len(left) < 2 else b
+        raise VerdictError(
+            f"arm {short!r} has one seed; an interval needs two or more (five for a reported run): add seeds."
+        )
+    odd_seeds = seeds[0].symmetric_difference(seeds[-1])
+    if len(odd_seeds):
+        lacks = b if odd_seeds[0] in left.index else a
+        raise VerdictError(f"arm {lacks!r} lacks seed {odd_seeds[0]}; train and evaluate it under the same seeds.")
+    if left.shape[1] < 2:
+        raise VerdictError(f"arms {a!r} and {b!r} share one item; an interval needs two or more: add test items.")
+    sides = [table.to_numpy() for table in (left, right)]
+    return pd.DataFrame(sides[0] - sides[1], index=seeds[0], columns=left.columns)
+
+
+def arm_accuracy(predictions: pd.DataFrame, arm: str, shots: int, alpha: float = 0.05) -> dict:
+    """Return the accuracy of an arm with a 1 - alpha interval over seeds and items (items alone for a single seed).
+
+    The interval is Wilson's at the number of independent answers that would give the same width, so it stays in [0, 1].
+    """
+    table = answers(predictions, arm, shots)
+    n_seeds, n_items = table.shape
+    mean, effective = float(table.to_numpy().mean()), float(n_items)
+    if n_seeds > 1 and n_items > 1 and 0.0 < mean < 1.0:
+        width = half_width(spread(table.to_numpy(), table.columns.get_level_values("task")), alpha)
+        effective = min(mean * (1 - mean) * (stats.norm.ppf(1 - alpha / 2) / width) ** 2, n_seeds * n_items)
+    low, high = wilson(mean, effective, alpha)
+    return {"accuracy": mean, "low": low, "high": high, "n_items": n_items, "n_seeds": n_seeds}
+
+
+def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float) -> dict:
+    """Return the difference in accuracy a - b, its interval, p-value and decision.
+
+    Args:
+        predictions: Of one student. Seeds of the same number are paired; the base arm has the single seed -1.
+        margin: Differences up to this size do not matter, as a share (0.05 is five points).
+        alpha: The interval is 1 - alpha; equivalence is tested at alpha, so by the 1 - 2 alpha interval.
+
+    Returns:
+        a, b, shots, difference, low, high, p_value, decision, more_needed (None unless undecided), n_items, n_seeds,
+        stderr, seed_sd (of the seed means), low_equivalence, high_equivalence.
+
+    Raises:
+        VerdictError: If arms, seeds or items do not match, naming the first that is missing.
+    """
+    return _compare(predictions, a, b, shots, margin, alpha)[0]
+
+
+def _compare(
+    predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float
+) -> tuple[dict, VarianceComponents]:
+    """Return what `compare` does, and the spread it stands on."""
+    table = paired(predictions, a, b, shots)
+    of = spread(table.to_numpy(), table.columns.get_level_values("task"))
+    half, inner = float(half_width(of, alpha)), float(half_width(of, 2 * alpha))
+    decision = decide(of.mean, half, inner, margin)
+    row = {
+        "a": a,
+        "b": b,
+        "shots": int(shots),
+        "difference": of.mean,
+        "low": max(of.mean - half, -1.0),
+        "high": min(of.mean + half, 1.0),
+        # Sums over seeds are whole numbers, for which the test is exact.
+        "p_value": sign_flip_p_value(table.to_numpy().sum(axis=0)),
+        "decision": decision,
+        "more_needed": sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None,
+        "n_items": of.n_items,
+        "n_seeds": of.n_seeds,
+        "stderr": float(of.stderr),
+        "seed_sd": float(np.sqrt(of.ms_seed / of.n_items)),
+        "low_equivalence": max(of.mean - inner, -1.0),
+        "high_equivalence": min(of.mean + inner, 1.0),
+    }
+    return row, of
+
+
+def adjusted(compared: list[tuple[dict, VarianceComponents]], margin: float, alpha: float) -> list[tuple[float, str]]:
+    """Return each comparison's p-value and decision, corrected for the number of comparisons by Holm's method.
+
+    Better and worse need a corrected p-value of at most alpha. What is corrected is the larger of the sign-flip p-value
+    and the one at which the interval just leaves out zero. "No difference" is not corrected.
+    """
+    corrected = holm([max(row["p_value"], interval_p_value(of)) for row, of in compared])
+    return [(float(p), _held(row, of, p, margin, alpha)) for (row, of), p in zip(compared, corrected, strict=True)]
+
+
+def _held(row: Mapping, of: VarianceComponents, p: float, margin: float, alpha: float) -> str:
+    if row["decision"] not in (BETTER, WORSE) or p <= alpha:
+        return row["decision"]
+    return decide(of.mean, 1.0, float(half_width(of, 2 * alpha)), margin)
+
+
+def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float) -> pd.DataFrame:
+    """Return the comparison task by task; a task counts as better or worse only if Holm's p-value is at most alpha."""
+    rows, compared = [], []
+    for task in answers(predictions, a, shots).columns.get_level_values("task").unique():
+        own = predictions[predictions["task"] == task]
+        row, of = _compare(own, a, b, shots, margin, alpha)
+        sides = {
+            f"accuracy_{side}": float(answers(own, arm, shots).to_numpy().mean()) for side, arm in (("a", a), ("b", b))
+        }
+        rows.append({"task": task} | row | sides)
+        compared.append((row, of))
+    for row, (_, of), (p, decision) in zip(rows, compared, adjusted(compared, margin, alpha), strict=True):
+        row["p_holm"] = p
+        if row["decision"] != decision:
+            row["decision"] = decision
+            row["more_needed"] = sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
+    return pd.DataFrame(rows)
+
+
+def verdict(
+    predictions: pd.DataFrame,
+    settings: Mapping,
+    *,
+    recipe: str,
+    run: str,
+    models: str,
+    student: str,
+    training: pd.DataFrame | None = None,
+    test_set: Mapping | None = None,
+    warnings: Sequence[str] = (),
+) -> dict:
+    """Return what verdict.json holds.
+
+    Args:
+        predictions: The evaluation's answers, of one student or several.
+        settings: The recipe's evaluation section as a mapping: arms, shots, margin, alpha, primary (a, b, shots).
+        models: "pocket" or the models' ids.
+        student: The recipe's first student; the top level is its verdict.
+        training: One row an arm (and student and seed, if there) with tokens and steps; seeds are averaged.
+        test_set: name, sha256, times_opened.
+        warnings: From the stages before; the verdict's own are added.
+    """
+    names = [student, *sorted(set(predictions["student"]) - {student})]
+    blocks = {}
+    for name in names:
+        own = predictions[predictions["student"] == name]
+        if own.empty:
+            raise VerdictError(f"no predictions of student {name!r}; run the evaluation for it.")
+        blocks[name] = _student_verdict(own, settings, _training_of(training, name), dict(test_set or {}))
+    top = {"recipe": recipe, "run": run, "models": models} | blocks[student]
+    top["warnings"] = [*warnings, *top["warnings"]]
+    top["test_set"] = dict(test_set or {})
+    return top | ({"students": blocks} if len(blocks) > 1 else {})
+
+
+def _training_of(training: pd.DataFrame | None, student: str) -> dict[str, dict]:
+    """Return arm -> training tokens and steps, averaged over seeds."""
+    if training is None or training.empty:
+        return {}
+    own = training[training["student"] == student] if "student" in training else training
+    means = own.groupby("arm")[["tokens", "steps"]].mean().round().astype(int)
+    return {arm: {"training_tokens": int(row.tokens), "steps": int(row.steps)} for arm, row in means.iterrows()}
+
+
+def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dict, test_set: dict) -> dict:
+    """Return one student's block of the verdict."""
+    primary, margin, alpha = dict(settings["primary"]), float(settings["margin"]), float(settings["alpha"])
+    a, b, main = primary["a"], primary["b"], int(primary["shots"])
+    shots = [main, *(s for s in settings["shots"] if s != main)]
+    own_arms = [arm for arm in settings["arms"] if arm != TAILORED_FOR + str(predictions["student"].iloc[0])]
+    others = [b, *(arm for arm in own_arms if arm not in (a, b))]
+    compared = [_compare(predictions, a, other, s, margin, alpha) for s in shots for other in others]
+    comparisons = [row for row, _ in compared]
+    # The primary comparison was named beforehand and stands alone.
+    corrected = [(comparisons[0]["p_value"], comparisons[0]["decision"]), *adjusted(compared[1:], margin, alpha)]
+    for row, (p, decision) in zip(comparisons, corrected, strict=True):
+        row |= {"p_adjusted": p, "decision_adjusted": decision}
+    arms = {}
+    for arm in own_arms:
+        by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
+        cost = training.get(arm, {"training_tokens": 0, "steps": 0})
+        arms[arm] = by_shots[str(main)] | cost | {"by_shots": by_shots}
+    tasks = per_task(predictions, a, b, main, margin, alpha)
+    block = {
+        "student": str(predictions["student"].iloc[0]),
+        "decision": comparisons[0]["decision"],
+        "primary": primary | {"rule": _rule(a, b, main, margin, alpha), "margin": margin, "alpha": alpha},
+        "arms": arms,
+        "comparisons": comparisons,
+        "per_task": tasks.to_dict("records"),
+        "warnings": _warnings(predictions, comparisons[0], arms, test_set),
+    }
+    return _rounded(block)
+
+
+def _rule(a: str, b: str, shots: int, margin: float, alpha: float) -> str:
+    return (
+        f"accuracy of {a} minus {b}, {shots} shots, items weighing the same: better or worse when the "
+        f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
+        f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
+    )
+
+
+def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: dict) -> list[str]:
+    """Return what a reader of the verdict should hold against it."""
+    said = []
+    if primary["n_seeds"] < 5:
+        said.append(f"{primary['n_seeds']} seeds: a reported run uses five or more, and the intervals are wide for it.")
+    if test_set.get("times_opened", 1) > 1:
+        said.append(opened_in_words(test_set["times_opened"]))
+    trained = {arm: row for arm, row in arms.items() if row["steps"]}
+    for column, allowed in (("steps", 0.0), ("training_tokens", 0.02)):
+        values = [row[column] for row in trained.values()]
+        if values and max(values) - min(values) > allowed * max(values):
+            said.append(f"Trained arms differ in {column.replace('_', ' ')}: {min(values)} to {max(values)}.")
+    unread = 1.0 - predictions.groupby("arm")["parsed"].mean()
+    said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
+    return said
+
+
+def _rounded(value: object) -> object:
+    """Return plain Python values that JSON holds, floats to six places."""
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return round(value, 6) if isinstance(value, float) else value
