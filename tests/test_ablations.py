@@ -73,4 +73,12 @@ def test_the_cohort_has_each_student_with_each_teacher(predictions, settings):
     usual = predictions[~predictions["arm"].str.startswith("tailored_for_")]
     assert cohort(usual, settings).empty
     square = table[table["tailored_for"] != "u"]
+    assert cohort_markdown(square.drop(square.index[-1])).splitlines()[-1].count("| - |") == 1
     assert cohort_markdown(square).count("**") == 4
+
+
+def test_a_contrast_over_all_students_takes_those_that_have_both_arms(predictions, settings):
+    lone = predictions[~((predictions["student"] == "s") & predictions["arm"].str.startswith("tailored_for_"))]
+    table = contrasts(lone, settings).set_index(["student", "b"])
+    assert ("s", OTHERS) not in table.index
+    assert table.loc[("all students", OTHERS), "difference"] == pytest.approx(table.loc[("t", OTHERS), "difference"])

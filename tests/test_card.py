@@ -37,6 +37,11 @@ def test_the_teacher_has_learned_when_its_share_lies_above_those_of_both_others(
     assert "90 % of its answers right before, 85 % after" in said
 
 
+def test_a_small_share_is_learned_a_little():
+    few = {"native_untailored": 0.0, "native_random_pairs": 0.0, "native_tailored": 0.1}
+    assert " a little: " in _learned(NATIVE | SHARES | few)
+
+
 def test_the_verdict_stands_beside_the_untrained_student_at_the_same_shots():
     compared = [comparison("untailored"), comparison("random_pairs"), comparison("base"), comparison("base", shots=3)]
     said = _better({"comparisons": compared})

@@ -12,7 +12,7 @@ from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import decision_in_words
 from workbench.verdict.intervals import wilson
 
-YES, NO, UNKNOWN = "yes", "not seen", "no answer key"
+YES, LITTLE, NO, UNKNOWN = "yes", "a little", "not seen", "no answer key"
 
 
 def rungs(run: Run) -> list[str]:
@@ -20,7 +20,8 @@ def rungs(run: Run) -> list[str]:
 
     Where a preference was planted, it is found when the interval of the probe's AUC lies above 0.5, and learned when
     the native share of what the aligned teacher writes lies above those of the unaligned teacher and of the control,
-    interval against interval. Elsewhere the first line tells how many pairs the probes leave little doubt about.
+    interval against interval (a little, if it is less than half). Elsewhere the first line tells how many pairs the
+    probes leave little doubt about.
     """
     found, pairs = verdict_of(run), run.stage("alignment").read("pairs")
     lines = []
@@ -46,7 +47,8 @@ def _learned(row: Mapping) -> str:
     if any(share is None or pd.isna(share) for share, _ in shares.values()):
         return f"{asks} {UNKNOWN}: notebook 03 shows how its texts changed."
     low = wilson(*shares[AFTER])[0]
-    word = YES if low > max(wilson(*shares[arm])[1] for arm in (BEFORE, CONTROL)) else NO
+    moved_by = low > max(wilson(*shares[arm])[1] for arm in (BEFORE, CONTROL))
+    word = (YES if shares[AFTER][0] >= 0.5 else LITTLE) if moved_by else NO
     before, control, after = (f"{100 * shares[arm][0]:.0f} %" for arm in (BEFORE, CONTROL, AFTER))
     right = [f"{100 * row[f'right_{arm}']:.0f}" for arm in (BEFORE, AFTER)]
     moved = f"writes {row['native']} in {before} of examples before, {after} after, {control} in the control"

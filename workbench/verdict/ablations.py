@@ -54,7 +54,7 @@ def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     for student, own in groups.items():
         arms = set(own["arm"])
         found = [
-            (one, compare(own, one.a, one.b, settings.primary.shots, settings.margin, settings.alpha))
+            (one, compare(_with_both(own, one), one.a, one.b, settings.primary.shots, settings.margin, settings.alpha))
             for one in CONTRASTS
             if {one.a, one.b} <= arms
         ]
@@ -66,6 +66,12 @@ def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
             for (one, result), p in zip(found, adjusted, strict=True)
         ]
     return pd.DataFrame(rows)
+
+
+def _with_both(predictions: pd.DataFrame, one: Contrast) -> pd.DataFrame:
+    """Return the answers of the students (by their tasks) that have both arms of a contrast."""
+    tasks = [set(predictions.loc[predictions["arm"] == arm, "task"]) for arm in (one.a, one.b)]
+    return predictions[predictions["task"].isin(set.intersection(*tasks))]
 
 
 def _with_others(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -105,13 +111,16 @@ def contrasts_markdown(table: pd.DataFrame) -> str:
 
 def cohort_markdown(table: pd.DataFrame) -> str:
     """Return the cohort as Markdown, accuracies in percent: a row a student, a column for whom it was tailored."""
-    names = list(table["student"].unique())
+    names = list(table["tailored_for"].unique())
     heads = " | ".join(f"for {name}" for name in names)
     lines = [f"| student | {heads} |", "| --- " * (len(names) + 1) + "|"]
     cells = table.set_index(["student", "tailored_for"])
-    for student in names:
+    for student in table["student"].unique():
         said = []
         for name in names:
+            if (student, name) not in cells.index:
+                said.append("-")
+                continue
             row = cells.loc[(student, name)]
             shown = f"{100 * row['accuracy']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
             said.append(f"**{shown}**" if name == student else shown)
