@@ -119,7 +119,7 @@ def test_a_training_ends_with_the_run_that_started_it(tmp_path):
     script = (
         "import json, subprocess, sys; from workbench.runs import progress as heartbeat; folder = sys.argv[1]\n"
         "open(folder + '/job.json', 'w').write(json.dumps({'backend': 'trl', 'parent': heartbeat.this_process()}))\n"
-        "wait = 'import sys, time, pathlib; from workbench.models import backend_process as training_process as p;'\n"
+        "wait = 'import sys, time, pathlib; from workbench.models import backend_process as p;'\n"
         "wait += 'p._train = lambda *_: time.sleep(3600); p.main(pathlib.Path(sys.argv[1]))'\n"
         "child = subprocess.Popen([sys.executable, '-c', wait, folder]); print(child.pid, flush=True); child.wait()"
     )

@@ -158,7 +158,8 @@ def test_sets_from_other_hands_are_no_copies_for_being_alike(sets):
     short = list(dict.fromkeys(write("navigate", rng, (2, 4)) for _ in range(150)))
     test, seen = Guard({"test": sets["navigate"][:150]}), Guard({"validation": short})
     accused = {one.item for one in copies(test, {"validation": seen}).values() if one.level in LEVELS[3:]}
-    assert len(accused) <= 3 < sum(one.level in LEVELS[3:] for one in filter(None, map(test.find, short)))
+    # Two in a hundred may be accused: of 150, six or fewer in 97 of 100 draws.
+    assert len(accused) <= 6 < sum(one.level in LEVELS[3:] for one in filter(None, map(test.find, short)))
 
 
 def test_every_copy_of_an_item_is_found():

@@ -300,7 +300,7 @@ def test_a_killed_call_goes_on_and_scores_no_candidate_twice(student, warm, runs
 import os, signal, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_influence import *
-movement_on = stepping._movement_on
+movement_on = influence._movement_on
 def deadly(student, candidate):
     with open({str(log)!r}, "a+") as file:
         file.seek(0)
@@ -308,7 +308,7 @@ def deadly(student, candidate):
             os.kill(os.getpid(), signal.SIGKILL)
         file.write(candidate.name + "\\n")
     return movement_on(student, candidate)
-stepping._movement_on = deadly
+influence._movement_on = deadly
 measured({student!r}, {str(warm)!r})
 """
     ended = subprocess.run([sys.executable, "-c", code], env=os.environ | {"WORKBENCH_RUNS": str(runs)})

@@ -48,7 +48,7 @@ def test_design_is_that_of_the_recipe(recipe_values, recipe):
 def test_the_design_leaves_out_what_the_first_student_has_no_arm_of():
     design = design_of(load_recipe("arte-ablations"))
     cohort = {arm for arm in design.arms if arm.startswith(TAILORED_FOR)}
-    assert cohort == {"tailored_for_story-strong", "tailored_for_diary-strong"}
+    assert cohort == {"tailored_for_story-strong"}
 
 
 def test_covariance_of_answers_is_that_of_the_bivariate_normal():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workbench.signals.judge import Judged
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, clustered_mean, wilson
+
+if TYPE_CHECKING:  # looking at pairs must not load torch
+    from workbench.signals.judge import Judged
 
 
 def opened_in_words(times: int) -> str:
