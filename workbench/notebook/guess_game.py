@@ -12,7 +12,7 @@ from workbench.runs.seeding import stream
 
 ROUNDS_PER_STUDENT = 2
 LETTERS = "ABCD"
-NEARLY = 0.051  # a guess within two questions of forty of the best one counts
+NEARLY = 0.051  # a guess within one question of twenty of the best one counts
 STYLE = (
     "<style>.wbg{font-size:1.15em;line-height:1.45}.wbg .card{white-space:pre-wrap;overflow-wrap:anywhere}"
     ".wbg td,.wbg th{padding:.2em .8em;text-align:left}</style>"
