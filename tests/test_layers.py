@@ -75,7 +75,8 @@ def test_a_room_imports_only_from_the_rooms_before_it(module):
 
 
 def test_no_module_imports_itself_by_a_detour():
-    TopologicalSorter({module: ours(module) for module in FILES if module != "__init__"}).prepare()
+    graph = {module: ours(module) for module in FILES if module != "__init__"}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)  # raises CycleError, naming the detour
 
 
 @pytest.mark.parametrize("module", [m for m in IN_ROOMS if room_of(m) in ("loop", "signals", "methods")])
