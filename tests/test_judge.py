@@ -188,7 +188,7 @@ def test_answers_that_cannot_be_read_are_counted_apart(run):
 
 def test_the_plan_counts_the_judge(run, monkeypatch):
     priced = of(run, "big", engine="openai", endpoint="chat", price_in=1000.0, price_out=1000.0).recipe
-    frame = cost_estimate.estimate(priced).query("work == @workload.JUDGED")
+    frame = cost_estimate.estimate(priced).query("work == @cost_estimate.JUDGED")
     assert list(frame["model"]) == ["big"] and list(frame["stage"]) == ["alignment"]
     # A server's time and memory are not this machine's.
     assert list(frame["seconds"]) == [0] and "judge" not in [row["role"] for row in cost_estimate.memory(priced)]
