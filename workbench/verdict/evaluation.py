@@ -80,7 +80,7 @@ def _answers(
 ) -> tuple[pd.DataFrame, int]:
     jobs, plans = [], []
     for student, arm, seed, ref in students_of(recipe, training):
-        asked, plan, readers = [], [], []
+        asked, plan = [], []
         for shots in recipe.evaluation.shots:
             for name, task in tasks.items():
                 shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(shots)
@@ -88,8 +88,7 @@ def _answers(
                 for item in items[name].itertuples():
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
                     plan.append((shots, task, item.item_id, item.target))
-                    readers.append(task.answers)
-        jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked, readers, compared=True))
+        jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked, [], compared=True))
         plans.append((student, arm, seed, plan))
     rows, n_tokens = [], 0
     answers = run_engine_jobs(complete_job, jobs, recipe, "student", "answering test items", compared=True)
