@@ -160,7 +160,7 @@ def _evaluation() -> dict[str, pd.DataFrame]:
 
 def test_every_form_loads_and_holds_the_rows_trained_on(made, tmp_path):
     folder = made.path / "export" / "tailored" / "ada"
-    trained = made.stage("training").read("rows").query("student == 'ada'")
+    trained = made.read("rows").query("student == 'ada'")
     for form in FORMS:
         builder = "parquet" if form == "parquet" else "json"
         files = {arm.replace("-", "_"): str(folder / _file_of(form, arm)) for arm in SPLITS}
@@ -192,7 +192,7 @@ def test_trl_makes_of_its_form_what_the_run_trained_on(made):
 
     folder = made.path / "export" / "tailored" / "ada"
     tokenizer = loading.load_tokenizer("data/pocket/tally-strong")
-    trained = made.stage("training").read("rows").query("student == 'ada' and arm == 'tailored'")
+    trained = made.read("rows").query("student == 'ada' and arm == 'tailored'")
     lines = (folder / "trl.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(lines) == len(trained)
     for line, row in zip(map(json.loads, lines), trained.itertuples(), strict=True):
@@ -286,7 +286,7 @@ def test_a_card_says_what_the_run_holds(work):
 def test_a_card_says_what_people_made_of_the_pairs(work):
     (unreviewed, *_) = export(work)
     assert "No person reviewed the pairs" in DatasetCard.load(unreviewed / "README.md").text
-    pairs = work.stage("alignment").read("pairs")
+    pairs = work.read("pairs")
     own = pairs[pairs["student"] == "ada"]
     reviews = Reviews.of_run(work, "Somebody")
     reviews.add(own.iloc[0], "review", "keep")

@@ -131,7 +131,7 @@ def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsy
     assert len(gains) == 3 * 2 * 2 * 2 and set(gains["value"]) <= {-1.0, 0.0, 1.0}
     assert before == {name: run.stage(name).manifest for name in before}
     # Round 1 is what the run's own aligned teacher wrote.
-    examples = run.stage("alignment").read("examples").query("arm == 'tailored' and kept")
+    examples = run.read("examples").query("arm == 'tailored' and kept")
     assert set(table.query("round == 1 and what == 'n_tokens'")["item_id"]) <= set(examples["example_id"])
     capsys.readouterr()
     pd.testing.assert_frame_equal(follow(run, 2, 2, 2), table)

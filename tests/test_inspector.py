@@ -284,9 +284,9 @@ def test_papermill_replays_the_reviews_that_a_person_made(inspector, work, tmp_p
     )
     counts = work.stage("alignment").manifest["counts"]
     assert counts["pairs flipped by review"] == counts["pairs dropped by review"] == 1
-    used = work.stage("alignment").read("reviews")
+    used = work.read("reviews")
     assert used["review"].tolist() == ["flip", "drop"]
-    pairs = work.stage("alignment").read("pairs")
+    pairs = work.read("pairs")
     before = inspector.pairs.iloc[0]
     assert pairs["chosen"].iloc[0] == before["rejected"] and len(pairs) == len(inspector.pairs) - 1
     text = json.dumps(done)

@@ -76,7 +76,7 @@ def test_a_recipe_without_a_judge_is_as_it_was_and_asks_nobody(recipe_values, ru
 def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monkeypatch):
     assert judge_module.stored(run) is None
     examples, validation = judge_module.judge(run)
-    kept = run.stage("alignment").read("examples").query("kept")
+    kept = run.read("examples").query("kept")
     assert list(examples["example_id"]) == list(kept["example_id"])
     tasks = load_tasks(run.recipe)
     for row in examples.itertuples():
@@ -121,7 +121,7 @@ def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, mo
         assert len(server.answered) == 10 and judge_module.stored(by_server) is None
         judged = judge_module.judge(by_server)
         assert len(server.answered) == len(set(server.answered)), "a question was asked twice"
-        rationales = [text for text in run.stage("alignment").read("examples")["rationale"] if text]
+        rationales = [text for text in run.read("examples")["rationale"] if text]
         assert not any(text in prompt for prompt in server.prompts for text in rationales)
     assert set(judged.validation.query("task == 'object_counting'")["said"]) == {"2"}
     with pytest.raises(EngineError, match="no server at"):

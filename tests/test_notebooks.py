@@ -231,7 +231,7 @@ def test_a_failing_cell_is_one_sentence_and_exit_status_1(tiny, tmp_path):
 
 
 def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work):
-    rows = work.stage("training").read("rows")
+    rows = work.read("rows")
     row = rows[rows["arm"] == "tailored"].iloc[0]
     said = lineage(work, row["row_id"])
     for words in (
@@ -243,7 +243,7 @@ def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work
         "preference questions right",
     ):
         assert words in said
-    pair = work.stage("alignment").read("pairs").query("kind == 'rationale'").iloc[0]
+    pair = work.read("pairs").query("kind == 'rationale'").iloc[0]
     forth = lineage(work, pair["chosen_id"])
     assert f"pair {pair['pair_id']}" in forth and "training rows" in forth and "preference questions right" in forth
     back = lineage(work, pair["pair_id"])

@@ -48,7 +48,7 @@ def test_drafts_are_asked_every_validation_question(classroom, runs):
     probes, drafts, items = probe_validation(run, 3)
     assert drafts.groupby("task")["question_id"].nunique().eq(3).all()
     assert len(probes) == len(drafts) * 10 and len(items) == 20
-    old = run.stage("probing").read("probes")
+    old = run.read("probes")
     both = probes.merge(old, on=["student", "draft_id", "item_id"])
     assert len(both) == len(drafts) * 8 and (both["answer_x"] == both["answer_y"]).all()
     pd.testing.assert_frame_equal(probe_validation(run, 3)[0], probes)

@@ -88,7 +88,7 @@ def whole_loop(run: Run) -> None:
     for stage in STAGES:
         compute(stage, run)
     assert verdict_of(run)["decision"] in ("better", "worse", "undecided", "no difference larger than the margin")
-    assert set(run.stage("evaluation").read("predictions")["arm"]) == set(ARMS)
+    assert set(run.read("predictions")["arm"]) == set(ARMS)
 
 
 def judges_alike(run: Run, engine: str) -> None:

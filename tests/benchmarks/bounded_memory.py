@@ -111,7 +111,7 @@ def _write_drafts(work: Run, tasks: dict[str, Task], n_questions: int) -> str:
 
 def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
     """Plan and join as the stage does, with drawn answers in place of a student's."""
-    drafts = work.stage("drafting").read("drafts")
+    drafts = work.read("drafts")
     chosen = pd.concat([task.validation.assign(task=name) for name, task in tasks.items()], ignore_index=True)
     chosen = chosen.assign(discrimination=1.0, difficulty=0.0, chosen=True)
     rng = np.random.default_rng(1)
@@ -123,15 +123,15 @@ def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
 
 
 def _write_signals(work: Run) -> str:
-    probes, drafts = work.stage("probing").read("probes"), work.stage("drafting").read("drafts")
+    probes, drafts = work.read("probes"), work.read("drafts")
     signals = one_shot.score(probes, drafts, {"ada": "fp"}, "set")
     _store(work, "probing", signals=signals)
     return f"{len(signals):,} scores"
 
 
 def _write_pairs(work: Run, tasks: dict[str, Task]) -> str:
-    questions, drafts = work.stage("drafting").read("questions"), work.stage("drafting").read("drafts")
-    signals, probes = work.stage("probing").read("signals"), work.stage("probing").read("probes")
+    questions, drafts = work.read("questions"), work.read("drafts")
+    signals, probes = work.read("signals"), work.read("probes")
     pairs, _ = build_pairs(work.recipe, tasks, questions, drafts, signals, probes)
     _store(work, "alignment", pairs=pairs)
     return f"{len(pairs):,} pairs"
@@ -156,8 +156,8 @@ FIGURES = {
 
 def _draw(work: Run, draw) -> str:
     """Draw a figure and turn it into all that a notebook stores of it."""
-    drafts, signals = work.stage("drafting").read("drafts"), work.stage("probing").read("signals")
-    fig = draw(drafts, signals, work.stage("alignment").read("pairs"))
+    drafts, signals = work.read("drafts"), work.read("signals")
+    fig = draw(drafts, signals, work.read("pairs"))
     shown = fig.to_json() + figures.to_html(fig) + figures.table(fig)
     return f"{len(shown) / 1e6:.1f} MB in the notebook"
 

@@ -215,7 +215,7 @@ def halves(given: argparse.Namespace) -> str:
     if given.ask:
         return pair_reliability.selection_in_words(run, given.ask, given.splits)
     probing = run.stage("probing")
-    frames = (probing.read("probes"), run.stage("drafting").read("drafts"), probing.read("preference_set"))
+    frames = (probing.read("probes"), run.read("drafts"), probing.read("preference_set"))
     return pair_reliability.in_words(*frames, given.splits, run.recipe.pairs.quantile)
 
 

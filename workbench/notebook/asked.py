@@ -116,14 +116,14 @@ def helpful(work: Run) -> list[dict]:
 
 def behind_in_words(work: Run, student: str) -> str:
     """Return how much of what the student was asked stands behind its pairs."""
-    pairs = work.stage("alignment").read("pairs").query("student == @student")
+    pairs = work.read("pairs").query("student == @student")
     used = {*pairs["chosen_id"], *pairs["rejected_id"]}
     if by_influence(work):
-        found = work.stage("probing").read("influences").query("student == @student")
+        found = work.read("influences").query("student == @student")
         n_used = int(found["draft_id"].isin(used).sum())
         n_steps = int((found["item_kind"] == "rationale").sum())
         return f"{len(pairs)} pairs of {student} rest on {n_used} drafts, of {n_steps} it took a step on."
-    probes = work.stage("probing").read("probes").query("student == @student")
+    probes = work.read("probes").query("student == @student")
     n_used = int(probes["draft_id"].isin(used).sum())
     return f"{len(pairs)} pairs of {student} rest on {n_used} probes directly, of {len(probes)} it answered."
 

@@ -23,7 +23,7 @@ def rungs(run: Run) -> list[str]:
     interval against interval (a little, if it is less than half). Elsewhere the first line tells how many pairs the
     probes leave little doubt about.
     """
-    found, pairs = verdict_of(run), run.stage("alignment").read("pairs")
+    found, pairs = verdict_of(run), run.read("pairs")
     lines = []
     for row in summarise(run).to_dict("records"):
         own, block = pairs[pairs["student"] == row["student"]], block_of(found, row["student"])

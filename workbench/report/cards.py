@@ -163,7 +163,7 @@ def _model_words(facts: Facts, kind: str, base: str, seed: int | None) -> tuple[
             f"student {student}: among its own drafts, those after which this student answered held-out questions best."
         )
         return f"# Teacher aligned to student {student}, run {run}", f"{what} {prompt}"
-    own = facts.work.stage("evaluation").read("predictions")
+    own = facts.work.read("predictions")
     shots = facts.block["primary"]["shots"]
     key = {"student": facts.student, "arm": "tailored", "seed": seed, "shots": shots}
     right = own.loc[(own[list(key)] == pd.Series(key)).all(axis=1), "correct"]
@@ -217,7 +217,7 @@ def _splits_part(facts: Facts) -> str:
 
 
 def _pairs_part(facts: Facts) -> str:
-    pairs = facts.work.stage("alignment").read("pairs")
+    pairs = facts.work.read("pairs")
     own = pairs[pairs["student"] == facts.student]
     lines = [
         [kind, len(part), f"{part['score_gap'].median():.2f}", f"{part['p_chosen'].median():.2f}"]

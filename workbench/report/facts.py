@@ -38,7 +38,7 @@ class Facts:
     @cached_property
     def examples(self) -> pd.DataFrame:
         """What was written for this student, and what was written for every student."""
-        examples = self.work.stage("alignment").read("examples")
+        examples = self.work.read("examples")
         return examples[examples["student"].isin([self.student, ""])]
 
     @cached_property
@@ -57,7 +57,7 @@ class Facts:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """What this student was trained on, with the examples behind it; `correct` is empty where nothing can tell."""
-        rows, examples = self.work.stage("training").read("rows"), self.work.stage("alignment").read("examples")
+        rows, examples = self.work.read("rows"), self.work.read("examples")
         columns = ["example_id", "question", "answer", "gold", "correct", "style"]
         own = rows[rows["student"] == self.student].merge(examples[columns], on="example_id", validate="m:1")
         own["correct"] = own["correct"].astype("boolean").where(own["gold"] != "")

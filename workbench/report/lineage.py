@@ -77,7 +77,7 @@ def _row(work: Run, row: dict, depth: int) -> list[str]:
     """Say what a training row is, and follow it back through its example."""
     of = f"student {row['student']}, arm {row['arm']}, seed {row['seed']}, {row['task']}"
 
-    examples = work.stage("alignment").read("examples")
+    examples = work.read("examples")
     example = examples[examples["example_id"] == row["example_id"]].to_dict("records")[0]
     return [_line(depth, f"training row {row['row_id']}: {of}"), *_example(work, example, depth + 1, of=row["student"])]
 
@@ -92,7 +92,7 @@ def _example(work: Run, example: dict, depth: int, of: str = "") -> list[str]:
         _line(depth, f"   rationale {_text(example['rationale'])}").replace("<-", "  "),
     ]
     if not depth:
-        rows = work.stage("training").read("rows") if work.stage("training").manifest else None
+        rows = work.read("rows") if work.stage("training").manifest else None
         if rows is not None:
             own = rows[rows["example_id"] == example["example_id"]]
             lines += [
@@ -136,7 +136,7 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
         if pair["kind"] == "rationale" or work.recipe.method == "montessori":
             lines += _probes(work, one, pair["student"], depth + 2)
     if not brief:
-        pairs = work.stage("alignment").read("pairs")
+        pairs = work.read("pairs")
         for arm in aligned_arms(work.recipe):
             if arm == BY_TRAINING_LOSS:
                 continue
@@ -157,7 +157,7 @@ def _review(work: Run, pair_id: str) -> str:
 
 
 def _technique(work: Run, draft_id: str) -> str:
-    drafts = work.stage("drafting").read("drafts")
+    drafts = work.read("drafts")
     return str(drafts.loc[drafts["draft_id"] == draft_id, "technique"].iloc[0])
 
 
@@ -210,7 +210,7 @@ def _question(work: Run, question: dict, depth: int) -> list[str]:
         f"      {_text(question['question'])}",
         _line(1, f"teacher {work.recipe.models.teacher} ({_teacher_fp(work)}), call {question['call']}"),
     ]
-    drafts = work.stage("drafting").read("drafts")
+    drafts = work.read("drafts")
     for draft in drafts[drafts["question_id"] == question["question_id"]].to_dict("records"):
         lines.append(_onward(1, f"draft {draft['draft_id']}, technique {draft['technique']}"))
     return lines + _pairs_with(work, question["question_id"])
@@ -224,11 +224,11 @@ def _pairs_with(work: Run, wanted: str) -> list[str]:
     """Say which pairs have the draft or question on a side, and how many rows each arm made of such pairs has."""
     if not work.stage("alignment").manifest:
         return [_onward(1, "no pairs yet")]
-    pairs = work.stage("alignment").read("pairs")
+    pairs = work.read("pairs")
     own = pairs[(pairs["chosen_id"] == wanted) | (pairs["rejected_id"] == wanted)]
     if own.empty:
         return [_onward(1, "no pair: neither best nor worst of its group for any student, or its group tied")]
-    rows = work.stage("training").read("rows") if work.stage("training").manifest else None
+    rows = work.read("rows") if work.stage("training").manifest else None
     lines = []
     for pair in own.to_dict("records"):
         side = "chosen" if pair["chosen_id"] == wanted else "rejected"

@@ -50,7 +50,7 @@ def world_of(run: str, design: ExperimentDesign) -> VarianceModel:
     if not run:
         return ASSUMED
     work = open_run(run)
-    predictions = work.stage("evaluation").read("predictions")
+    predictions = work.read("predictions")
     student = next(iter(work.recipe.models.students))
     return estimate_variance(
         predictions[predictions["student"] == student], design, f"seen in run {run}, student {student}"

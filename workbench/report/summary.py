@@ -35,7 +35,7 @@ def planted(work: Run) -> dict[str, str]:
 
     Students without one, and those whose style no technique of this run's drafts is in, are left out.
     """
-    drafted = set(work.stage("drafting").read("drafts")["technique"]) if work.recipe.method == "arte" else set(STYLES)
+    drafted = set(work.read("drafts")["technique"]) if work.recipe.method == "arte" else set(STYLES)
     cards = {
         name: read_json(project_root() / ref / "raised.json").get("raised", {})
         for name, ref in work.recipe.models.students.items()
@@ -45,7 +45,7 @@ def planted(work: Run) -> dict[str, str]:
 
 def drafts_of(work: Run) -> pd.DataFrame:
     """Return the drafts; plain responses, which no technique was asked for, are grouped by the style they are in."""
-    drafts = work.stage("drafting").read("drafts")
+    drafts = work.read("drafts")
     if not by_influence(work):
         return drafts
     tasks = as_written(work.recipe, load_tasks(work.recipe))
@@ -67,8 +67,8 @@ def summarise(run: Run) -> pd.DataFrame:
     against untailored and, with the ending _random, against random pairs.
     """
     found, native = verdict_of(run), planted(run)
-    scores = scored(run.stage("probing").read("signals"), drafts_of(run))
-    examples = run.stage("alignment").read("examples")
+    scores = scored(run.read("signals"), drafts_of(run))
+    examples = run.read("examples")
     rows = []
     for student, ref in run.recipe.models.students.items():
         dose = read_json(project_root() / ref / "raised.json").get("raised", {}).get("dose", "")
@@ -148,7 +148,7 @@ def _difference(row: Mapping, ending: str) -> str:
 def in_words(run: Run) -> str:
     """Return all tables of a run as Markdown: the summary and, where the run has such arms, ablations and cohort."""
     parts = [markdown(summarise(run))]
-    predictions, settings = run.stage("evaluation").read("predictions"), run.recipe.evaluation
+    predictions, settings = run.read("predictions"), run.recipe.evaluation
     if set(settings.arms) - USUAL_ARMS:
         parts.append(contrasts_markdown(contrasts(predictions, settings)))
     if len(of_others := cohort(predictions, settings)):
@@ -167,8 +167,8 @@ def keep(run: Run, folder: Path) -> list[Path]:
     (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
     models, native = model_names(run), planted(run)
-    signals, drafts = run.stage("probing").read("signals"), drafts_of(run)
-    examples = run.stage("alignment").read("examples")
+    signals, drafts = run.read("signals"), drafts_of(run)
+    examples = run.read("examples")
     figures = {"comparisons": comparisons(found)}
     if len(table) > 1:
         figures["by_student"] = by_student(found)
@@ -176,7 +176,7 @@ def keep(run: Run, folder: Path) -> list[Path]:
         figures["probe_roc"] = probe_roc(signals, drafts, native, models)
     student = table["student"].iloc[0]
     if by_influence(run):
-        figures["influences"] = influences(run.stage("probing").read("influences"), drafts, student, models)
+        figures["influences"] = influences(run.read("influences"), drafts, student, models)
     else:
         figures["preference_scores"] = preference_scores(signals, drafts, student, models)
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]

@@ -29,6 +29,13 @@ NOTEBOOKS = {
     "training": "04_student_training",
     "evaluation": "05_evaluation",
 }
+FRAMES = {
+    "drafting": "questions drafts exemplars",
+    "probing": "preference_set reference probes signals influences losses",
+    "alignment": "pairs pairs_by_loss examples reviews",
+    "training": "rows",
+    "evaluation": "predictions",
+}
 BEFORE_WORK = {"recipe.yaml", "reports"}  # what a run's folder holds that was refused before any work
 COLUMNS = ["name", "recipe", "stages", "decision", "difference", "low", "high", "seconds"]
 VERSIONED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow", "scipy")
@@ -94,6 +101,11 @@ class Run:
     def items(self) -> Cache:
         """The record of finished items."""
         return shared_cache()
+
+    def read(self, name: str) -> pd.DataFrame:
+        """Return a frame of the run by its name, checked; nothing upstream of it may be newer."""
+        stage = next(stage for stage, names in FRAMES.items() if name in names.split())
+        return self.stage(stage).require(stage).read(name)
 
     def stage(self, name: str) -> "Stage":
         """Return a stage by name, begun or not."""

@@ -97,7 +97,7 @@ def stored(run: Run) -> Judged | None:
 def _asked(run: Run) -> _Asked:
     recipe, tasks = run.recipe, load_tasks(run.recipe)
     writers = as_written(recipe, tasks)
-    examples = run.stage("training").require("alignment").read("examples")
+    examples = run.read("examples")
     examples = examples[examples["kept"]].reset_index(drop=True)
     if examples.empty:
         raise StoreError(f"Run {run.name} kept no example, so there is nothing to judge; see why they were dropped.")

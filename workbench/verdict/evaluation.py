@@ -58,7 +58,7 @@ def evaluate(run: Run) -> dict[str, pd.DataFrame]:
         "times_opened": opened,
         "note": opened_in_words(opened),
     }
-    overlap = overlap_report(recipe, tasks, drafting.read("questions"), run.stage("alignment").read("examples"))
+    overlap = overlap_report(recipe, tasks, drafting.read("questions"), run.read("examples"))
     _write_verdict(run, predictions, training.read("curve"), test_set, overlap)
     counts = {"answers": len(predictions), "answers not readable": (~predictions["parsed"]).sum()}
     stage.finish(mark, counts, time.monotonic() - start, n_tokens, parents)

@@ -113,7 +113,7 @@ def _one_student(run: Run, recipe: Recipe, student: str, n_rounds: int, n_probed
 
 def _examples_by_round(run: Run, recipe: Recipe, student: str, n_rounds: int) -> pd.DataFrame:
     """Return what each round's teacher wrote for the student; arm is the number of the round."""
-    made = run.stage("alignment").read("examples")
+    made = run.read("examples")
     frames = [
         made[(made["arm"] == arm) & made["student"].isin([student, EVERY_STUDENT])].assign(arm=str(number))
         for number, arm in enumerate((BEFORE, AFTER))
@@ -138,7 +138,7 @@ def _probe_again(run: Run, again: Run) -> bool:
     """Probe a round's drafts on the preference set of the run; say whether they form a pair."""
     recipe, stage, start = again.recipe, again.stage("probing"), time.monotonic()
     drafting, tasks = stage.require("drafting"), load_tasks(recipe)
-    chosen = run.stage("probing").read("preference_set")
+    chosen = run.read("preference_set")
     students = {name: fingerprint_model(resolve(ref)) for name, ref in recipe.models.students.items()}
     parents = {"drafting": drafting.manifest["fingerprint"], **students}
     set_fp = fingerprint(chosen[chosen["chosen"]]["item_id"].tolist())
@@ -157,7 +157,7 @@ def _probe_again(run: Run, again: Run) -> bool:
 
 def _scores(run: Run, recipe: Recipe, examples: pd.DataFrame, n_probed: int) -> pd.DataFrame:
     """Return how often each preference question is answered right with an example as the only demonstration."""
-    chosen = run.stage("probing").read("preference_set")
+    chosen = run.read("preference_set")
     parts = []
     for (number, seed, task), own in examples.groupby(["arm", "seed", "task"], sort=False):
         order = stream(int(seed), "goodhart", task, number).permutation(len(own))[:n_probed]

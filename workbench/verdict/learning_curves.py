@@ -61,7 +61,7 @@ def usable(run: Run, student: str) -> pd.DataFrame:
         raise StoreError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
     if len(recipe.seeds) < 2:
         raise StoreError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
-    made = run.stage("training").require("alignment").read("examples")
+    made = run.read("examples")
     made = made[made["kept"] & made["seed"].isin(recipe.seeds)]
     return pd.concat([examples_of_arm(made, student, arm) for arm in (BEFORE, AFTER)], ignore_index=True)
 

@@ -299,13 +299,13 @@ def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataF
     Returns:
         probes, the drafts that were asked, and the validation questions, all of them marked as chosen.
     """
-    items = run.stage("probing").read("preference_set").assign(chosen=True)
+    items = run.read("preference_set").assign(chosen=True)
     if items["discrimination"].isna().any():
         raise ReproductionError(
             f"The preference set of run {run.name} was drawn at random, so there is no fit to compare with; take a run "
             "with preference_set.selection=irt."
         )
-    drafts = run.stage("drafting").read("drafts")
+    drafts = run.read("drafts")
     parts = []
     for task, own in drafts.groupby("task", sort=False):
         questions = own["question_id"].unique()

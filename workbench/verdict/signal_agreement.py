@@ -152,7 +152,7 @@ def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
 
     A probe reads the demonstration and the question; where prefixes are shared the former is read once for all.
     """
-    items = run.stage("probing").read("preference_set")
+    items = run.read("preference_set")
     n_asked = items["chosen"].sum() / items["task"].nunique()
     tasks, rows = as_written(run.recipe, load_tasks(run.recipe)), []
     for student, own in table.groupby("student", sort=False):

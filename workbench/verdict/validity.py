@@ -149,8 +149,8 @@ def ranked(run: Run, seeds: list[int], signals: pd.DataFrame | None = None) -> p
     Raises:
         StoreError: If every question has a single rationale, so that there is nothing to rank.
     """
-    drafts = run.stage("drafting").read("drafts")
-    signals = run.stage("probing").read("signals") if signals is None else signals
+    drafts = run.read("drafts")
+    signals = run.read("signals") if signals is None else signals
     own = signals[signals["item_kind"] == "rationale"][["draft_id", "student", "value"]].merge(drafts, on="draft_id")
     own = own[own["answer"] != ""]
     if own.groupby(["student", "question_id"]).size().max() < 2:
@@ -188,7 +188,7 @@ def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[st
     Raises:
         StoreError: If there is none.
     """
-    chosen = run.stage("probing").read("preference_set")
+    chosen = run.read("preference_set")
     probed = set(chosen[chosen["chosen"]]["item_id"])
     found = [
         (name, ("", prompts.naive_prompt(task.description, item.question)), (task.answers, item.target))
