@@ -4,12 +4,15 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
+from workbench.loop.pairs import build_pairs
+from workbench.methods import ALL
+from workbench.models.start import students_of
 from workbench.runs import schemas
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
 from workbench.signals import one_shot
 from workbench.tasks.pocket_styles import STYLES, rationale_for
-from workbench.tasks.task import load_tasks
+from workbench.tasks.task import load_tasks, seed_pairs
 
 TASK = "object_counting"
 STUDENTS = ("ada", "bo")
@@ -59,10 +62,13 @@ def write_run(name: str = "probed", recipe: Recipe | None = None, rationales: li
     rng, texts = np.random.default_rng(0), iter((rationales or []) * 1000)
     asked = task.validation.tail(recipe.drafting.n_questions)
     questions, drafts = [], []
+    shown = seed_pairs(task, recipe.drafting.n_seed_questions)
+    prompt = prompts.question_prompt(task.description, shown, recipe.drafting.questions_per_call)
     for n, (question, target) in enumerate(zip(asked["question"], asked["target"], strict=True)):
         one = {"task": TASK, "question_id": schemas.text_id(question), "question": question}
         reply = prompts.question_reply(question, target)
         more = {"drafted_target": target, "reply": reply, "prompt_id": "p", "call": n, "index": 0}
+        more["prompt"] = prompt
         questions.append(one | more | {"kept": True, "drop_reason": ""})
         for style in STYLES:
             text = next(texts, None) or " " + rationale_for(TASK, question, style)
@@ -85,16 +91,27 @@ def write_run(name: str = "probed", recipe: Recipe | None = None, rationales: li
         ]
     )
     probes.loc[~probes["correct"], "answer"] = "0"
-    signals = one_shot.score(probes, drafts, dict.fromkeys(recipe.models.students, "fp"), "set")
-    store(work, "drafting", {}, questions=questions, drafts=drafts)
     columns = list(schemas.SCHEMAS["preference_set"].columns)
-    store(work, "probing", {"drafting": "f"}, preference_set=items[columns], probes=probes, signals=signals)
+    store(work, questions=questions, drafts=drafts, preference_set=items[columns], probes=probes)
+    students = students_of(recipe)
+    work.step("signals", one_shot.share_right, work.read("probes"), work.read("drafts"), students)
     return work
 
 
-def store(work: Run, stage: str, parents: dict, **frames: pd.DataFrame) -> None:
-    """Store the frames of a stage as finished."""
-    there = work.stage(stage)
+def store(work: Run, **frames: pd.DataFrame) -> None:
+    """Store frames as finished steps."""
     for name, frame in frames.items():
-        there.write(name, frame)
-    there.finish("f", {name: len(frame) for name, frame in frames.items()}, 0.0, 0, parents)
+        work.step(name, as_it_is, frame)
+
+
+def form_pairs(work: Run) -> Run:
+    """Form the pairs of a run that was written here, by the rules of its method."""
+    frames = [work.read(name) for name in ("questions", "drafts", "signals", "probes")]
+    rules, recipe = ALL[work.recipe.method].pair_rules, work.recipe
+    work.step("pairs", build_pairs, rules, load_tasks(recipe), *frames, recipe.pairs, recipe.seeds[0])
+    return work
+
+
+def as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame."""
+    return frame

@@ -8,18 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from notebook_steps import compute
 
 from workbench.loop import prompts
 from workbench.runs.recipe import Recipe
 from workbench.runs.seeding import stream
 
-STAGES = {
-    "drafting": "workbench.loop.drafting:draft",
-    "probing": "workbench.methods.base:probe",
-    "alignment": "workbench.loop.tailoring:align",
-    "training": "workbench.loop.budgets:train",
-    "evaluation": "workbench.verdict.evaluation:evaluate",
-}
+STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 TASKS = ("web_of_lies", "object_counting")
 SIZES = (1, 2)
 
@@ -107,12 +102,6 @@ def recipe_of(folder: Path) -> Recipe:
     )
 
 
-def compute(stage: str, run) -> dict:
-    """Run one stage by name."""
-    module, function = STAGES[stage].split(":")
-    return getattr(importlib.import_module(module), function)(run)
-
-
 def run_whole(runs: Path, recipe: Recipe) -> Path:
     """Run all stages of a recipe under the name "loop", uninterrupted; return the folder of runs."""
     from workbench.runs.run import open_run
@@ -145,8 +134,10 @@ def run_until_killed(runs: str, recipe: Recipe, kill: tuple[str, str, int] | Non
 
 def _arm(target: str, n: int) -> None:
     module, _, path = target.partition(":")
-    owner, method = path.split(".")
-    owner = getattr(importlib.import_module(module), owner)
+    *owners, method = path.split(".")
+    owner = importlib.import_module(module)
+    for name in owners:
+        owner = getattr(owner, name)
     original, left = getattr(owner, method), [n]
 
     def deadly(*args, **kwargs):

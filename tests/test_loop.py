@@ -15,15 +15,16 @@ from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed,
 
 from workbench.loop import prompts
 from workbench.loop.budgets import _take
-from workbench.loop.writing import answer_questions
+from workbench.models.engine import Decoding, Request
 from workbench.models.loading import ModelError, load
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.report.card import rungs
 from workbench.report.summary import markdown, summarise
 from workbench.runs.cache import StoreError
+from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import RecipeError
 from workbench.runs.recipe_file import load_recipe
-from workbench.runs.run import Run, fingerprint, open_run
+from workbench.runs.run import Run, open_run
 from workbench.runs.workers import JobError
 from workbench.tasks import answers as answers_module
 from workbench.tasks.contamination import normalise
@@ -32,25 +33,26 @@ from workbench.tasks.sources import TaskError
 from workbench.tasks.task import load_tasks
 from workbench.verdict.evaluation import verdict_of
 
-FRAMES = {
+STEPS = {
     "drafting": ("questions", "drafts", "exemplars"),
     "probing": ("preference_set", "probes", "signals"),
-    "alignment": ("pairs", "curve", "examples"),
-    "training": ("rows", "curve"),
+    "alignment": ("pairs", "reviewed", "teachers", "examples"),
+    "training": ("rows", "students"),
     "evaluation": ("predictions",),
 }
+ALL_STEPS = [step for steps in STEPS.values() for step in steps]
 # One run dies at each of these in turn: between batches, between checkpoints, between trained models, and with its
 # frames written but not its manifest.
 KILLS = [
     ("drafting", "workbench.runs.cache:Cache.put_many", 2),
-    ("drafting", "workbench.runs.run:Stage.write", 2),
+    ("drafting", "workbench.runs.run:_write", 2),
     ("probing", "workbench.runs.cache:Cache.put_many", 5),
     ("alignment", "transformers:Trainer._save_checkpoint", 1),
     ("alignment", "workbench.runs.cache:Cache.put_many", 4),
     ("training", "transformers:Trainer._save_checkpoint", 4),
     ("training", "transformers:Trainer._save_checkpoint", 3),
     ("evaluation", "workbench.runs.cache:Cache.put_many", 3),
-    ("evaluation", "workbench.runs.run:Stage.write", 1),
+    ("evaluation", "workbench.runs.run:_write", 1),
 ]
 
 
@@ -76,13 +78,18 @@ def run(whole, monkeypatch):
     return open_run("loop")
 
 
-def read(run, stage: str, frame: str) -> pd.DataFrame:
-    return run.stage(stage).read(frame)
-
-
 def undo(run, *stages: str) -> None:
-    for stage in stages:
-        shutil.rmtree(run.stage(stage).path)
+    for step in (step for stage in stages for step in STEPS[stage]):
+        shutil.rmtree(run.path / step)
+
+
+def is_whole(run) -> bool:
+    return all(len(run.read(step)) for step in ALL_STEPS)
+
+
+def answers_of(engine, asked: list[tuple[str, str]]) -> list:
+    prompts_of = [engine.render_shared(*one) for one in asked]
+    return engine.generate([Request(prompt, prefix=prefix) for prompt, prefix in prompts_of], Decoding(60), 0, None)
 
 
 def is_one_sentence(error: Exception) -> bool:
@@ -90,18 +97,16 @@ def is_one_sentence(error: Exception) -> bool:
 
 
 def test_every_stage_leaves_something_to_look_at(run):
-    for stage, frames in FRAMES.items():
-        for frame in frames:
-            assert len(read(run, stage, frame)), f"{stage}/{frame} is empty"
-    questions, drafts = read(run, "drafting", "questions"), read(run, "drafting", "drafts")
+    assert run.steps() == ALL_STEPS and is_whole(run)
+    questions, drafts = run.read("questions"), run.read("drafts")
     assert questions["kept"].sum() == 16 and len(drafts) == 64
     assert (drafts["answer"] != "").mean() > 0.6, "the small models do not keep to the form, so nothing here is tested"
     assert drafts.groupby("question_id")["technique"].nunique().eq(4).all()
 
 
 def test_every_draft_is_probed_on_the_whole_preference_set(run):
-    drafts, probes = read(run, "drafting", "drafts"), read(run, "probing", "probes")
-    chosen = read(run, "probing", "preference_set").query("chosen")
+    drafts, probes = run.read("drafts"), run.read("probes")
+    chosen = run.read("preference_set").query("chosen")
     of_task = chosen.groupby("task")["item_id"].agg(set)
     asked = probes.merge(drafts[["draft_id", "task"]], on="draft_id").groupby(["task", "draft_id"])["item_id"].agg(set)
     assert len(asked) == len(drafts)
@@ -110,30 +115,30 @@ def test_every_draft_is_probed_on_the_whole_preference_set(run):
 
 
 def test_signals_are_the_probes_counted_and_name_student_and_set(run, classroom):
-    drafts, probes = read(run, "drafting", "drafts"), read(run, "probing", "probes")
-    signals = read(run, "probing", "signals").set_index(["item_kind", "draft_id"])
+    drafts, probes = run.read("drafts"), run.read("probes")
+    signals = run.read("signals").set_index(["item_kind", "draft_id"])
     shares = probes.groupby("draft_id")["correct"].mean()
     for draft, share in shares.items():
         assert signals.loc[("rationale", draft), "value"] == pytest.approx(share)
     for question, own in drafts.groupby("question_id")["draft_id"]:
         assert signals.loc[("question", question), "value"] == pytest.approx(shares[list(own)].mean())
-    chosen = read(run, "probing", "preference_set").query("chosen")["item_id"]
-    assert set(signals["set_fp"]) == {fingerprint(chosen.tolist())}
+    chosen = run.read("preference_set").query("chosen")["item_id"]
+    assert set(signals["set_fp"]) == {fingerprint(sorted(chosen))}
     assert set(signals["student_fp"]) == {load(classroom / "student", device="cpu").fingerprint}
 
 
 def test_a_probe_is_what_the_student_answers_when_asked_alone(run, classroom):
-    drafts = read(run, "drafting", "drafts").set_index("draft_id")
-    items = read(run, "probing", "preference_set").set_index("item_id")
+    drafts = run.read("drafts").set_index("draft_id")
+    items = run.read("preference_set").set_index("item_id")
     tasks = load_tasks(run.recipe)
-    some = read(run, "probing", "probes").sample(12, random_state=0)
+    some = run.read("probes").sample(12, random_state=0)
     engine = TransformersEngine(str(classroom / "student"), device="cpu", batch_size=1, share_prefixes=False)
     asked = []
     for probe in some.itertuples():
         draft, item = drafts.loc[probe.draft_id], items.loc[probe.item_id]
         description = tasks[draft["task"]].description
         asked.append(prompts.one_shot_prompt(description, draft["question"], draft["rationale"], item["question"]))
-    answers = [answers_module.parse_answer(one.text) for one in answer_questions(engine, asked, 60, None)]
+    answers = [answers_module.parse_answer(one.text) for one in answers_of(engine, asked)]
     assert answers == some["answer"].tolist()
     graded = [answers_module.grade(a, items.loc[i, "target"]) for a, i in zip(answers, some["item_id"], strict=True)]
     assert graded == some["correct"].tolist()
@@ -147,16 +152,16 @@ def test_nothing_written_for_training_is_a_known_item(run):
         for part in (task.seeds, task.validation, task.test)
         for question in part["question"]
     }
-    for frame in (read(run, "drafting", "questions"), read(run, "alignment", "examples")):
+    for frame in (run.read("questions"), run.read("examples")):
         kept = frame[frame["kept"]]
         assert not known & set(kept["question"].map(normalise))
         assert (frame.loc[~frame["kept"], "drop_reason"] != "").all() and (kept["drop_reason"] == "").all()
-    within = read(run, "alignment", "examples").query("kept").groupby(["arm", "student", "seed", "task"])["question"]
+    within = run.read("examples").query("kept").groupby(["arm", "student", "seed", "task"])["question"]
     assert within.agg(lambda asked: asked.map(normalise).is_unique).all()
 
 
 def test_arms_get_equal_tokens_and_equal_steps(run):
-    rows, curve = read(run, "training", "rows"), read(run, "training", "curve")
+    rows, curve = run.read("rows"), run.read("students", "curve")
     assert set(rows["arm"]) == {"untailored", "random_pairs", "tailored"}
     for _, group in rows.groupby(["student", "seed", "task"]):
         totals = group.groupby("arm")["n_tokens"].sum()
@@ -169,9 +174,9 @@ def test_arms_get_equal_tokens_and_equal_steps(run):
 
 
 def test_rows_are_examples_under_the_naive_prompt(run):
-    rows = read(run, "training", "rows").merge(read(run, "alignment", "examples"), on="example_id", suffixes=("", "_e"))
+    rows = run.read("rows").merge(run.read("examples"), on="example_id", suffixes=("", "_e"))
     descriptions = {name: task.description for name, task in load_tasks(run.recipe).items()}
-    assert len(rows) == len(read(run, "training", "rows"))
+    assert len(rows) == len(run.read("rows"))
     assert (rows["completion"] == rows["rationale"]).all() and (rows["arm"] == rows["arm_e"]).all()
     expected = [prompts.naive_prompt(descriptions[row.task], row.question) for row in rows.itertuples()]
     assert rows["prompt"].tolist() == expected and rows["kept"].all()
@@ -179,21 +184,21 @@ def test_rows_are_examples_under_the_naive_prompt(run):
 
 def test_each_arm_is_written_by_its_own_teacher(run, classroom):
     """The untailored teacher is the recipe's as it was; the others are the aligned ones, asked in the same way."""
-    examples = read(run, "alignment", "examples").query("kept")
-    folders = {arm: run.stage("alignment").path / "teachers" / f"pupil-{arm}" for arm in ("tailored", "random_pairs")}
+    examples = run.read("examples").query("kept")
+    folders = {arm: run.path / "teachers" / f"pupil-{arm}" for arm in ("tailored", "random_pairs")}
     tasks = load_tasks(run.recipe)
     for arm, folder in {"untailored": classroom / "teacher", **folders}.items():
         own = examples[examples["arm"] == arm].head(6)
         assert set(own["student"]) == {"" if arm == "untailored" else "pupil"}
         asked = [("", prompts.naive_prompt(tasks[row.task].description, row.question)) for row in own.itertuples()]
         engine = TransformersEngine(str(folder), device="cpu")
-        assert [one.text for one in answer_questions(engine, asked, 60, None)] == own["rationale"].tolist()
+        assert [one.text for one in answers_of(engine, asked)] == own["rationale"].tolist()
     fingerprints = {load(folder, device="cpu").fingerprint for folder in [classroom / "teacher", *folders.values()]}
     assert len(fingerprints) == 3
 
 
 def test_the_control_teacher_saw_the_same_pairs_half_turned(run):
-    pairs, curve = read(run, "alignment", "pairs"), read(run, "alignment", "curve")
+    pairs, curve = run.read("pairs"), run.read("teachers", "curve")
     assert not pairs["flipped"].any() and set(pairs["kind"]) <= {"rationale", "question"}
     steps = curve.groupby("arm")["step"].max()
     assert steps["tailored"] == steps["random_pairs"]
@@ -205,13 +210,13 @@ def test_the_verdict_speaks_of_what_was_run(run):
     verdict = verdict_of(run)
     assert (verdict["recipe"], verdict["run"], verdict["student"]) == ("small", "loop", "pupil")
     assert set(verdict["arms"]) == set(run.recipe.evaluation.arms)
-    predictions = read(run, "evaluation", "predictions")
+    predictions = run.read("predictions")
     zero_shot = predictions[predictions["shots"] == 0]
     for arm, said in verdict["arms"].items():
         assert said["accuracy"] == pytest.approx(zero_shot[zero_shot["arm"] == arm]["correct"].mean())
     assert verdict["test_set"]["times_opened"] == 1 and "opened once" in verdict["test_set"]["note"]
     assert verdict["overlap"]["false_alarms"] == run.recipe.guard.false_alarms
-    n_dropped = read(run, "drafting", "questions")["drop_reason"].str.startswith("same as").sum()
+    n_dropped = run.read("questions")["drop_reason"].str.startswith("same as").sum()
     found = [row["n"] for row in verdict["overlap"]["found"] if row["items"] == "drafted questions"]
     assert sum(found) == n_dropped and set(verdict["overlap"]["off"]) == set(TASKS)
     counts = predictions.groupby(["arm", "seed", "shots", "task"]).size()
@@ -220,7 +225,7 @@ def test_the_verdict_speaks_of_what_was_run(run):
 
 def test_the_summary_says_what_the_frames_hold(run):
     table = summarise(run)
-    examples, verdict = read(run, "alignment", "examples"), verdict_of(run)
+    examples, verdict = run.read("examples"), verdict_of(run)
     row = table.iloc[0]
     assert list(table["student"]) == ["pupil"]
     kept = examples[examples["kept"] & (examples["arm"] == "tailored") & (examples["gold"] != "")]
@@ -245,7 +250,7 @@ def test_examples_are_taken_until_one_would_go_over_the_budget():
 
 
 def test_every_answer_keeps_its_style(run):
-    predictions = read(run, "evaluation", "predictions")
+    predictions = run.read("predictions")
     assert set(predictions["style"]) <= {"", *STYLES} and predictions["style"].ne("").any()
 
 
@@ -263,12 +268,17 @@ def test_the_ledger_counts_every_recipe_that_looks_at_the_items(copy):
     assert "opened 3 times" in verdict["test_set"]["note"] and verdict["test_set"]["note"] in verdict["warnings"]
 
 
-def test_another_guard_is_another_run(copy):
-    guard = copy.recipe.guard.model_copy(update={"levels": ["exact"]})
+def test_another_guard_drafts_anew_and_goes_on_where_the_same_came_out(copy, capsys):
+    guard = copy.recipe.guard.model_copy(update={"levels": ["exact", "normalised"]})
     again = Run("loop", copy.path, copy.recipe.model_copy(update={"guard": guard}))
+    before = copy.read("questions")
     compute("drafting", again)
-    with pytest.raises(StoreError, match="alignment|probing"):
-        compute("evaluation", again)
+    assert "the earlier questions is kept in questions.superseded-" in capsys.readouterr().out
+    if again.read("questions").equals(before):
+        assert len(again.read("rows"))
+    else:
+        with pytest.raises(StoreError, match="was made from earlier questions"):
+            again.read("rows")
 
 
 def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
@@ -278,11 +288,11 @@ def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
     monkeypatch.setattr(TransformersEngine, "__init__", no_work)
     start = time.monotonic()
     before = (run.path / "verdict.json").read_bytes()
-    for stage, frames in FRAMES.items():
-        assert set(compute(stage, run)) == set(frames)
+    for stage in STAGES:
+        compute(stage, run)
     assert time.monotonic() - start < 20
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["reusing"] * 5 and all("from run loop (fing" in line for line in said)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reusing")]
+    assert len(said) == len(ALL_STEPS) and all("from run loop (key" in line for line in said)
     assert (run.path / "verdict.json").read_bytes() == before
 
 
@@ -302,6 +312,7 @@ def forks():
         ["small_classroom", "workbench.verdict.evaluation", "workbench.loop.budgets", "trl.trainer.dpo_trainer"]
         + [
             "workbench.loop.tailoring",
+            "workbench.loop.alignment",
             "workbench.signals.one_shot",
             "workbench.loop.drafting",
             "trl.trainer.sft_trainer",
@@ -322,15 +333,14 @@ def test_killed_in_every_stage_and_resumed_ends_the_same(whole, classroom, forks
     monkeypatch.setenv("WORKBENCH_RUNS", str(runs))
     for kill in KILLS:
         assert in_a_child(forks, str(runs), recipe, kill) == -signal.SIGKILL, f"it outlived {kill}"
-        finished = [name for name in STAGES if open_run("loop").stage(name).manifest]
-        assert finished == list(STAGES)[: list(STAGES).index(kill[0])]
+        finished = set(open_run("loop").steps())
+        assert [stage for stage in STAGES if set(STEPS[stage]) <= finished] == list(STAGES)[: STAGES.index(kill[0])]
     assert in_a_child(forks, str(runs), recipe, None) == 0
     assert (runs / "loop" / "verdict.json").read_bytes() == (whole / "loop" / "verdict.json").read_bytes()
     broken = open_run("loop")
-    for stage, frames in FRAMES.items():
-        for frame in frames:
-            expected = pd.read_parquet(whole / "loop" / stage / f"{frame}.parquet")
-            pd.testing.assert_frame_equal(read(broken, stage, frame), expected)
+    for step in ALL_STEPS:
+        for frame in (whole / "loop" / step).glob("*.parquet"):
+            pd.testing.assert_frame_equal(broken.read(step, frame.stem), pd.read_parquet(frame))
     models = sorted(path.relative_to(whole) for path in whole.rglob("model.safetensors"))
     assert models == sorted(path.relative_to(runs) for path in runs.rglob("model.safetensors")) and len(models) == 8
     assert all((whole / path).read_bytes() == (runs / path).read_bytes() for path in models)
@@ -338,17 +348,17 @@ def test_killed_in_every_stage_and_resumed_ends_the_same(whole, classroom, forks
 
 def test_a_damaged_frame_is_named_and_nothing_else_is_lost(copy):
     undo(copy, "alignment", "training", "evaluation")
-    file = copy.stage("probing").path / "signals.parquet"
+    file = copy.path / "signals" / "signals.parquet"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(
         StoreError, match=r"signals\.parquet is not what its manifest describes; rename the folder"
     ) as e:
         compute("alignment", copy)
-    assert is_one_sentence(e.value) and len(read(copy, "drafting", "drafts")) and len(read(copy, "probing", "probes"))
-    before = pd.read_parquet(copy.stage("probing").path / "probes.parquet")
-    # As the message says: the folder renamed, the stage comes back from the finished items.
-    copy.stage("probing").path.rename(copy.path / "probing.damaged")
-    pd.testing.assert_frame_equal(compute("probing", copy)["probes"], before)
+    assert is_one_sentence(e.value) and len(copy.read("drafts")) and len(copy.read("probes"))
+    # As the message says: the folder renamed, the step comes back.
+    (copy.path / "signals").rename(copy.path.parent / "signals.damaged")
+    compute("probing", copy)
+    assert len(copy.read("signals"))
 
 
 def test_a_damaged_record_of_items_is_named_and_no_stage_is_lost(copy):
@@ -360,7 +370,7 @@ def test_a_damaged_record_of_items_is_named_and_no_stage_is_lost(copy):
     record.write_bytes(b"not a database at all" * 500)
     with pytest.raises((StoreError, JobError), match=r"items\.sqlite is damaged .*rename it and run again") as error:
         compute("evaluation", copy)
-    assert is_one_sentence(error.value) and len(read(copy, "training", "rows"))
+    assert is_one_sentence(error.value) and len(copy.read("rows"))
     record.rename(record.with_suffix(".damaged"))
     compute("evaluation", copy)
     assert (copy.path / "verdict.json").read_bytes() == verdict
@@ -380,7 +390,7 @@ def test_a_task_file_that_cannot_be_read_stops_before_any_work(copy, classroom, 
         with pytest.raises(TaskError, match=said) as error:
             compute(stage, copy)
         assert is_one_sentence(error.value) and TASKS[1] in str(error.value)
-    assert all(len(read(copy, stage, frame)) for stage, frames in FRAMES.items() for frame in frames)
+    assert is_whole(copy)
 
 
 @pytest.mark.parametrize(("role", "stage"), [("teacher", "drafting"), ("student", "probing"), ("student", "training")])
@@ -390,7 +400,7 @@ def test_a_missing_model_folder_stops_before_any_work(copy, tmp_path, role, stag
     copy.recipe = copy.recipe.model_copy(update={"models": copy.recipe.models.model_copy(update=changed)})
     with pytest.raises(ModelError, match=r"gone does not exist; run `make pocket`") as error:
         compute(stage, copy)
-    assert is_one_sentence(error.value) and len(read(copy, "evaluation", "predictions"))
+    assert is_one_sentence(error.value) and len(copy.read("predictions"))
 
 
 def test_a_misspelt_parameter_stops_before_any_work(copy):
@@ -415,14 +425,14 @@ def little_room(n_bytes: int):
 @pytest.mark.parametrize(("stage", "n_bytes"), [("drafting", 4_000), ("alignment", 400_000), ("training", 60_000)])
 def test_no_room_left_is_one_sentence_and_the_run_goes_on_afterwards(copy, stage, n_bytes):
     verdict = (copy.path / "verdict.json").read_bytes()
-    after = list(STAGES)[list(STAGES).index(stage) :]
+    after = STAGES[STAGES.index(stage) :]
     undo(copy, *after)
     with little_room(n_bytes), pytest.raises((StoreError, JobError), match="could not be written") as error:
         compute(stage, copy)
     assert is_one_sentence(error.value) and "nothing earlier is lost" in str(error.value)
-    assert not copy.stage(stage).manifest
-    for earlier in list(STAGES)[: list(STAGES).index(stage)]:
-        assert all(len(read(copy, earlier, frame)) for frame in FRAMES[earlier])
+    assert not copy.has(STEPS[stage][-1])
+    for earlier in STAGES[: STAGES.index(stage)]:
+        assert all(len(copy.read(step)) for step in STEPS[earlier])
     for again in after:
         compute(again, copy)
     assert (copy.path / "verdict.json").read_bytes() == verdict
@@ -432,13 +442,12 @@ def test_another_student_is_probed_anew_and_what_hung_on_the_old_one_is_refused(
     other = classroom / "teacher"
     changed = copy.recipe.models.model_copy(update={"students": {"pupil": str(other)}})
     copy.recipe = copy.recipe.model_copy(update={"models": changed})
-    old = read(copy, "probing", "probes")
-    new = compute("probing", copy)["probes"]
-    assert len(list(copy.path.glob("probing.superseded-*"))) == 1
+    old = copy.read("probes")
+    compute("probing", copy)
+    new = copy.read("probes")
+    assert len(list(copy.path.glob("probes.superseded-*"))) == 1
     assert new["draft_id"].tolist() == old["draft_id"].tolist() and not np.array_equal(new["answer"], old["answer"])
-    with pytest.raises(
-        StoreError, match="alignment of run loop was built from an earlier probing; bring it up to date"
-    ):
+    with pytest.raises(StoreError, match="was made from earlier signals; bring it up to date"):
         compute("training", copy)
 
 

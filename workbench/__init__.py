@@ -1,14 +1,20 @@
 """A workbench in which a teacher model learns what its student wants to be taught.
 
-The loop, in the order of the notebooks; each function takes a run, reuses what is finished and returns frames:
+The notebooks hold the order, the library the steps. `work.step(name, function, *arguments)` computes a step once, and
+again only when something that goes into it is another. In the order of the loop:
 
-    work = wb.start("demo")        open a run, or begin it from a recipe
-    wb.draft(work)                 01  the teacher drafts questions and rationales
-    wb.probe(work)                 02  the student is probed with every draft
-    wb.inspect(work).show()        03  look at the pairs, and overrule them
-    wb.align(work)                 03  scores become pairs, the teacher is aligned and writes tailored examples
-    wb.train(work)                 04  students are trained, one for every arm and seed
-    wb.evaluate(work)              05  the verdict
+    work = wb.start("demo")                              open a run, or begin it from a recipe
+    tasks, teacher, students                             load_tasks, teacher_of, students_of, seed_pairs
+    01  draft_questions, draft_rationales,               the teacher drafts, asked by OnePrompt or FewShotPrompts
+        work_exemplars                                   and kept apart from test items by Guards
+    02  choose_preference_set, probe_drafts              the student is probed with every draft; methods.ALL says how
+                                                         answers become a score
+    03  build_pairs, inspect, reviews_of,                scores become pairs, which people may overrule
+        apply_reviews, pairs_by_arm, align_teachers      the teacher is aligned, once for every arm
+        write_examples                                   each teacher writes what students are trained on
+    04  equal_tokens, train_students                     students are trained, one for every arm and seed
+    05  SealedTests, answer_tests, decide                the verdict
+    07  influence                                        what one optimiser step on a draft does, instead of 02
 
 Everything is imported at first use, so that importing the package takes no time.
 """
@@ -25,33 +31,49 @@ __version__ = "0.1.0"
 _WHERE = {
     "runs.recipe_file": "load_recipe",
     "runs.run": "open_run runs_table",
-    "tasks.task": "load_tasks",
-    "models.loading": "render",
+    "tasks.task": "load_tasks seed_pairs",
+    "models.loading": "load render",
     "models.transformers_engine": "TransformersEngine",
     "models.engine": "Decoding Request",
-    "loop.drafting": "draft",
-    "methods.base": "probe",
-    "loop.tailoring": "align",
-    "loop.budgets": "train",
-    "verdict.evaluation": "evaluate verdict_of",
-    "notebook.display": "Progress progress say show watch",
+    "models.start": "teacher_of students_of",
+    "loop.writing": "Guards OnePrompt",
+    "loop.drafting": "draft_questions draft_rationales work_exemplars",
+    "loop.instructions": "FewShotPrompts",
+    "loop.preference_set": "choose_preference_set responders_of",
+    "signals.one_shot": "probe_drafts",
+    "signals.reference": "build_reference",
+    "signals.warm_up": "load_warmed texts_of",
+    "loop.pairs": "build_pairs flip_half",
+    "loop.reviews": "apply_reviews reviews_of",
+    "loop.arms": "pairs_by_arm",
+    "loop.alignment": "align_teachers",
+    "loop.tailoring": "write_examples",
+    "loop.budgets": "equal_rows equal_tokens train_students",
+    "verdict.evaluation": "SealedTests answer_tests decide verdict_of",
+    "notebook.display": "Progress progress say show source",
     "notebook.session": "finish setup start",
     "verdict.in_words": "mean_of share_of",
-    "report.summary": "model_names planted",
+    "report.summary": "drafts_of model_names planted",
     "notebook.inspector": "inspect",
     "report.lineage": "lineage",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
-_MODULES = {"figures": "figures", "prompts": "loop.prompts"}
+_MODULES = {
+    "figures": "figures",
+    "influence": "signals.influence_of_drafts",
+    "judge": "signals.judge",
+    "methods": "methods",
+    "prompts": "loop.prompts",
+}
 
-__all__ = sorted([*_MODULE_OF, *_MODULES])
+__all__ = [*_MODULE_OF, *_MODULES]
 
 
 def __getattr__(name: str):
     if name in _MODULES:
         return importlib.import_module(f"workbench.{_MODULES[name]}")
     if name not in _MODULE_OF:
-        raise AttributeError(f"workbench has no {name!r}; it has {', '.join(__all__)}.")
+        raise AttributeError(f"workbench has no {name!r}; it has {', '.join(sorted(__all__))}.")
     value = getattr(importlib.import_module(f"workbench.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value

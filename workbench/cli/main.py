@@ -11,11 +11,10 @@ from workbench.cli.studies import COMMANDS as LOOKING_BACK
 from workbench.cli.studies import add_commands, takes_parameters
 
 DONE, FAILED, REFUSED = 0, 1, 2
-STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 EXAMPLES = """examples:
   workbench run arte-demo --name demo            the whole loop on the models the project ships, in minutes
   workbench run arte-demo --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
-  workbench run arte-demo --name demo --from training   do training and evaluation again
+  workbench run arte-demo --name demo --from 04         do training and evaluation again
   workbench watch demo                           what it is doing now, from another terminal
   workbench runs                                 one row a run
   workbench summary demo                         what it found, a row a student
@@ -31,7 +30,7 @@ EXAMPLES = """examples:
 """
 RUN_HELP = """Run the notebooks of a recipe without anybody watching.
 
-Everything is checked before anything runs. Finished stages are reused. A run that was stopped goes on where it was."""
+Everything is checked before anything runs. Finished steps are reused. A run that was stopped goes on where it was."""
 EXPORT_HELP = """Write what a finished run made, as folders to load or to push to a hub. Nothing is sent anywhere.
 
   tailored/STUDENT   the tailored set and its controls: Parquet, and JSONL and JSON as TRL, Unsloth and LLaMA-Factory
@@ -58,14 +57,19 @@ def parser() -> argparse.ArgumentParser:
         help="run a recipe's notebooks and report the verdict",
         description=RUN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit status: 0 the verdict or the last stage asked for is there, 1 something failed, 2 refused",
+        epilog="exit status: 0 the verdict or the last notebook asked for is there, 1 something failed, 2 refused",
     )
     _takes_recipe(run)
     run.add_argument("--name", required=True, help="name of the run; it is kept in data/runs/NAME")
     run.add_argument(
-        "--from", dest="first", choices=STAGES, metavar="STAGE", help=f"do this stage and later ones again: {_stages()}"
+        "--from",
+        dest="first",
+        metavar="NOTEBOOK",
+        default="",
+        help="do this one and later ones again: 03, or alignment",
     )
-    run.add_argument("--to", dest="last", choices=STAGES, metavar="STAGE", default=STAGES[-1], help="stop after it")
+    run.add_argument("--to", dest="last", metavar="NOTEBOOK", default="", help="stop after it")
+    run.add_argument("--method", metavar="FILE.py", default="", help="a method of your own, which sets METHOD")
     _add_watch(commands)
     commands.add_parser("runs", help="list runs, one row each", description="List runs, one row each.")
     plan = commands.add_parser(
@@ -114,7 +118,7 @@ def _add_watch(commands) -> None:
         "watch",
         allow_abbrev=False,
         help="say what a run is doing, until it is finished",
-        description="Say what a run is doing: stage, items, rate, time left, last texts, curve. It reads files only, "
+        description="Say what a run is doing: step, items, rate, time left, last texts, curve. It reads files only, "
         "so it works from another terminal and when the run has died; Ctrl-C leaves the run alone.",
         epilog="exit status: 0 the run is well, 1 it was stopped or its process is gone",
     )
@@ -136,10 +140,6 @@ def _add_export(commands) -> None:
         "--to", metavar="FOLDER", help="where to; data/runs/RUN/export unless given. An earlier export is replaced"
     )
     export.add_argument("--students", action="store_true", help="the trained students too")
-
-
-def _stages() -> str:
-    return ", ".join(STAGES)
 
 
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
@@ -192,20 +192,22 @@ def _run(given: argparse.Namespace) -> int:
     from workbench.runs.cache import StoreError
 
     began = time.monotonic()
+    from workbench import methods
     from workbench.notebook import headless
     from workbench.report.card import rungs
 
     try:
+        if given.method:
+            methods.bring(given.method)
+            os.environ[methods.FROM_FILE] = os.path.abspath(given.method)
         work = headless.prepare(given.recipe, given.name, dict(given.parameter))
-    except StoreError as error:
+        notebooks = headless.wanted(work, given.first, given.last)
+    except (StoreError, ValueError) as error:
         return _say(error, REFUSED)
     print(f"run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", flush=True)
-    first = given.first or STAGES[0]
-    if STAGES.index(first) > STAGES.index(given.last):
-        return _say(f"--from {first} comes after --to {given.last}; the order is {_stages()}.", REFUSED)
-    report = headless.run_notebooks(work, first, given.last, again=bool(given.first))
+    report = headless.run_notebooks(work, given.first, given.last)
     print(f"{time.monotonic() - began:.0f} s in all\n")
-    if given.last == STAGES[-1]:
+    if notebooks[-1] == methods.ALL[work.recipe.method].notebooks[-1]:
         print(textwrap.fill(headless.verdict_in_words(work), 100), end="\n\n")
         print("\n".join(rungs(work)), end="\n\n")
     print(f"Report: {_shown(report)}")
@@ -234,7 +236,7 @@ def _runs(given: argparse.Namespace) -> int:
 
     table = runs_table()
     if table.empty:
-        print(f"There are no runs in {runs_folder()} yet; begin one: workbench run arte-demo --name demo")
+        print(f"There are no runs in {runs_folder()} yet; begin one: workbench run RECIPE --name NAME")
     else:
         formats = {"difference": _points, "low": _points, "high": _points, "seconds": "{:.0f}".format}
         print(table.to_string(index=False, na_rep="", formatters=formats))

@@ -17,6 +17,7 @@ from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
 from workbench.tasks.task import Task
 
+VERSION = 2
 KIND_OF_ARM = {"question_only": "question", "rationale_only": "rationale"}
 
 
@@ -25,16 +26,23 @@ def aligned_arms(recipe: Recipe) -> list[str]:
     return [arm for arm in ALIGNED_ARMS if arm in recipe.evaluation.arms]
 
 
-def pairs_of_arm(recipe: Recipe, pairs: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """Return the pairs that the teachers of an arm are aligned to."""
+def pairs_by_arm(recipe: Recipe, pairs: pd.DataFrame, kind: str = "") -> dict[str, pd.DataFrame]:
+    """Return the pairs that the teachers of each arm are aligned to.
+
+    Args:
+        recipe: Names the arms, the tasks of which pairs are used (alignment.tasks; none named: all) and the seed.
+        pairs: As people left them.
+        kind: Of the pairs that are used where an arm does not say; "" means all.
+    """
     used = pairs[pairs["task"].isin(recipe.alignment.tasks or recipe.tasks.names)]
-    # Montessori-Instruct aligns the teacher on instructions; on responses it does so as an ablation.
-    kind = KIND_OF_ARM.get(arm, "question" if recipe.method == "montessori" else "")
-    if kind:
-        used = used[used["kind"] == kind]
+    return {arm: _pairs_of_arm(used, arm, recipe.seeds[0], KIND_OF_ARM.get(arm, kind)) for arm in aligned_arms(recipe)}
+
+
+def _pairs_of_arm(pairs: pd.DataFrame, arm: str, seed: int, kind: str) -> pd.DataFrame:
+    used = pairs[pairs["kind"] == kind] if kind else pairs
     if arm in ("decided_pairs", "fewer_pairs"):
-        used = _thinned(used, recipe.seeds[0] if arm == "fewer_pairs" else None)
-    return flip_half(used, recipe.seeds[0]) if arm == "random_pairs" else used
+        used = _thinned(used, seed if arm == "fewer_pairs" else None)
+    return flip_half(used, seed) if arm == "random_pairs" else used
 
 
 def _thinned(pairs: pd.DataFrame, seed: int | None) -> pd.DataFrame:

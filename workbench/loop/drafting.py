@@ -1,97 +1,80 @@
 """Drafting: the unaligned teacher proposes questions, and a rationale of each by every reasoning technique.
 
 Source: ARTE, arXiv:2406.19227, section 3.1 and appendices A and H. Ours: near-copies of known items are dropped and
-counted; the seed questions get a rationale each, for the prompts with several demonstrations. By the method montessori
-(arXiv:2410.14208) the teacher synthesises instructions, and responds to each by the plain prompt alone.
+counted; the seed questions get a rationale each, for the prompts with several demonstrations.
 """
 
-import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.new_questions import write_new_questions
-from workbench.loop.writing import Written, write_rationales
-from workbench.models.engine import Decoding, Engine
-from workbench.models.start import engine_fingerprint, model_fingerprint, run_engine_jobs, start_engine
+from workbench.loop.writing import Draw, Guards, Writer, Written, write_rationales
+from workbench.models.engine import Decoding
+from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
-from workbench.runs.cache import Cache, shared_cache
-from workbench.runs.recipe import Recipe
-from workbench.runs.run import Run
 from workbench.runs.schemas import text_id
-from workbench.tasks.task import Task, as_written, load_tasks, load_test_items, seed_pairs
+from workbench.tasks.task import Task
 
-VERSION = 3
-PLAIN = "plain"  # what a response by the plain prompt is called where others have a technique
+VERSION = 4
+Techniques = Mapping[str, Mapping[str, str]]  # task -> name -> instruction
 
 
 @dataclass(frozen=True)
 class _Job:
-    recipe: Recipe
+    """One task for the teacher, and what a step's own function needs besides."""
+
+    what: str
+    teacher: Model
     task: Task
-    writer: Task
-    seed: int
+    given: tuple[Any, ...] = field(repr=False)
 
     def __repr__(self) -> str:
-        return f"drafting {self.task.name}"
+        return f"{self.what} of {self.task.name}"
 
 
-def draft(run: Run) -> dict[str, pd.DataFrame]:
-    """Draft questions and rationales for every task of the run, or reuse those it has.
+def draft_questions(
+    teacher: Model, tasks: dict[str, Task], writer: Writer, n: int, sampling: Decoding, guards: Guards, seed: int
+) -> pd.DataFrame:
+    """Return new questions of every task, until n of each are kept; the dropped ones say why.
 
-    Returns:
-        questions, drafts and exemplars, as their schemas describe them.
+    Args:
+        teacher: Writes them.
+        tasks: By name.
+        writer: How it is asked.
+        n: Questions wanted of each task.
+        sampling: How it samples.
+        guards: What new questions must differ from.
+        seed: Names the draws.
+
+    Raises:
+        ValueError: If the teacher wrote no usable question of a task, or copies of test items are refused.
     """
-    recipe, stage = run.recipe, run.stage("drafting")
-    tasks = load_tasks(recipe)
-    teacher = model_fingerprint(recipe, "teacher", recipe.models.teacher)
-    parents = {"teacher": teacher} | {f"task {name}": task.sha256 for name, task in tasks.items()}
-    parents |= {f"test {name}": load_test_items(recipe, task)[1] for name, task in tasks.items()}
-    sections = recipe.section_json("drafting", "tasks", "models.dtype", "guard")
-    inputs = {"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], **parents}
-    if recipe.method == "montessori":
-        seeds = {name: seed_pairs(task, len(task.seeds)) for name, task in as_written(recipe, tasks).items()}
-        inputs |= {"method": recipe.method, "synthesis": recipe.synthesis.model_dump(), "seed questions": seeds}
-    mark = stage.fingerprint(inputs | engine_fingerprint(recipe, "teacher"))
-    names = ("questions", "drafts", "exemplars")
-    if stage.finished(mark):
-        return {name: stage.read(name) for name in names}
-    start = time.monotonic()
-    writers = as_written(recipe, tasks)
-    jobs = [_Job(recipe, task, writers[name], recipe.seeds[0]) for name, task in tasks.items()]
-    done = run_engine_jobs(_draft_task, jobs, recipe, "teacher", "drafting")
-    frames = {name: stage.write(name, schemas.build([r for one in done for r in one[name]], name)) for name in names}
-    questions, drafts = frames["questions"], frames["drafts"]
-    counts = {"questions": questions["kept"].sum(), "drafts": len(drafts)}
-    counts |= {f"questions dropped, {why}": n for why, n in Counter(questions["drop_reason"]).items() if why}
-    counts["drafts without an answer"] = (drafts["answer"] == "").sum()
-    stage.finish(mark, counts, time.monotonic() - start, drafts["n_tokens"].sum(), parents)
-    return frames
+    jobs = [_Job("draft questions", teacher, task, (writer, n, sampling, guards, seed)) for task in tasks.values()]
+    rows = [row for own in run_engine_jobs(_questions, jobs, teacher, "drafting questions") for row in own]
+    frame = schemas.build(rows, "questions")
+    dropped = Counter(reason for reason in frame["drop_reason"] if reason)
+    frame.attrs["counts"] = {"questions": frame["kept"].sum()}
+    frame.attrs["counts"] |= {f"questions dropped, {why}": number for why, number in dropped.items()}
+    return frame
 
 
-def _draft_task(job: _Job) -> dict[str, list[dict]]:
-    recipe, task, drafting, items = job.recipe, job.task, job.recipe.drafting, shared_cache()
-    engine = start_engine(recipe, "teacher", recipe.models.teacher)
-    decoding = Decoding(drafting.max_new_tokens, drafting.question_temperature, recipe.synthesis.top_p)
-    given = (drafting.n_questions, decoding, job.seed, "drafting", items)
-    written = write_new_questions(engine, recipe, job.writer, *given)
+def _questions(job: _Job) -> list[dict]:
+    task, (writer, n, sampling, guards, seed) = job.task, job.given
+    written = writer(job.teacher.start(), task, n, sampling, Draw(seed, "drafting"), guards.of(task))
+    guards.refuse_copies(task, written)
     if all(one.drop_reason for one in written):
         raise ValueError(
             f"The teacher wrote no usable question of {task.name} in {len(written)} tries (the last: "
             f"{written[-1].drop_reason}, {written[-1].reply[:60]!r}); take another models.teacher."
         )
-    questions = [_question(recipe, task, one) for one in written]
-    kept = [question for question in questions if question["kept"]]
-    return {
-        "questions": questions,
-        "drafts": _draft_rationales(engine, job.writer, kept, recipe, job.seed, items),
-        "exemplars": _work_exemplars(engine, task, drafting.n_seed_questions, recipe, items),
-    }
+    return [_question(task, one) for one in written]
 
 
-def _question(recipe: Recipe, task: Task, one: Written) -> dict:
+def _question(task: Task, one: Written) -> dict:
     return {
         "task": task.name,
         "question_id": text_id(f"{task.name}/{one.call}/{one.index}/{one.question}"),
@@ -103,37 +86,55 @@ def _question(recipe: Recipe, task: Task, one: Written) -> dict:
         "index": one.index,
         "kept": not one.drop_reason,
         "drop_reason": one.drop_reason,
-        **({"prompt": one.prompt} if recipe.method == "montessori" else {}),
+        "prompt": one.prompt,
     }
 
 
-def _techniques(recipe: Recipe, task: Task) -> dict[str, str]:
-    """Return name and text of each way in which the teacher is asked for a rationale; plain responses have no text."""
-    if recipe.method == "montessori":
-        return {PLAIN if not n else f"{PLAIN}-{n + 1}": "" for n in range(recipe.synthesis.n_responses)}
-    return task.techniques
+def draft_rationales(
+    teacher: Model,
+    tasks: dict[str, Task],
+    questions: pd.DataFrame,
+    techniques: Techniques,
+    sampling: Decoding,
+    seed: int,
+) -> pd.DataFrame:
+    """Return a rationale of every kept question by every technique of its task: drafts, as their schema describes them.
 
-
-def _draft_rationales(
-    engine: Engine, task: Task, questions: list[dict], recipe: Recipe, seed: int, items: Cache
-) -> list[dict]:
-    asked = [
-        (question, name, prompts.technique_prompt(task.description, technique, question["question"]))
-        for question in questions
-        for name, technique in _techniques(recipe, task).items()
+    Args:
+        teacher: Writes them.
+        tasks: By name.
+        questions: As draft_questions returns them.
+        techniques: Name and instruction of each, by task; an empty instruction asks plainly.
+        sampling: How it samples.
+        seed: Names the draws.
+    """
+    kept = questions[questions["kept"]]
+    jobs = [
+        _Job("rationales", teacher, task, (kept[kept["task"] == name], dict(techniques[name]), sampling, seed))
+        for name, task in tasks.items()
     ]
-    decoding = Decoding(recipe.drafting.max_new_tokens, recipe.drafting.rationale_temperature, recipe.synthesis.top_p)
+    rows = [row for own in run_engine_jobs(_rationales, jobs, teacher, "drafting rationales") for row in own]
+    frame = schemas.build(rows, "drafts")
+    frame.attrs["counts"] = {"drafts": len(frame), "drafts without an answer": (frame["answer"] == "").sum()}
+    return frame
+
+
+def _rationales(job: _Job) -> list[dict]:
+    task, (questions, techniques, sampling, seed) = job.task, job.given
+    asked = [
+        (question, name, prompts.technique_prompt(task.description, instruction, question["question"]))
+        for question in questions.to_dict("records")
+        for name, instruction in techniques.items()
+    ]
     named = [(prompt, f"rationale/{question['question_id']}/{name}") for question, name, prompt in asked]
-    drafts = []
-    for (question, name, prompt), completion in zip(
-        asked, write_rationales(engine, named, decoding, seed, items), strict=True
-    ):
+    completions = write_rationales(job.teacher.start(), named, sampling, seed)
+    rows = []
+    for (question, name, prompt), completion in zip(asked, completions, strict=True):
         answer, gold = task.answers.read(completion.text), task.solve(question["question"])
-        drafts.append(
+        written_as = f"{task.name}/{text_id(prompt)}/{name}/{question['question_id']}/{completion.text}"
+        rows.append(
             {
-                "draft_id": text_id(
-                    f"{task.name}/{text_id(prompt)}/{name}/{question['question_id']}/{completion.text}"
-                ),
+                "draft_id": text_id(written_as),
                 "task": task.name,
                 "question_id": question["question_id"],
                 "question": question["question"],
@@ -145,18 +146,25 @@ def _draft_rationales(
                 "n_tokens": completion.n_tokens,
             }
         )
-    return drafts
+    return rows
 
 
-def _work_exemplars(engine: Engine, task: Task, n: int, recipe: Recipe, items: Cache) -> list[dict]:
-    """Return the seed questions with the teacher's own rationale where it is right, else with the bare target."""
+def work_exemplars(teacher: Model, tasks: dict[str, Task], n: int, max_new_tokens: int) -> pd.DataFrame:
+    """Return n seed questions of every task with the teacher's rationale where it is right, else the bare target."""
+    jobs = [_Job("worked seed questions", teacher, task, (n, max_new_tokens)) for task in tasks.values()]
+    rows = [row for own in run_engine_jobs(_exemplars, jobs, teacher, "working seed questions") for row in own]
+    return schemas.build(rows, "exemplars")
+
+
+def _exemplars(job: _Job) -> list[dict]:
+    task, (n, max_new_tokens) = job.task, job.given
     seeds = task.seeds.head(n)
     asked = [(prompts.naive_prompt(task.description, question), "") for question in seeds["question"]]
-    completions = write_rationales(engine, asked, Decoding(recipe.drafting.max_new_tokens), 0, items)
-    exemplars = []
+    completions = write_rationales(job.teacher.start(), asked, Decoding(max_new_tokens), 0)
+    rows = []
     for seed, completion in zip(seeds.itertuples(), completions, strict=True):
         worked = task.answers.same(task.answers.read(completion.text), seed.target)
-        exemplars.append(
+        rows.append(
             {
                 "task": task.name,
                 "item_id": seed.item_id,
@@ -165,4 +173,4 @@ def _work_exemplars(engine: Engine, task: Task, n: int, recipe: Recipe, items: C
                 "worked": worked,
             }
         )
-    return exemplars
+    return rows

@@ -2,12 +2,11 @@
 
 Source: ARTE, arXiv:2406.19227, section 3.3 and appendix G. Where the paper contradicts itself (section 4.1 against
 appendix G) question pairs are drawn without replacement from the top and bottom quartile, as the appendix says.
-By the method montessori (arXiv:2410.14208) siblings are paired by the sign of their influence, all with all.
 
 How sure is it that one draft is better than another, given how a student answered the same questions under both?
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 
 import numpy as np
@@ -16,11 +15,12 @@ from scipy.special import betainc
 
 from workbench.loop import prompts
 from workbench.runs import schemas
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Pairs
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
-from workbench.tasks.task import Task, as_written, seed_pairs
+from workbench.tasks.task import Task
 
+VERSION = 2
 DECIDED = 0.9  # the probability that chosen beats rejected from which a pair counts as decided
 
 Outcomes = Mapping[tuple[str, str], pd.DataFrame]
@@ -83,162 +83,160 @@ def p_chosen(found: Outcomes, student: str, kind: str, chosen_id: str, rejected_
     return float(probability_better((table.loc[chosen_id] - table.loc[rejected_id]).to_numpy()))
 
 
-TRAINING_LOSS = "training_loss"  # a signal without a sign
+Proposed = list[tuple[str, str]]  # ids of chosen and rejected
+Rule = Callable[[pd.Series, np.random.Generator, Pairs], Proposed]
+
+
+def best_against_worst(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
+    """Pair the best of a group with the worst; ties are broken at random.
+
+    Args:
+        scores: Of the group's members, by id.
+        rng: The group's own draws.
+        settings: Unused here.
+
+    Source: ARTE, section 3.3.
+    """
+    # A shuffled order makes argmax and argmin break ties at random.
+    shuffled = scores.iloc[rng.permutation(len(scores))]
+    return [(shuffled.index[np.argmax(shuffled.to_numpy())], shuffled.index[np.argmin(shuffled.to_numpy())])]
+
+
+def top_against_bottom(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
+    """Pair members of the top quantile with members of the bottom one, each used at most once.
+
+    Source: ARTE, appendix G.
+    """
+    ordered = scores.iloc[rng.permutation(len(scores))].sort_values(kind="stable")
+    n_end = int(len(ordered) * settings.quantile)
+    n_pairs = min(settings.n_question_pairs, n_end)
+    bottom = ordered.head(n_end).index[rng.permutation(n_end)[:n_pairs]]
+    top = ordered.tail(n_end).index[rng.permutation(n_end)[:n_pairs]]
+    return list(zip(top, bottom, strict=True))
+
+
+def helpful_against_harmful(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
+    """Pair every sibling that helps (above 0) with every one that harms (below 0).
+
+    Source: Montessori-Instruct, arXiv:2410.14208, section 3.
+    """
+    return list(product(scores.index[scores > 0], scores.index[scores < 0]))
 
 
 def build_pairs(
-    recipe: Recipe,
+    rules: Mapping[str, Rule],
     tasks: dict[str, Task],
     questions: pd.DataFrame,
     drafts: pd.DataFrame,
     signals: pd.DataFrame,
-    probes: pd.DataFrame,
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the pairs of every student, and how many groups were there, tied, too close or too undecided to form one.
+    probes: pd.DataFrame | None,
+    settings: Pairs,
+    seed: int,
+) -> pd.DataFrame:
+    """Return the preference pairs of every student, as their schema describes them, and counts of what formed none.
 
-    p_chosen is the probability that the chosen side is better, from the probes; nan where there are none. With
-    pairs.min_probability above 0, pairs below it are dropped (ours; at 0 the paper's rule keeps them all).
+    Rationales are grouped by their question; their prompt is the plain one, with the technique's instruction erased.
+    Questions are grouped by the prompt that they were written to, and stay in the words they were written in. What a
+    rule proposes is left out if the scores do not differ, or by less than settings.min_gap, if the texts are equal, or
+    if the probes leave too much doubt (settings.min_probability, ours; 0 keeps all). p_chosen is the probability that
+    the chosen side is better, from the probes; nan where there are none.
+
+    Args:
+        rules: By kind ("rationale", "question"), in the order wanted.
+        tasks: By name.
+        questions: As drafted.
+        drafts: As drafted.
+        signals: One value for every student and draft or question.
+        probes: As stored; None where nobody was probed.
+        settings: The recipe's section pairs.
+        seed: Names the draws.
     """
+    probed: Outcomes = {} if probes is None else outcomes(probes, drafts)
     rows: list[dict] = []
-    kinds = schemas.ITEM_KINDS
-    if recipe.method == "montessori":
-        counts = {f"{kind} groups {what}": 0 for kind in kinds for what in ("of siblings", "of one sign")}
-        counts |= {"pairs of equal texts": 0}
-    else:
-        counts = {"rationale groups": 0, "rationale groups all tied": 0, "rationale groups below min_gap": 0}
-        counts |= {"question pairs without a gap": 0, "pairs of equal texts": 0, "ties for chosen or rejected": 0}
-    counts |= {f"{kind} pairs below min_probability": 0 for kind in kinds}
-    probed = outcomes(probes, drafts)
-    for student in recipe.models.students:
-        own = signals[signals["student"] == student]
-        values = own.groupby("item_kind").apply(lambda part: dict(zip(part["draft_id"], part["value"], strict=True)))
-        for name, task in tasks.items():
-            of_task = drafts[drafts["task"] == name]
-            of_task = of_task.assign(score=of_task["draft_id"].map(values["rationale"]))
-            asked = questions[(questions["task"] == name) & questions["kept"]]
-            asked = asked.assign(score=asked["question_id"].map(values["question"])).dropna(subset="score")
-            if recipe.method == "montessori":
-                scored = {"question": asked, "rationale": of_task.dropna(subset="score")}
-                has_sign = recipe.influence.sign != "relative" and not (own["signal"] == TRAINING_LOSS).any()
-                writer = as_written(recipe, {name: task})[name]
-                rows += _sibling_pairs(recipe, student, writer, scored, has_sign, counts)
-                continue
-            rows += _rationale_pairs(recipe, student, task, of_task, counts)
-            rows += _question_pairs(recipe, student, task, asked, counts)
-    rows = [row for row in rows if _is_decided(row, probed, recipe.pairs.min_probability, counts)]
-    return schemas.build(rows, "pairs"), counts
+    counts = dict.fromkeys([f"{kind} {what}" for kind in rules for what in COUNTED], 0)
+    for student, own in signals.groupby("student", sort=False):
+        values = {kind: part.set_index("draft_id")["value"] for kind, part in own.groupby("item_kind")}
+        for task, kind in product(tasks.values(), rules):
+            table = GROUPS[kind](task, questions, drafts)
+            table["score"] = table["id"].map(values.get(kind, pd.Series(dtype=float)))
+            for group, members in table.dropna(subset="score").groupby("group", sort=False):
+                members = members.set_index("id")
+                rng = stream(seed, *DRAWS[kind](student, task.name, group))
+                proposed = rules[kind](members["score"], rng, settings) if len(members) > 1 else []
+                made = [_pair(student, kind, task.name, members, *ids) for ids in proposed]
+                kept = [pair for pair in made if _is_kept(pair, probed, settings, counts)]
+                counts[f"{kind} groups"] += 1
+                counts[f"{kind} groups without a pair"] += not kept
+                rows += kept
+    frame = schemas.build(rows, "pairs")
+    frame.attrs["counts"] = {"pairs": len(frame)} | counts
+    return frame
 
 
-def _is_decided(row: dict, probed: Outcomes, least: float, counts: dict) -> bool:
-    """Put the probability that chosen is better into a pair; say whether it is enough, and count it if not."""
-    row["p_chosen"] = p_chosen(probed, row["student"], row["kind"], row["chosen_id"], row["rejected_id"])
+COUNTED = (
+    "groups",
+    "groups without a pair",
+    "pairs of equal scores",
+    "pairs below min_gap",
+    "pairs of equal texts",
+    "pairs below min_probability",
+)
+
+
+def _rationales(task: Task, questions: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
+    own = drafts[drafts["task"] == task.name]
+    prompt = [prompts.naive_prompt(task.description, question) for question in own["question"]]
+    named = {"id": own["draft_id"], "group": own["question_id"], "text": own["rationale"]}
+    return pd.DataFrame(named).assign(prompt=prompt).reset_index(drop=True)
+
+
+def _questions(task: Task, questions: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
+    own = questions[(questions["task"] == task.name) & questions["kept"]]
+    named = {"id": own["question_id"], "group": own["prompt_id"], "text": own["reply"], "prompt": own["prompt"]}
+    return pd.DataFrame(named).reset_index(drop=True)
+
+
+GROUPS = {"rationale": _rationales, "question": _questions}
+DRAWS = {
+    "rationale": lambda student, task, group: ("ties", student, group),
+    "question": lambda student, task, group: ("question pairs", student, task),
+}
+
+
+def _is_kept(pair: dict, probed: Outcomes, settings: Pairs, counts: dict) -> bool:
+    """Put the probability that chosen is better into a pair; say whether it may stay, and count it if not."""
+    kind, gap = pair["kind"], pair["score_gap"]
+    pair["p_chosen"] = p_chosen(probed, pair["student"], kind, pair["chosen_id"], pair["rejected_id"])
+    why = ""
+    if gap <= 0:
+        why = "pairs of equal scores"
+    elif gap < settings.min_gap:
+        why = "pairs below min_gap"
+    elif pair["chosen"] == pair["rejected"]:
+        why = "pairs of equal texts"
     # An unknown probability is no reason to drop a pair that the signal tells apart.
-    dropped = row["p_chosen"] < least
-    counts[f"{row['kind']} pairs below min_probability"] += dropped
-    return not dropped
+    elif pair["p_chosen"] < settings.min_probability:
+        why = "pairs below min_probability"
+    if why:
+        counts[f"{kind} {why}"] += 1
+    return not why
 
 
-def _rationale_pairs(recipe: Recipe, student: str, task: Task, drafts: pd.DataFrame, counts: dict) -> list[dict]:
-    """Pair the best with the worst rationale of each question; the technique's prompt is erased from the pair."""
-    rows = []
-    drafts = drafts.reset_index(drop=True)
-    columns = {name: drafts[name].to_numpy(dtype=object) for name in ("draft_id", "question", "rationale")}
-    for question_id, group in drafts.groupby("question_id", sort=False)["score"]:
-        counts["rationale groups"] += 1
-        # A shuffled order makes argmax and argmin break ties at random.
-        order = stream(recipe.seeds[0], "ties", student, question_id).permutation(len(group))
-        places, scores = group.index[order], group.to_numpy()[order]
-        gap = scores.max() - scores.min()
-        if gap == 0 or gap < recipe.pairs.min_gap:
-            counts["rationale groups all tied" if gap == 0 else "rationale groups below min_gap"] += 1
-            continue
-        counts["ties for chosen or rejected"] += (scores == scores.max()).sum() > 1 or (
-            scores == scores.min()
-        ).sum() > 1
-        best, worst = places[np.argmax(scores)], places[np.argmin(scores)]
-        prompt = prompts.naive_prompt(task.description, columns["question"][best])
-        texts = (columns["rationale"][best], columns["rationale"][worst])
-        if texts[0] == texts[1]:
-            counts["pairs of equal texts"] += 1
-            continue
-        ids = (columns["draft_id"][best], columns["draft_id"][worst])
-        rows.append(_pair(student, "rationale", task.name, prompt, texts, ids, (scores.max(), scores.min())))
-    return rows
-
-
-def _question_pairs(recipe: Recipe, student: str, task: Task, questions: pd.DataFrame, counts: dict) -> list[dict]:
-    """Pair questions of the top quantile with questions of the bottom one, each used at most once."""
-    rng = stream(recipe.seeds[0], "question pairs", student, task.name)
-    ordered = questions.iloc[rng.permutation(len(questions))].sort_values("score", kind="stable")
-    n_end = int(len(ordered) * recipe.pairs.quantile)
-    n_pairs = min(recipe.pairs.n_question_pairs, n_end)
-    bottom = ordered.head(n_end).iloc[rng.permutation(n_end)[:n_pairs]]
-    top = ordered.tail(n_end).iloc[rng.permutation(n_end)[:n_pairs]]
-    seeds = seed_pairs(task, recipe.drafting.n_seed_questions)
-    prompt = prompts.question_prompt(task.description, seeds, recipe.drafting.questions_per_call)
-    rows = []
-    for best, worst in zip(top.to_dict("records"), bottom.to_dict("records"), strict=True):
-        if best["score"] <= worst["score"] or best["score"] - worst["score"] < recipe.pairs.min_gap:
-            counts["question pairs without a gap"] += 1
-            continue
-        ids, scores = (best["question_id"], worst["question_id"]), (best["score"], worst["score"])
-        rows.append(_pair(student, "question", task.name, prompt, (best["reply"], worst["reply"]), ids, scores))
-    return rows
-
-
-def _sibling_pairs(
-    recipe: Recipe, student: str, task: Task, scored: dict[str, pd.DataFrame], has_sign: bool, counts: dict
-) -> list[dict]:
-    """Pair siblings that help with siblings that harm: instructions of one prompt, and responses to one instruction.
-
-    Both are in the words, and to the prompt, that the teacher wrote them in and to. Where there is no sign (by training
-    loss, or by recipe), the siblings above their mean are paired with those below it.
-    """
-    names = {
-        "question": ("prompt_id", "question_id", "reply", "prompt"),
-        "rationale": ("question_id", "draft_id", "rationale", "question"),
-    }
-    rows = []
-    for kind, (group, one, text, asked) in names.items():
-        for _, siblings in scored[kind].groupby(group, sort=False):
-            if len(siblings) < 2:
-                continue
-            counts[f"{kind} groups of siblings"] += 1
-            prompt = siblings[asked].iloc[0]
-            prompt = prompts.naive_prompt(task.description, prompt) if kind == "rationale" else prompt
-            line = 0.0 if has_sign else siblings["score"].mean()
-            made = _crossed(siblings, line, recipe.pairs.min_gap, (text, one), counts)
-            counts[f"{kind} groups of one sign"] += not made
-            rows += [_pair(student, kind, task.name, prompt, *pair) for pair in made]
-    return rows
-
-
-def _crossed(siblings: pd.DataFrame, line: float, min_gap: float, names: tuple[str, str], counts: dict) -> list[tuple]:
-    """Return (texts, ids, scores) of every sibling above the line with every one below that it beats by min_gap."""
-    above, below = siblings[siblings["score"] > line], siblings[siblings["score"] < line]
-    pairs = []
-    for best, worst in product(above.to_dict("records"), below.to_dict("records")):
-        if best[names[0]] == worst[names[0]]:
-            counts["pairs of equal texts"] += 1
-        elif best["score"] - worst["score"] >= min_gap:
-            pairs.append(tuple((best[name], worst[name]) for name in (*names, "score")))
-    return pairs
-
-
-def _pair(student, kind, task, prompt, texts, ids, scores) -> dict:
+def _pair(student: str, kind: str, task: str, members: pd.DataFrame, chosen_id: str, rejected_id: str) -> dict:
+    chosen, rejected = members.loc[chosen_id], members.loc[rejected_id]
     return {
-        "pair_id": text_id(f"{student}/{kind}/{ids[0]}/{ids[1]}"),
+        "pair_id": text_id(f"{student}/{kind}/{chosen_id}/{rejected_id}"),
         "student": student,
         "kind": kind,
         "task": task,
-        "prompt": prompt,
-        "chosen": texts[0],
-        "rejected": texts[1],
-        "chosen_id": ids[0],
-        "rejected_id": ids[1],
-        "score_chosen": float(scores[0]),
-        "score_rejected": float(scores[1]),
-        "score_gap": float(scores[0] - scores[1]),
+        "prompt": chosen["prompt"],
+        "chosen": chosen["text"],
+        "rejected": rejected["text"],
+        "chosen_id": chosen_id,
+        "rejected_id": rejected_id,
+        "score_chosen": float(chosen["score"]),
+        "score_rejected": float(rejected["score"]),
+        "score_gap": float(chosen["score"] - rejected["score"]),
         "flipped": False,
     }
 

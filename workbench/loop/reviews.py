@@ -18,8 +18,8 @@ import pandas as pd
 
 from workbench.loop.pairs import swap_sides
 from workbench.runs import schemas
-from workbench.runs.cache import Database
-from workbench.runs.run import Run, fingerprint
+from workbench.runs.cache import Database, StoreError
+from workbench.runs.run import Run
 from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
 
 PAST = {KEEP: "kept", FLIP: "flipped", DROP: "dropped"}
@@ -207,72 +207,54 @@ def describe(event: Event) -> str:
     return (PAST.get(event.value) or "review taken back") + (", blind" if event.blind else "") + who
 
 
-class Reviewed(NamedTuple):
-    """Pairs as people left them, the reviews that were used (rows of "reviews"), and how many of each kind."""
+def reviews_of(run: Run, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return what people said of these pairs, a row a pair reviewed, as the schema "reviews" describes it.
 
-    pairs: pd.DataFrame
-    reviews: pd.DataFrame
-    counts: dict[str, int]
-
-
-def apply_reviews(pairs: pd.DataFrame, held: Standing) -> Reviewed:
-    """Return the pairs as people left them.
-
-    A flipped pair is turned round and keeps its id; a dropped one is left out. A review of a pair that the signal
-    does not form here is not used.
+    A review of a pair that the signal does not form here is not among them.
     """
-    rows: dict[int, dict] = {}
-    if held:
-        for place, pair in zip(pairs.index, pairs[list(NAMES)].to_dict("records"), strict=True):
-            said = held.get(key_of(pair), {})
-            if review := review_of(said, pair["chosen_id"]):
-                note = said["note"].value if "note" in said else ""
-                rows[place] = pair | {"review": review, "note": note, "reviewer": said["review"].reviewer}
-    used = schemas.build(list(rows.values()), "reviews")
-    if not rows:
-        return Reviewed(pairs, used, {})
-    flipped, dropped = ([place for place, row in rows.items() if row["review"] == one] for one in (FLIP, DROP))
-    counts = {f"pairs {PAST[one]} by review": int((used["review"] == one).sum()) for one in REVIEWS}
-    return Reviewed(swap_sides(pairs, flipped).drop(index=dropped).reset_index(drop=True), used, counts)
+    held, rows = standing(Reviews.of_run(run).events()), []
+    for pair in pairs[list(NAMES)].to_dict("records") if held else []:
+        said = held.get(key_of(pair), {})
+        if review := review_of(said, pair["chosen_id"]):
+            note = said["note"].value if "note" in said else ""
+            rows.append(pair | {"review": review, "note": note, "reviewer": said["review"].reviewer})
+    return schemas.build(rows, "reviews")
 
 
-def digest(used: pd.DataFrame) -> str:
-    """Return the fingerprint of reviews that were used, "" when none of them changes a pair.
+def apply_reviews(pairs: pd.DataFrame, reviews: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the pairs as people left them ("reviewed"), and the reviews.
 
-    Leaves out keeps and notes, since they change no pair, and who said it.
+    A flipped pair is turned round and keeps its id; a dropped one is left out; a kept one stays.
     """
-    changing = used[used["review"] != KEEP]
-    return fingerprint(sorted(changing[["pair_id", "review"]].to_numpy().tolist())) if len(changing) else ""
-
-
-def used_in(run: Run) -> pd.DataFrame:
-    """Return the reviews that the run's finished alignment used (rows of "reviews"); none where there were none."""
-    stage = run.stage("alignment")
-    named = "reviews" in (stage.manifest or {}).get("files", {})
-    return stage.read("reviews") if named else schemas.build([], "reviews")
+    place_of = dict(zip(pairs["pair_id"], pairs.index, strict=True))
+    flipped, dropped = (reviews.loc[reviews["review"] == one, "pair_id"].map(place_of) for one in (FLIP, DROP))
+    left = swap_sides(pairs, flipped).drop(index=dropped).reset_index(drop=True)
+    left.attrs["counts"] = {"pairs": len(left)}
+    left.attrs["counts"] |= {f"pairs {PAST[one]} by review": (reviews["review"] == one).sum() for one in REVIEWS}
+    return {"reviewed": left, "reviews": reviews}
 
 
 def newer_than_alignment(run: Run) -> str:
-    """Return in a sentence of how many pairs people say something else than the finished alignment was made from.
+    """Return in a sentence of how many pairs people say something else than the aligned teachers were made from.
 
     Keeps and notes change no pair and do not count. "" where there is nothing to say.
     """
-    stage = run.stage("alignment")
-    if not stage.manifest:
+    if not run.has("teachers"):
         return ""
-    used, held = used_in(run), standing(Reviews.of_run(run).events())
-    if not held and used.empty:
+    try:
+        used, now = run.read("reviewed", "reviews"), reviews_of(run, run.read("pairs"))
+    except StoreError:
+        # What is not up to date is said where it is used.
         return ""
-    before = {key_of(row): row["review"] for row in used.to_dict("records")}
-    formed = pd.concat([stage.read("pairs")[list(NAMES)], used[list(NAMES)]]).to_dict("records")
-    # Of a pair that a review turned or dropped, the row in "reviews" says how the signal had it, and comes last.
-    chosen = {key_of(row): row["chosen_id"] for row in formed}
-    now = {key: review_of(held.get(key, {}), chosen[key]) for key in chosen}
-    n = sum((now[key] or KEEP) != before.get(key, KEEP) for key in chosen)
+    changing = [
+        {(one["pair_id"], one["review"]) for one in reviews.to_dict("records") if one["review"] != KEEP}
+        for reviews in (used, now)
+    ]
+    n = len({pair_id for pair_id, _ in changing[0] ^ changing[1]})
     if not n:
         return ""
     return (
         f"Of {n} {'pair' if n == 1 else 'pairs'} people say something else now than when the teachers were aligned, "
         "and what comes after the alignment does not know it; to use the new reviews: "
-        f"workbench run {run.recipe.name} --name {run.name} --from alignment"
+        f"workbench run {run.path / 'recipe.yaml'} --name {run.name}"
     )

@@ -4,18 +4,21 @@ Asking a model many questions: one job a model and task, greedy, batched, its an
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from workbench.loop import prompts
 from workbench.models.engine import Completion, Decoding, Engine, Request
-from workbench.models.start import Role, start_engine
-from workbench.runs.cache import Cache, shared_cache
+from workbench.models.start import Model
+from workbench.runs.cache import shared_cache
 from workbench.runs.recipe import Recipe
+from workbench.runs.run import fingerprint
 from workbench.tasks.answers import Answers
 from workbench.tasks.contamination import LEVELS, Guard, normalise, reason_of
-from workbench.tasks.task import Task
+from workbench.tasks.task import Task, all_test_items, guard_of, load_tasks
 
+VERSION = 3
 MAX_ROUNDS = 8
 TEST_SETS = ("test", "evaluated")
 SPARE = 1.25  # calls per question still wanted: some replies are dropped, and a round costs more than a spare call
@@ -25,7 +28,7 @@ SPARE = 1.25  # calls per question still wanted: some replies are dropped, and a
 class Written:
     """One question a teacher wrote, kept or not; `reply` is its text in the form the teacher writes questions in.
 
-    `prompt` is what it was asked with, where that is not the same for all questions of a task.
+    `prompt` is what it was asked with.
     """
 
     question: str
@@ -34,115 +37,126 @@ class Written:
     call: int
     index: int
     drop_reason: str
-    prompt: str = ""
+    prompt: str
 
 
-def refuse_copies(recipe: Recipe, task: Task, written: list[Written]) -> None:
-    """Refuse questions that copy a test item, when the recipe says so.
+class Draw(NamedTuple):
+    """What random draws of a writer are named by."""
 
-    Raises:
-        ValueError: If there are any, naming the first.
+    seed: int
+    stream: str
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What new questions must differ from: the seeds, validation and test items of their task."""
+
+    recipe: Recipe = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What tells this guard from another: its settings, and every set it guards."""
+        tasks = load_tasks(self.recipe)
+        sets = {name: [task.sha256, all_test_items(self.recipe, task)[1]] for name, task in tasks.items()}
+        return fingerprint([self.recipe.guard.model_dump(), sets])
+
+    def of(self, task: Task) -> Guard:
+        """Return the guard of one task."""
+        return guard_of(self.recipe, task)
+
+    def refuse_copies(self, task: Task, written: list[Written]) -> None:
+        """Refuse questions that copy a test item, when the recipe says so.
+
+        Raises:
+            ValueError: If there are any, naming the first.
+        """
+        on_test = {reason_of(level, name) for level in LEVELS for name in TEST_SETS}
+        copies = [one for one in written if one.drop_reason in on_test]
+        if copies and self.recipe.guard.test_overlap == "refuse":
+            first = "; ".join(f"{one.question[:60]!r}: {one.drop_reason}" for one in copies[:3])
+            raise ValueError(
+                f"{len(copies)} of {len(written)} questions written of {task.name} copy a test item ({first}); begin "
+                "another run with guard.test_overlap=remove, which drops them and reuses all that was written so far."
+            )
+
+
+class Writer(Protocol):
+    """A way to have new questions of a task written; an argument of steps, so its fields say all that it does."""
+
+    def __call__(
+        self, engine: Engine, task: Task, n: int, decoding: Decoding, draw: Draw, guard: Guard
+    ) -> list[Written]:
+        """Return new questions until n are kept, with the dropped ones."""
+
+
+@dataclass(frozen=True)
+class OnePrompt:
+    """New questions of a task by one and the same prompt, several to a reply.
+
+    Attributes:
+        prompts: What the teacher is told, by task.
+        per_call: How many questions a reply holds.
     """
-    on_test = {reason_of(level, name) for level in LEVELS for name in TEST_SETS}
-    found = [one for one in written if one.drop_reason in on_test]
-    if found and recipe.guard.test_overlap == "refuse":
-        first = "; ".join(f"{one.question[:60]!r}: {one.drop_reason}" for one in found[:3])
-        raise ValueError(
-            f"{len(found)} of {len(written)} questions written of {task.name} copy a test item ({first}); begin "
-            "another run with guard.test_overlap=remove, which drops them and reuses all that was written so far."
-        )
+
+    prompts: dict[str, str]
+    per_call: int
+
+    def __call__(
+        self, engine: Engine, task: Task, n: int, decoding: Decoding, draw: Draw, guard: Guard
+    ) -> list[Written]:
+        """Return questions until n are kept or MAX_ROUNDS are over; those not kept say why.
+
+        Call i of the task draws from the stream (seed, stream, task, i), so asking for more never changes the first.
+        """
+        prompt = self.prompts[task.name]
+        rendered = engine.render(prompt)
+        written: list[Written] = []
+        known: set[str] = set()
+        n_kept = call = 0
+        for _ in range(MAX_ROUNDS):
+            n_calls = max(8, round((n - n_kept) / self.per_call * SPARE))
+            requests = [Request(rendered, stream=f"{draw.stream}/{task.name}/{call + i}") for i in range(n_calls)]
+            for completion in engine.generate(requests, decoding, draw.seed, shared_cache()):
+                for one in _read_reply(completion, call, known, guard, prompt):
+                    written.append(one)
+                    n_kept += not one.drop_reason
+                    if n_kept == n:
+                        return written
+                call += 1
+        return written
 
 
-def write_questions(
-    engine: Engine,
-    task: Task,
-    prompt: str,
-    n_wanted: int,
-    per_call: int,
-    decoding: Decoding,
-    seed: int,
-    stream: str,
-    items: Cache,
-    guard: Guard,
-) -> list[Written]:
-    """Return questions until n_wanted are kept or MAX_ROUNDS are over; those not kept say why.
-
-    Call i of the task draws from the stream (seed, stream, task, i), so asking for more never changes the first ones.
-    """
-    rendered = engine.render(prompt)
-    written: list[Written] = []
-    known: set[str] = set()
-    n_kept = call = 0
-    for _ in range(MAX_ROUNDS):
-        n_calls = max(8, round((n_wanted - n_kept) / per_call * SPARE))
-        requests = [Request(rendered, stream=f"{stream}/{task.name}/{call + i}") for i in range(n_calls)]
-        for completion in engine.generate(requests, decoding, seed, items):
-            for one in _read_reply(completion, call, known, guard):
-                written.append(one)
-                n_kept += not one.drop_reason
-                if n_kept == n_wanted:
-                    return written
-            call += 1
-    return written
-
-
-def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard) -> list[Written]:
-    found = prompts.parse_questions(completion.text)
-    if not found:
-        return [Written("", "", completion.text, call, 0, "not in the form asked for")]
+def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard, prompt: str) -> list[Written]:
+    pairs = prompts.parse_questions(completion.text)
+    if not pairs:
+        return [Written("", "", completion.text, call, 0, "not in the form asked for", prompt)]
     blank = re.match(r"\s*", completion.text)[0]
     read = []
-    for index, (question, target) in enumerate(found):
+    for index, (question, target) in enumerate(pairs):
         reason = guard.overlap(question)
         if not reason and normalise(question) in known:
             reason = "written before"
         known.add(normalise(question))
-        read.append(Written(question, target, blank + prompts.question_reply(question, target), call, index, reason))
+        reply = blank + prompts.question_reply(question, target)
+        read.append(Written(question, target, reply, call, index, reason, prompt))
     return read
 
 
-def write_rationales(
-    engine: Engine,
-    asked: list[tuple[str, str]],
-    decoding: Decoding,
-    seed: int,
-    items: Cache,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Completion]:
+def write_rationales(engine: Engine, asked: list[tuple[str, str]], decoding: Decoding, seed: int) -> list[Completion]:
     """Return a rationale for each (prompt, stream)."""
     requests = [Request(engine.render(prompt), stream=stream) for prompt, stream in asked]
-    return engine.generate(requests, decoding, seed, items, progress)
-
-
-def answer_questions(
-    engine: Engine,
-    asked: list[tuple[str, str]],
-    max_new_tokens: int,
-    items: Cache,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Completion]:
-    """Return a model's greedy answer to each (shared beginning, rest) of a prompt."""
-    requests = []
-    for prefix, rest in asked:
-        prompt, shared = engine.render_shared(prefix, rest)
-        requests.append(Request(prompt, prefix=shared))
-    return engine.generate(requests, Decoding(max_new_tokens), 0, items, progress)
+    return engine.generate(requests, decoding, seed, shared_cache())
 
 
 @dataclass(frozen=True)
 class AskJob:
-    """One model and what to ask it: (what questions share, the rest) of each prompt, and how to read each answer.
+    """One model and what to ask it: (what questions share, the rest) of each prompt, and how to read each answer."""
 
-    compared and role are as in start.choice_of.
-    """
-
-    recipe: Recipe
-    model: str
+    model: Model
     name: str
     asked: list[tuple[str, str]] = field(repr=False)
-    readers: Sequence[Answers] = field(repr=False)
-    compared: bool = False
-    role: Role = "student"
+    max_new_tokens: int
+    readers: Sequence[Answers] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return f"{len(self.asked)} questions to {self.name}"
@@ -155,6 +169,9 @@ def generate_answers(job: AskJob) -> list[tuple[str, int]]:
 
 
 def complete_job(job: AskJob) -> list[Completion]:
-    """Return what the model writes to each question."""
-    engine = start_engine(job.recipe, job.role, job.model, job.compared)
-    return answer_questions(engine, job.asked, job.recipe.evaluation.max_new_tokens, shared_cache())
+    """Return what the model writes to each question, greedily."""
+    engine, requests = job.model.start(), []
+    for prefix, rest in job.asked:
+        prompt, shared = engine.render_shared(prefix, rest)
+        requests.append(Request(prompt, prefix=shared))
+    return engine.generate(requests, Decoding(job.max_new_tokens), 0, shared_cache())

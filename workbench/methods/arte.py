@@ -1,46 +1,41 @@
-"""ARTE's probing: the preference set is chosen, and every student is probed with every draft.
+"""ARTE: the student's one-shot accuracy with each draft as its only demonstration is its preference.
 
-Source: ARTE, arXiv:2406.19227, sections 3.2 and 3.3.
+Source: ARTE, arXiv:2406.19227.
 """
 
-import time
+from workbench.loop.pairs import best_against_worst, top_against_bottom
+from workbench.methods.base import Amounts, Method
+from workbench.runs.recipe import Recipe
+from workbench.signals.one_shot import share_right
 
-import pandas as pd
-
-from workbench.loop.preference_set import choose_preference_set, responders_of
-from workbench.models.loading import fingerprint_model, resolve
-from workbench.models.start import engine_fingerprint, sharing
-from workbench.runs.run import Run, fingerprint
-from workbench.signals.one_shot import VERSION, probe_drafts, score
-from workbench.tasks.task import load_tasks
+N_TECHNIQUES = 4  # that a task has, unless its file names others
 
 
-@sharing()
-def probe(run: Run) -> dict[str, pd.DataFrame]:
-    """Choose the preference set and probe every student with every draft, or reuse what the run has.
+def plan(recipe: Recipe) -> Amounts:
+    """Return what a run of a recipe does, a task."""
+    n, drafts = recipe.drafting.n_questions, recipe.drafting.n_questions * N_TECHNIQUES
+    of_questions = min(recipe.pairs.n_question_pairs, int(n * recipe.pairs.quantile))
+    probes = drafts * recipe.preference_set.n_items
+    return Amounts(recipe.drafting.n_seed_questions, N_TECHNIQUES, n + of_questions, probes=probes)
 
-    Returns:
-        preference_set, probes and signals, as their schemas describe them.
-    """
-    recipe, stage = run.recipe, run.stage("probing")
-    drafting = stage.require("drafting")
-    tasks = load_tasks(recipe)
-    students = {name: fingerprint_model(resolve(ref)) for name, ref in recipe.models.students.items()}
-    responders = {ref: fingerprint_model(resolve(ref)) for ref in responders_of(recipe)}
-    parents = {"drafting": drafting.manifest["fingerprint"], **students}
-    sections = recipe.section_json("preference_set", "tasks", "models.dtype", "evaluation.max_new_tokens")
-    inputs = {"version": VERSION, "recipe": sections, "seed": recipe.seeds[0], "responders": responders, **parents}
-    mark = stage.fingerprint(inputs | engine_fingerprint(recipe, "student"))
-    names = ("preference_set", "probes", "signals")
-    if stage.finished(mark):
-        return {name: stage.read(name) for name in names}
-    start = time.monotonic()
-    chosen = choose_preference_set(recipe, tasks, drafting.read("exemplars"))
-    drafts = drafting.read("drafts")
-    probes = probe_drafts(recipe, tasks, drafts, chosen)
-    signals = score(probes, drafts, students, fingerprint(chosen[chosen["chosen"]]["item_id"].tolist()))
-    made = {"preference_set": chosen, "probes": probes, "signals": signals}
-    frames = {name: stage.write(name, frame) for name, frame in made.items()}
-    counts = {"probes": len(probes), "probes without an answer": (~probes["parsed"]).sum()}
-    stage.finish(mark, counts, time.monotonic() - start, probes["n_tokens"].sum(), parents)
-    return frames
+
+ARTE = Method(
+    name="arte",
+    recipe=Recipe,
+    notebooks=(
+        "01_drafting",
+        "02_preference_probing",
+        "03_teacher_alignment",
+        "04_student_training",
+        "05_evaluation",
+    ),
+    signal=share_right,
+    pair_rules={"rationale": best_against_worst, "question": top_against_bottom},
+    aligned_on="",
+    score="share of preference questions answered right after it",
+    scale=1.0,
+    story="The teacher drafted questions and several rationales of each; the student answered held-out preference "
+    "questions with each draft as its one demonstration; best and worst drafts became pairs",
+    source="ARTE, arXiv:2406.19227",
+    plan=plan,
+)

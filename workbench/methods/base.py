@@ -1,17 +1,72 @@
-"""What depends on a run's method: which probe its students are asked by."""
+"""What a method is: one object that says everything in which it differs from the others."""
 
-import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
-from workbench.runs.run import Run
+from workbench.loop.pairs import Rule
+from workbench.runs.recipe import Recipe
 
 
-def probe(run: Run) -> dict[str, pd.DataFrame]:
-    """Ask every student of a run about every draft by the recipe's method, or reuse what the run has."""
-    return importlib.import_module(f"workbench.methods.{run.recipe.method}").probe(run)
+@dataclass(frozen=True)
+class Method:
+    """A way to ask students what they want to be taught, and to align a teacher to what they say.
+
+    Attributes:
+        name: As recipes name it.
+        recipe: The class of its recipes, with the sections that it adds.
+        notebooks: What `workbench run` runs, in order; names without ending.
+        signal: From what was asked to one value for every student and draft, higher is better; see the notebooks for
+            its arguments.
+        pair_rules: How scores become pairs, by kind, in the order in which pairs are formed.
+        aligned_on: Kind of the pairs that the teacher is aligned to where an arm does not say; "" means all.
+        score: What a draft's score is, in words.
+        scale: What scores are multiplied with where they are shown.
+        story: How a tailored set comes about, for its card.
+        source: The paper.
+        plan: Numbers of what it does, for an estimate of cost; see `Amounts`.
+    """
+
+    name: str
+    recipe: type[Recipe]
+    notebooks: tuple[str, ...]
+    signal: Callable[..., pd.DataFrame]
+    pair_rules: Mapping[str, Rule]
+    aligned_on: str
+    score: str
+    scale: float
+    story: str
+    source: str
+    plan: Callable[[Recipe], "Amounts"]
 
 
-def by_influence(work: Run) -> bool:
-    """Say whether the run's student was asked by local data influence instead of one-shot probes."""
-    return work.recipe.method == "montessori"
+@dataclass(frozen=True)
+class Amounts:
+    """What a method does of each kind of work, a task; what no method differs in is read off the recipe.
+
+    Attributes:
+        shown: Questions that a prompt for new ones shows.
+        rationales: Of each draft question.
+        pairs: That a student's signals form, about.
+        side: "rationale" or "question": what both sides of most pairs are.
+        probes: One-shot probes of a student; 0 where it is not asked so.
+        scored: Texts that a student takes a step on.
+        warm_up_texts: Texts that it is warmed up on.
+        reference: Texts of the reference set; 0 where there is none.
+        reference_by: "student", "teacher" or "" for who writes them.
+        tries: Answers sampled for each.
+        reads: How often the reference set is read for a scored text.
+    """
+
+    shown: int
+    rationales: int
+    pairs: float
+    side: str = "rationale"
+    probes: int = 0
+    scored: int = 0
+    warm_up_texts: int = 0
+    reference: int = 0
+    reference_by: str = ""
+    tries: int = 0
+    reads: float = 0.0

@@ -1,189 +1,120 @@
-"""Probing by local data influence: the student is warmed up on some drafts, and every other one is a step it may take.
+"""Montessori-Instruct: what one optimiser step on a draft does to the student's reference loss is its preference.
 
-Source: Montessori-Instruct, arXiv:2410.14208, section 3 and official code: warm-up set, probing set, one AdamW step.
-Ours: whose answers the reference set holds (see reference), a draft question's value is the mean over its responses,
-and, where an arm asks for it, the student's training loss on every draft.
+Source: Montessori-Instruct, arXiv:2410.14208.
 """
 
-import time
-from pathlib import Path
+from typing import Annotated, Literal
 
-import numpy as np
-import pandas as pd
-import torch
+from pydantic import Field, model_validator
 
-from workbench.loop import prompts
-from workbench.loop.pairs import TRAINING_LOSS
-from workbench.loop.preference_set import choose_preference_set, responders_of
-from workbench.models import loading
-from workbench.models.loading import fingerprint_model, resolve
-from workbench.models.packed_losses import Texts
-from workbench.models.start import engine_fingerprint, model_fingerprint, sharing
-from workbench.runs import schemas
-from workbench.runs.recipe import BY_TRAINING_LOSS, Recipe
-from workbench.runs.run import Run
-from workbench.runs.seeding import stream, stream_seed
-from workbench.signals.influence import InfluenceSettings, measure
-from workbench.signals.reference import build_reference, guard_of_tests
-from workbench.signals.warm_up import WarmUp, texts_of, warm_up
-from workbench.tasks.task import Task, all_test_items, as_written, load_tasks
+from workbench.loop.pairs import helpful_against_harmful
+from workbench.methods.base import Amounts, Method
+from workbench.runs.recipe import Recipe
+from workbench.runs.recipe_parts import Count, CountOrZero, Positive, Section, Text, require_distinct
+from workbench.signals.influence_of_drafts import as_signal
 
-VERSION = 1
+TopP = Annotated[float, Field(gt=0, le=1)]
 
 
-@sharing()
-def probe(run: Run) -> dict[str, pd.DataFrame]:
-    """Warm every student up and measure the influence of every draft outside the warm-up set, or reuse what there is.
+class Synthesis(Section):
+    """How instructions are synthesised: few-shot prompts of their own, several instructions (siblings) for each.
 
-    Returns:
-        preference_set, reference, influences, losses (empty unless an arm needs them), signals (what pairs are formed
-        by) and probes (none), as their schemas describe them.
-
-    Raises:
-        InfluenceError: If there is no reference set, it overlaps a test set, or a loss is not finite.
-        WarmingError: If a warmed state is damaged or does not fit, or a text is too long.
+    A prompt shows n_seeds seed questions and n_own of those written before, once there are as many. Of what is written,
+    anything shorter or longer than the limits, with a forbidden word, or that begins with a sign is dropped; so is what
+    shares more than near_duplicate of its words, in order, with a seed or something written before (ROUGE-L; 0: only
+    what reads the same but for case, punctuation and blanks). n_responses answers are written to each instruction.
     """
-    recipe, stage = run.recipe, run.stage("probing")
-    drafting, tasks = stage.require("drafting"), load_tasks(recipe)
-    students = {name: fingerprint_model(resolve(ref)) for name, ref in recipe.models.students.items()}
-    parents = {"drafting": drafting.manifest["fingerprint"], **students}
-    sections = recipe.section_json("preference_set", "tasks", "models.dtype", "evaluation.max_new_tokens", "guard")
-    inputs = {"version": VERSION, "recipe": sections, "influence": recipe.influence.model_dump(), **parents}
-    inputs |= {"seed": recipe.seeds[0], "teacher": model_fingerprint(recipe, "teacher", recipe.models.teacher)}
-    inputs |= {"responders": {ref: fingerprint_model(resolve(ref)) for ref in responders_of(recipe)}}
-    inputs |= {"tests": {name: all_test_items(recipe, task)[1] for name, task in tasks.items()}}
-    inputs |= {"losses": BY_TRAINING_LOSS in recipe.evaluation.arms}
-    mark = stage.fingerprint(inputs | engine_fingerprint(recipe, "student"))
-    if stage.finished(mark):
-        return {name: stage.read(name) for name in stage.manifest["files"]}
-    start = time.monotonic()
-    chosen = choose_preference_set(recipe, tasks, drafting.read("exemplars"))
-    reference, counts = build_reference(recipe, tasks, chosen[chosen["chosen"]])
-    made = measure_drafts(recipe, tasks, drafting.read("drafts"), drafting.read("questions"), reference, stage.path)
-    made |= {"preference_set": chosen, "reference": reference, "probes": schemas.build([], "probes")}
-    frames = {name: stage.write(name, frame) for name, frame in made.items()}
-    own = made["influences"].query("item_kind == 'rationale'")
-    counts |= {
-        "drafts scored": len(own),
-        "of them helpful": (own["value"] > 0).sum(),
-        "reference texts": len(reference),
-    }
-    stage.finish(mark, counts, time.monotonic() - start, own["tokens"].sum(), parents)
-    return frames
+
+    n_seeds: Count = 6
+    n_own: CountOrZero = 2
+    n_siblings: Annotated[int, Field(ge=2)] = 4
+    n_responses: Count = 1
+    near_duplicate: Annotated[float, Field(ge=0, lt=1)] = 0.7
+    min_characters: Count = 6
+    max_characters: Count = 400
+    forbidden_words: list[Text] = []
+    top_p: TopP = 1.0
+
+    @model_validator(mode="after")
+    def _limits_fit(self):
+        require_distinct("forbidden_words", self.forbidden_words)
+        if self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters must be at least min_characters ({self.min_characters}), got {self.max_characters}; "
+                "raise it"
+            )
+        return self
 
 
-def measure_drafts(
-    recipe: Recipe,
-    tasks: dict[str, Task],
-    drafts: pd.DataFrame,
-    questions: pd.DataFrame,
-    reference: pd.DataFrame,
-    folder: Path,
-) -> dict[str, pd.DataFrame]:
-    """Return influences, losses and signals of all students on the drafts outside the warm-up set.
+class Influence(Section):
+    """How local data influence is measured, and on what.
 
-    Args:
-        recipe: Its section influence says how.
-        tasks: Their test sets are what the reference set may not touch.
-        drafts: All of the run.
-        questions: The same.
-        reference: The frame "reference".
-        folder: Where the warmed states are kept.
+    The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
+    holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
+    answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
+    sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
     """
-    settings = recipe.influence
-    warm = warm_up_questions(questions, settings.n_warm_up)
-    rows = texts_to_learn(as_written(recipe, tasks), drafts)
-    warming, probing = (rows[rows["question_id"].isin(warm) == inside] for inside in (True, False))
-    how = WarmUp(settings.n_steps, settings.batch_size, settings.learning_rate)
-    measured = _settings(recipe)
-    influences, losses = [], []
-    for student, ref in recipe.models.students.items():
-        seed, path = stream_seed(recipe.seeds[0], "warm-up", student), folder / "warmed" / student
-        warm_up(ref, warming, how, seed, path, recipe.compute.device)
-        own, guard = reference[reference["student"] == student], guard_of_tests(recipe, tasks)
-        more = (guard, measured, student, recipe.compute.device, recipe.compute.workers)
-        influences.append(with_questions(measure(ref, path, probing, own, *more), drafts))
-        if BY_TRAINING_LOSS in recipe.evaluation.arms:
-            losses.append(with_questions(training_losses(recipe, student, probing), drafts))
-    frames = {"influences": pd.concat(influences, ignore_index=True)}
-    frames["losses"] = pd.concat(losses, ignore_index=True) if losses else schemas.build([], "losses")
-    signals = frames["influences"][list(schemas.SCHEMAS["signals"].columns)]
-    if settings.sign == "raw":
-        signals = signals.assign(value=frames["influences"]["raw"])
-    return frames | {"signals": signals}
+
+    estimator: Literal["exact", "first_order"] = "exact"
+    sign: Literal["corrected", "raw"] = "corrected"
+    reference: Literal["student", "teacher", "target"] = "student"
+    n_tries: Count = 8
+    n_warm_up: Count = 16
+    n_steps: Count = 10
+    batch_size: Count = 8
+    learning_rate: Positive = 3.0e-4
 
 
-def measure_examples(run: Run, n: int = 48) -> pd.DataFrame:
-    """Return the influence of what each arm's teacher wrote, on the student as it was warmed up for its drafts.
+class MontessoriRecipe(Recipe):
+    """A recipe with what the method adds."""
 
-    Args:
-        run: With finished alignment.
-        n: Examples of each student, arm and task, drawn from all seeds; the same ones whatever other arms there are.
+    synthesis: Synthesis = Synthesis()
+    influence: Influence = Influence()
 
-    Returns:
-        Columns student, arm, task, question_id, value and raw, in nats per reference token.
-    """
-    recipe, alignment = run.recipe, run.stage("training").require("alignment")
-    tasks, probing = load_tasks(recipe), alignment.require("probing")
-    examples, reference = alignment.read("examples").query("kept"), probing.read("reference")
-    measured, guard, found = _settings(recipe), guard_of_tests(recipe, tasks), []
-    for student, ref in recipe.models.students.items():
-        own = examples[examples["student"].isin([student, ""])]
-        parts = [
-            part.iloc[stream(recipe.seeds[0], "examples measured", student, arm, task).permutation(len(part))[:n]]
-            for (arm, task), part in own.groupby(["arm", "task"])
-        ]
-        drawn = pd.concat(parts).rename(columns={"example_id": "draft_id"})
-        given = (texts_to_learn(as_written(recipe, tasks), drawn), reference[reference["student"] == student])
-        more = (guard, measured, student, recipe.compute.device, recipe.compute.workers)
-        values = measure(ref, probing.path / "warmed" / student, *given, *more)
-        known = drawn[["draft_id", "arm", "task", "question_id"]].merge(values, on="draft_id")
-        found.append(known[["student", "arm", "task", "question_id", "value", "raw"]])
-    return pd.concat(found, ignore_index=True)
+    @model_validator(mode="after")
+    def _some_are_scored(self):
+        if self.influence.n_warm_up >= self.drafting.n_questions:
+            raise ValueError(
+                f"influence.n_warm_up must leave some of the drafting.n_questions ({self.drafting.n_questions}) to be "
+                f"scored, got {self.influence.n_warm_up}; lower it"
+            )
+        return self
+
+    @property
+    def n_seeds_wanted(self) -> int:
+        """How many seed questions a task must have."""
+        return max(self.drafting.n_seed_questions, self.synthesis.n_seeds)
 
 
-def _settings(recipe: Recipe) -> InfluenceSettings:
-    names = ("way", "batch_means", "n_calibrate", "doubt")
-    return InfluenceSettings(**{name: getattr(recipe.influence, name) for name in names})
+def plan(recipe: MontessoriRecipe) -> Amounts:
+    """Return what a run of a recipe does, a task; with signs as by a coin, n siblings form n (n - 1) / 4 pairs."""
+    synthesis, settings = recipe.synthesis, recipe.influence
+    scored = recipe.drafting.n_questions - settings.n_warm_up
+    return Amounts(
+        shown=synthesis.n_seeds + synthesis.n_own,
+        rationales=synthesis.n_responses,
+        pairs=scored * (synthesis.n_siblings - 1) / 4,
+        side="question",
+        scored=scored * synthesis.n_responses,
+        warm_up_texts=settings.n_steps * settings.batch_size,
+        reference=recipe.preference_set.n_items,
+        reference_by="" if settings.reference == "target" else settings.reference,
+        tries=settings.n_tries,
+        reads=1.0 if settings.estimator == "exact" else 0.0,
+    )
 
 
-def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:
-    """Return the ids of the first n kept questions of each task, with their siblings: the warm-up set."""
-    kept = questions[questions["kept"]]
-    first = kept.groupby("task", sort=False).head(n)
-    return set(kept.merge(first[["task", "call"]].drop_duplicates(), on=["task", "call"])["question_id"])
-
-
-def texts_to_learn(tasks: dict[str, Task], drafts: pd.DataFrame) -> pd.DataFrame:
-    """Return drafts as SFT sees them: draft_id, question_id, item_kind, group (siblings), prompt and completion."""
-    asked = [prompts.naive_prompt(tasks[one.task].description, one.question) for one in drafts.itertuples()]
-    kept = drafts[["draft_id", "question_id"]].assign(item_kind="rationale", group=drafts["question_id"])
-    return kept.assign(prompt=asked, completion=drafts["rationale"])
-
-
-def training_losses(recipe: Recipe, student: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the student's loss on each text before any training, in nats per completion token, as signals.
-
-    Its sign says nothing; a higher loss means that there is more to learn.
-    """
-    loaded = loading.load(recipe.models.students[student], "float32", recipe.compute.device, merged=False)
-    texts = texts_of(loaded.tokenizer, rows)
-    n_tokens = np.array([len(text.completion) for text in texts])
-    with torch.inference_mode():
-        values = Texts(loaded.model, texts).losses().numpy() / n_tokens
-    named = {"signal": TRAINING_LOSS, "student": student, "student_fp": loaded.fingerprint, "set_fp": ""}
-    found = rows[["draft_id", "item_kind"]].assign(**named, value=values, stderr=0.0, n=n_tokens)
-    return found.assign(tokens=[len(text) for text in texts])[list(schemas.SCHEMAS["losses"].columns)]
-
-
-def with_questions(found: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
-    """Return signals of drafts, and after them those of questions: means over the responses to each.
-
-    The standard error of a mean is that of fully correlated responses, since all share the reference set.
-    """
-    known = found.merge(drafts[["draft_id", "question_id"]], on="draft_id")
-    how = dict.fromkeys(found.columns, "first") | {"value": "mean", "stderr": "mean", "tokens": "sum"}
-    how |= {name: "mean" for name in ("raw", "zero_step") if name in found}
-    how.pop("draft_id")
-    of_questions = known.groupby("question_id", sort=False).agg(how).reset_index(names="draft_id")
-    return pd.concat([found, of_questions.assign(item_kind="question")[found.columns]], ignore_index=True)
+MONTESSORI = Method(
+    name="montessori",
+    recipe=MontessoriRecipe,
+    notebooks=("07_influence", "04_student_training", "05_evaluation"),
+    signal=as_signal,
+    pair_rules={"question": helpful_against_harmful, "rationale": helpful_against_harmful},
+    aligned_on="question",
+    score="influence, in thousandths of a nat per reference token",
+    scale=1000.0,
+    story="The teacher wrote instructions, several to each prompt, and responses; what one optimiser step on each did "
+    "to the student's loss on reference answers was measured; siblings that help and siblings that harm became pairs",
+    source="Montessori-Instruct, arXiv:2410.14208",
+    plan=plan,
+)

@@ -5,6 +5,8 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,6 +28,57 @@ MODULES = {"transformers": ("transformers",), "vllm": ("vllm",), "openai": ("ope
 # Only inside `sharing`, so that no process of the pool holds a model when its job is over.
 _shared: dict[str, Engine] = {}
 _depth = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and the engine that computes for it: what the steps of a run are given.
+
+    Attributes:
+        recipe: Names engines, precision and where it is computed.
+        role: For whom it computes.
+        ref: Its folder or id.
+        compared: As for `choice_of`.
+    """
+
+    recipe: Recipe = field(repr=False)
+    role: Role
+    ref: str
+    compared: bool = False
+
+    @property
+    def key(self) -> str:
+        """What tells this model from every other: weights, precision and engine."""
+        engine = engine_fingerprint(self.recipe, self.role, self.compared)
+        return fingerprint([self.fingerprint, self.recipe.models.dtype, engine])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its files, or of its name on a server."""
+        return model_fingerprint(self.recipe, self.role, self.ref, self.compared)
+
+    def start(self) -> Engine:
+        """Start its engine, or return the one that is running."""
+        return start_engine(self.recipe, self.role, self.ref, self.compared)
+
+    def trained(self, folder: Path | str) -> "Model":
+        """Return the same model as it was trained in this run."""
+        return Model(self.recipe, self.role, str(folder), compared=True)
+
+    @property
+    def among_trained(self) -> "Model":
+        """The same model, where it is compared with trained ones: arms must differ in nothing else."""
+        return self.trained(self.ref)
+
+
+def teacher_of(recipe: Recipe) -> Model:
+    """Return a recipe's teacher."""
+    return Model(recipe, "teacher", recipe.models.teacher)
+
+
+def students_of(recipe: Recipe) -> dict[str, Model]:
+    """Return a recipe's students by name."""
+    return {name: Model(recipe, "student", ref) for name, ref in recipe.models.students.items()}
 
 
 def choice_of(recipe: Recipe, role: Role, compared: bool = False) -> EngineChoice:
@@ -85,13 +138,11 @@ def sharing() -> Iterator[None]:
             release()
 
 
-def run_engine_jobs(
-    fn: Callable[[Any], Any], jobs: list, recipe: Recipe, role: Role, describe: str, compared: bool = False
-) -> list:
-    """Return [fn(job) for job in jobs], in several processes only if the role's engine can be in several."""
-    many = choice_of(recipe, role, compared).engine == "transformers"
+def run_engine_jobs(fn: Callable[[Any], Any], jobs: list, model: Model, describe: str) -> list:
+    """Return [fn(job) for job in jobs], in several processes only if the engine of such a model can be in several."""
+    many = choice_of(model.recipe, model.role, model.compared).engine == "transformers"
     with sharing():
-        return run_jobs(fn, jobs, recipe.compute.workers if many else 1, describe)
+        return run_jobs(fn, jobs, model.recipe.compute.workers if many else 1, describe)
 
 
 def model_fingerprint(recipe: Recipe, role: Role, ref: str, compared: bool = False) -> str:

@@ -24,6 +24,7 @@ from workbench.runs import progress
 from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
 from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
+from workbench.runs.run import NEXT
 
 T = TypeVar("T")
 
@@ -281,19 +282,15 @@ def _trained_elsewhere(folder: Path, key: str) -> Path | None:
     runs = runs_folder()
     if runs not in folder.parents:
         return None
-    _, *inside = folder.relative_to(runs).parts
+    # A step that replaces another is made beside it.
+    _, *inside = (part.removesuffix(NEXT) for part in folder.relative_to(runs).parts)
     found = (path.parent for path in sorted(runs.glob("/".join(["*", *inside, DONE]))) if path.parent != folder)
     return next((path for path in found if read_json(path / DONE).get("key") == key), None)
 
 
-def teacher_folder(alignment: Path, student: str, arm: str) -> Path:
-    """Return where, in the alignment stage's folder, the teacher aligned to a student's pairs lies."""
-    return alignment / "teachers" / f"{student}-{arm}"
-
-
-def student_folder(training: Path, student: str, arm: str, seed: int) -> Path:
-    """Return where, in the training stage's folder, the student trained on an arm's examples lies."""
-    return training / "students" / f"{student}-{arm}-{seed}"
+def model_folder(*names: str | int) -> str:
+    """Return what the folder of a trained model is called: by student and arm, and the seed where there are several."""
+    return "-".join(map(str, names))
 
 
 def _last_checkpoint(work: Path) -> str | None:

@@ -1,25 +1,21 @@
-"""What notebooks show: sentences, tables, figures, and how far a stage is."""
+"""What notebooks show: sentences, tables, figures, and how far a step is."""
 
 import html
+import inspect
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pandas as pd
 
 from workbench import figures
-from workbench.loop.reviews import newer_than_alignment
-from workbench.report.cost_estimate import n_items
-from workbench.runs import progress as progress_module
 from workbench.runs.cache import runs_folder
-from workbench.runs.run import Run
 
 HEADLESS = "WORKBENCH_HEADLESS"
 REPORT_EVERY_S = 10
-AFTER_REVIEWS = ("training", "evaluation")
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
@@ -57,6 +53,12 @@ def show(what, caption: str = "") -> None:
         return
     frame = pd.DataFrame(what)
     _display(f'{TABLE_STYLE}<div class="wb">{head}{figures.table(frame)}</div>', frame.to_string(index=False))
+
+
+def source(function: Callable) -> None:
+    """Display the text of a function: what a step does, to be read and, in a cell of your own, changed."""
+    name = f"{function.__module__.removeprefix('workbench.').replace('.', '/')}, {function.__name__}"
+    show(inspect.getsource(function), f"The library's own: {name}")
 
 
 class Progress:
@@ -123,18 +125,9 @@ def progress(items: Iterable, what: str) -> Iterator:
 
 
 @contextmanager
-def watch(work: Run, stage: str) -> Iterator[None]:
-    """Show how far a stage of a run is, by the finished items that it records.
-
-    Example:
-        with wb.watch(work, "probing"):
-            probed = wb.probe(work)
-    """
-    if stage in AFTER_REVIEWS and (newer := newer_than_alignment(work)):
-        say(newer)
-    total, before = n_items(work.recipe, stage), _n_recorded()
-    over = threading.Event()
-    shown = Progress(stage, total, about=True)
+def watching(step: str) -> Iterator[None]:
+    """Show how far a step is, by the finished items that it records."""
+    before, over, shown = _n_recorded(), threading.Event(), Progress(step)
 
     def look() -> None:
         while not over.wait(1):
@@ -144,10 +137,6 @@ def watch(work: Run, stage: str) -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except BaseException as error:
-        # The kernel lives on: without this the run would look as if it did too.
-        progress_module.stop(f"{type(error).__name__}: {error}")
-        raise
     finally:
         over.set()
         watcher.join()

@@ -1,4 +1,4 @@
-"""A recipe's notebooks run in order by papermill, without anybody watching; what is wrong is said before they start."""
+"""The notebooks of a recipe's method run in order by papermill; what is wrong is said before they start."""
 
 import logging
 import os
@@ -11,16 +11,16 @@ from tempfile import TemporaryDirectory
 
 import nbformat
 
+from workbench.methods import ALL
 from workbench.notebook.display import HEADLESS
-from workbench.notebook.session import metrics_path, record_status, run_in_words
+from workbench.notebook.session import metrics_path, record_status
 from workbench.runs.cache import StoreError, read_json
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
 from workbench.runs.recipe_file import load_recipe
-from workbench.runs.run import NOTEBOOKS, Run, open_run
+from workbench.runs.run import Run, open_run, steps_in
 from workbench.verdict.in_words import sentence
 
-STAGES = tuple(NOTEBOOKS)
 KERNEL = "python3"
 # On a busy machine a kernel takes its time, to start and to pass on what a finished cell showed.
 PATIENCE_S = 600
@@ -53,28 +53,46 @@ def preflight(name: str) -> None:
     backends.check(recipe)
 
 
-def run_notebooks(work: Run, first: str = STAGES[0], last: str = STAGES[-1], again: bool = False) -> Path:
-    """Run the notebooks of the stages from first to last; return the report.
-
-    All of them share one Python process, emptied in between, since starting one takes as long as a small stage.
+def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
+    """Return the notebooks of the run's method from first to last.
 
     Args:
         work: The run.
-        first: Stage to begin with; earlier ones must be finished.
-        last: Stage to end with.
-        again: Move first and all later stages aside beforehand, so that they are computed again.
+        first: A notebook, or a part of its name that no other has; "" for the first one.
+        last: The same; "" for the last one.
+
+    Raises:
+        StoreError: If there is no such notebook, or first comes after last.
+    """
+    names = list(ALL[work.recipe.method].notebooks)
+    places = []
+    for option, part, otherwise in (("--from", first, 0), ("--to", last, len(names) - 1)):
+        found = [place for place, name in enumerate(names) if part in name] if part else [otherwise]
+        if len(found) != 1:
+            raise StoreError(f"{option} must be a part of one of {', '.join(names)}, got {part!r}; correct it.")
+        places += found
+    if places[0] > places[1]:
+        raise StoreError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}.")
+    return names[places[0] : places[1] + 1]
+
+
+def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
+    """Run the notebooks of the run's method from first to last; return the report.
+
+    All of them share one Python process, emptied in between, since starting one takes as long as a small step.
+
+    Args:
+        work: The run.
+        first: Notebook to begin with, as for `wanted`; its steps and all that come after are computed again.
+        last: Notebook to end with.
 
     Raises:
         NotebookFailed: If one ends with an error.
-        StoreError: If a stage before first is not finished.
+        StoreError: If a step that comes before is not finished.
     """
-    wanted = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
-    if not wanted:
-        raise StoreError(f"--from {first} comes after --to {last}; the order is {', '.join(STAGES)}.")
-    if again:
-        if STAGES.index(first):
-            work.stage(first).require(STAGES[STAGES.index(first) - 1])
-        move_aside(work, first)
+    notebooks = wanted(work, first, last)
+    if first:
+        begin_again(work, notebooks[0])
     reports = work.path / "reports"
     reports.mkdir(parents=True, exist_ok=True)
     _quieten()
@@ -82,29 +100,29 @@ def run_notebooks(work: Run, first: str = STAGES[0], last: str = STAGES[-1], aga
         kernel = _kernel(Path(folder))
         try:
             _execute_cell(kernel, PREFLIGHT.format(name=work.name))
-            for stage in wanted:
-                _run_stage(work, stage, reports, kernel)
+            for name in notebooks:
+                _run_notebook(work, name, reports, kernel)
         finally:
             _shut_down(kernel)
     return build_report(work)
 
 
-def move_aside(work: Run, first: str) -> None:
-    """Move the stage and all later ones aside, and with the evaluation the verdict it gave."""
-    for name in STAGES[STAGES.index(first) :]:
-        stage = work.stage(name)
-        if stage.path.exists():
-            verdict = work.path / "verdict.json"
-            if name == "evaluation" and verdict.exists():
-                verdict.rename(stage.path / "verdict.json")
-            stage.move_aside()
+def begin_again(work: Run, first: str) -> None:
+    """Move the steps of a notebook and of later ones aside, and with them the verdict; earlier ones must be there."""
+    names = list(ALL[work.recipe.method].notebooks)
+    for name in names[: names.index(first)]:
+        for step in steps_in(name):
+            work.result(step)
+    (work.path / "verdict.json").unlink(missing_ok=True)
+    for name in names[names.index(first) :]:
+        for step in steps_in(name):
+            work.again(step)
 
 
-def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
+def _run_notebook(work: Run, name: str, reports: Path, kernel) -> None:
     """Execute one notebook and print a line about it."""
     import papermill
 
-    name = NOTEBOOKS[stage]
     began = time.monotonic()
     _execute_cell(kernel, EMPTY)
     try:
@@ -127,7 +145,8 @@ def _run_stage(work: Run, stage: str, reports: Path, kernel) -> None:
         said = " ".join(str(error.evalue).split())
         record_status(metrics_path(work), name, {"status": "failed", "error": said})
         raise NotebookFailed(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
-    print(f"{name:<22} {time.monotonic() - began:4.0f} s   {run_in_words(work, stage)}", flush=True)
+    counts = [f"{n:,} {what}" for step in steps_in(name) for what, n in list(work.counts(step).items())[:1]]
+    print(f"{name:<22} {time.monotonic() - began:4.0f} s   {', '.join(counts)}", flush=True)
 
 
 def _kernel(folder: Path):
@@ -192,7 +211,7 @@ def build_report(work: Run) -> Path:
     from workbench.report.page import build
 
     reports = work.path / "reports"
-    executed = [path for name in NOTEBOOKS.values() if (path := reports / f"{name}.ipynb").is_file()]
+    executed = [path for name in ALL[work.recipe.method].notebooks if (path := reports / f"{name}.ipynb").is_file()]
     title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
     return build(executed, reports / "report.html", title, verdict_in_words(work))
 

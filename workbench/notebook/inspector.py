@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from traitlets import Bool, Enum, HasTraits, Int, Unicode, observe
 
 from workbench import figures
-from workbench.loop.pairs import build_pairs
 from workbench.loop.reviews import PAST, Event, Key, ReviewError, Reviews, describe, key_of, review_of, standing
 from workbench.notebook.display import TABLE_STYLE, is_headless, say, show
 from workbench.notebook.pair_view import FILTERS, LEFT, NOTED, OPEN, SORTS, Evidence, Lookup, columns, word_differences
@@ -86,10 +85,9 @@ class Inspector(HasTraits):
 
     @classmethod
     def of_run(cls, work: Run, reviewer: str = "") -> "Inspector":
-        """Return the inspector of a run that has been probed; alignment need not have begun."""
-        evidence, tasks = Evidence.of_run(work), load_tasks(work.recipe)
-        pairs, counted = _aligned_pairs(work) or build_pairs(work.recipe, tasks, *evidence[:4])
-        return cls(pairs, Reviews.of_run(work, reviewer), evidence, work.recipe, tasks, counted)
+        """Return the inspector of a run whose pairs are formed; alignment need not have begun."""
+        evidence, reviews = Evidence.of_run(work), Reviews.of_run(work, reviewer)
+        return cls(work.read("pairs"), reviews, evidence, work.recipe, load_tasks(work.recipe), work.counts("pairs"))
 
     def __repr__(self) -> str:
         return f"Inspector: {self.facts()}"
@@ -385,17 +383,7 @@ def inspect(work: Run, reviewer: str = "") -> Inspector:
     """Return the pair inspector of a run; `show` puts it on the page.
 
     Args:
-        work: A run that has been probed.
+        work: A run whose pairs are formed.
         reviewer: A name to keep with each review; none is asked for.
     """
     return Inspector.of_run(work, reviewer)
-
-
-def _aligned_pairs(work: Run) -> tuple[pd.DataFrame, dict[str, int]] | None:
-    """Return the pairs that the alignment stored, and its counts, where these are the signal's own: that is quicker."""
-    stage = work.stage("alignment")
-    manifest = stage.manifest
-    built_from = {name: work.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
-    if not manifest or "reviews" in manifest["files"] or not built_from.items() <= manifest["parents"].items():
-        return None
-    return stage.read("pairs"), manifest["counts"]

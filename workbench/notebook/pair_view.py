@@ -13,7 +13,9 @@ import pandas as pd
 from rapidfuzz.distance import Indel
 from scipy import stats
 
+from workbench.runs import schemas
 from workbench.runs.run import Run
+from workbench.signals.one_shot import SIGNAL
 from workbench.verdict.intervals import wilson
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -41,10 +43,9 @@ class Evidence(NamedTuple):
         Raises:
             StoreError: If it has not, naming the notebook and the command that do it.
         """
-        alignment = run.stage("alignment")
-        drafting, probing = alignment.require("drafting"), alignment.require("probing")
-        frames = [probing.read(name) for name in ("signals", "probes", "preference_set")]
-        return cls(drafting.read("questions"), drafting.read("drafts"), *frames)
+        frames = [run.read(name) for name in ("questions", "drafts", "signals")]
+        probes = run.read("probes") if run.has("probes") else schemas.build([], "probes")
+        return cls(*frames, probes, run.read("preference_set"))
 
 
 class Heat(NamedTuple):
@@ -128,7 +129,7 @@ def _pieces(text: str, differs: np.ndarray) -> list[tuple[bool, str]]:
 
 def interval(signal: Mapping) -> tuple[float, float]:
     """Return the 95 % interval of a signal's value: Wilson's for a rationale's share, else by the standard error."""
-    if signal["signal"] == "icl" and signal["item_kind"] == "rationale":
+    if signal["signal"] == SIGNAL and signal["item_kind"] == "rationale":
         return wilson(signal["value"], signal["n"])
     half = stats.norm.ppf(0.975) * signal["stderr"]
     return float(signal["value"] - half), float(signal["value"] + half)

@@ -6,28 +6,32 @@ import os
 from collections.abc import Iterable, Mapping
 
 from workbench import figures
-from workbench.notebook.display import HEADLESS, is_headless, say
+from workbench.loop.reviews import newer_than_alignment
+from workbench.methods import FIRST_RECIPE
+from workbench.notebook.display import HEADLESS, is_headless, say, watching
 from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
 from workbench.runs.recipe import Recipe, canonical_json
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Run, open_run
 
 INJECTED = "# Parameters"
-FIRST_RECIPE = "arte-demo"
 
 
 class ParameterError(ValueError):
     """A notebook was given a parameter it does not have, or a value of the wrong kind."""
 
 
-def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None) -> Run:
+def start(
+    run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None, first: str = FIRST_RECIPE
+) -> Run:
     """Check a notebook's parameters and open its run, or begin it.
 
     Args:
         run: Name of the run, a folder under data/runs.
-        recipe: Name or path; empty means the run's own, or arte-demo when the run is new.
+        recipe: Name or path; empty means the run's own, or the first one when the run is new.
         overrides: For example "alignment.beta=0.05; seeds=[0, 1, 2]"; values are read as YAML.
         given: The notebook's globals(), to refuse what papermill injected and the notebook does not know.
+        first: The recipe of a new run, where none is named.
 
     Raises:
         ParameterError: If a parameter is unknown or of the wrong type.
@@ -41,9 +45,12 @@ def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None
     stored = runs_folder() / run / "recipe.yaml"
     if not recipe and stored.is_file():
         recipe = str(stored)
-    opened = open_run(run, load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides)))
+    opened = open_run(run, load_recipe(recipe or first, parse_overrides(overrides)))
     _make_ready()
+    opened.watching = watching
     say(f"{opened}.")
+    if newer := newer_than_alignment(opened):
+        say(newer)
     return opened
 
 
@@ -52,7 +59,7 @@ def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
 
     Args:
         given: The notebook's globals().
-        recipe: Name or path; empty means arte-demo.
+        recipe: Name or path; empty means the first one.
         overrides: As for `start`.
     """
     check_parameters(given)
@@ -151,9 +158,3 @@ def record_status(path, notebook: str, values: Mapping) -> None:
 
 def _plain(value):
     return value.item() if hasattr(value, "item") else value
-
-
-def run_in_words(work: Run, stage: str) -> str:
-    """Return what a finished stage counted, in one line."""
-    counts = work.stage(stage).manifest.get("counts", {})
-    return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or "nothing"

@@ -11,20 +11,20 @@ from traitlets import Any, HasTraits
 
 from workbench import figures
 from workbench.loop.arms import aligned_arms
-from workbench.models.trl import DONE, student_folder, teacher_folder
+from workbench.methods import ALL
+from workbench.models.trl import DONE, model_folder
 from workbench.notebook.display import is_headless, show
 from workbench.notebook.session import metrics_path
-from workbench.report.cost_estimate import n_items
 from workbench.report.summary import model_names
 from workbench.runs import progress
 from workbench.runs.cache import StoreError, read_json
-from workbench.runs.run import NOTEBOOKS, Run, Stage, open_run
+from workbench.runs.run import NEXT, SUPERSEDED, Run, Step, notebook_of, open_run, steps_in
 
 SILENT_S = 60  # from then on silence is worth a word, though the process is there
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_POINTS = 40
 REFRESH_S = 2.0
-COLUMNS = ["stage", "state", "items", "rate", "time left", "tokens", "seconds"]
+COLUMNS = ["step", "state", "items", "rate", "time left", "tokens", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Now:
     """What a run is doing.
 
     Attributes:
-        state: "not begun", "working", "silent", "gone", "stopped", "between stages" or "finished".
+        state: "not begun", "working", "silent", "gone", "stopped", "between steps" or "finished".
         said: That in a sentence, with what to do where something is to be done.
-        stages: One row a stage; columns as in COLUMNS.
-        doing: What each process of the present stage is at.
+        steps: One row a step; columns as in COLUMNS.
+        doing: What each process of the present step is at.
         texts: The last texts that were written, oldest first; a model wrote them.
         curve: Training so far, as the schema curve describes it.
     """
@@ -43,14 +43,14 @@ class Now:
     run: str
     state: str
     said: str
-    stages: pd.DataFrame = field(repr=False)
+    steps: pd.DataFrame = field(repr=False)
     doing: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     curve: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def in_words(self) -> str:
         """Return all of it as plain text for a terminal, what models wrote without control characters."""
-        lines = [f"Run {self.run}: {self.said}", "", self.stages.to_string(index=False)]
+        lines = [f"Run {self.run}: {self.said}", "", self.steps.to_string(index=False)]
         lines += [f"  {visible(what, 110)}" for what in self.doing]
         if len(self.curve):
             lines += ["", *spark_lines(self.curve)]
@@ -65,7 +65,7 @@ class Now:
         last = f"<p>Last written:</p><ul>{texts}</ul>" if texts else ""
         return (
             f'<div role="status"><p><strong>Run {html.escape(self.run)}:</strong> {html.escape(self.said)}</p>'
-            f"{figures.table(self.stages)}<ul>{doing}</ul>{last}</div>"
+            f"{figures.table(self.steps)}<ul>{doing}</ul>{last}</div>"
         )
 
 
@@ -100,57 +100,65 @@ def look(run: Run, at: float | None = None) -> Now:
         at: The time to take as now, in seconds since 1970.
     """
     at = time.time() if at is None else at
-    stage, signs = _present(run)
-    state, said = _state(run, stage, signs, at)
+    step, signs = _present(run)
+    state, said = _state(run, step, signs, at)
     busy = [sign for sign in signs if not sign["main"]] or signs
+    named = list(dict.fromkeys([*expected_steps(run), *run.steps(), *([step] if step else [])]))
     return Now(
         run.name,
         state,
         said,
-        pd.DataFrame([_row(run.stage(name), stage, signs, state, at) for name in NOTEBOOKS], columns=COLUMNS),
+        pd.DataFrame([_row(run, name, step, signs, state, at) for name in named], columns=COLUMNS),
         tuple(_doing(sign) for sign in busy) if state in ("working", "silent") else (),
         tuple([text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]][-3:]),
-        _curve(run, stage, signs),
+        _curve(run, step, signs),
     )
 
 
-def _present(run: Run) -> tuple[Stage | None, list[dict]]:
-    """Return the stage that gave signs last and did not finish, with its signs."""
-    found = [(run.stage(name), progress.read(run.path / name)) for name in NOTEBOOKS]
-    alive = [(stage, signs) for stage, signs in found if signs]
-    return max(alive, key=lambda pair: max(sign["at"] for sign in pair[1]), default=(None, []))
+def expected_steps(run: Run) -> list[str]:
+    """Return the steps of the run's method, in the order of its notebooks."""
+    return [step for notebook in ALL[run.recipe.method].notebooks for step in steps_in(notebook)]
 
 
-def _state(run: Run, stage: Stage | None, signs: list[dict], at: float) -> tuple[str, str]:
-    done = [name for name in NOTEBOOKS if _is_finished(run.path / name)]
-    if stage is None:
-        if len(done) == len(NOTEBOOKS):
-            return "finished", "all stages are finished."
-        following = next(name for name in NOTEBOOKS if name not in done)
-        if not done:
-            return "not begun", f"no stage has been begun; begin with: {_command(run)}"
-        return "between stages", f"{done[-1]} is finished, {following} has not begun; to go on: {_command(run)}"
+def _present(run: Run) -> tuple[str, list[dict]]:
+    """Return the step that gave signs last and did not finish, "" for none, with its signs."""
+    alive = {}
+    for folder in run.path.rglob(progress.FOLDER):
+        name = folder.parent.relative_to(run.path).as_posix()
+        if SUPERSEDED not in name and (signs := progress.read(folder.parent)):
+            alive[name.removesuffix(NEXT)] = signs
+    return max(alive.items(), key=lambda named: max(sign["at"] for sign in named[1]), default=("", []))
+
+
+def _state(run: Run, step: str, signs: list[dict], at: float) -> tuple[str, str]:
+    expected = expected_steps(run)
+    if not step:
+        missing = [name for name in expected if not run.has(name)]
+        if not missing:
+            return "finished", "all steps are finished."
+        if not run.steps():
+            return "not begun", f"no step has been begun; begin with: {_command(run)}"
+        return "between steps", f"{run.steps()[-1]} is finished, {missing[0]} has not begun; to go on: {_command(run)}"
     main, age = signs[0], max(0.0, at - max(sign["at"] for sign in signs))
-    if reason := main["stopped"] or _failure(run, stage, main["began"]):
-        return "stopped", f"{stage.name} was stopped ({visible(reason, 300)}). {_go_on(run)}"
+    if reason := main["stopped"] or _failure(run, step, main["began"]):
+        return "stopped", f"{step} was stopped ({visible(reason, 300)}). {_go_on(run)}"
     there = progress.is_there(main)
     if there is False:
         return "gone", (
-            f"no sign of life for {age:.0f} s: process {main['pid']}, which computed {stage.name}, is gone. "
-            f"{_go_on(run)}"
+            f"no sign of life for {age:.0f} s: process {main['pid']}, which computed {step}, is gone. {_go_on(run)}"
         )
     if age > SILENT_S:
         where = f"process {main['pid']} is still there" if there else f"its machine, {main['host']}, may know more"
         why = "a long batch, a model being loaded, or a cell that was stopped"
-        return "silent", f"no sign of life of {stage.name} for {age:.0f} s, though {where}: {why}."
-    return "working", f"{stage.name} is being computed; last sign of life {age:.0f} s ago."
+        return "silent", f"no sign of life of {step} for {age:.0f} s, though {where}: {why}."
+    return "working", f"{step} is being computed; last sign of life {age:.0f} s ago."
 
 
-def _failure(run: Run, stage: Stage, since: float) -> str:
-    """Return why the stage's notebook failed, if that was after the stage was begun."""
+def _failure(run: Run, step: str, since: float) -> str:
+    """Return why the step's notebook failed, if that was after the step was begun."""
     path = Path(metrics_path(run))
     try:
-        entry = read_json(path).get(NOTEBOOKS[stage.name], {})
+        entry = read_json(path).get(notebook_of(step), {})
         return entry.get("error", "") if entry.get("status") == "failed" and path.stat().st_mtime >= since else ""
     except (StoreError, OSError):
         return ""
@@ -164,46 +172,32 @@ def _command(run: Run) -> str:
     return f"workbench run {run.path / 'recipe.yaml'} --name {run.name}"
 
 
-def _is_finished(stage: Path) -> bool:
-    return (stage / "manifest.json").is_file()
-
-
-def _row(stage: Stage, present: Stage | None, signs: list[dict], state: str, at: float) -> dict:
-    row = dict.fromkeys(COLUMNS, "") | {"stage": stage.name, "state": "not begun"}
-    if present is not None and stage.name == present.name:
-        return row | {"state": state} | _progress(stage, signs, state, at)
-    if _is_finished(stage.path):
-        made = stage.manifest
+def _row(run: Run, name: str, present: str, signs: list[dict], state: str, at: float) -> dict:
+    row = dict.fromkeys(COLUMNS, "") | {"step": name, "state": "not begun"}
+    if name == present:
+        return row | {"state": state} | _progress(signs, state, at)
+    if made := run.manifest(name):
         counts = [f"{n:,} {what}" for what, n in made["counts"].items()][:1]
-        return row | {
-            "state": "finished",
-            "items": ", ".join(counts),
-            "tokens": f"{made['tokens']:,}",
-            "seconds": f"{made['seconds']:.0f}",
-        }
+        done = {"items": ", ".join(counts), "tokens": f"{made['tokens']:,}", "seconds": f"{made['seconds']:.0f}"}
+        return row | {"state": "finished"} | done
     return row
 
 
-def _progress(stage: Stage, signs: list[dict], state: str, at: float) -> dict:
-    """Return how far a stage is: items where it records them, else jobs."""
-    main, total = signs[0], n_items(stage.run.recipe, stage.name)
+def _progress(signs: list[dict], state: str, at: float) -> dict:
+    """Return how far a step is: jobs done, those half done counted as halves, and items recorded."""
+    main = signs[0]
     items, fresh, tokens = (sum(sign[key] for sign in signs) for key in ("items", "fresh", "tokens"))
     last = max(sign["at"] for sign in signs)
     spent = max((at if state == "working" else last) - main["began"], 1e-9)
-    found = {"seconds": f"{spent:.0f}", "tokens": f"{tokens:,}" if tokens else ""}
+    shown = {"seconds": f"{spent:.0f}", "tokens": f"{tokens:,}" if tokens else ""}
     n_done, n_jobs = main["jobs"]
     parts = sum(step / of for step, of in (sign["steps"] for sign in signs) if step < of)
-    if total and items:
-        found |= {"items": f"{items:,} of about {total:,}", "rate": f"{fresh / spent:.1f} a second"}
-        share = (total - items) / fresh if fresh and items < total else None
-    else:
-        found["items"] = f"{n_done} of {n_jobs} jobs" if n_jobs else ""
-        # Models that are half trained count as halves.
-        so_far = min(n_done + parts, n_jobs)
-        share = (n_jobs - so_far) / so_far if so_far else None
-    if share is not None and state == "working":
-        found["time left"] = f"about {share * spent:.0f} s"
-    return found
+    shown["items"] = ", ".join([f"{n_done} of {n_jobs} jobs"] * bool(n_jobs) + [f"{items:,} items"] * bool(items))
+    shown["rate"] = f"{fresh / spent:.1f} a second" if fresh else ""
+    so_far = min(n_done + parts, n_jobs)
+    if so_far and state == "working":
+        shown["time left"] = f"about {(n_jobs - so_far) / so_far * spent:.0f} s"
+    return shown
 
 
 def _doing(sign: dict) -> str:
@@ -212,28 +206,25 @@ def _doing(sign: dict) -> str:
     return f"{sign['what'] or 'starting'}{jobs}{f', step {step} of {total}' if total else ''}"
 
 
-def _curve(run: Run, stage: Stage | None, signs: list[dict]) -> pd.DataFrame:
-    """Return the curves of a stage's models, finished ones and those in training; the last stage's when none is on."""
-    recipe, rows = run.recipe, []
-    name = stage.name if stage else next((n for n in ("training", "alignment") if _is_finished(run.path / n)), "")
-    if name == "alignment":
-        labels = [(arm, student, recipe.seeds[0]) for student in recipe.models.students for arm in aligned_arms(recipe)]
-        folders = [teacher_folder(run.path / name, student, arm) for arm, student, _ in labels]
-    elif name == "training":
-        labels = [
-            (arm, student, seed)
-            for student in recipe.models.students
-            for arm in recipe.trained_arms(student)
-            for seed in recipe.seeds
-        ]
-        folders = [student_folder(run.path / name, student, arm, seed) for arm, student, seed in labels]
+def _curve(run: Run, step: str, signs: list[dict]) -> pd.DataFrame:
+    """Return the curves of a step's models, finished ones and those in training; the last step's when none is on."""
+    recipe = run.recipe
+    name = step or next((one for one in ("students", "teachers") if run.has(one)), "")
+    if name == "teachers":
+        stage, keys = "alignment", [(s, arm) for s in recipe.models.students for arm in aligned_arms(recipe)]
+    elif name == "students":
+        arms = {student: recipe.trained_arms(student) for student in recipe.models.students}
+        stage, keys = "training", [(s, arm, seed) for s in arms for arm in arms[s] for seed in recipe.seeds]
     else:
         return pd.DataFrame()
     live = {model: points for sign in signs for model, points in sign["curve"].items()}
-    for (arm, student, seed), folder in zip(labels, folders, strict=True):
+    rows = []
+    for student, arm, *seed in keys:
+        folder = Step(run, name).folder if step else run.path / name
+        folder = folder / model_folder(student, arm, *seed)
+        known = {"stage": stage, "arm": arm, "student": student, "seed": (seed or recipe.seeds)[0]}
         points = _points(folder) or live.get(folder.name, [])
-        known = {"stage": name, "arm": arm, "student": student, "seed": seed}
-        rows += [known | {"step": step, "metric": metric, "value": value} for step, metric, value in points]
+        rows += [known | {"step": at, "metric": metric, "value": value} for at, metric, value in points]
     return pd.DataFrame(rows)
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 from traitlets import Float, HasTraits, Int, TraitError, Unicode, validate
 
-from workbench.loop.pairs import build_pairs
+from workbench.loop.pairs import DECIDED, build_pairs
+from workbench.methods import ALL
 from workbench.notebook.pair_view import Evidence
 from workbench.runs.recipe import Pairs, Recipe
 from workbench.tasks.task import Task
 
 SETTINGS = ("min_gap", "min_probability", "quantile", "n_question_pairs")
-DECIDED = 0.9
 BINS = np.linspace(0.5, 1.0, 11)
-RIGHT_ANSWERS, FIRST_HALF, OTHER_HALF = "right answers", "icl, first half", "icl, other half"
+RIGHT_ANSWERS, FIRST_HALF, OTHER_HALF = "right answers", "one_shot, first half", "one_shot, other half"
 
 
 class WhatIf(HasTraits):
@@ -78,20 +78,21 @@ class WhatIf(HasTraits):
         key = (signal, quantile, n_question_pairs)
         if key not in self._built:
             rule = Pairs(quantile=quantile, n_question_pairs=n_question_pairs)
-            recipe = self.recipe.model_copy(update={"pairs": rule})
             questions, drafts, _, probes, _ = self.evidence
-            self._built[key], _ = build_pairs(recipe, self.tasks, questions, drafts, self._scores(signal), probes)
+            frames, rules = (questions, drafts, self._scores(signal), probes), ALL[self.recipe.method].pair_rules
+            self._built[key] = build_pairs(rules, self.tasks, *frames, rule, self.recipe.seeds[0])
         return self._built[key]
 
     def _scores(self, signal: str) -> pd.DataFrame:
         """Return the frame of signals of that name; some are worked out from other frames."""
         drafts, signals, probes = self.evidence.drafts, self.evidence.signals, self.evidence.probes
         if signal in (FIRST_HALF, OTHER_HALF):
-            from workbench.signals import one_shot  # brings torch, which looking at pairs does not need
+            from workbench.models.start import students_of  # brings torch, which looking at pairs does not need
+            from workbench.signals import one_shot
 
             items = sorted(probes["item_id"].unique())[signal == OTHER_HALF :: 2]
-            fps = dict(zip(signals["student"], signals["student_fp"], strict=True))
-            return one_shot.score(probes[probes["item_id"].isin(items)], drafts, fps, "half")
+            own = probes[probes["item_id"].isin(items)]
+            return one_shot.share_right(own, drafts, students_of(self.recipe))
         if signal == RIGHT_ANSWERS:
             checked = drafts[drafts["gold"] != ""]
             right = dict(zip(checked["draft_id"], checked["correct"].astype(float), strict=True))

@@ -10,18 +10,17 @@ from typing import NamedTuple
 import pandas as pd
 from safetensors import safe_open
 
+from workbench.methods import ALL
+from workbench.methods.base import Amounts
 from workbench.runs.recipe import ALIGNED_ARMS, Recipe, project_root
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.workers import n_processes
 
 JUDGED = "answers of the judge"
-N_TECHNIQUES = 4  # rationales per draft question
 SPARE = 1.25  # calls for questions, for each question kept
 # Tokens of a question and of what frames it; completions are taken to use this part of max_new_tokens.
 QUESTION_TOKENS = {"pocket": 45, "real": 90}
 COMPLETION_PART = {"pocket": 0.25, "real": 0.5}
-# How often the reference set is read for a draft, by how influence is measured; a screen takes some steps itself.
-READ_AGAIN = {"exact": 1.0, "first_order": 0.0, "screen": 0.4}
 # One CPU core with pocket models, as measured: generated, read and trained tokens a second, for a million parameters.
 CPU_RATES = {"new": 6_700.0, "read": 22_000.0, "trained": 7_800.0}
 # One GPU of 312 TFLOP/s (A100) in bfloat16: the part of that which generating, reading and training reach.
@@ -96,11 +95,6 @@ def estimate(recipe: Recipe, measured: Mapping[str, Throughput] | None = None) -
     return frame
 
 
-def n_items(recipe: Recipe, stage: str) -> int:
-    """Return about how many items a stage records; 0 for training, which records none."""
-    return int(sum(row.get("generations", 0) for row in WORK[stage](CostModel(recipe))))
-
-
 def _sizes(recipe: Recipe) -> tuple[int, int, int, int]:
     """Return the numbers of tasks, students and seeds, and the tokens of a question."""
     tokens = QUESTION_TOKENS[recipe.profile]
@@ -120,36 +114,28 @@ def _row(stage: str, work: str, model: str, generations: float = 0, prompt: floa
 
 
 def _questions(recipe: Recipe, stage: str, n_wanted: int, n_sets: int) -> dict:
-    per_call, shown = recipe.drafting.questions_per_call, _shown(recipe)
+    per_call, shown = recipe.drafting.questions_per_call, _amounts(recipe).shown
     tokens = _sizes(recipe)[3]
     calls = max(1, n_wanted / per_call * SPARE) * n_sets
     return _row(stage, "questions", recipe.models.teacher, calls, (shown + 1) * tokens, per_call * tokens)
 
 
-def _shown(recipe: Recipe) -> int:
-    """Return how many questions a prompt for new ones shows."""
-    if recipe.method == "montessori":
-        return recipe.synthesis.n_seeds + recipe.synthesis.n_own
-    return recipe.drafting.n_seed_questions
-
-
-def _n_rationales(recipe: Recipe) -> int:
-    """Return how many rationales a draft question gets."""
-    return recipe.synthesis.n_responses if recipe.method == "montessori" else N_TECHNIQUES
+def _amounts(recipe: Recipe) -> Amounts:
+    return ALL[recipe.method].plan(recipe)
 
 
 def _drafting(basis: CostModel) -> list[dict]:
-    recipe = basis.recipe
+    recipe, amounts = basis.recipe, _amounts(basis.recipe)
     n_tasks, _, _, tokens = _sizes(recipe)
     n, new = recipe.drafting.n_questions, basis.written(recipe.models.teacher, recipe.drafting.max_new_tokens)
     return [
         _questions(recipe, "drafting", n, n_tasks),
-        _row("drafting", "rationales", recipe.models.teacher, n * _n_rationales(recipe) * n_tasks, 2 * tokens, new),
+        _row("drafting", "rationales", recipe.models.teacher, n * amounts.rationales * n_tasks, 2 * tokens, new),
     ]
 
 
 def _probing(basis: CostModel) -> list[dict]:
-    recipe = basis.recipe
+    recipe, amounts = basis.recipe, _amounts(basis.recipe)
     n_tasks, _, _, tokens = _sizes(recipe)
     settings, longest = recipe.preference_set, recipe.evaluation.max_new_tokens
     rows = []
@@ -159,51 +145,37 @@ def _probing(basis: CostModel) -> list[dict]:
             new = basis.written(model, longest)
             shown = sum(settings.shots) / len(settings.shots) * (tokens + new)
             rows.append(_row("probing", "answers for the preference set", model, asked, 2 * tokens + shown, new))
-    if recipe.method == "montessori":
-        return [*rows, *_influence(basis)]
-    drafts = recipe.drafting.n_questions * N_TECHNIQUES * n_tasks
-    for model in recipe.models.students.values():
+    for model in recipe.models.students.values() if amounts.probes else []:
         new = basis.written(model, longest)
-        rows.append(_row("probing", "one-shot probes", model, drafts * settings.n_items, 3 * tokens + new, new))
-    return rows
+        rows.append(_row("probing", "one-shot probes", model, amounts.probes * n_tasks, 3 * tokens + new, new))
+    return [*rows, *(_steps_on_drafts(basis, amounts) if amounts.scored else [])]
 
 
-def _influence(basis: CostModel) -> list[dict]:
+def _steps_on_drafts(basis: CostModel, amounts: Amounts) -> list[dict]:
     """Return the work of reference answers, warm-up and one step a draft, after each of which the reference is read."""
-    recipe, settings = basis.recipe, basis.recipe.influence
+    recipe, rows = basis.recipe, []
     n_tasks, _, _, tokens = _sizes(recipe)
-    n_reference, rows = recipe.preference_set.n_items * n_tasks, []
-    n_scored = (recipe.drafting.n_questions - settings.n_warm_up) * n_tasks * recipe.synthesis.n_responses
+    n_reference, n_scored = amounts.reference * n_tasks, amounts.scored * n_tasks
     for name, model in recipe.models.students.items():
         text = 2 * tokens + basis.written(recipe.models.teacher, recipe.drafting.max_new_tokens)
-        if settings.reference != "target":
-            writer = model if settings.reference == "student" else recipe.models.teacher
+        if amounts.reference_by:
+            writer = model if amounts.reference_by == "student" else recipe.models.teacher
             new = basis.written(writer, recipe.evaluation.max_new_tokens)
-            asked = n_reference * settings.n_tries
+            asked = n_reference * amounts.tries
             rows.append(_row("probing", f"reference answers for {name}", writer, asked, 2 * tokens, new))
-        read = n_reference * text * READ_AGAIN[settings.way]
-        steps = _row("probing", f"influence on {name}, {settings.way}", model, n_scored, read)
-        rows.append(steps | {"trained": round(n_scored * text + settings.n_steps * settings.batch_size * text)})
+        steps = _row("probing", f"influence on {name}", model, n_scored, n_reference * text * amounts.reads)
+        rows.append(steps | {"trained": round((n_scored + amounts.warm_up_texts) * text)})
     return rows
-
-
-def _n_pairs(recipe: Recipe) -> float:
-    """Return about how many pairs a student's signals of one task form."""
-    n_questions = recipe.drafting.n_questions
-    if recipe.method == "montessori":
-        # With signs as by a coin, n siblings form n (n - 1) / 4 pairs.
-        return (n_questions - recipe.influence.n_warm_up) * (recipe.synthesis.n_siblings - 1) / 4
-    return n_questions + min(recipe.pairs.n_question_pairs, int(n_questions * recipe.pairs.quantile))
 
 
 def _alignment(basis: CostModel) -> list[dict]:
-    recipe = basis.recipe
+    recipe, amounts = basis.recipe, _amounts(basis.recipe)
     n_tasks, n_students, n_seeds, tokens = _sizes(recipe)
     teacher = recipe.models.teacher
     new = basis.written(teacher, recipe.tailoring.max_new_tokens)
     aligned = [arm for arm in recipe.evaluation.arms if arm in ALIGNED_ARMS]
-    n_pairs = _n_pairs(recipe) * n_tasks * n_students
-    side = (_shown(recipe) + 1) * tokens if recipe.method == "montessori" else 2 * tokens + new
+    n_pairs = amounts.pairs * n_tasks * n_students
+    side = (amounts.shown + 1) * tokens if amounts.side == "question" else 2 * tokens + new
     rows = [
         {
             "stage": "alignment",

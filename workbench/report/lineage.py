@@ -2,19 +2,19 @@
 
 import pandas as pd
 
-from workbench.loop.arms import aligned_arms, pairs_of_arm
+from workbench.loop.arms import aligned_arms
 from workbench.loop.reviews import PAST
 from workbench.runs.cache import StoreError
-from workbench.runs.recipe import BY_TRAINING_LOSS, DRAFT_ARMS
+from workbench.runs.recipe import DRAFT_ARMS
 from workbench.runs.run import Run
 
 SHOWN = 3  # of many alike, such as the pairs behind one teacher
 KINDS = {
-    "row_id": ("training", "rows", "training row"),
-    "example_id": ("alignment", "examples", "example"),
-    "pair_id": ("alignment", "pairs", "pair"),
-    "draft_id": ("drafting", "drafts", "draft"),
-    "question_id": ("drafting", "questions", "draft question"),
+    "row_id": ("rows", "training row"),
+    "example_id": ("examples", "example"),
+    "pair_id": ("pairs", "pair"),
+    "draft_id": ("drafts", "draft"),
+    "question_id": ("questions", "draft question"),
 }
 
 
@@ -33,12 +33,12 @@ def lineage(work: Run, wanted: str) -> str:
     """
     found = [
         (kind, row)
-        for kind, (stage, name, _) in KINDS.items()
-        if work.stage(stage).manifest
-        for row in _starting_with(work.stage(stage).read(name), kind, wanted)
+        for kind, (step, _) in KINDS.items()
+        if work.has(step)
+        for row in _starting_with(work.read(step), kind, wanted)
     ]
     if not found:
-        kinds = ", ".join(words for _, _, words in KINDS.values())
+        kinds = ", ".join(words for _, words in KINDS.values())
         raise StoreError(
             f"Run {work.name} has nothing of the id {wanted!r}; give the id of a {kinds}, as its tables show it."
         )
@@ -92,7 +92,7 @@ def _example(work: Run, example: dict, depth: int, of: str = "") -> list[str]:
         _line(depth, f"   rationale {_text(example['rationale'])}").replace("<-", "  "),
     ]
     if not depth:
-        rows = work.read("rows") if work.stage("training").manifest else None
+        rows = work.read("rows") if work.has("rows") else None
         if rows is not None:
             own = rows[rows["example_id"] == example["example_id"]]
             lines += [
@@ -108,9 +108,8 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
         return [_line(depth, f"teacher {original}, as it was, asked with the plain prompt")]
     if arm in DRAFT_ARMS:
         return [_line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
-    name = "pairs_by_loss" if arm == BY_TRAINING_LOSS else "pairs"
-    pairs = pairs_of_arm(work.recipe, work.stage("alignment").read(name), arm)
-    own = pairs[pairs["student"] == student]
+    pairs = work.read("teachers", "pairs_used")
+    own = pairs[(pairs["student"] == student) & (pairs["arm"] == arm)]
     here = own[own["task"] == example["task"]]
     lines = [
         _line(depth, f"teacher {original}, aligned by DPO to {len(own)} pairs of {student} ({arm})"),
@@ -133,26 +132,21 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
         lines.append(_line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
         if not brief:
             lines.append("   " * (depth + 2) + _text(pair[side]))
-        if pair["kind"] == "rationale" or work.recipe.method == "montessori":
+        # The score of a question is in its rationales' probes; that of an influence is one of its own.
+        if pair["kind"] == "rationale" or not work.has("probes"):
             lines += _probes(work, one, pair["student"], depth + 2)
     if not brief:
-        pairs = work.read("pairs")
-        for arm in aligned_arms(work.recipe):
-            if arm == BY_TRAINING_LOSS:
-                continue
-            used = pairs_of_arm(work.recipe, pairs, arm)
-            own = used[used["pair_id"] == pair["pair_id"]]
-            if len(own):
-                said = "turned round" if own["flipped"].any() else "as it is"
-                lines.append(_onward(1, f"teacher of arm {arm}, {said}"))
+        used = work.read("teachers", "pairs_used") if work.has("teachers") else pd.DataFrame({"pair_id": []})
+        for own in used[used["pair_id"] == pair["pair_id"]].itertuples():
+            said = "turned round" if own.flipped else "as it is"
+            lines.append(_onward(1, f"teacher of arm {own.arm}, {said}"))
     return lines
 
 
 def _review(work: Run, pair_id: str) -> str:
-    alignment = work.stage("alignment")
-    if "reviews" not in alignment.manifest.get("files", {}):
+    if not work.has("reviewed"):
         return ""
-    used = alignment.read("reviews").set_index("pair_id")["review"]
+    used = work.read("reviewed", "reviews").set_index("pair_id")["review"]
     return f", {PAST[used[pair_id]]} by review" if pair_id in used.index else ""
 
 
@@ -163,17 +157,16 @@ def _technique(work: Run, draft_id: str) -> str:
 
 def _probes(work: Run, draft_id: str, student: str, depth: int) -> list[str]:
     """Say how a student did with a draft as its demonstration."""
-    probing = work.stage("probing")
-    if not probing.manifest:
+    if not work.has("signals"):
         return []
-    signals, probes = probing.read("signals"), probing.read("probes")
+    signals, probes = work.read("signals"), work.read("probes") if work.has("probes") else None
     lines = []
     for signal in signals[signals["draft_id"] == draft_id].to_dict("records"):
         who = f"student {signal['student']} ({signal['student_fp'][:8]})"
         if student not in ("", signal["student"]):
             continue
-        if signal["signal"] == "influence":
-            said = f"influence {signal['value']:+.4f} ± {signal['stderr']:.4f} nats per reference token"
+        if probes is None:
+            said = f"{signal['signal']} {signal['value']:+.4f} ± {signal['stderr']:.4f}"
             lines.append(_line(depth, f"{who}: {said}"))
         else:
             own = probes[(probes["draft_id"] == draft_id) & (probes["student"] == signal["student"])]
@@ -217,18 +210,18 @@ def _question(work: Run, question: dict, depth: int) -> list[str]:
 
 
 def _teacher_fp(work: Run) -> str:
-    return work.stage("drafting").manifest.get("parents", {}).get("teacher", "")[:8]
+    return work.manifest("questions")["inputs"]["teacher"]["key"][:8]
 
 
 def _pairs_with(work: Run, wanted: str) -> list[str]:
     """Say which pairs have the draft or question on a side, and how many rows each arm made of such pairs has."""
-    if not work.stage("alignment").manifest:
+    if not work.has("pairs"):
         return [_onward(1, "no pairs yet")]
     pairs = work.read("pairs")
     own = pairs[(pairs["chosen_id"] == wanted) | (pairs["rejected_id"] == wanted)]
     if own.empty:
         return [_onward(1, "no pair: neither best nor worst of its group for any student, or its group tied")]
-    rows = work.read("rows") if work.stage("training").manifest else None
+    rows = work.read("rows") if work.has("rows") else None
     lines = []
     for pair in own.to_dict("records"):
         side = "chosen" if pair["chosen_id"] == wanted else "rejected"

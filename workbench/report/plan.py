@@ -21,9 +21,8 @@ from workbench.report.cost_estimate import (
     estimate,
     memory,
 )
-from workbench.runs.cache import read_json
 from workbench.runs.recipe import Recipe, project_root
-from workbench.runs.run import NOTEBOOKS, open_run
+from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.power import (
     ASSUMED,
@@ -36,6 +35,13 @@ from workbench.verdict.power import (
 
 # What asks a role's server, by stage or by work.
 ASKED_OF = {"teacher": ("stage", "drafting"), "student": ("stage", "probing"), "judge": ("work", JUDGED)}
+STEPS = {
+    "drafting": ("questions", "drafts", "exemplars"),
+    "probing": ("preference_set", "reference", "probes", "influences", "signals"),
+    "alignment": ("pairs", "reviewed", "teachers", "examples"),
+    "training": ("rows", "students"),
+    "evaluation": ("predictions",),
+}
 STAGE_START_S = 6.0  # processes that import torch and load models
 GPU_MEMORY = 80e9
 
@@ -142,24 +148,33 @@ def memory_here() -> dict[str, float]:
 def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[str]:
     """Return the work of each stage with its total, and beside it what a run took."""
     frame, here = estimate(recipe, measured), recipe.profile == "pocket"
-    took = read_json(open_run(run).path / "timings.json") if run else {}
+    took = _took(run) if run else {}
     columns = ["generations", "new", "trained"]
     head = f"{'Stage and work':<54}{'generations':>12}{'new tokens':>12}{'trained':>10}"
     lines = [head + f"{'time' if here else 'GPU hours':>11}" + (f"{'took':>9}" if run else "")]
-    for stage in NOTEBOOKS:
+    for stage in STEPS:
         own = frame[frame["stage"] == stage]
         seconds = own["seconds"].sum() + (STAGE_START_S if here else 0)
-        beside = f"{_time(took[stage]['seconds'], True):>9}" if stage in took else ""
+        beside = f"{_time(took[stage], True):>9}" if stage in took else ""
         lines.append(f"{stage:<54}{'':>34}{_time(seconds, here):>11}{beside}")
         for row in own.to_dict("records"):
             counts = _counts(row[name] for name in columns)
             lines.append(f"  {_short(row['work'] + ', ' + Path(row['model']).name, 50):<52}{counts}")
-    seconds = frame["seconds"].sum() + (STAGE_START_S * len(NOTEBOOKS) if here else 0)
-    beside = f"{_time(sum(stage['seconds'] for stage in took.values()), True):>9}" if took else ""
+    seconds = frame["seconds"].sum() + (STAGE_START_S * len(STEPS) if here else 0)
+    beside = f"{_time(sum(took.values()), True):>9}" if took else ""
     lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{_time(seconds, here):>11}{beside}")
     if took:
         lines.append(f"What run {run} took is less where it found items or models of other runs finished.")
     return lines
+
+
+def _took(run: str) -> dict[str, float]:
+    """Return the seconds of each stage of a run, as far as its steps are finished."""
+    work = open_run(run)
+    found = {
+        stage: [work.manifest(step)["seconds"] for step in steps if work.has(step)] for stage, steps in STEPS.items()
+    }
+    return {stage: sum(seconds) for stage, seconds in found.items() if seconds}
 
 
 def _counts(numbers: Iterable[float]) -> str:

@@ -10,12 +10,10 @@ from workbench.figures.studies import probe_validity
 from workbench.figures.style import save_png
 from workbench.figures.training import style_shift
 from workbench.figures.verdict import block_of, by_student, comparisons
-from workbench.methods.base import by_influence
 from workbench.runs.cache import read_json
 from workbench.runs.recipe import project_root
 from workbench.runs.run import Run
-from workbench.tasks.pocket_styles import STYLES
-from workbench.tasks.task import as_written, load_tasks
+from workbench.tasks.task import load_tasks
 from workbench.verdict import validity
 from workbench.verdict.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
 from workbench.verdict.evaluation import verdict_of
@@ -35,7 +33,7 @@ def planted(work: Run) -> dict[str, str]:
 
     Students without one, and those whose style no technique of this run's drafts is in, are left out.
     """
-    drafted = set(work.read("drafts")["technique"]) if work.recipe.method == "arte" else set(STYLES)
+    drafted = set(drafts_of(work)["technique"])
     cards = {
         name: read_json(project_root() / ref / "raised.json").get("raised", {})
         for name, ref in work.recipe.models.students.items()
@@ -45,10 +43,9 @@ def planted(work: Run) -> dict[str, str]:
 
 def drafts_of(work: Run) -> pd.DataFrame:
     """Return the drafts; plain responses, which no technique was asked for, are grouped by the style they are in."""
-    drafts = work.read("drafts")
-    if not by_influence(work):
+    drafts, tasks = work.read("drafts"), load_tasks(work.recipe)
+    if not drafts["technique"].str.match(r"plain(-\d+)?$").all():
         return drafts
-    tasks = as_written(work.recipe, load_tasks(work.recipe))
     styles = [tasks[one.task].style(one.rationale) or "other" for one in drafts.itertuples()]
     return drafts.assign(technique=styles)
 
@@ -175,7 +172,7 @@ def keep(run: Run, folder: Path) -> list[Path]:
     if native:
         figures["probe_roc"] = probe_roc(signals, drafts, native, models)
     student = table["student"].iloc[0]
-    if by_influence(run):
+    if run.has("influences"):
         figures["influences"] = influences(run.read("influences"), drafts, student, models)
     else:
         figures["preference_scores"] = preference_scores(signals, drafts, student, models)

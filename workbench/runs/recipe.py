@@ -1,5 +1,6 @@
 """One recipe says everything a run needs; a wrong one is refused whole, with every error and its fix."""
 
+import importlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -11,7 +12,6 @@ import yaml
 from pydantic import Field, model_validator
 
 from workbench.runs.recipe_engines import Compute, EngineChoice, Engines
-from workbench.runs.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
 from workbench.runs.recipe_parts import (
     Benchmarks,
     Count,
@@ -30,9 +30,7 @@ from workbench.runs.recipe_parts import (
     require_distinct,
 )
 
-BY_TRAINING_LOSS = "by_training_loss"  # pairs by how high the student's loss on a draft is, instead of influence
 ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
-ALIGNED_ARMS += (BY_TRAINING_LOSS,)
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
@@ -208,19 +206,17 @@ class Evaluation(Section):
 
 
 class Recipe(Section):
-    """Everything a run needs; see the sections for what each value means."""
+    """Everything a run needs; see the sections for what each value means. Methods add sections of their own."""
 
     name: Name
-    method: Literal["arte", "montessori"] = "arte"
+    method: Annotated[Name, Field(default_factory=lambda: _methods().FIRST)]
     profile: Literal["pocket", "real"]
     seeds: Annotated[list[CountOrZero], Field(min_length=2)]
     models: Models
     tasks: Tasks
     guard: Guarding = Guarding()
     drafting: Drafting
-    synthesis: OptionalSynthesis = Synthesis()
     preference_set: PreferenceSet = PreferenceSet()
-    influence: OptionalInfluence = Influence()
     pairs: Pairs = Pairs()
     alignment: Alignment
     tailoring: Tailoring
@@ -266,16 +262,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _sections_are_of_the_method(self):
-        if self.method == "montessori":
-            require_fit(self.synthesis, self.influence, self.drafting.n_questions, self.tasks.names)
-        elif given := sorted({"synthesis", "influence"} & self.model_fields_set):
-            raise ValueError(f"{given[0]} is set, but method {self.method} takes none; remove it or set method")
-        elif BY_TRAINING_LOSS in self.evaluation.arms:
-            raise ValueError(f"evaluation.arms has {BY_TRAINING_LOSS!r}, an arm of method montessori; remove it")
-        return self
-
-    @model_validator(mode="after")
     def _others_are_students(self):
         for arm in (arm for arm in self.evaluation.arms if arm.startswith(TAILORED_FOR)):
             if arm.removeprefix(TAILORED_FOR) not in self.models.students:
@@ -293,6 +279,11 @@ class Recipe(Section):
         """Return the arms in which the student is trained."""
         return [arm for arm in self.arms_of(student) if arm != "base"]
 
+    @property
+    def n_seeds_wanted(self) -> int:
+        """How many seed questions a task must have."""
+        return self.drafting.n_seed_questions
+
     def section_json(self, *names: str) -> str:
         """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""
         values = self.model_dump()
@@ -305,6 +296,24 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _methods():
+    """Return the room of methods, which stands above this one: they are looked up by name, as plugins are."""
+    return importlib.import_module("workbench.methods")
+
+
+def recipe_class(method: str | None) -> type[Recipe]:
+    """Return the class of a method's recipes, with its own sections; None stands for the first method.
+
+    Raises:
+        ValueError: If there is no such method, naming those there are.
+    """
+    methods = _methods()
+    name = methods.FIRST if method is None else method
+    if name not in methods.ALL:
+        raise ValueError(f"method must be one of {', '.join(methods.ALL)}, got {name!r}; correct it or bring --method")
+    return methods.ALL[name].recipe
 
 
 def canonical_json(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workbench.runs.recipe import Recipe, RecipeError, project_root
+from workbench.runs.recipe import Recipe, RecipeError, project_root, recipe_class
 
 
 class OnceLoader(yaml.SafeLoader):
@@ -140,10 +140,14 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} must hold `key: value` lines, got {kind_of(raw)}; start from a shipped recipe.")
     faults = [fault for key, value in (overrides or {}).items() if (fault := _override(raw, key, value))]
+    kind = Recipe
     try:
-        recipe = Recipe.model_validate(raw)
+        kind = recipe_class(raw.get("method"))
+        recipe = kind.model_validate(raw)
     except ValidationError as invalid:
-        faults += [fault_of(error, Recipe) for error in invalid.errors()]
+        faults += [fault_of(error, kind) for error in invalid.errors()]
+    except ValueError as error:
+        faults.append(f"{error}.")
     if faults:
         raise RecipeError("\n".join([f"The recipe {str(name_or_path)!r} cannot be used:", *dict.fromkeys(faults)]))
     return recipe

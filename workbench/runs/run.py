@@ -1,68 +1,354 @@
-"""Runs that remember: a folder per run, Parquet frames and a manifest per stage, each readable without this library."""
+"""Runs that remember: a folder per run, and in it a folder per step, each readable without this library.
 
-import hashlib
+A step is a function called with arguments. What decides whether it is computed again is read off them, so that no list
+of inputs is kept by hand.
+"""
+
 import importlib.metadata
-import io
+import inspect
 import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from workbench.runs import progress, schemas
-from workbench.runs.cache import Cache, StoreError, atomic_write, read_json, runs_folder, shared_cache
+from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
+from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify
 from workbench.runs.recipe import Recipe, canonical_json, flatten, project_root
 from workbench.runs.recipe_file import load_recipe
 
-SCHEMA_NUMBER = 1  # raise by hand when the meaning of a stored frame changes: finished stages are then computed again
-
-NOTEBOOKS = {
-    "drafting": "01_drafting",
-    "probing": "02_preference_probing",
-    "alignment": "03_teacher_alignment",
-    "training": "04_student_training",
-    "evaluation": "05_evaluation",
-}
-FRAMES = {
-    "drafting": "questions drafts exemplars",
-    "probing": "preference_set reference probes signals influences losses",
-    "alignment": "pairs pairs_by_loss examples reviews",
-    "training": "rows",
-    "evaluation": "predictions",
-}
+SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: finished steps are then computed again
+MANIFEST, BEGUN, NEXT, SUPERSEDED = "manifest.json", "begun.json", ".next", ".superseded-"
 BEFORE_WORK = {"recipe.yaml", "reports"}  # what a run's folder holds that was refused before any work
-COLUMNS = ["name", "recipe", "stages", "decision", "difference", "low", "high", "seconds"]
+OLD_STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
+COLUMNS = ["name", "recipe", "steps", "decision", "difference", "low", "high", "seconds"]
 VERSIONED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow", "scipy")
 
 
-def fingerprint(value) -> str:
-    """Return 16 hex digits that differ whenever the value, written as canonical JSON, differs."""
-    return schemas.text_id(canonical_json(value))
+class Frames(dict[str, pd.DataFrame]):
+    """What a step made that makes several frames, by name, and the folder it lies in, with models where it trained."""
+
+    def __init__(self, frames: Mapping[str, pd.DataFrame], path: Path):
+        super().__init__(frames)
+        self.path = path
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Run:
+    """One run: its recipe and its steps.
+
+    Attributes:
+        watching: Called with a step's name, returns a context in which the step is computed; it shows how far it is.
+    """
+
+    def __init__(self, name: str, path: Path, recipe: Recipe):
+        self.name, self.path, self.recipe = name, path, recipe
+        self.watching: Callable[[str], AbstractContextManager] = lambda step: nullcontext()
+
+    def __repr__(self) -> str:
+        steps = ", ".join(self.steps()) or "nothing yet"
+        return f"Run {self.name} of recipe {self.recipe.name}, finished: {steps}"
+
+    def step(self, name: str, function: Callable, *arguments):
+        """Return function(*arguments), computed once, and again only when something that goes into it is another.
+
+        Args:
+            name: The step's, which is its folder in the run; with slashes, as "round-2/scores", folders in folders.
+            function: Returns a frame, or several by name. What is in `attrs["counts"]` of a frame is kept with it. It
+                gets the step's folder if it has a parameter `folder`, to leave models there.
+            arguments: Frames count by their content, sections of a recipe by their values, models and tasks by their
+                files (anything with a `key`), functions by name and version, your own ones by their text.
+
+        Returns:
+            The frame or Frames, as they will be read back.
+
+        Raises:
+            StoreError: If it cannot be told whether an argument is another, or the disk is full.
+
+        Example:
+            drafts = work.step("drafts", wb.draft_rationales, teacher, tasks, questions, techniques, sampling, seed)
+        """
+        inputs, step = _inputs(function, arguments), Step(self, name)
+        key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
+        if step.manifest.get("key") == key:
+            print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
+            return step.result()
+        folder, began = step.begin(key), time.monotonic()
+        given = {"folder": folder} if "folder" in inspect.signature(function).parameters else {}
+        try:
+            with self.watching(name):
+                made = function(*arguments, **given)
+        except BaseException as error:
+            # The kernel lives on: without this the run would look as if it did too.
+            progress.stop(f"{type(error).__name__}: {error}")
+            raise
+        step.finish(key, function, inputs, self._parents(name, arguments), made, time.monotonic() - began)
+        return step.result()
+
+    def read(self, name: str, frame: str = "") -> pd.DataFrame:
+        """Return a frame of a finished step.
+
+        Args:
+            name: The step's.
+            frame: Its name where the step made several; empty for the one that is called like the step.
+
+        Raises:
+            StoreError: If the step is not finished, was made from something that is another now, has no such frame, or
+                a file is not what was written; naming what to do.
+        """
+        step = Step(self, name)
+        step.require()
+        return step.frame(frame or name.rsplit("/", 1)[-1])
+
+    def result(self, name: str):
+        """Return what a finished step returned; raises as `read` does."""
+        step = Step(self, name)
+        step.require()
+        return step.result()
+
+    def has(self, name: str) -> bool:
+        """Say whether a step is finished."""
+        return bool(Step(self, name).manifest)
+
+    def manifest(self, name: str) -> dict:
+        """Return what is recorded of a finished step; {} when it is not finished."""
+        return Step(self, name).manifest
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Return what a finished step counted; {} when it is not finished."""
+        return self.manifest(name).get("counts", {})
+
+    def steps(self) -> list[str]:
+        """Return the finished steps, in the order in which they were finished."""
+        found = [path.parent for path in self.path.rglob(MANIFEST) if not _is_aside(path.parent.relative_to(self.path))]
+        ordered = sorted(found, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
+        return [path.relative_to(self.path).as_posix() for path in ordered]
+
+    def again(self, name: str) -> None:
+        """Move a step aside, so that it is computed again; nothing is deleted."""
+        Step(self, name).move_aside()
+
+    def _parents(self, of: str, arguments) -> dict[str, list[str]]:
+        """Return the steps whose frames are among the arguments, with the content of those frames."""
+        contents = {content_of(frame) for frame in _frames_in(arguments)}
+        others = [name for name in self.steps() if name != of]
+        parents = {name: sorted(contents & set(self.manifest(name)["contents"].values())) for name in others}
+        return {name: found for name, found in parents.items() if found}
 
 
-def open_run(name: str, recipe: Recipe | None = None) -> "Run":
+class Step:
+    """One step of a run on disk: its frames, and a manifest written last, so that a step with a manifest is whole."""
+
+    def __init__(self, run: Run, name: str):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*", name) or name == "reports":
+            raise StoreError(
+                f"A step's name has small letters, digits, '_', '-' and, between folders, '/', got {name!r}; "
+                "choose another."
+            )
+        self.run, self.name, self.path = run, name, run.path / name
+
+    @property
+    def manifest(self) -> dict:
+        """What is recorded of the finished step; {} when it is not finished."""
+        return read_json(self.path / MANIFEST)
+
+    @property
+    def folder(self) -> Path:
+        """Where the step is computed: beside what it replaces, which stays until the new one is whole."""
+        return self.path.with_name(self.path.name + NEXT) if self.manifest else self.path
+
+    def begin(self, key: str) -> Path:
+        """Return the folder to work in; unfinished work of the same key is in it, of another one is moved aside."""
+        folder = self.folder
+        if folder.exists() and read_json(folder / BEGUN).get("key") != key:
+            _rename(folder, self.path, read_json(folder / BEGUN).get("key", "unknown"))
+        atomic_write(folder / BEGUN, canonical_json({"key": key}).encode())
+        progress.begin(folder)
+        return folder
+
+    def finish(self, key: str, function: Callable, inputs: dict, parents: dict, made, seconds: float) -> None:
+        """Write frames and manifest into the working folder, and let it take the place of what was there before.
+
+        Args:
+            key: What was given to `begin`.
+            function: What made it.
+            inputs: Its arguments, as `identify` describes them.
+            parents: Steps that it was made from, with the content of their frames.
+            made: A frame, or several by name.
+            seconds: Wall time of the work done now; work resumed from a killed run is not in it.
+        """
+        folder, last = self.folder, self.name.rsplit("/", 1)[-1]
+        frames = dict(made) if isinstance(made, Mapping) else {last: made}
+        counts = {what: int(n) for frame in frames.values() for what, n in frame.attrs.get("counts", {}).items()}
+        tokens = sum(map(_tokens, frames.values()))
+        contents = {name: _write(folder / f"{name}.parquet", name, frame) for name, frame in frames.items()}
+        manifest = {
+            "step": self.name,
+            "run": self.run.name,
+            "key": key,
+            "function": function_of(function),
+            "schema": SCHEMA_NUMBER,
+            "inputs": inputs,
+            "parents": parents,
+            "single": not isinstance(made, Mapping),
+            "counts": counts or {name.replace("_", " "): len(frame) for name, frame in frames.items()},
+            "contents": contents,
+            "files": {name: file_sha256(folder / f"{name}.parquet") for name in frames},
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+            "git_commit": _git_commit(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "tokens": tokens,
+        }
+        atomic_write(folder / MANIFEST, _pretty(manifest))
+        progress.end()
+        if folder != self.path:
+            self.move_aside()
+            folder.rename(self.path)
+
+    def move_aside(self) -> None:
+        """Rename the step's folder, whole or unfinished; nothing is deleted."""
+        if self.path.exists():
+            _rename(self.path, self.path, (self.manifest or read_json(self.path / BEGUN)).get("key", "unknown"))
+
+    def require(self, seen: frozenset[str] = frozenset()) -> dict:
+        """Return the manifest of the step, which is finished and was made from what now lies upstream of it.
+
+        Args:
+            seen: Steps that are being looked at already; two that hold the same frame may name each other.
+
+        Raises:
+            StoreError: If it is not, naming the notebook and the command that make it so.
+        """
+        manifest = self.manifest
+        if not manifest:
+            raise StoreError(f"Run {self.run.name} has no finished step {self.name!r} yet; {self._make_it()}")
+        for parent, built_from in manifest["parents"].items():
+            if parent in seen:
+                continue
+            there = Step(self.run, parent).require(seen | {self.name})["contents"].values()
+            if not set(built_from) <= set(there):
+                raise StoreError(
+                    f"{self.name} of run {self.run.name} was made from earlier {parent}; bring it up to date: "
+                    f"{self._make_it()}"
+                )
+        return manifest
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """Return one frame of the finished step, checked against what was written."""
+        files = self.manifest["files"]
+        if name not in files:
+            raise StoreError(f"Step {self.name} has no frame {name!r}; it has {', '.join(files)}.")
+        path = self.path / f"{name}.parquet"
+        if not path.is_file() or file_sha256(path) != files[name]:
+            fault = "is not what its manifest describes" if path.is_file() else "is missing"
+            raise StoreError(f"{path} {fault}; rename the folder {self.path} and compute it again: {self._make_it()}")
+        return pd.read_parquet(path)
+
+    def result(self):
+        """Return the frame of the finished step, or its Frames."""
+        frames = {name: self.frame(name) for name in self.manifest["files"]}
+        return next(iter(frames.values())) if self.manifest["single"] else Frames(frames, self.path)
+
+    def in_words(self) -> str:
+        """Return what the finished step counted."""
+        return ", ".join(f"{n} {what}" for what, n in self.manifest["counts"].items()) or self.name
+
+    def _make_it(self) -> str:
+        notebook = notebook_of(self.name)
+        open_it = f"open notebooks/{notebook}.ipynb or " if notebook else ""
+        return f"{open_it}run: workbench run {self.run.path / 'recipe.yaml'} --name {self.run.name}"
+
+
+def steps_in(notebook: str) -> list[str]:
+    """Return the names of the steps that a notebook makes, in order; [] for one that is not there."""
+    path = project_root() / "notebooks" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return list(dict.fromkeys(re.findall(r"\.step\(\s*\"([^\"]+)\"", code)))
+
+
+def notebook_of(step: str) -> str:
+    """Return the notebook in which a step is made, "" if none of the numbered ones has it."""
+    names = sorted(path.stem for path in (project_root() / "notebooks").glob("[0-9]*.ipynb"))
+    return next((name for name in names if step in steps_in(name)), "")
+
+
+def _inputs(function: Callable, arguments) -> dict:
+    """Return what identifies each argument, by the name of its parameter."""
+    names = list(inspect.signature(function).parameters)
+    names += [str(place) for place in range(len(names), len(arguments))]
+    return {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}
+
+
+def _frames_in(value) -> Iterator[pd.DataFrame]:
+    if isinstance(value, pd.DataFrame):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _frames_in(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _frames_in(one)
+
+
+def _write(path: Path, name: str, frame: pd.DataFrame) -> str:
+    """Check a frame against its schema, if it has one, and store it; return its content as it will be read back."""
+    frame = (schemas.check(frame, name) if name in schemas.SCHEMAS else frame).reset_index(drop=True)
+    frame.attrs = {}
+    atomic_write(path, frame.to_parquet(index=False))
+    return content_of(pd.read_parquet(path))
+
+
+def _tokens(frame: pd.DataFrame) -> int:
+    return int(
+        frame.attrs["tokens"] if "tokens" in frame.attrs else frame["n_tokens"].sum() if "n_tokens" in frame else 0
+    )
+
+
+def _rename(folder: Path, base: Path, key: str) -> None:
+    """Rename a folder to a name that says that it was superseded."""
+    name, n = f"{base.name}{SUPERSEDED}{key[:8]}", 1
+    target = base.with_name(name)
+    while target.exists():
+        n += 1
+        target = base.with_name(f"{name}-{n}")
+    folder.rename(target)
+    print(f"the earlier {base.name} is kept in {target.name}")
+
+
+def _tokens(frame: pd.DataFrame) -> int:
+    counted = frame["n_tokens"].sum() if "n_tokens" in frame else 0
+    return int(frame.attrs.get("tokens", counted))
+
+
+def _is_aside(path: Path) -> bool:
+    return any(SUPERSEDED in part or part.endswith(NEXT) for part in path.parts)
+
+
+def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
     Raises:
-        StoreError: If the run was begun with another recipe (naming what differs), or does not exist and no recipe
-            is given.
+        StoreError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
+            runs otherwise, or does not exist and no recipe is given.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise StoreError(f"A run's name has letters, digits, '.', '_' and '-' only, got {name!r}; choose another.")
     path = runs_folder() / name
     file = path / "recipe.yaml"
+    if old := [stage for stage in OLD_STAGES if (path / stage / MANIFEST).is_file()]:
+        raise StoreError(
+            f"Run {name} was made by an earlier workbench, which kept a folder {old[0]}/ where there are steps now; it "
+            "is left as it is: take another name, and read its Parquet files with pandas."
+        )
     if file.is_file():
         stored = load_recipe(str(file))
         if recipe is None or recipe == stored:
@@ -75,7 +361,7 @@ def open_run(name: str, recipe: Recipe | None = None) -> "Run":
         known = sorted(found.parent.name for found in runs_folder().glob("*/recipe.yaml"))
         raise StoreError(
             f"There is no run {name!r} (there are: {', '.join(known) or 'none'}); "
-            f"begin it with: workbench run arte-demo --name {name}"
+            f"begin it with: workbench run RECIPE --name {name}"
         )
     atomic_write(file, recipe.to_yaml().encode("utf-8"))
     return Run(name, path, recipe)
@@ -87,181 +373,20 @@ def _difference(stored: Recipe, asked: Recipe) -> str:
     return ", ".join(f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys)
 
 
-class Run:
-    """One run: its recipe, its stages, and the finished items it shares with all other runs."""
-
-    def __init__(self, name: str, path: Path, recipe: Recipe):
-        self.name, self.path, self.recipe = name, path, recipe
-
-    def __repr__(self) -> str:
-        done = [name for name in NOTEBOOKS if self.stage(name).manifest]
-        return f"Run {self.name} of recipe {self.recipe.name}, finished: {', '.join(done) or 'nothing yet'}"
-
-    @cached_property
-    def items(self) -> Cache:
-        """The record of finished items."""
-        return shared_cache()
-
-    def read(self, name: str) -> pd.DataFrame:
-        """Return a frame of the run by its name, checked; nothing upstream of it may be newer."""
-        stage = next(stage for stage, names in FRAMES.items() if name in names.split())
-        return self.stage(stage).require(stage).read(name)
-
-    def stage(self, name: str) -> "Stage":
-        """Return a stage by name, begun or not."""
-        if name not in NOTEBOOKS:
-            raise StoreError(f"There is no stage {name!r}; the stages are {', '.join(NOTEBOOKS)}.")
-        return Stage(self, name)
-
-
-class Stage:
-    """One stage of a run: frames, and a manifest written last, so that a stage with a manifest is whole."""
-
-    def __init__(self, run: Run, name: str):
-        self.run, self.name, self.path = run, name, run.path / name
-
-    @property
-    def manifest(self) -> dict:
-        """What is recorded of the finished stage; empty when it is not finished."""
-        return read_json(self.path / "manifest.json")
-
-    def fingerprint(self, inputs: Mapping) -> str:
-        """Return the fingerprint of this stage for the given inputs (recipe sections, upstream fingerprints, models).
-
-        Leaves out the run's name, where it runs and how many workers: they do not change what comes out.
-        """
-        return fingerprint({"stage": self.name, "schema": SCHEMA_NUMBER, "inputs": dict(inputs)})
-
-    def finished(self, fingerprint: str) -> bool:
-        """Say whether the stage can be reused; if not, make its folder ready for the work with this fingerprint.
-
-        Work of another fingerprint, whole or partial, is moved aside; partial work of the same one stays.
-        """
-        manifest = self.manifest
-        if manifest.get("fingerprint") == fingerprint:
-            counts = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in manifest["counts"].items())
-            print(f"reusing {counts or self.name} from run {self.run.name} (fingerprint {fingerprint[:4]}...)")
-            return True
-        begun = self.path / "begun.json"
-        there = (manifest or read_json(begun)).get("fingerprint", "unknown")
-        if self.path.exists() and there != fingerprint:
-            self.move_aside()
-        atomic_write(begun, canonical_json({"fingerprint": fingerprint}).encode())
-        progress.begin(self.path)
-        return False
-
-    def move_aside(self) -> None:
-        """Rename the stage's folder, whole or unfinished; nothing is deleted."""
-        there = (self.manifest or read_json(self.path / "begun.json")).get("fingerprint", "unknown")
-        name, n = f"{self.name}.superseded-{there[:8]}", 1
-        target = self.path.with_name(name)
-        while target.exists():
-            n += 1
-            target = self.path.with_name(f"{name}-{n}")
-        self.path.rename(target)
-        print(f"the earlier {self.name} of run {self.run.name} is kept in {target.name}")
-
-    def write(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
-        """Check a frame against its schema and store it; return it as it will be read back."""
-        frame = schemas.check(frame, name).reset_index(drop=True)
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        atomic_write(self.path / f"{name}.parquet", buffer.getvalue())
-        return pd.read_parquet(buffer)
-
-    def read(self, name: str) -> pd.DataFrame:
-        """Return a frame of the finished stage.
-
-        Raises:
-            StoreError: If the stage is not finished, has no such frame, or the file is not what was written.
-        """
-        files = self._finished_manifest("reading it")["files"]
-        if name not in files:
-            raise StoreError(f"Stage {self.name} has no frame {name!r}; it has {', '.join(files)}.")
-        path = self.path / f"{name}.parquet"
-        if not path.is_file() or file_sha256(path) != files[name]:
-            fault = "is not what its manifest describes" if path.is_file() else "is missing"
-            raise StoreError(
-                f"{path} {fault}; rename the folder {self.path} and compute the stage again: {self._command()}"
-            )
-        return pd.read_parquet(path)
-
-    def finish(
-        self, fingerprint: str, counts: Mapping[str, int], seconds: float, tokens: int, parents: Mapping[str, str]
-    ) -> None:
-        """Write the manifest, which makes the stage count as finished.
-
-        Args:
-            fingerprint: What was given to `finished`.
-            counts: What was made, for example {"drafts": 120}.
-            seconds: Wall time of the work done now; work resumed from a killed run is not in it.
-            tokens: Tokens generated or trained on.
-            parents: Fingerprint of each upstream stage and model, by name.
-        """
-        timings = self.run.path / "timings.json"
-        stages = {**read_json(timings), self.name: {"seconds": round(seconds, 3), "tokens": int(tokens)}}
-        atomic_write(timings, _pretty(stages))
-        manifest = {
-            "stage": self.name,
-            "run": self.run.name,
-            "fingerprint": fingerprint,
-            "schema": SCHEMA_NUMBER,
-            "recipe": self.run.recipe.model_dump(),
-            "seeds": self.run.recipe.seeds,
-            "parents": dict(parents),
-            "counts": {name: int(count) for name, count in counts.items()},
-            "files": {path.stem: file_sha256(path) for path in sorted(self.path.glob("*.parquet"))},
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
-            "git_commit": _git_commit(),
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            **stages[self.name],
-        }
-        atomic_write(self.path / "manifest.json", _pretty(manifest))
-        progress.end()
-
-    def require(self, upstream: str) -> "Stage":
-        """Return an upstream stage that is finished and was itself built from what now lies upstream of it.
-
-        Raises:
-            StoreError: If it is not, naming the notebook and the command that make it so.
-        """
-        stage = self.run.stage(upstream)
-        for parent, built_from in stage._finished_manifest(self.name)["parents"].items():
-            if parent in NOTEBOOKS and stage.require(parent).manifest["fingerprint"] != built_from:
-                raise StoreError(
-                    f"{upstream} of run {self.run.name} was built from an earlier {parent}; bring it up to date with "
-                    f"notebooks/{NOTEBOOKS[upstream]}.ipynb or: {stage._command()}"
-                )
-        return stage
-
-    def _finished_manifest(self, wanted_by: str) -> dict:
-        manifest = self.manifest
-        if not manifest:
-            raise StoreError(
-                f"Run {self.run.name} has no finished {self.name}, which {wanted_by} needs; run "
-                f"notebooks/{NOTEBOOKS[self.name]}.ipynb or: {self._command()}"
-            )
-        return manifest
-
-    def _command(self) -> str:
-        return f"workbench run {self.run.path / 'recipe.yaml'} --name {self.run.name} --to {self.name}"
-
-
 def runs_table() -> pd.DataFrame:
-    """Return one row per run: its recipe, finished stages, the primary comparison and the seconds it took."""
+    """Return one row per run: its recipe, finished steps, the primary comparison and the seconds it took."""
     return pd.DataFrame(
         [_run_row(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))], columns=COLUMNS
     )
 
 
 def _run_row(path: Path) -> dict:
-    row = {
-        "name": path.name,
-        "stages": ", ".join(name for name in NOTEBOOKS if (path / name / "manifest.json").exists()),
-    }
+    row = {"name": path.name}
     try:
         row["recipe"] = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))["name"]
-        row["seconds"] = sum(stage["seconds"] for stage in read_json(path / "timings.json").values())
+        run = Run(path.name, path, None)
+        manifests = [run.manifest(name) for name in run.steps()]
+        row |= {"steps": len(manifests), "seconds": sum(made["seconds"] for made in manifests)}
         verdict = read_json(path / "verdict.json")
         row["decision"] = verdict.get("decision", "")
         primary = verdict.get("primary", {})

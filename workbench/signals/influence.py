@@ -7,12 +7,12 @@ and weight decay move the weights even at zero gradient; what that step does to 
 subtracted: `value` is what the example does beyond it, `raw` what the whole step does.
 
 Source: Montessori-Instruct, arXiv:2410.14208. Deviations: the step at zero gradient is subtracted, the sign is turned
-(the paper's code stores the loss after the step), and the mean is over tokens unless means of batches are asked for.
+(the paper's code stores the loss after the step), and the mean is over tokens, where its code takes means of batches.
 
 One AdamW step on one text from a warmed student, and what it does to each text of a reference set.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import cpu_count
 from pathlib import Path
@@ -61,7 +61,7 @@ class StepJob:
         device: As models.load takes it.
         learning_rate: Of the step.
         reference: What the loss is measured on.
-        way: "exact" or "first_order"; "zero" for the step without an example.
+        estimator: "exact" or "first_order"; "zero" for the step without an example.
         candidates: What to step on; for "zero" a single one, whose text is not used.
         zero: The reference losses after the step at zero gradient, in nats; empty for "zero".
     """
@@ -71,12 +71,12 @@ class StepJob:
     device: str
     learning_rate: float
     reference: list[Text] = field(repr=False)
-    way: str = "zero"
+    estimator: str = "zero"
     candidates: list[Candidate] = field(default_factory=list, repr=False)
     zero: list[float] = field(default_factory=list, repr=False)
 
     def __repr__(self) -> str:
-        return f"{len(self.candidates)} steps ({self.way}) of {self.student}"
+        return f"{len(self.candidates)} steps ({self.estimator}) of {self.student}"
 
 
 class SnapshotStudent:
@@ -102,7 +102,7 @@ class SnapshotStudent:
             parameter.data = self.weights[window].view_as(parameter)
             parameter.grad = self.gradient[window].view_as(parameter)
             place = window.stop
-        self.rest = self.movement(self.gradient)
+        self.zero_gradient_update = self.adamw_update(self.gradient)
 
     def gradient_of(self, row: Pack, mean: bool = True) -> Tensor:
         """Return the gradient of a text's loss, shape (trained,), overwritten by the next call."""
@@ -111,7 +111,7 @@ class SnapshotStudent:
         (losses.mean() if mean else losses.sum()).backward()
         return self.gradient
 
-    def movement(self, gradient: Tensor) -> Tensor:
+    def adamw_update(self, gradient: Tensor) -> Tensor:
         """Return AdamW's movement for a gradient per unit of learning rate, shape (trained,), weight decay left out.
 
         Source: Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2, as torch.optim.AdamW. Deviation: none.
@@ -122,7 +122,7 @@ class SnapshotStudent:
         scale = second.div_(1 - adamw["beta2"] ** step).sqrt_().add_(adamw["eps"])
         return first.div_(scale).div_(-(1 - adamw["beta1"] ** step))
 
-    def at(self, movement: Tensor, measure: Callable[[], Tensor]) -> Tensor:
+    def after_update(self, movement: Tensor, measure: Callable[[], Tensor]) -> Tensor:
         """Return what `measure` gives where a step with this movement leads; the weights are back afterwards."""
         try:
             torch.mul(self.start, 1 - self.learning_rate * self.warmed.adamw["weight_decay"], out=self.weights)
@@ -139,7 +139,7 @@ def step_job(job: StepJob) -> dict[str, dict[str, list[float]]]:
     the step on the candidate, in nats; for "zero" the losses before (`start`) and after (`zero`) that step.
     """
     student = SnapshotStudent(job.student, load_warmed(job.warmed), job.device, job.learning_rate)
-    compute = {"zero": _zero_step, "exact": _exact, "first_order": _first_order}[job.way]
+    compute = {"zero": _zero_step, "exact": _exact, "first_order": _first_order}[job.estimator]
     items, done = shared_cache(), {}
     for found in compute(student, job):
         items.put_many(KIND, found)
@@ -149,7 +149,7 @@ def step_job(job: StepJob) -> dict[str, dict[str, list[float]]]:
 
 def _zero_step(student: SnapshotStudent, job: StepJob):
     reference = Texts(student.model, job.reference)
-    start, zero = reference.losses(), student.at(student.rest, reference.losses)
+    start, zero = reference.losses(), student.after_update(student.zero_gradient_update, reference.losses)
     for when, losses in (("before any step", start), ("after the step at zero gradient", zero)):
         if not torch.isfinite(losses).all():
             raise InfluenceError(
@@ -162,7 +162,7 @@ def _zero_step(student: SnapshotStudent, job: StepJob):
 def _exact(student: SnapshotStudent, job: StepJob):
     reference, zero = Texts(student.model, job.reference), torch.tensor(job.zero, dtype=torch.float64)
     for candidate in job.candidates:
-        after = student.at(_movement_on(student, candidate), reference.losses)
+        after = student.after_update(_movement_on(student, candidate), reference.losses)
         yield {candidate.key: {"change": _finite(zero - after, candidate)}}
 
 
@@ -173,18 +173,22 @@ def _first_order(student: SnapshotStudent, job: StepJob):
     common, most of them, is then exact.
     """
     rows = [single(text, student.model.device) for text in job.reference]
-    gradients = student.at(student.rest, lambda: torch.stack([student.gradient_of(row, False).clone() for row in rows]))
+    gradients = student.after_update(
+        student.zero_gradient_update, lambda: torch.stack([student.gradient_of(row, False).clone() for row in rows])
+    )
     n_block = max(1, min(BLOCK, BLOCK_NUMBERS // len(student.start)))
     for start in range(0, len(job.candidates), n_block):
         block = job.candidates[start : start + n_block]
-        movements = torch.stack([_movement_on(student, candidate) - student.rest for candidate in block])
+        movements = torch.stack(
+            [_movement_on(student, candidate) - student.zero_gradient_update for candidate in block]
+        )
         changes = (movements @ gradients.T).double().cpu() * -job.learning_rate
         pairs = zip(block, changes, strict=True)
         yield {candidate.key: {"change": _finite(change, candidate)} for candidate, change in pairs}
 
 
 def _movement_on(student: SnapshotStudent, candidate: Candidate) -> Tensor:
-    return student.movement(student.gradient_of(single(candidate.text, student.model.device)))
+    return student.adamw_update(student.gradient_of(single(candidate.text, student.model.device)))
 
 
 def _finite(change: Tensor, candidate: Candidate) -> list[float]:
@@ -196,42 +200,8 @@ def _finite(change: Tensor, candidate: Candidate) -> list[float]:
     return change.tolist()
 
 
-VERSION = 1  # raise by hand when a figure can change; test_influence.py fails when the code did and this did not
-WAYS = ("exact", "first_order", "screen")
-
-
-@dataclass(frozen=True)
-class InfluenceSettings:
-    """How influence is measured.
-
-    Args:
-        way: "exact" takes the step and evaluates. "first_order" puts every example's gradient through AdamW as that
-            step would and multiplies the movement with the reference gradient. "screen" does so for all candidates
-            and takes the step for a sample, from which it learns how far first order is off and by what factor, and
-            for all whose sign or place among their siblings is then in doubt (see in_doubt).
-        learning_rate: Of the one step; 0 means that of the warmed state.
-        batch_means: 0 takes the mean over all reference tokens; n the mean of the means of batches of n texts, as the
-            paper's code does.
-        n_calibrate: Size of that sample.
-        doubt: How many times that error a first-order figure must be from zero, and from its siblings', to stand.
-            The error is relative to the gross effect: what the step does to each reference text, signs left out.
-    """
-
-    way: str = "exact"
-    learning_rate: float = 0.0
-    batch_means: int = 0
-    n_calibrate: int = 16
-    doubt: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.way not in WAYS:
-            raise ValueError(f"way must be {', '.join(WAYS[:-1])} or {WAYS[-1]}, got {self.way!r}; choose one.")
-        numbers = (self.learning_rate, self.batch_means, self.doubt)
-        if not all(0 <= number < float("inf") for number in numbers) or self.n_calibrate < 2:
-            raise ValueError(
-                f"learning_rate, batch_means and doubt must be finite and >= 0 and n_calibrate >= 2, got {self}; "
-                "correct these."
-            )
+VERSION = 2  # raise by hand when a figure can change; test_influence.py fails when the code did and this did not
+ESTIMATORS = ("exact", "first_order")
 
 
 def measure(
@@ -240,7 +210,7 @@ def measure(
     candidates: pd.DataFrame,
     reference: pd.DataFrame,
     guard: Guard,
-    settings: InfluenceSettings,
+    estimator: str = "exact",
     name: str = "",
     device: str = "auto",
     workers: int = 1,
@@ -250,11 +220,11 @@ def measure(
     Args:
         student: Model folder or id; with an adapter in the folder, the adapter alone moves.
         warmed: Folder that warm_up made for this student.
-        candidates: Columns draft_id, item_kind, prompt, completion (without its end token), and, for a screen that
-            minds their order, group: candidates of one group will be ranked against each other.
+        candidates: Columns draft_id, item_kind, prompt, completion (without its end token).
         reference: Columns question, prompt, completion; the loss is that of these completions.
         guard: Holds the test set, in which no reference question may be.
-        settings: How.
+        estimator: "exact" takes the step and evaluates; "first_order" puts every example's gradient through AdamW as
+            that step would and multiplies the movement with the reference gradient.
         name: What the student is called; its reference otherwise.
         device: As models.load takes it.
         workers: Processes; 0 means one per core.
@@ -272,7 +242,7 @@ def measure(
     tokenizer = load_tokenizer(student)
     texts, reference_texts = texts_of(tokenizer, candidates), texts_of(tokenizer, reference)
     state = load_warmed(warmed)
-    rate = settings.learning_rate or state.adamw["learning_rate"]
+    rate = state.adamw["learning_rate"]
     student_fp, set_fp = fingerprint_model(resolve(student)), fingerprint([asdict(text) for text in reference_texts])
     steps = _Steps(
         StepJob(student, Path(warmed), device, rate, reference_texts),
@@ -280,28 +250,25 @@ def measure(
         workers,
     )
     names = list(candidates["draft_id"])
-    weights = reference_weights([len(text.completion) for text in reference_texts], settings.batch_means)
-    if settings.way == "screen":
-        changes, how = _screen(steps, names, texts, list(candidates.get("group", names)), weights, settings)
-    else:
-        changes, how = steps.changes(settings.way, names, texts), [settings.way] * len(texts)
+    changes = steps.changes(estimator, names, texts)
     named = {"signal": "influence", "student": name or student, "student_fp": student_fp, "set_fp": set_fp}
     frame = candidates[["draft_id", "item_kind"]].assign(**named)
-    return _with_figures(frame, steps, texts, changes, how, weights)
+    return _with_figures(frame, steps, texts, changes, estimator)
 
 
 def _with_figures(
-    frame: pd.DataFrame, steps: "_Steps", texts: list[Text], changes: np.ndarray, how: list[str], weights: np.ndarray
+    frame: pd.DataFrame, steps: "_Steps", texts: list[Text], changes: np.ndarray, estimator: str
 ) -> pd.DataFrame:
     reference = steps.job.reference
-    n_read = sum(map(len, reference))
+    n_read = sum(map(len, reference)) if estimator == "exact" else 0
+    weights = np.full(len(reference), 1 / sum(len(text.completion) for text in reference))
     frame = frame.assign(
         value=changes @ weights,
         stderr=[_stderr(change, weights, reference) for change in changes],
         n=len(reference),
-        tokens=[len(text) + (n_read if one == "exact" else 0) for text, one in zip(texts, how, strict=True)],
+        tokens=[len(text) + n_read for text in texts],
         zero_step=steps.zero_step @ weights,
-        how=how,
+        how=estimator,
     )
     frame["raw"] = frame["value"] + frame["zero_step"]
     return schemas.build(frame.to_dict("records"), "influences")
@@ -331,23 +298,23 @@ class _Steps:
         self.job = replace(job, zero=found["zero"])
         self.zero_step = np.subtract(found["start"], found["zero"])
 
-    def changes(self, way: str, names: Sequence[str], texts: Sequence[Text]) -> np.ndarray:
+    def changes(self, estimator: str, names: Sequence[str], texts: Sequence[Text]) -> np.ndarray:
         """Return each reference text's loss after the step at zero gradient minus that after the step on a text.
 
         Shape (texts, reference texts), in nats; texts alike are computed once.
         """
-        job = replace(self.job, way=way)
-        given = [Candidate(self._key(way, text), name, text) for name, text in zip(names, texts, strict=True)]
+        job = replace(self.job, estimator=estimator)
+        given = [Candidate(self._key(estimator, text), name, text) for name, text in zip(names, texts, strict=True)]
         found = [one["change"] for one in self._found(given, job)]
         return np.reshape(found, (len(texts), len(self.job.reference)))
 
-    def _key(self, way: str, text: Text | None = None) -> str:
+    def _key(self, estimator: str, text: Text | None = None) -> str:
         """Return the hash of all that can change what a step is found to do.
 
         Left out: device, processes and library versions, because they change the last digits at most, and how the
         reference set is averaged, because what is stored is kept text by text.
         """
-        return fingerprint([KIND, *self.identity, way, asdict(text) if text else ""])
+        return fingerprint([KIND, *self.identity, estimator, asdict(text) if text else ""])
 
     def _found(self, candidates: list[Candidate], job: StepJob | None = None) -> list[dict[str, list[float]]]:
         """Return what is known of each candidate, after computing what is not, the work shared by the processes."""
@@ -368,22 +335,6 @@ class _Steps:
         return [known[candidate.key] for candidate in candidates]
 
 
-def reference_weights(n_tokens: Sequence[int], batch_means: int = 0) -> np.ndarray:
-    """Return the weight of each reference text's summed loss in the reference loss, shape (texts,).
-
-    Args:
-        n_tokens: Completion tokens of each text.
-        batch_means: 0 for the mean over all tokens; n for the mean of the means of batches of n texts.
-
-    Example:
-        >>> reference_weights([1, 3], 0).tolist(), reference_weights([1, 4], 1).tolist()
-        ([0.25, 0.25], [0.5, 0.125])
-    """
-    size = batch_means or len(n_tokens)
-    batches = [list(n_tokens[start : start + size]) for start in range(0, len(n_tokens), size)]
-    return np.concatenate([np.full(len(batch), 1 / sum(batch) / len(batches)) for batch in batches])
-
-
 def _stderr(change: np.ndarray, weights: np.ndarray, reference: list[Text]) -> float:
     """Return the standard error of a weighted mean per token over reference texts, as that of a ratio of two sums."""
     if len(reference) < 2:
@@ -391,52 +342,3 @@ def _stderr(change: np.ndarray, weights: np.ndarray, reference: list[Text]) -> f
     n_tokens = np.array([len(text.completion) for text in reference])
     off = weights * (change - change @ weights * n_tokens)
     return float(np.sqrt((off**2).sum() * len(off) / (len(off) - 1)))
-
-
-def _screen(
-    steps: _Steps,
-    names: list[str],
-    texts: list[Text],
-    groups: list[Hashable],
-    weights: np.ndarray,
-    settings: InfluenceSettings,
-) -> tuple[np.ndarray, list[str]]:
-    """Return changes as _Steps does, exact where first order leaves a doubt, and how each was found."""
-    changes = steps.changes("first_order", names, texts)
-    # By the hash of the text: the same sample whatever the order, and one that no one chose.
-    keys = [fingerprint(asdict(text)) for text in texts]
-    sampled = sorted(set(keys))[: settings.n_calibrate]
-    sample = [keys.index(key) for key in sampled]
-    exact = steps.changes("exact", [names[at] for at in sample], [texts[at] for at in sample]) @ weights
-    # What first order leaves out grows with all that a step does to the reference texts, not with what is left of it
-    # where some gain and others lose; so errors are taken, and weighed, relative to that.
-    gross = np.maximum(np.abs(changes * weights).sum(axis=1), np.finfo(float).tiny)
-    first, found = changes[sample] @ weights / gross[sample], exact / gross[sample]
-    # Curvature makes long movements do less than first order says; one factor brings both onto one scale.
-    scale = (found @ first) / (first @ first) if first.any() else 1.0
-    changes *= scale
-    error = np.sqrt(((found - scale * first) ** 2).mean()) if sample else 0.0
-    doubted = in_doubt(changes @ weights, groups, settings.doubt * error * gross)
-    doubted |= np.isin(keys, sampled)
-    at = np.flatnonzero(doubted)
-    changes[at] = steps.changes("exact", [names[i] for i in at], [texts[i] for i in at])
-    return changes, ["exact" if one else "first_order" for one in doubted]
-
-
-def in_doubt(values: np.ndarray, groups: Sequence[Hashable], tolerance: np.ndarray) -> np.ndarray:
-    """Return which figures must be computed exactly, as booleans of shape (candidates,).
-
-    A sign is in doubt where a figure is within its tolerance of zero; an order, where two figures of a group differ
-    by no more than the root of the sum of their squared tolerances.
-
-    Example:
-        >>> in_doubt(np.array([0.5, 3.0, 4.2, -4.0]), ["a", "a", "a", "b"], np.ones(4)).tolist()
-        [True, True, True, False]
-    """
-    doubted, labels = np.abs(values) <= tolerance, pd.Series(list(groups), dtype=object)
-    for members in labels.groupby(labels, sort=False).indices.values():
-        own, tolerances = values[members], tolerance[members]
-        near = np.abs(own[:, None] - own) <= np.hypot(tolerances[:, None], tolerances)
-        np.fill_diagonal(near, False)
-        doubted[members] |= near.any(axis=1)
-    return doubted

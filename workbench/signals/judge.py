@@ -12,12 +12,12 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job
-from workbench.models.start import engine_fingerprint, model_fingerprint, run_engine_jobs
+from workbench.models.start import Model, engine_fingerprint, model_fingerprint, run_engine_jobs
 from workbench.runs.cache import StoreError, atomic_write, read_json
 from workbench.runs.recipe import Recipe, canonical_json
 from workbench.runs.run import Run, fingerprint
 from workbench.tasks.answers import Answers
-from workbench.tasks.task import Task, as_written, load_tasks
+from workbench.tasks.task import Task, load_tasks
 
 VERSION = 1
 FILE = "judgements.json"
@@ -44,15 +44,14 @@ class _Asked(NamedTuple):
 
     examples: pd.DataFrame
     validation: pd.DataFrame
-    writers: dict[str, Task]
     tasks: dict[str, Task]
 
     def prompts(self) -> dict[str, dict[str, Answers]]:
         """Return for each task the prompts, each once, and how its answer is read."""
         found: dict[str, dict[str, Answers]] = {name: {} for name in self.tasks}
-        for frame, tasks in ((self.validation, self.tasks), (self.examples, self.writers)):
+        for frame in (self.validation, self.examples):
             for task, prompt in zip(frame["task"], frame["prompt"], strict=True):
-                found[task].setdefault(prompt, tasks[task].answers)
+                found[task].setdefault(prompt, self.tasks[task].answers)
         return found
 
 
@@ -96,16 +95,15 @@ def stored(run: Run) -> Judged | None:
 
 def _asked(run: Run) -> _Asked:
     recipe, tasks = run.recipe, load_tasks(run.recipe)
-    writers = as_written(recipe, tasks)
     examples = run.read("examples")
     examples = examples[examples["kept"]].reset_index(drop=True)
     if examples.empty:
         raise StoreError(f"Run {run.name} kept no example, so there is nothing to judge; see why they were dropped.")
     frames = [task.validation.head(recipe.preference_set.n_validation).assign(task=n) for n, task in tasks.items()]
     validation = pd.concat(frames, ignore_index=True)[["task", "item_id", "question", "target"]]
-    for frame, of in ((examples, writers), (validation, tasks)):
-        frame["prompt"] = [prompts.naive_prompt(of[r.task].description, r.question) for r in frame.itertuples()]
-    return _Asked(examples, validation, writers, tasks)
+    for frame in (examples, validation):
+        frame["prompt"] = [prompts.naive_prompt(tasks[r.task].description, r.question) for r in frame.itertuples()]
+    return _Asked(examples, validation, tasks)
 
 
 def _key(recipe: Recipe, asked: _Asked, mark: list | None = None) -> str:
@@ -119,13 +117,13 @@ def _key(recipe: Recipe, asked: _Asked, mark: list | None = None) -> str:
 def _answers(recipe: Recipe, asked: _Asked) -> tuple[dict[str, str], bool]:
     """Return the judge's answers by prompt, and whether some came back empty, as those that it refuses do."""
     by_task = asked.prompts()
+    model, longest = Model(recipe, "judge", recipe.models.judge), recipe.evaluation.max_new_tokens
     jobs = [
-        AskJob(recipe, recipe.models.judge, f"the judge, {name}", [("", one) for one in texts], (), role="judge")
-        for name, texts in by_task.items()
+        AskJob(model, f"the judge, {name}", [("", one) for one in texts], longest) for name, texts in by_task.items()
     ]
     said, refused = {}, False
     for texts, written in zip(
-        by_task.values(), run_engine_jobs(complete_job, jobs, recipe, "judge", "asking the judge"), strict=True
+        by_task.values(), run_engine_jobs(complete_job, jobs, model, "asking the judge"), strict=True
     ):
         for (prompt, answers), completion in zip(texts.items(), written, strict=True):
             said[prompt] = answers.read(completion.text)
@@ -138,7 +136,7 @@ def _compare(asked: _Asked, said: dict[str, str]) -> Judged:
         frame.assign(said=[said[prompt] for prompt in frame["prompt"]]).drop(columns="prompt")
         for frame in (asked.examples, asked.validation)
     )
-    same = [asked.writers[row.task].answers.alike(row.answer, row.said) for row in examples.itertuples()]
+    same = [asked.tasks[row.task].answers.alike(row.answer, row.said) for row in examples.itertuples()]
     examples["agrees"] = pd.array(same, dtype="boolean")
     examples.loc[examples["said"] == "", "agrees"] = pd.NA
     validation["right"] = [asked.tasks[r.task].answers.same(r.said, r.target) for r in validation.itertuples()]

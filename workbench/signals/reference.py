@@ -8,68 +8,80 @@ which takes those of a stronger model; they reward what brings the student close
 bare target rewards answering at once, without any step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from workbench.loop import prompts
 from workbench.models.engine import Decoding, Request
-from workbench.models.start import run_engine_jobs, start_engine
+from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
 from workbench.runs.recipe import Recipe
 from workbench.tasks.contamination import BY_DEFINITION, Guard, guard_for
 from workbench.tasks.task import Task, all_test_items, guard_of_sets
 
+VERSION = 1
 BARE = " <ans>{}</ans>"
 
 
 @dataclass(frozen=True)
 class _Answer:
-    recipe: Recipe
-    role: str
-    model: str
+    writer: Model
     student: str
     task: Task
-    questions: pd.DataFrame
+    questions: pd.DataFrame = field(repr=False)
+    n_tries: int
+    max_new_tokens: int
+    seed: int
 
     def __repr__(self) -> str:
-        return f"reference answers of {self.task.name} by the {self.role} {self.student}".rstrip()
+        return f"reference answers of {self.task.name} for {self.student}"
 
 
 def build_reference(
-    recipe: Recipe, tasks: dict[str, Task], chosen: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return every student's reference set, and how many questions were left out and why.
+    writers: dict[str, Model] | None,
+    students: dict[str, Model],
+    tasks: dict[str, Task],
+    preference_set: pd.DataFrame,
+    n_tries: int,
+    max_new_tokens: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Return every student's reference set: its frame, with counts of the questions left out and why.
 
     Questions that the calibrated levels of the guard take for copies of a test item are left out: they are right most
     times, not always. What is a test item by definition stays, for `measure` to refuse.
 
     Args:
-        recipe: Says whose answers.
-        tasks: The recipe's tasks.
-        chosen: Columns task, item_id, question, target; outside every test set.
-
-    Returns:
-        The frame "reference" and counts.
+        writers: Whose right answers are taken, by student; None takes the bare targets.
+        students: By name.
+        tasks: By name.
+        preference_set: Its chosen questions are used; they lie outside every test set.
+        n_tries: Answers sampled of each question; the first right one is taken.
+        max_new_tokens: Of an answer.
+        seed: Names the draws.
     """
+    recipe, chosen = next(iter(students.values())).recipe, preference_set[preference_set["chosen"]]
     apart = [_apart_from_test(recipe, task, chosen[chosen["task"] == name]) for name, task in tasks.items()]
     kept = pd.concat(apart, ignore_index=True)
-    role = recipe.influence.reference
-    if role == "target":
-        rows = [_row(tasks[one["task"]], name, one, BARE.format(one["target"])) for name, one in _of_all(recipe, kept)]
+    if writers is None:
+        asked = kept.to_dict("records")
+        rows = [_row(tasks[one["task"]], name, one, BARE.format(one["target"])) for name in students for one in asked]
     else:
-        models = {n: ref if role == "student" else recipe.models.teacher for n, ref in recipe.models.students.items()}
         jobs = [
-            _Answer(recipe, role, model, student, task, kept[kept["task"] == name])
-            for student, model in models.items()
+            _Answer(writers[student], student, task, kept[kept["task"] == name], n_tries, max_new_tokens, seed)
+            for student in students
             for name, task in tasks.items()
         ]
-        rows = [row for found in run_engine_jobs(_answer, jobs, recipe, role, "reference answers") for row in found]
+        rows = [row for own in run_engine_jobs(_answer, jobs, jobs[0].writer, "reference answers") for row in own]
     reference = schemas.build(rows, "reference")
-    counts = {"reference questions like a test item, left out": len(chosen) - len(kept)}
-    counts["reference questions never answered right, left out"] = len(kept) * len(recipe.models.students) - len(rows)
-    return reference, counts
+    reference.attrs["counts"] = {
+        "reference texts": len(reference),
+        "reference questions like a test item, left out": len(chosen) - len(kept),
+        "reference questions never answered right, left out": len(kept) * len(students) - len(rows),
+    }
+    return reference
 
 
 def guard_of_tests(recipe: Recipe, tasks: dict[str, Task]) -> Guard:
@@ -84,22 +96,18 @@ def _apart_from_test(recipe: Recipe, task: Task, questions: pd.DataFrame) -> pd.
     return questions[[one is None or one.level in BY_DEFINITION for one in found]]
 
 
-def _of_all(recipe: Recipe, questions: pd.DataFrame) -> list[tuple[str, dict]]:
-    return [(student, one) for student in recipe.models.students for one in questions.to_dict("records")]
-
-
 def _answer(job: _Answer) -> list[dict]:
     """Return the questions of a job with the first right one of n_tries sampled answers."""
-    recipe, task, asked = job.recipe, job.task, job.questions.to_dict("records")
-    engine, n_tries = start_engine(recipe, job.role, job.model), recipe.influence.n_tries
+    task, asked, n_tries = job.task, job.questions.to_dict("records"), job.n_tries
+    engine = job.writer.start()
     requests = [
         Request(engine.render(prompts.naive_prompt(task.description, one["question"])), f"reference/{name}/{n}")
         for one in asked
         for name in [one["item_id"]]
         for n in range(n_tries)
     ]
-    decoding = Decoding(recipe.evaluation.max_new_tokens, 1.0)
-    texts = [one.text for one in engine.generate(requests, decoding, recipe.seeds[0], shared_cache())]
+    decoding = Decoding(job.max_new_tokens, 1.0)
+    texts = [one.text for one in engine.generate(requests, decoding, job.seed, shared_cache())]
     rows = []
     for at, one in enumerate(asked):
         tries = texts[at * n_tries : (at + 1) * n_tries]

@@ -72,10 +72,9 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
         TaskError: If a file or source is missing, empty, not in the format, or holds too few items for the recipe.
     """
     tasks = {name: _task_of(recipe, name) for name in recipe.tasks.names}
-    n_shown = recipe.synthesis.n_seeds if recipe.method == "montessori" else 0
     for task in tasks.values():
         wanted = {
-            "seeds": max(recipe.drafting.n_seed_questions, n_shown),
+            "seeds": recipe.n_seeds_wanted,
             "validation": recipe.preference_set.n_validation,
             "test": 0 if _evaluated_elsewhere(recipe, task) else recipe.evaluation.n_items,
         }
@@ -86,22 +85,6 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
                     "lower the recipe's number or add items."
                 )
     return tasks
-
-
-def as_written(recipe: Recipe, tasks: dict[str, Task]) -> dict[str, Task]:
-    """Return the tasks as teachers write for them: the same, unless synthesis.seeds_from takes seeds from elsewhere.
-
-    Then description, techniques, seeds, solver and reading are those of the task the seeds come from; validation and
-    test items stay those of the task itself.
-    """
-    written = {}
-    for name, task in tasks.items():
-        if source := recipe.synthesis.seeds_from.get(name):
-            other = tasks.get(source) or _task_of(recipe, source)
-            names = ("description", "techniques", "seeds", "solver", "answers")
-            task = replace(task, **{name: getattr(other, name) for name in names})
-        written[name] = task
-    return written
 
 
 def task_file(recipe: Recipe, name: str) -> Path | None:

@@ -5,112 +5,153 @@ fixed beforehand. Ours throughout; ARTE reports neither seeds nor intervals.
 """
 
 import json
-import time
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from workbench.loop import prompts
+from workbench.loop.alignment import models_of
 from workbench.loop.reviews import newer_than_alignment
 from workbench.loop.writing import AskJob, complete_job
-from workbench.models.start import engine_fingerprint, run_engine_jobs
-from workbench.models.trl import student_folder
+from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import StoreError, atomic_write, read_json, record_test_access
+from workbench.runs.identity import content_of, fingerprint
 from workbench.runs.recipe import Recipe
-from workbench.runs.run import Run, Stage, fingerprint
+from workbench.runs.run import Frames, Run
 from workbench.tasks.overlap import overlap_report, overlap_warnings
 from workbench.tasks.task import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.verdict.in_words import opened_in_words
 from workbench.verdict.verdict import BASE_SEED, verdict
 
-VERSION = 5
+VERSION = 6
 
 
-def evaluate(run: Run) -> dict[str, pd.DataFrame]:
-    """Let every trained student and every untrained one answer the test items, and write verdict.json.
+@dataclass(frozen=True)
+class SealedTests:
+    """The items that a recipe's students are tested on, unopened; its key is of files and number."""
+
+    recipe: Recipe = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What tells these test sets from others."""
+        sets = {name: load_test_items(self.recipe, task)[1] for name, task in load_tasks(self.recipe).items()}
+        guard, n = self.recipe.guard.model_dump(), self.recipe.evaluation.n_items
+        return fingerprint({name: [sha256, n] for name, sha256 in sets.items()} | {"guard": guard})
+
+    def items(self, tasks: dict[str, Task]) -> dict[str, pd.DataFrame]:
+        """Return the items of each task."""
+        return {name: load_test_items(self.recipe, task)[0] for name, task in tasks.items()}
+
+    def open(self, tasks: dict[str, Task], trained: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], int]:
+        """Return the items of each task, and how often they have been opened, this time included.
+
+        Args:
+            tasks: By name.
+            trained: The curve of the students who are to answer them: for these, under one rule, it is one look.
+        """
+        looked_for = fingerprint([self.key, self.recipe.evaluation.model_dump(), content_of(trained)])
+        # By file: the same items in another number, or beside other tasks, are no new test set.
+        source, opened = self.recipe.evaluation.bbh_dir or self.recipe.tasks.folder, 0
+        for name, task in tasks.items():
+            sha256 = load_test_items(self.recipe, task)[1]
+            opened = max(opened, record_test_access(sha256, f"{name} of {source}", looked_for))
+        return self.items(tasks), opened
+
+
+def answer_tests(
+    students: dict[str, Model],
+    trained: Frames,
+    tasks: dict[str, Task],
+    tests: SealedTests,
+    exemplars: pd.DataFrame,
+    shots: list[int],
+    max_new_tokens: int,
+) -> pd.DataFrame:
+    """Let every trained student and every untrained one answer the test items, greedily.
+
+    Args:
+        students: By name, as they were; the arm base.
+        trained: What train_students returned.
+        tasks: By name.
+        tests: Opened here, and the look is counted.
+        exemplars: Worked questions for the prompts with demonstrations.
+        shots: Numbers of demonstrations.
+        max_new_tokens: Of an answer.
 
     Returns:
-        predictions, as its schema describes it.
+        predictions, as their schema describes them.
     """
-    recipe, stage = run.recipe, run.stage("evaluation")
-    drafting, training = stage.require("drafting"), stage.require("training")
-    tasks = load_tasks(recipe)
-    tests = {name: load_test_items(recipe, task) for name, task in tasks.items()}
-    test_sha = fingerprint({name: [sha256, recipe.evaluation.n_items] for name, (_, sha256) in tests.items()})
-    parents = {name: run.stage(name).manifest["fingerprint"] for name in ("drafting", "training")}
-    sections = recipe.section_json("evaluation", "models.dtype", "models.students", "guard")
-    inputs = {"version": VERSION, "recipe": sections, "test": test_sha, **parents}
-    mark = stage.fingerprint(inputs | engine_fingerprint(recipe, "student", compared=True))
-    # Without its verdict the stage is worked through again; its answers are all in the record of finished items.
-    if stage.finished(mark) and (run.path / "verdict.json").exists():
-        return {"predictions": stage.read("predictions")}
-    start = time.monotonic()
-    items = {name: frame for name, (frame, _) in tests.items()}
-    # By file: the same items in another number, or beside other tasks, are no new test set.
-    source = recipe.evaluation.bbh_dir or recipe.tasks.folder
-    opened = max(record_test_access(sha256, f"{name} of {source}", mark) for name, (_, sha256) in tests.items())
-    predictions, n_tokens = _answers(recipe, run.stage("training"), tasks, items, drafting.read("exemplars"))
-    frames = {"predictions": stage.write("predictions", predictions)}
-    test_set = {
-        "name": name_of_test_set(recipe, tasks),
-        "sha256": test_sha,
-        "times_opened": opened,
-        "note": opened_in_words(opened),
-    }
-    overlap = overlap_report(recipe, tasks, drafting.read("questions"), run.read("examples"))
-    _write_verdict(run, predictions, training.read("curve"), test_set, overlap)
-    counts = {"answers": len(predictions), "answers not readable": (~predictions["parsed"]).sum()}
-    stage.finish(mark, counts, time.monotonic() - start, n_tokens, parents)
-    return frames
-
-
-def students_of(recipe: Recipe, training: Stage) -> Iterator[tuple[str, str, int, str]]:
-    """Yield (student, arm, seed, model folder or id) of everyone who is evaluated."""
-    for student, ref in recipe.models.students.items():
-        if "base" in recipe.evaluation.arms:
-            yield student, "base", BASE_SEED, ref
-        for arm in recipe.trained_arms(student):
-            for seed in recipe.seeds:
-                yield student, arm, seed, str(student_folder(training.path, student, arm, seed))
-
-
-def _answers(
-    recipe: Recipe, training: Stage, tasks: dict[str, Task], items: dict[str, pd.DataFrame], exemplars: pd.DataFrame
-) -> tuple[pd.DataFrame, int]:
+    models = models_of(trained, "students")
+    items, _ = tests.open(tasks, trained["curve"])
     jobs, plans = [], []
-    for student, arm, seed, ref in students_of(recipe, training):
+    for student, arm, seed, model in _everyone(students, models):
         asked, plan = [], []
-        for shots in recipe.evaluation.shots:
+        for n_shots in shots:
             for name, task in tasks.items():
-                shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(shots)
+                shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(n_shots)
                 shown = list(shown.itertuples(index=False, name=None))
                 for item in items[name].itertuples():
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
-                    plan.append((shots, task, item.item_id, item.target))
-        jobs.append(AskJob(recipe, ref, f"{student}, {arm}, seed {seed}", asked, [], compared=True))
+                    plan.append((n_shots, task, item.item_id, item.target))
+        jobs.append(AskJob(model, f"{student}, {arm}, seed {seed}", asked, max_new_tokens))
         plans.append((student, arm, seed, plan))
+    written = run_engine_jobs(complete_job, jobs, jobs[0].model, "answering test items")
     rows, n_tokens = [], 0
-    answers = run_engine_jobs(complete_job, jobs, recipe, "student", "answering test items", compared=True)
-    for (student, arm, seed, plan), found in zip(plans, answers, strict=True):
-        for (shots, task, item_id, target), completion in zip(plan, found, strict=True):
-            answer = task.answers.read(completion.text)
-            n_tokens += completion.n_tokens
-            rows.append(
-                {
-                    "student": student,
-                    "arm": arm,
-                    "seed": seed,
-                    "shots": shots,
-                    "task": task.name,
-                    "item_id": item_id,
-                    "answer": answer,
-                    "style": task.style(completion.text),
-                    "parsed": bool(answer),
-                    "correct": task.answers.same(answer, target),
-                }
-            )
-    return schemas.build(rows, "predictions"), n_tokens
+    for named, completions in zip(plans, written, strict=True):
+        rows += _graded(*named, completions)
+        n_tokens += sum(completion.n_tokens for completion in completions)
+    frame = schemas.build(rows, "predictions")
+    frame.attrs["counts"] = {"answers": len(frame), "answers not readable": (~frame["parsed"]).sum()}
+    frame.attrs["tokens"] = n_tokens
+    return frame
+
+
+def _everyone(students: dict[str, Model], models: dict):
+    """Yield (student, arm, seed, model) of everyone who is evaluated: of each student first the untrained one."""
+    for student, model in students.items():
+        if "base" in model.recipe.evaluation.arms:
+            yield student, "base", BASE_SEED, model.among_trained
+        arms = model.recipe.trained_arms(student)
+        own = {(arm, seed): folder for (name, arm, seed), folder in models.items() if name == student}
+        for arm, seed in sorted(own, key=lambda key: (arms.index(key[0]), model.recipe.seeds.index(key[1]))):
+            yield student, arm, seed, model.trained(own[arm, seed])
+
+
+def _graded(student: str, arm: str, seed: int, plan: list[tuple], completions: list) -> list[dict]:
+    rows = []
+    for (shots, task, item_id, target), completion in zip(plan, completions, strict=True):
+        answer = task.answers.read(completion.text)
+        known = {"student": student, "arm": arm, "seed": seed, "shots": shots, "task": task.name, "item_id": item_id}
+        rows.append(
+            known
+            | {
+                "answer": answer,
+                "style": task.style(completion.text),
+                "parsed": bool(answer),
+                "correct": task.answers.same(answer, target),
+            }
+        )
+    return rows
+
+
+def decide(run: Run) -> dict:
+    """Return the verdict on a run's predictions by the recipe's rule, and write it to verdict.json."""
+    recipe, tasks = run.recipe, load_tasks(run.recipe)
+    predictions, curve = run.read("predictions"), run.read("students", "curve")
+    # Another rule for the same answers is another look.
+    _, opened = SealedTests(recipe).open(tasks, curve)
+    tests = {name: load_test_items(recipe, task)[1] for name, task in tasks.items()}
+    test_set = {
+        "name": name_of_test_set(recipe, tasks),
+        "sha256": fingerprint({name: [sha256, recipe.evaluation.n_items] for name, sha256 in tests.items()}),
+        "times_opened": opened,
+        "note": opened_in_words(opened),
+    }
+    overlap = overlap_report(recipe, tasks, run.read("questions"), run.read("examples"))
+    _write_verdict(run, predictions, curve, test_set, overlap)
+    return verdict_of(run)
 
 
 def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, test_set: dict, overlap: dict) -> None:

@@ -1,0 +1,108 @@
+"""Alignment: the teacher is tuned by DPO to each student's preference pairs, once for every arm.
+
+Source: ARTE, arXiv:2406.19227, section 3.3, and Montessori-Instruct, arXiv:2410.14208, section 3, through TRL's
+DPOTrainer. Ours: the control teacher, aligned to the same pairs with half of them flipped.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.models.backends import tune_dpo
+from workbench.models.start import Model
+from workbench.models.trl import Tuned, model_folder, tuned
+from workbench.runs import schemas
+from workbench.runs.recipe import Alignment, Recipe
+from workbench.runs.run import Frames, fingerprint
+from workbench.runs.seeding import stream_seed
+from workbench.runs.workers import run_jobs
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class _Align:
+    recipe: Recipe
+    student: str
+    arm: str
+    pairs: pd.DataFrame = field(repr=False)
+    folder: Path
+    seed: int
+    key: str = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"DPO of the teacher, {self.arm}, {self.student}"
+
+
+def align_teachers(
+    teacher: Model, by_arm: dict[str, pd.DataFrame], settings: Alignment, seed: int, folder: Path
+) -> dict[str, pd.DataFrame]:
+    """Align the teacher to the pairs of every arm and student.
+
+    Args:
+        teacher: As it was.
+        by_arm: Pairs of all students, by arm.
+        settings: The recipe's section alignment: beta, rate, epochs, batch.
+        seed: Names the draws; the same for all arms of a student, which differ in the pairs alone.
+        folder: Where the aligned teachers go.
+
+    Returns:
+        "teachers": student, arm, and the model's name in the folder; "curve": as its schema describes it; "pairs_used":
+        the pairs with the arm that they were used in.
+
+    Raises:
+        ValueError: If a student left no pair for an arm.
+    """
+    recipe = teacher.recipe.model_copy(update={"alignment": settings})
+    jobs = []
+    for arm, pairs in by_arm.items():
+        for student in recipe.models.students:
+            own = pairs[pairs["student"] == student].reset_index(drop=True)
+            _require_pairs(own, student, arm)
+            drawn = stream_seed(seed, "dpo", student)
+            texts = own[["prompt", "chosen", "rejected"]].to_numpy().tolist()
+            key = fingerprint([VERSION, teacher.key, settings.model_dump(), drawn, texts])
+            jobs.append(_Align(recipe, student, arm, own, folder / model_folder(student, arm), drawn, key))
+    results = run_jobs(_align_one, jobs, recipe.compute.trained_at_once, "aligning teachers")
+    made = list(zip(jobs, results, strict=True))
+    frame = pd.DataFrame([{"student": j.student, "arm": j.arm, "model": j.folder.name} for j, _ in made])
+    frame.attrs["counts"] = {"aligned teachers": len(made)}
+    frame.attrs["tokens"] = sum(result.n_tokens for _, result in made)
+    curve = [
+        {"stage": "alignment", "arm": job.arm, "student": job.student, "seed": seed, **point}
+        for job, result in made
+        for point in result.curve
+    ]
+    used = pd.concat([pairs.assign(arm=arm) for arm, pairs in by_arm.items()], ignore_index=True)
+    return {"teachers": frame, "curve": schemas.build(curve, "curve"), "pairs_used": used}
+
+
+def _require_pairs(own: pd.DataFrame, student: str, arm: str) -> None:
+    if own.empty:
+        raise ValueError(
+            f"Student {student} left no preference pair for the arm {arm} (every group tied or of one sign, "
+            "or dropped by the rule or by reviews); lower pairs.min_gap and pairs.min_probability, draft more "
+            "questions or probe on a larger preference set."
+        )
+    if arm == "random_pairs" and not own["flipped"].any():
+        raise ValueError(
+            f"Student {student} left a single preference pair, of which no half can be flipped; draft more "
+            "questions, or take random_pairs out of evaluation.arms."
+        )
+
+
+def _align_one(job: _Align) -> Tuned:
+    return tuned(job.folder, job.key, lambda work: tune_dpo(job.recipe, job.pairs, work, job.seed))
+
+
+def models_of(trained: Frames, name: str) -> dict[tuple, Path]:
+    """Return the folders of trained models by what tells them apart: (student, arm), or (student, arm, seed).
+
+    Args:
+        trained: What the step returned.
+        name: Of the frame that lists them.
+    """
+    frame = trained[name]
+    keys = frame.drop(columns="model").itertuples(index=False, name=None)
+    return {key: trained.path / model for key, model in zip(keys, frame["model"], strict=True)}

@@ -1,0 +1,96 @@
+"""What makes two arguments of a step the same: frames by content, sections by values, models and tasks by their key."""
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel
+
+from workbench.runs.cache import StoreError
+from workbench.runs.recipe import canonical_json
+from workbench.runs.schemas import text_id
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def fingerprint(value) -> str:
+    """Return 16 hex digits that differ whenever the value, written as canonical JSON, differs."""
+    return text_id(canonical_json(value))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identify(value, name: str = "argument"):
+    """Return a value as plain JSON that is equal whenever the value is the same.
+
+    Args:
+        value: What a step is called with.
+        name: What to call it in an error.
+
+    Raises:
+        StoreError: If it cannot be told when it is another.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if (key := getattr(value, "key", None)) is not None and not callable(key):
+        return {"key": key}
+    if isinstance(value, pd.DataFrame):
+        return {"frame": content_of(value)}
+    if isinstance(value, BaseModel):
+        return {type(value).__name__: value.model_dump()}
+    if isinstance(value, Mapping):
+        return {str(one): identify(value[one], f"{name}[{one!r}]") for one in value}
+    if isinstance(value, list | tuple):
+        return [identify(one, f"{name}[{place}]") for place, one in enumerate(value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {function_of(type(value)): identify(parts, name)}
+    if callable(value):
+        return function_of(value)
+    raise StoreError(
+        f"{name} is {type(value).__name__}, of which a step cannot tell when it is another; give a frame, plain "
+        "values, a section of the recipe, or something with a `key`."
+    )
+
+
+def content_of(frame: pd.DataFrame) -> str:
+    """Return 16 hex digits of a frame's columns, types and values; its index does not count."""
+    hashed = hashlib.sha256(repr([(str(name), str(kind)) for name, kind in frame.dtypes.items()]).encode())
+    hashed.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def function_of(function: Callable) -> str:
+    """Return a function's name and what tells its versions apart: its module's VERSION, or the text of one's own.
+
+    Only its own text counts: a helper of yours that it calls, and that may change, is best given as an argument.
+    """
+    if isinstance(function, functools.partial):
+        more = identify([list(function.args), function.keywords])
+        return f"{function_of(function.func)} with {more}"
+    module = getattr(function, "__module__", "") or ""
+    name = f"{module}.{getattr(function, '__qualname__', repr(function))}"
+    if module.partition(".")[0] == PACKAGE:
+        return f"{name} {getattr(sys.modules[module], 'VERSION', 1)}"
+    try:
+        text = inspect.getsource(function)
+    except (OSError, TypeError):
+        raise StoreError(
+            f"The text of {name} cannot be read, so a step cannot tell when it changes; define it in a cell or a file."
+        ) from None
+    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
