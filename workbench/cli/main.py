@@ -69,7 +69,6 @@ def parser() -> argparse.ArgumentParser:
         help="do this one and later ones again: 03, or alignment",
     )
     run.add_argument("--to", dest="last", metavar="NOTEBOOK", default="", help="stop after it")
-    run.add_argument("--method", metavar="FILE.py", default="", help="a method of your own, which sets METHOD")
     _add_watch(commands)
     commands.add_parser("runs", help="list runs, one row each", description="List runs, one row each.")
     plan = commands.add_parser(
@@ -144,6 +143,7 @@ def _add_export(commands) -> None:
 
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
+    command.add_argument("--method", metavar="FILE.py", default="", help="a method of your own: a file that sets METHOD")
     takes_parameters(command)
 
 
@@ -172,6 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from workbench.runs.recipe import RecipeError
 
     try:
+        if method := getattr(given, "method", ""):
+            from workbench import methods
+
+            methods.bring(method)
+            os.environ[methods.FROM_FILE] = os.path.abspath(method)  # for the processes that do the work
+    except ValueError as error:
+        return _say(error, REFUSED)
+    try:
         return commands[given.command](given)
     except RecipeError as error:
         return _say(error, REFUSED)
@@ -197,9 +205,6 @@ def _run(given: argparse.Namespace) -> int:
     from workbench.report.card import rungs
 
     try:
-        if given.method:
-            methods.bring(given.method)
-            os.environ[methods.FROM_FILE] = os.path.abspath(given.method)
         work = headless.prepare(given.recipe, given.name, dict(given.parameter))
         notebooks = headless.wanted(work, given.first, given.last)
     except (StoreError, ValueError) as error:

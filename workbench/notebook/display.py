@@ -57,8 +57,9 @@ def show(what, caption: str = "") -> None:
 
 def source(function: Callable) -> None:
     """Display the text of a function: what a step does, to be read and, in a cell of your own, changed."""
-    name = f"{function.__module__.removeprefix('workbench.').replace('.', '/')}, {function.__name__}"
-    show(inspect.getsource(function), f"The library's own: {name}")
+    module = function.__module__
+    where = f"{module.replace('.', '/')}.py" if module.startswith("workbench.") else "your own"
+    show(inspect.getsource(function), f"{function.__name__}, {where}")
 
 
 class Progress:
