@@ -143,7 +143,7 @@ def _add_export(commands) -> None:
 
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
-    command.add_argument("--method", metavar="FILE.py", default="", help="a method of your own: a file that sets METHOD")
+    command.add_argument("--method", metavar="FILE.py", default="", help="a method of your own, set there as METHOD")
     takes_parameters(command)
 
 
