@@ -1,5 +1,6 @@
 """One recipe says everything a run needs; a wrong one is refused whole, with every error and its fix."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -7,8 +8,9 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from workbench.runs.recipe_engines import Compute, EngineChoice, Engines
 from workbench.runs.recipe_montessori import Influence, OptionalInfluence, OptionalSynthesis, Synthesis, require_fit
@@ -304,7 +306,37 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return format_yaml(self.model_dump())
+
+
+def _yaml() -> YAML:
+    # Only the pure reader knows YAML 1.2, in which 5e-7 is a number and `no` is text.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    return yaml
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain values that YAML 1.2 text holds.
+
+    Raises:
+        ValueError: If it is no YAML, gives a key twice or asks for anything but plain values, naming the line.
+    """
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        # After "with value" a duplicate key's whole section would follow.
+        problem = str(error.problem).partition(" with value")[0]
+        raise ValueError(f"line {(error.problem_mark or error.context_mark).line + 1}: {problem}") from None
+    except YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def format_yaml(values: Mapping) -> str:
+    """Return plain values as YAML, in their order."""
+    text = io.StringIO()
+    _yaml().dump(values, text)
+    return text.getvalue()
 
 
 def canonical_json(value: Any) -> str:

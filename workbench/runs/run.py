@@ -13,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from workbench.runs import progress, schemas
 from workbench.runs.cache import Cache, StoreError, atomic_write, read_json, runs_folder, shared_cache
-from workbench.runs.recipe import Recipe, canonical_json, flatten, project_root
+from workbench.runs.recipe import Recipe, canonical_json, flatten, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
 
 SCHEMA_NUMBER = 1  # raise by hand when the meaning of a stored frame changes: finished stages are then computed again
@@ -260,7 +259,7 @@ def _run_row(path: Path) -> dict:
         "stages": ", ".join(name for name in NOTEBOOKS if (path / name / "manifest.json").exists()),
     }
     try:
-        row["recipe"] = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))["name"]
+        row["recipe"] = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))["name"]
         row["seconds"] = sum(stage["seconds"] for stage in read_json(path / "timings.json").values())
         verdict = read_json(path / "verdict.json")
         row["decision"] = verdict.get("decision", "")
@@ -268,7 +267,7 @@ def _run_row(path: Path) -> dict:
         for compared in verdict.get("comparisons", []):
             if all(compared[key] == primary[key] for key in ("a", "b", "shots")):
                 row |= {key: compared[key] for key in ("difference", "low", "high")}
-    except (StoreError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (StoreError, KeyError, TypeError, ValueError) as error:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"
     return row

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from workbench.runs.recipe import canonical_json, project_root
-from workbench.runs.recipe_file import one_line
 from workbench.runs.recipe_parts import AnswerType, TaskSource
 from workbench.tasks.answers import Answers
 
@@ -94,8 +93,9 @@ def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
         return _loaded(str(file) if file.is_dir() else path, config, split)
     # Readers of files and the hub raise many unrelated types; each means that the items are not to be had.
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise TaskError(
-            f"{where} cannot be read ({one_line(error)[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
+            f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
             "or a hub id that `datasets` loads, with its config and split."
         ) from None
 
