@@ -81,7 +81,12 @@ def test_numbers_and_words_are_read_as_yaml_1_2_has_them(load):
         ("guard.levels", "[exact, fuzzy]", "guard.levels.1 must be 'exact', 'normalised', 'options'"),
         ("guard.levels", "[near, near]", "guard.levels must all differ"),
         ("guard.levels", "[]", "guard.levels must have at least 1 item, not 0"),
-        ("guard.false_alarms", "0.0", "guard.false_alarms must be greater than 0, got 0.0"),
+        (
+            "guard.false_alarms",
+            "0.02",
+            "guard.false_alarms is not a key of a recipe (value 0.02); it is called guard.false_positive_rate now",
+        ),
+        ("guard.false_positive_rate", "0.0", "guard.false_positive_rate must be greater than 0, got 0.0"),
         ("guard.test_overlap", "keep", "guard.test_overlap must be 'remove' or 'refuse', got 'keep'"),
         ("evaluation.primary.shots", "7", "evaluation.primary.shots must be one of shots [0, 3], got 7"),
         ("evaluation.primary.b", "tailored", "evaluation.primary must compare two different arms"),

@@ -38,7 +38,7 @@ ALIGNED_ARMS += (BY_TRAINING_LOSS,)
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
-Level = Literal["exact", "normalised", "options", "reordered", "renumbered", "renamed", "ngram", "near"]
+Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
 
 
 class RecipeError(ValueError):
@@ -68,14 +68,14 @@ class Models(Section):
 
 
 class Guarding(Section):
-    """How the sets are kept apart; false_alarms is the share of independent items that may be taken for copies.
+    """How the sets are kept apart; false_positive_rate: the share of independent items that may be taken for copies.
 
     What teachers write is dropped when it copies any set. Fixed test items that copy a seed or validation item, and
     written questions that copy a test item, are removed and reported, or the run is refused.
     """
 
     levels: Annotated[list[Level], Field(min_length=1)] = list(get_args(Level))
-    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.02
     test_overlap: Literal["remove", "refuse"] = "remove"
 
     @model_validator(mode="after")

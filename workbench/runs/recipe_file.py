@@ -12,6 +12,7 @@ from workbench.runs.recipe import Recipe, RecipeError, parse_yaml, project_root
 
 KINDS = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}
 KINDS |= {dict: "a mapping", type(None): "nothing"}
+RENAMED = {"guard.false_alarms": "guard.false_positive_rate"}
 
 
 def fault_of(error: dict) -> str:
@@ -40,6 +41,8 @@ def _kind(value: Any) -> str:
 def _closest_key(path: Sequence[str]) -> str:
     """Suggest a key of the same section, else the same key in another section, else list what there is."""
     *sections, last = path
+    if new_name := RENAMED.get(".".join(path)):
+        return f"; it is called {new_name} now, rename it."
     siblings = _keys(_declared(sections))
     close = [".".join([*sections, key]) for key in difflib.get_close_matches(last, siblings, n=1)]
     close = close or [f"{name}.{last}" for name in _keys(Recipe) if last in _keys(_declared([name]))]

@@ -204,7 +204,7 @@ def copied_items(recipe: Recipe, task: Task) -> dict[str, Overlap]:
 def guard_of_sets(recipe: Recipe, sets: dict[str, pd.Series]) -> Guard:
     """Return the guard of these sets with the recipe's settings."""
     frozen = tuple((name, tuple(questions)) for name, questions in sets.items())
-    return guard_for(frozen, tuple(recipe.guard.levels), recipe.guard.false_alarms)
+    return guard_for(frozen, tuple(recipe.guard.levels), recipe.guard.false_positive_rate)
 
 
 def _read(path: Path) -> dict:
