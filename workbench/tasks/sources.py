@@ -71,18 +71,13 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
         )
 
 
-def _file(path: str) -> Path:
-    given = Path(path).expanduser()
-    return given if given.is_absolute() else project_root() / given
-
-
 def _lines(path: Path) -> Iterator[str]:
     yield from filter(str.strip, path.read_text(encoding="utf-8").splitlines())
 
 
 def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
     """Return all rows and columns of a file, a folder or a hub id."""
-    file = _file(path)
+    file = project_root() / Path(path).expanduser()
     try:
         if file.is_file():
             if file.suffix not in READERS:
