@@ -3,10 +3,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import settings
 
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, parse_yaml
 
 PROJECT = Path(__file__).resolve().parents[1]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -32,7 +31,7 @@ evaluation: {n_items: 4, max_new_tokens: 32}
 @pytest.fixture
 def recipe_values() -> dict:
     """A small valid recipe as plain values, to be changed by the test."""
-    return yaml.safe_load(RECIPE)
+    return parse_yaml(RECIPE)
 
 
 @pytest.fixture

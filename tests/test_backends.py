@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
-import yaml
 from conftest import PROJECT, RECIPE, not_run
 from test_loading import TEMPLATE, tiny_folder, tiny_tokenizer
 from test_trl import LORA, curve, pairs, rows, weights
@@ -21,7 +20,7 @@ from workbench.models import backend_process, backends, trl
 from workbench.models.loading import TuningError
 from workbench.models.trl import tuned
 from workbench.runs import progress
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.workers import one_thread
 
 TWO = {"launcher": "accelerate", "launcher_config": "notebooks/recipes/accelerate/two_cpu_processes.yaml"}
@@ -38,7 +37,7 @@ AGREE = 1e-5  # of weights of about one half, after 12 steps of a rate of 0.01 o
 
 
 def recipe_of(folder, **sections) -> Recipe:
-    values = yaml.safe_load(RECIPE)
+    values = parse_yaml(RECIPE)
     values["models"] = {"teacher": str(folder), "students": {"s": str(folder)}}
     values["alignment"] |= {"learning_rate": 3.0e-3, "n_epochs": 4, "max_length": 40}
     values["training"] |= {"learning_rate": 1.0e-2, "n_epochs": 4, "max_length": 40}
@@ -139,7 +138,7 @@ def test_a_sign_of_a_process_tells_whether_it_is_there():
 
 
 CONFIGS = {
-    "num_processes: [": r"cannot be read \(while parsing",
+    "num_processes: [": r"cannot be read \(line \d+: ",
     "distributed_type: MULTI_GPU": "does not say num_processes",
 }
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.pocket.make.classroom import TASKS
 from workbench.runs.seeding import stream
-from workbench.tasks.contamination import FALSE_ALARMS, LEVELS, OFF, Guard, copies, normalise
+from workbench.tasks.contamination import LEVELS, OFF, Guard, copies, normalise
 from workbench.tasks.pocket_questions import TEST_SIZES, write
 
 SETS = {"seeds": ["How many pears?"], "test": ["( True and False ) is", "How many plums?"]}
@@ -119,18 +119,21 @@ def test_honest_items_are_seldom_accused(guards):
         new = [question for question in new if not plain.overlap(question)]
         n_asked += len(new)
         n_accused += sum(bool(guards[task].overlap(question)) for question in new)
-    assert n_asked > 900 and n_accused / n_asked <= FALSE_ALARMS
+    assert n_asked > 900 and n_accused / n_asked <= 0.02
 
 
 def test_a_level_that_cannot_tell_copies_from_siblings_is_off(guards):
     off = {task: {level for level, at in guard.thresholds.items() if at == OFF} for task, guard in guards.items()}
-    assert "renumbered" in off["navigate"] and "renumbered" not in off["object_counting"]
+    assert "renamed" in off["navigate"] and "renamed" not in off["object_counting"]
     assert "renamed" in off["web_of_lies"] and off["web_of_lies"] == {"renamed"}
-    assert all(guard.alone(level, "x") is None for task, guard in guards.items() for level in off[task])
+    used = {
+        task: {one.level for text in guard.questions for one in guard.matches(text)} for task, guard in guards.items()
+    }
+    assert all(used[task] and not used[task] & off[task] for task in TASKS)
 
 
-def test_more_false_alarms_allowed_find_no_less(sets):
-    strict, lenient = (Guard({"test": sets["navigate"]}, false_alarms=share).thresholds for share in (0.02, 0.1))
+def test_more_false_positives_allowed_find_no_less(sets):
+    strict, lenient = (Guard({"test": sets["navigate"]}, false_positive_rate=share).thresholds for share in (0.02, 0.1))
     assert all(lenient[level] <= strict[level] for level in LEVELS) and lenient != strict
 
 
@@ -174,7 +177,7 @@ def test_the_order_of_the_items_does_not_matter(sets, guards):
 
 def test_what_is_copied_is_named():
     found = Guard(SETS).find("HOW many plums")
-    assert (found.level, found.name, found.item, found.similarity) == ("normalised", "test", "How many plums?", 1.0)
+    assert (found.level, found.name, found.item) == ("normalised", "test", "How many plums?")
 
 
 def test_levels_left_out_are_not_used():

@@ -5,7 +5,6 @@ import shutil
 
 import pandas as pd
 import pytest
-import yaml
 from conftest import PROJECT, RECIPE
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
@@ -19,7 +18,7 @@ from workbench.report.export import FORMS, _file_of, export
 from workbench.report.facts import Facts
 from workbench.runs import schemas
 from workbench.runs.cache import StoreError, record_test_access
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.run import NOTEBOOKS, Run, open_run
 from workbench.verdict.verdict import verdict
 
@@ -56,7 +55,7 @@ def work(whole, tmp_path, monkeypatch):
 
 def _run() -> Run:
     """Return a finished run of two students, whose models are those of the project under other names."""
-    recipe_values = yaml.safe_load(RECIPE)
+    recipe_values = parse_yaml(RECIPE)
     recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bo-b": "some/student"}
     recipe_values["models"]["licences"] = {"bo-b": "Gemma Terms"}
     run = open_run("done", Recipe.model_validate(recipe_values))

@@ -215,7 +215,7 @@ def test_the_verdict_speaks_of_what_was_run(run):
     for arm, said in verdict["arms"].items():
         assert said["accuracy"] == pytest.approx(zero_shot[zero_shot["arm"] == arm]["correct"].mean())
     assert verdict["test_set"]["times_opened"] == 1 and "opened once" in verdict["test_set"]["note"]
-    assert verdict["overlap"]["false_alarms"] == run.recipe.guard.false_alarms
+    assert verdict["overlap"]["false_positive_rate"] == run.recipe.guard.false_positive_rate
     n_dropped = run.read("questions")["drop_reason"].str.startswith("same as").sum()
     found = [row["n"] for row in verdict["overlap"]["found"] if row["items"] == "drafted questions"]
     assert sum(found) == n_dropped and set(verdict["overlap"]["off"]) == set(TASKS)

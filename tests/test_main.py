@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import PROJECT
 from test_pair_reliability import stored
 
@@ -18,7 +17,7 @@ from workbench.models import loading
 from workbench.report import cost_estimate, plan
 from workbench.runs import schemas
 from workbench.runs.cache import runs_folder
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, format_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NOTEBOOKS, open_run
@@ -31,7 +30,7 @@ def small(tmp_path, recipe_values) -> str:
     path = tmp_path / "small.yaml"
     recipe_values["models"] = {"teacher": "data/no/teacher", "students": {"counter": "data/no/counter"}}
     recipe_values["preference_set"] = {"n_validation": 8, "n_items": 4}
-    path.write_text(yaml.safe_dump(recipe_values))
+    path.write_text(format_yaml(recipe_values))
     return str(path)
 
 
@@ -89,10 +88,10 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(capsys, runs, smal
 
 
 def test_all_faults_of_a_recipe_are_said_at_once(capsys, runs, small):
-    wrong = ("-p", "alignment.learning_rate", "5e-7", "-p", "seeds", "[1]", "-p", "evaluation.margin", "2")
+    wrong = ("-p", "alignment.learning_rate", "fast", "-p", "seeds", "[1]", "-p", "evaluation.margin", "2")
     status, _, error = outcome(capsys, "run", small, "--name", "a", *wrong)
     assert status == REFUSED and not runs.exists()
-    assert "write 5.0e-7" in error and "seeds" in error and "evaluation.margin" in error
+    assert "got 'fast' (text)" in error and "seeds" in error and "evaluation.margin" in error
 
 
 @pytest.mark.parametrize("command", [("run", "arte-dmo", "--name", "a"), ("plan", "arte-dmo")])
@@ -163,7 +162,7 @@ def test_plan_counts_what_the_paper_counts(recipe_values, tmp_path):
         "tailoring": {"n_examples": 250, "max_new_tokens": 512},
     }
     path = tmp_path / "paper.yaml"
-    path.write_text(yaml.safe_dump(recipe_values))
+    path.write_text(format_yaml(recipe_values))
     rows = cost_estimate.estimate(load_recipe(str(path))).set_index("work")
     assert rows.loc["rationales", "generations"] == 1000
     assert rows.loc["one-shot probes", "generations"] == 40_000

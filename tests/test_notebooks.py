@@ -12,7 +12,6 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-import yaml
 from conftest import PROJECT
 from nbconvert import HTMLExporter
 from test_goodhart import rounds
@@ -24,6 +23,7 @@ from workbench.notebook.display import Progress
 from workbench.notebook.session import ParameterError, check_parameters, parse_overrides
 from workbench.report import page as page_module
 from workbench.report.lineage import lineage
+from workbench.runs.recipe import format_yaml, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import NOTEBOOKS, open_run, runs_table
 from workbench.verdict.in_words import share_of
@@ -45,10 +45,10 @@ evaluation: {n_items: 8, max_new_tokens: 120}
 
 def write_tiny(path: Path) -> Path:
     """Write the tiny recipe, with the models and the first task of the demo."""
-    demo = yaml.safe_load((PROJECT / "notebooks" / "recipes" / "arte-demo.yaml").read_text())
-    tiny = demo | yaml.safe_load(TINY) | {"name": "tiny"}
+    demo = parse_yaml((PROJECT / "notebooks" / "recipes" / "arte-demo.yaml").read_text())
+    tiny = demo | parse_yaml(TINY) | {"name": "tiny"}
     tiny["tasks"]["names"] = tiny["tasks"]["names"][:1]
-    path.write_text(yaml.safe_dump(tiny))
+    path.write_text(format_yaml(tiny))
     return path
 
 

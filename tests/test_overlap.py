@@ -37,21 +37,21 @@ def frame(*reasons: str) -> pd.DataFrame:
 
 
 def test_the_report_counts_by_task_set_and_level(of):
-    recipe = of(levels=["exact", "normalised", "renumbered"])
-    copy = "same as a test item but for its numbers"
+    recipe = of(levels=["exact", "normalised", "renamed"])
+    copy = "same as a test item but for its names and numbers"
     questions = frame("", "written before", copy, copy, "same as a seeds item")
     report = overlap_report(recipe, load_tasks(recipe), questions, frame("", copy))
-    assert report["false_alarms"] == recipe.guard.false_alarms
-    assert report["off"] == {NAME: ["options", "reordered", "renamed", "ngram", "near"]}
+    assert report["false_positive_rate"] == recipe.guard.false_positive_rate
+    assert report["off"] == {NAME: ["options", "reordered", "ngram", "near"]}
     rows = [tuple(row.values()) for row in report["found"]]
     assert rows == [
-        (NAME, "test", 250, "validation", "renumbered", 1, "left out of the evaluation"),
+        (NAME, "test", 250, "validation", "renamed", 1, "left out of the evaluation"),
         (NAME, "drafted questions", 5, "seeds", "exact", 1, "dropped before use"),
-        (NAME, "drafted questions", 5, "test", "renumbered", 2, "dropped before use"),
-        (NAME, "training examples", 2, "test", "renumbered", 1, "dropped before use"),
+        (NAME, "drafted questions", 5, "test", "renamed", 2, "dropped before use"),
+        (NAME, "training examples", 2, "test", "renamed", 1, "dropped before use"),
     ]
     assert overlap_warnings(report) == [
-        f"1 of the 250 test items of {NAME} copy seed or validation items and were left out: 1 validation (renumbered)."
+        f"1 of the 250 test items of {NAME} copy seed or validation items and were left out: 1 validation (renamed)."
     ]
 
 

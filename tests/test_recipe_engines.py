@@ -1,8 +1,7 @@
 import pytest
-import yaml
 
 from workbench.runs.cache import StoreError
-from workbench.runs.recipe import RecipeError
+from workbench.runs.recipe import RecipeError, format_yaml
 from workbench.runs.recipe_engines import OWN_SETTINGS, EngineChoice
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
@@ -11,7 +10,7 @@ from workbench.runs.run import open_run
 @pytest.fixture
 def load(tmp_path, recipe_values):
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(recipe_values), encoding="utf-8")
+    path.write_text(format_yaml(recipe_values), encoding="utf-8")
     return lambda overrides=None: load_recipe(str(path), overrides)
 
 
@@ -41,11 +40,11 @@ def test_caps_on_spending_are_no_other_recipe_and_all_else_is(load):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ({"engines.teacher": "vlm"}, "engines.teacher.engine must be one of transformers, vllm, openai, got 'vlm'"),
+        ({"engines.teacher": "vlm"}, "engines.teacher.engine must be 'transformers', 'vllm' or 'openai', got 'vlm'"),
         ({"engines.techer": "vllm"}, "did you mean engines.teacher?"),
         ({"engines.teacher": "7"}, "engines.teacher must be a section with engine"),
         ({"engines.teacher.n_parallel": "4"}, "engines.teacher.n_parallel is for the engine openai, but this is tr"),
-        ({"engines.teacher": "{engine: vllm, tensor_parallel_size: 0}"}, "must be a whole number >= 1"),
+        ({"engines.teacher": "{engine: vllm, tensor_parallel_size: 0}"}, "must be greater than or equal to 1, got 0"),
         ({"engines.teacher": "{engine: openai, api_key: sk-1}"}, "engines.teacher.api_key is not a key of a recipe"),
         ({"engines.teacher": "{engine: openai, base_url: localhost}"}, "base_url must begin with http:// or https://"),
         ({"engines.teacher": "{engine: openai, base_url: 'http://me:sk-1@host/v1'}"}, "keys come from OPENAI_API_KEY"),

@@ -138,7 +138,7 @@ def leaking(folder) -> None:
 
 def test_test_items_that_copy_a_validation_item_are_left_out_or_refused(of, folder):
     leaking(folder)
-    recipe = of(guard={"false_alarms": 0.1}, evaluation={"n_items": 91})
+    recipe = of(guard={"false_positive_rate": 0.1}, evaluation={"n_items": 91})
     task = load_tasks(recipe)["sums"]
     copied = "Ann has 40 apples and 121 nuts?"
     assert list(copied_items(recipe, task)) == [copied]

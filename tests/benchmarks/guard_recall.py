@@ -19,7 +19,7 @@ import pandas as pd
 from tests.disguises import DISGUISES, planted
 from workbench.runs.recipe import project_root
 from workbench.runs.seeding import stream
-from workbench.tasks.contamination import BY_DEFINITION, LEVELS, Guard
+from workbench.tasks.contamination import BY_DEFINITION, LEVELS, OFF, Guard
 from workbench.tasks.pocket_questions import TEST_SIZES, write
 
 N_HONEST, N_PLANTED = 500, 80
@@ -40,8 +40,8 @@ def main() -> None:
     print(table.to_string(index=False, float_format=lambda share: f"{share:.2f}", na_rep="off"))
     honest = table[table["what"] == "honest items"]
     by_task = honest[list(LEVELS[len(BY_DEFINITION) :])]
-    alarms = (honest["calibrated"] * honest["n"]).sum() / honest["n"].sum()
-    print(f"\nHonest items accused by a calibrated level: {alarms:.2%} of {honest['n'].sum()}")
+    accused = (honest["calibrated"] * honest["n"]).sum() / honest["n"].sum()
+    print(f"\nHonest items accused by a calibrated level: {accused:.2%} of {honest['n'].sum()}")
     print(f"Levels on, of {len(honest)} tasks: {by_task.notna().sum().to_dict()}")
     if arguments.csv:
         table.to_csv(arguments.csv, index=False)
@@ -70,7 +70,7 @@ def _divided(questions: list[str]) -> tuple[list[str], list[str]]:
 
 
 def measure(name: str, guarded: list[str], honest: list[str]) -> list[dict]:
-    """Return the recall of each level alone and of all together, for each disguise, and the false alarms."""
+    """Return the recall of each level alone and of all together, for each disguise, and the false positives."""
     guard = Guard({"test": guarded})
     known = [level for level in LEVELS if level in BY_DEFINITION]
     asked = {"honest items": honest}
@@ -80,8 +80,9 @@ def measure(name: str, guarded: list[str], honest: list[str]) -> list[dict]:
     for what, questions in asked.items():
         if not questions:
             continue
-        found = pd.DataFrame([[guard.alone(level, question) for level in LEVELS] for question in questions])
-        found = found.set_axis(LEVELS, axis=1).astype(float)
+        levels = [{one.level for one in guard.matches(question)} for question in questions]
+        found = pd.DataFrame([{level: float(level in by) for level in LEVELS} for by in levels])
+        found[[level for level in LEVELS if guard.thresholds[level] == OFF]] = float("nan")
         calibrated = found.drop(columns=known)
         if what == "honest items":
             calibrated = calibrated[~found[known].eq(1).any(axis=1)]

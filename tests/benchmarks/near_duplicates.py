@@ -17,7 +17,7 @@ from workbench.runs.seeding import stream
 from workbench.tasks.contamination import NearDuplicates
 
 THRESHOLD = 0.7
-SIZES = (1_000, 4_000, 16_000, 32_000)
+SIZES = (1_000, 4_000, 16_000)
 
 
 def sieve(texts: list[str]) -> tuple[int, float]:

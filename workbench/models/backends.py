@@ -11,14 +11,13 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-import yaml
 
 from workbench.models import trl
 from workbench.models.backend_process import unsloth_folder
 from workbench.models.loading import TuningError
 from workbench.runs import progress
 from workbench.runs.cache import StoreError, read_json
-from workbench.runs.recipe import Alignment, Recipe, Training, project_root
+from workbench.runs.recipe import Alignment, Recipe, Training, parse_yaml, project_root
 
 INSTALL = {"unsloth": "make unsloth", "bitsandbytes": "make bitsandbytes"}
 N_LINES = 4  # of what a process wrote last, told when it dies without a word
@@ -94,8 +93,8 @@ def _launcher_config(recipe: Recipe) -> list[str]:
         return []
     path = project_root() / Path(named).expanduser()
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TuningError(
             f"compute.launcher_config {path} cannot be read ({reason}); name a file that `accelerate config` wrote."

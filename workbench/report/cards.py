@@ -12,12 +12,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
-import yaml
+from huggingface_hub.utils import yaml_dump
 
 from workbench.loop.reviews import PAST, newer_than_alignment
 from workbench.report.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_places
 from workbench.runs.cache import read_json
-from workbench.runs.recipe import TAILORED_FOR
+from workbench.runs.recipe import TAILORED_FOR, format_yaml
 from workbench.runs.run import NOTEBOOKS
 from workbench.runs.schemas import REVIEWS
 from workbench.verdict.in_words import decision_in_words, opened_in_words, reliability, sentence
@@ -360,7 +360,7 @@ def _making_part(facts: Facts) -> str:
         packages = ", ".join(f"{package} {version}" for package, version in one["versions"].items())
         used.setdefault(packages, []).append(name)
     versions = bullets(f"{', '.join(names)}: {packages}" for packages, names in used.items())
-    written = yaml.safe_dump(without_places(recipe.model_dump()), sort_keys=False, allow_unicode=True)
+    written = format_yaml(without_places(recipe.model_dump()))
     return (
         "## How it was made\n\n"
         f"{HOW_ASKED[recipe.method]}; the teacher was aligned to them by DPO and wrote new examples; students were "
@@ -402,7 +402,8 @@ def _licence_line(facts: Facts) -> dict[str, str]:
 
 
 def _card(head: Mapping, *parts: str) -> str:
-    front = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)
+    # What reads front matter knows YAML 1.1, in which an unquoted `no` is false.
+    front = yaml_dump(dict(head), sort_keys=False)
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 
 

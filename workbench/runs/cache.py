@@ -127,17 +127,9 @@ class Database:
 
 
 class Cache(Database):
-    """Finished items of all runs.
-
-    Attributes:
-        damaged: How many stored items failed their checksum and were treated as missing.
-    """
+    """Finished items of all runs; those whose checksum fails count as missing, with a warning."""
 
     IF_DAMAGED = "no finished stage is lost, only items of unfinished ones are computed again"
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.damaged = 0
 
     def get_many(self, kind: str, keys: Iterable[str]) -> dict[str, dict]:
         """Return the stored payloads of those keys that have one."""
@@ -153,7 +145,6 @@ class Cache(Database):
         if kind != SPENDING:
             progress.found(len(found))
         if damaged:
-            self.damaged += damaged
             warnings.warn(
                 f"{damaged} stored {kind} items of {self.path} are damaged; they are computed again.", stacklevel=2
             )
@@ -172,18 +163,6 @@ class Cache(Database):
         self._do(write)
         if kind != SPENDING:
             progress.made(payloads.values())
-
-    def move_aside(self) -> Path:
-        """Rename the file (and SQLite's own beside it) and begin a new one at next use; return the new name."""
-        self.close()
-        n = 1
-        while (target := self.path.with_name(f"{self.path.name}.damaged-{n}")).exists():
-            n += 1
-        for suffix in ("-wal", "-shm", ""):
-            part = self.path.with_name(self.path.name + suffix)
-            if part.exists():
-                part.rename(target.with_name(target.name + suffix))
-        return target
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         _use_wal(connection)

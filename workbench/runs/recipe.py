@@ -1,6 +1,7 @@
 """One recipe says everything a run needs; a wrong one is refused whole, with every error and its fix."""
 
 import importlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -8,8 +9,9 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from workbench.runs.recipe_engines import Compute, EngineChoice, Engines
 from workbench.runs.recipe_parts import (
@@ -34,7 +36,7 @@ ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
-Level = Literal["exact", "normalised", "options", "reordered", "renumbered", "renamed", "ngram", "near"]
+Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
 
 
 class RecipeError(ValueError):
@@ -64,14 +66,14 @@ class Models(Section):
 
 
 class Guarding(Section):
-    """How the sets are kept apart; false_alarms is the share of independent items that may be taken for copies.
+    """How the sets are kept apart; false_positive_rate: the share of independent items that may be taken for copies.
 
     What teachers write is dropped when it copies any set. Fixed test items that copy a seed or validation item, and
     written questions that copy a test item, are removed and reported, or the run is refused.
     """
 
     levels: Annotated[list[Level], Field(min_length=1)] = list(get_args(Level))
-    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.02
     test_overlap: Literal["remove", "refuse"] = "remove"
 
     @model_validator(mode="after")
@@ -295,7 +297,37 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return format_yaml(self.model_dump())
+
+
+def _yaml() -> YAML:
+    # Only the pure reader knows YAML 1.2, in which 5e-7 is a number and `no` is text.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    return yaml
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain values that YAML 1.2 text holds.
+
+    Raises:
+        ValueError: If it is no YAML, gives a key twice or asks for anything but plain values, naming the line.
+    """
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        # After "with value" a duplicate key's whole section would follow.
+        problem = str(error.problem).partition(" with value")[0]
+        raise ValueError(f"line {(error.problem_mark or error.context_mark).line + 1}: {problem}") from None
+    except YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def format_yaml(values: Mapping) -> str:
+    """Return plain values as YAML, in their order."""
+    text = io.StringIO()
+    _yaml().dump(values, text)
+    return text.getvalue()
 
 
 def _methods():

@@ -1,125 +1,74 @@
 """A recipe's file read and overridden, and every fault in it said in one sentence."""
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from workbench.runs.recipe import Recipe, RecipeError, project_root, recipe_class
+from workbench.runs.recipe import Recipe, RecipeError, parse_yaml, project_root, recipe_class
+
+KINDS = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}
+KINDS |= {dict: "a mapping", type(None): "nothing"}
+RENAMED = {"guard.false_alarms": "guard.false_positive_rate", "influence.way": "influence.estimator"}
 
 
-class OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice in a section: one of them would be lost."""
-
-    def construct_mapping(self, node, deep=False):
-        """Return a section, or refuse it."""
-        known = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in known:
-                said = f"{key.value!r} stands twice in its section"
-                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
-            known.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def fault_of(error: dict, recipe: type[BaseModel]) -> str:
-    """Say one pydantic error as: key, what is allowed, what was there, the fix."""
-    path, value = error["loc"], error["input"]
-    key = ".".join(str(part) for part in path if part != "[key]")
+def fault_of(error: dict, recipe: type[Recipe] = Recipe) -> str:
+    """Say one of pydantic's errors in a recipe as: key, what is allowed, what was there, the fix."""
+    path, value = [str(part) for part in error["loc"] if part != "[key]"], error["input"]
+    key = ".".join(path)
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}.".lstrip(".")
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{key} is not a key of a recipe (value {value!r}){_closest_key(path, recipe)}"
-    annotation, limits = _declared(path, recipe)
     if error["type"] == "missing":
-        return f"{key} is missing; add it: {_allowed(annotation, limits)}."
-    fault = f"{key} must be {_allowed(annotation, limits)}, got {value!r} ({kind_of(value)})."
-    if isinstance(value, str) and annotation in (int, float):
-        fault += _number_as_text(value)
-    return fault
+        return f"{key} is missing; add it: {_in_words(_declared(path, recipe))}."
+    if error["type"] == "model_type":
+        allowed = f"must be {_in_words(_declared(path, recipe))}"
+    else:
+        allowed = re.sub(r"^\w+ should", "must", error["msg"]).replace(" after validation", "")
+    is_quoted_number = error["type"] in ("int_type", "float_type") and re.fullmatch(r"[-+.\de]*\d", str(value))
+    fix = f" Remove the quotes: {value}." if is_quoted_number and isinstance(value, str) else ""
+    return f"{key} {allowed}, got {value!r} ({_kind(value)}).{fix}"
 
 
-def _number_as_text(value: str) -> str:
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    mantissa, exponent, power = value.lower().partition("e")
-    if not exponent:
-        return f" Remove the quotes: {value}."
-    power = power if power.startswith(("+", "-")) else f"+{power}"
-    return f" YAML reads {value} as text; write {mantissa if '.' in mantissa else mantissa + '.0'}e{power}."
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), "a value")
 
 
-def _closest_key(path: tuple, recipe: type[BaseModel]) -> str:
+def _closest_key(path: Sequence[str], recipe: type[Recipe]) -> str:
     """Suggest a key of the same section, else the same key in another section, else list what there is."""
-    *sections, last = map(str, path)
-    siblings = list(_declared(path[:-1], recipe)[0].model_fields)
-    close = difflib.get_close_matches(last, siblings, n=1)
-    if close:
-        return f"; did you mean {'.'.join([*sections, *close])}?"
-    elsewhere = [f"{name}.{last}" for name, field in recipe.model_fields.items() if last in _keys(field.annotation)]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere)}?"
-    return f"; known here: {', '.join(siblings)}."
+    *sections, last = path
+    if new_name := RENAMED.get(".".join(path)):
+        return f"; it is called {new_name} now, rename it."
+    siblings = _keys(_declared(sections, recipe))
+    close = [".".join([*sections, key]) for key in difflib.get_close_matches(last, siblings, n=1)]
+    close = close or [f"{name}.{last}" for name in _keys(recipe) if last in _keys(_declared([name], recipe))]
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known here: {', '.join(siblings)}."
+
+
+def _declared(path: Sequence[str], recipe: type[Recipe]) -> Any:
+    """Return the annotation of a key, of an item of a list or of a value of a mapping in a recipe."""
+    annotation = recipe
+    for part in path:
+        fields = getattr(annotation, "model_fields", None)
+        annotation = fields[part].annotation if fields else get_args(annotation)[-1]
+    return annotation
 
 
 def _keys(annotation: Any) -> list[str]:
     """Return the keys of a section, those that it cannot do without first; none for what is no section."""
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    fields = annotation.model_fields if is_section else {}
+    fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
     return sorted(fields, key=lambda key: not fields[key].is_required())
 
 
-def _declared(path: tuple, recipe: type[BaseModel]) -> tuple[Any, list]:
-    """Return the annotation and the limits the schema declares for a key."""
-    if path and path[-1] == "[key]":
-        return _unwrapped(get_args(_declared(path[:-2], recipe)[0])[0])
-    annotation, limits = recipe, []
-    for part in path:
-        if _keys(annotation):
-            field = annotation.model_fields[part]
-            annotation, limits = field.annotation, field.metadata
-        else:
-            annotation, limits = _unwrapped(get_args(annotation)[-1])
-    return annotation, limits
-
-
-def _unwrapped(annotation: Any) -> tuple[Any, list]:
-    if get_origin(annotation) is not Annotated:
-        return annotation, []
-    plain, *fields = get_args(annotation)
-    return plain, [limit for field in fields for limit in field.metadata]
-
-
-def _allowed(annotation: Any, limits: list) -> str:
-    """Say a type and its limits in words, as in "a number > 0 and finite"."""
+def _in_words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(get_args(annotation))
-    if _keys(annotation):
-        return f"a section with {', '.join(_keys(annotation))}"
-    words = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    words[bool] = "true or false"
-    signs = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}", "min_length": "of length {} or more"}
-    signs |= {"pattern": "of letters, digits, '.', '_' and '-'"}
-    found = [signs[name].format(getattr(limit, name)) for limit in limits for name in signs if hasattr(limit, name)]
-    if annotation is float:
-        found.append("finite")
-    return " ".join([words[get_origin(annotation) or annotation], " and ".join(found)]).strip()
-
-
-def kind_of(value: Any) -> str:
-    """Return the kind of a YAML value in words."""
-    words = {str: "a string", bool: "a truth value", int: "a whole number", float: "a number", list: "a list"}
-    return words.get(type(value), "nothing" if value is None else "a mapping" if isinstance(value, dict) else "a value")
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's text on one line."""
-    return " ".join(str(error).split())
+    keys = ", ".join(_keys(annotation))
+    return f"a section with {keys}" if keys else KINDS[get_origin(annotation) or annotation]
 
 
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -134,11 +83,11 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     """
     path = _find(str(name_or_path))
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=OnceLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} cannot be read as YAML ({one_line(error)}); correct the file.") from None
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} cannot be read as YAML ({error}); correct the file.") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path} must hold `key: value` lines, got {kind_of(raw)}; start from a shipped recipe.")
+        raise RecipeError(f"{path} must hold `key: value` lines, got {_kind(raw)}; start from a shipped recipe.")
     faults = [fault for key, value in (overrides or {}).items() if (fault := _override(raw, key, value))]
     kind = Recipe
     try:
@@ -172,9 +121,9 @@ def _find(name_or_path: str) -> Path:
 def _override(raw: dict, key: str, value: Any) -> str:
     """Put one override into the raw recipe; return what was wrong with it, or nothing."""
     try:
-        value = yaml.safe_load(value) if isinstance(value, str) and value.strip() else value
-    except yaml.YAMLError as error:
-        return f"{key}: {value!r} cannot be read as YAML ({one_line(error)}); put quotes around text."
+        value = parse_yaml(value) if isinstance(value, str) and value.strip() else value
+    except ValueError as error:
+        return f"{key}: {value!r} cannot be read as YAML ({error}); put quotes around text."
     *sections, last = key.split(".")
     for section in sections:
         raw = raw.setdefault(section, {})

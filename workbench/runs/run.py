@@ -17,12 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from workbench.runs import progress, schemas
 from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify
-from workbench.runs.recipe import Recipe, canonical_json, flatten, project_root
+from workbench.runs.recipe import Recipe, canonical_json, flatten, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
 
 SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: finished steps are then computed again
@@ -383,7 +382,7 @@ def runs_table() -> pd.DataFrame:
 def _run_row(path: Path) -> dict:
     row = {"name": path.name}
     try:
-        row["recipe"] = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))["name"]
+        row["recipe"] = parse_yaml((path / "recipe.yaml").read_text(encoding="utf-8"))["name"]
         run = Run(path.name, path, None)
         manifests = [run.manifest(name) for name in run.steps()]
         row |= {"steps": len(manifests), "seconds": sum(made["seconds"] for made in manifests)}
@@ -393,7 +392,7 @@ def _run_row(path: Path) -> dict:
         for compared in verdict.get("comparisons", []):
             if all(compared[key] == primary[key] for key in ("a", "b", "shots")):
                 row |= {key: compared[key] for key in ("difference", "low", "high")}
-    except (StoreError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (StoreError, KeyError, TypeError, ValueError) as error:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"
     return row

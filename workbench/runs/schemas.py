@@ -27,10 +27,6 @@ def _count() -> pa.Column:
     return pa.Column("int64", pa.Check.ge(0))
 
 
-def _share() -> pa.Column:
-    return pa.Column("float64", pa.Check.in_range(0, 1))
-
-
 def _schema(columns: dict[str, pa.Column], unique: list[str] | None = None) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(columns, strict=True, coerce=False, unique=unique)
 

@@ -9,7 +9,7 @@ typographic minus is nothing. Formulas as answers would be a reason to take it.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -104,14 +104,14 @@ class Answers:
         own = _NEXT_QUESTION.split(reply)[0]
         if self.kind == "exact":
             return next((found for text in _stated(own) if (found := _exact(text))), "")
-        stated = (found for text in _stated(own) if (found := self._as_kind(text)))
-        return next(stated, "") or self._last(own)
+        stated = (found for text in _stated(own) if (found := self._by(_FIRST, text)))
+        return next(stated, "") or self._by(_LAST, own)
 
     def read_gold(self, target: str) -> str:
         """Return a task's own answer in the form it is compared in, or "" when it is not of this kind."""
         if self.kind in ("tagged", "exact"):
             return normalise_answer(target)
-        return self._as_kind(target)
+        return self._by(_FIRST, target)
 
     def same(self, answer: str, target: str) -> bool:
         """Return whether an answer, as read, is the target; an answer with nothing in it never is."""
@@ -124,19 +124,11 @@ class Answers:
     def _compared(self, read: str) -> str:
         if self.kind == "exact":
             read = _exact(read)
-        return normalise_answer(read) if self.kind in ("tagged", "exact", "regex") else self._as_kind(read)
+        return normalise_answer(read) if self.kind in ("tagged", "exact", "regex") else self._by(_FIRST, read)
 
-    def _as_kind(self, text: str) -> str:
-        """Read a text that is, or begins with, an answer."""
-        if self.kind == "regex":
-            return _by_pattern(self.pattern, text)
-        return _FIRST[self.kind](_plain(text))
-
-    def _last(self, reply: str) -> str:
-        """Read a reply that states nothing: what comes last in it."""
-        if self.kind == "regex":
-            return _by_pattern(self.pattern, reply)
-        return _LAST[self.kind](_plain(reply))
+    def _by(self, readers: Mapping[str, Callable[[str], str]], text: str) -> str:
+        """Read a text that is, or begins with, an answer by _FIRST, a reply that states nothing by _LAST."""
+        return _by_pattern(self.pattern, text) if self.kind == "regex" else readers[self.kind](_plain(text))
 
 
 def _stated(reply: str) -> Iterator[str]:
@@ -240,9 +232,5 @@ def _by_pattern(pattern: str, text: str) -> str:
     return normalise_answer((last[1] if last.re.groups else last[0]) or "")
 
 
-_FIRST: dict[str, Callable[[str], str]] = {
-    "number": _first_number,
-    "option": _first_option,
-    "boolean": _first_boolean,
-}
-_LAST: dict[str, Callable[[str], str]] = {"number": _last_number, "option": _last_option, "boolean": _last_boolean}
+_FIRST = {"number": _first_number, "option": _first_option, "boolean": _first_boolean}
+_LAST = {"number": _last_number, "option": _last_option, "boolean": _last_boolean}

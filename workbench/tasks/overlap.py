@@ -19,7 +19,7 @@ def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFra
         examples: The frame of examples written for training.
 
     Returns:
-        false_alarms: The share of independent items that may have been taken for copies, as the recipe has it.
+        false_positive_rate: The share of independent items that may have been taken for copies, as the recipe has it.
         off: By task, the levels that cannot tell a copy from a sibling there, or that the recipe leaves out.
         found: One row for each task, set, set it overlaps with and level: items, of (how many were compared),
             copied, level, n, done. Nothing in it is used: neither trained on nor asked.
@@ -35,7 +35,7 @@ def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFra
             own = frame.loc[frame["task"] == name, "drop_reason"]
             pairs = Counter(_PAIR_OF[reason] for reason in own if reason in _PAIR_OF)
             found += _rows(name, items, len(own), pairs, "dropped before use")
-    return {"false_alarms": recipe.guard.false_alarms, "off": off, "found": found}
+    return {"false_positive_rate": recipe.guard.false_positive_rate, "off": off, "found": found}
 
 
 _PAIR_OF = {

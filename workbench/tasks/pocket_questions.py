@@ -122,10 +122,11 @@ class Logic:
 
     @property
     def answer(self) -> str:
+        """Its value, or what is left where nothing can be reduced, which is no value when it is not well formed."""
         tokens = self.tokens
-        while len(tokens) > 1:
-            tokens = reduce_at(tokens, redexes(tokens)[0])
-        return tokens[0]
+        while places := redexes(tokens):
+            tokens = reduce_at(tokens, places[0])
+        return " ".join(tokens)
 
 
 VALUES = ("True", "False")
@@ -143,11 +144,9 @@ def redexes(tokens: tuple[str, ...]) -> list[tuple[int, str]]:
         elif token in VALUES and len(after) > 1 and after[0] in ("and", "or") and after[1] in VALUES:
             before = tokens[i - 1] if i else "("
             following = after[2] if len(after) > 2 else ")"
-            if before == "not" or (after[0] == "or" and (before in ("and", "or") or following == "and")):
-                continue
-            if before == "and":
-                continue
-            found.append((i, after[0]))
+            binds_elsewhere = after[0] == "or" and (before == "or" or following == "and")
+            if before not in ("not", "and") and not binds_elsewhere:
+                found.append((i, after[0]))
     return found
 
 
@@ -168,8 +167,8 @@ Problem = Counting | Walk | Web | Logic
 def _write_counting(rng: np.random.Generator, size: int) -> str:
     kind = str(rng.choice(list(KINDS)))
     others = [k for k in KINDS if k not in (kind, "objects")]
-    pool = list(KINDS[kind].split())
-    strangers = [w for w in (KINDS["objects"] if kind != "objects" else "").split()]
+    pool = KINDS[kind].split()
+    strangers = KINDS["objects"].split() if kind != "objects" else []
     if kind != "objects" and rng.random() < 0.25:
         strangers = KINDS[str(rng.choice(others))].split()
     n_strangers = int(rng.integers(0, size // 2 + 1)) if strangers and size > 1 else 0
@@ -317,13 +316,8 @@ def _read_logic(text: str) -> Logic | None:
     words = text.split()
     if words[-1:] != ["is"] or len(words) < 2 or not set(words[:-1]) <= {*VALUES, "not", "and", "or", "(", ")"}:
         return None
-    tokens = tuple(words[:-1])
-    while len(tokens) > 1:
-        ways = redexes(tokens)
-        if not ways:
-            return None
-        tokens = reduce_at(tokens, ways[0])
-    return Logic(tuple(words[:-1])) if tokens[0] in VALUES else None
+    logic = Logic(tuple(words[:-1]))
+    return logic if logic.answer in VALUES else None
 
 
 WRITERS: dict[str, Callable[[np.random.Generator, int], str]] = {

@@ -92,9 +92,8 @@ def _web(problem: Web, style: str) -> str:
         return ("truth" if value else "lies") if style in IN_WORDS else str(int(value))
 
     truths = [note(value) for value in problem.truths]
-    if style in BEFORE:
-        return ", ".join(f"{truth} {name}" for name, truth in zip(problem.names, truths, strict=True))
-    return ", ".join(f"{name} {truth}" for name, truth in zip(problem.names, truths, strict=True))
+    pairs = zip(problem.names, truths, strict=True)
+    return ", ".join(f"{truth} {name}" if style in BEFORE else f"{name} {truth}" for name, truth in pairs)
 
 
 def _logic(problem: Logic, style: str) -> str:
@@ -108,20 +107,15 @@ def _logic(problem: Logic, style: str) -> str:
     return text if style in IN_WORDS else text.replace("True", "1").replace("False", "0")
 
 
-def rationale(problem: Problem, style: str) -> str:
-    """Return the worked reasoning in the style, ending in the tagged answer."""
-    work = {Counting: _counting, Walk: _walk, Web: _web, Logic: _logic}[type(problem)](problem, style)
-    return f"{LEADS[style]} {work}. <ans>{problem.answer}</ans>"
-
-
 def bare_answer(task: str, question: str) -> str:
     """Return the tagged right answer alone, as one who does not work gives it."""
     return f"<ans>{solve(task, question)}</ans>"
 
 
 def rationale_for(task: str, question: str, style: str) -> str:
-    """Return the rationale for a well-formed question given as text."""
+    """Return the worked reasoning for a well-formed question in the style, ending in the tagged answer."""
     problem = read(task, question)
     if problem is None:
         raise ValueError(f"{question!r} is not a well-formed question of {task}.")
-    return rationale(problem, style)
+    work = {Counting: _counting, Walk: _walk, Web: _web, Logic: _logic}[type(problem)](problem, style)
+    return f"{LEADS[style]} {work}. <ans>{problem.answer}</ans>"

@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from workbench.runs.recipe import canonical_json, project_root
-from workbench.runs.recipe_file import one_line
 from workbench.runs.recipe_parts import AnswerType, TaskSource
 from workbench.tasks.answers import Answers
 
@@ -72,18 +71,13 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
         )
 
 
-def _file(path: str) -> Path:
-    given = Path(path).expanduser()
-    return given if given.is_absolute() else project_root() / given
-
-
 def _lines(path: Path) -> Iterator[str]:
     yield from filter(str.strip, path.read_text(encoding="utf-8").splitlines())
 
 
 def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
     """Return all rows and columns of a file, a folder or a hub id."""
-    file = _file(path)
+    file = project_root() / Path(path).expanduser()
     try:
         if file.is_file():
             if file.suffix not in READERS:
@@ -94,8 +88,9 @@ def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
         return _loaded(str(file) if file.is_dir() else path, config, split)
     # Readers of files and the hub raise many unrelated types; each means that the items are not to be had.
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise TaskError(
-            f"{where} cannot be read ({one_line(error)[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
+            f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
             "or a hub id that `datasets` loads, with its config and split."
         ) from None
 

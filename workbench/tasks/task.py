@@ -160,8 +160,7 @@ def all_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
     """Return every item that a run is evaluated on, and the SHA-256 of the file they come from."""
     if not _evaluated_elsewhere(recipe, task):
         return task.test, task.sha256
-    folder = Path(recipe.evaluation.bbh_dir)
-    path = (folder if folder.is_absolute() else project_root() / folder) / f"{task.name}.json"
+    path = project_root() / recipe.evaluation.bbh_dir / f"{task.name}.json"
     return _items(_read(path).get("examples", []), path, "examples"), file_sha256(path)
 
 
@@ -187,7 +186,7 @@ def copied_items(recipe: Recipe, task: Task) -> dict[str, Overlap]:
 def guard_of_sets(recipe: Recipe, sets: dict[str, pd.Series]) -> Guard:
     """Return the guard of these sets with the recipe's settings."""
     frozen = tuple((name, tuple(questions)) for name, questions in sets.items())
-    return guard_for(frozen, tuple(recipe.guard.levels), recipe.guard.false_alarms)
+    return guard_for(frozen, tuple(recipe.guard.levels), recipe.guard.false_positive_rate)
 
 
 def _read(path: Path) -> dict:
@@ -225,8 +224,7 @@ def _split(raw: dict, name: str, recipe: Recipe, has_test: bool = False) -> dict
     first = {str(row.get("input")) if isinstance(row, dict) else n: n for n, row in reversed(list(enumerate(examples)))}
     examples = [examples[n] for n in sorted(first.values())]
     order = stream(0, "split", name).permutation(len(examples))
-    n_seeds = recipe.drafting.n_seed_questions
-    n_validation = recipe.preference_set.n_validation
+    n_seeds, n_validation = recipe.drafting.n_seed_questions, recipe.preference_set.n_validation
     if 0 < len(examples) + has_test <= n_seeds + n_validation:
         raise TaskError(
             f"Task {name} holds {len(examples)} examples, but the recipe asks for {n_seeds} seeds, {n_validation} "
