@@ -7,13 +7,12 @@ import numpy as np
 import pandas as pd
 from traitlets import Float, HasTraits, Int, TraitError, Unicode, validate
 
-from workbench.loop.pairs import build_pairs
+from workbench.loop.pairs import DECIDED, build_pairs
 from workbench.notebook.pair_view import Evidence
 from workbench.runs.recipe import Pairs, Recipe
 from workbench.tasks.task import Task
 
 SETTINGS = ("min_gap", "min_probability", "quantile", "n_question_pairs")
-DECIDED = 0.9
 BINS = np.linspace(0.5, 1.0, 11)
 RIGHT_ANSWERS, FIRST_HALF, OTHER_HALF = "right answers", "icl, first half", "icl, other half"
 
