@@ -14,7 +14,11 @@ from lab import lab
 FOLDER = PROJECT / "data" / "samples" / "pictures"
 LESSON = "06_responsive_teaching"
 # Picture -> words in the code of the cell whose output it shows.
-SHOTS = {"lesson_game": "game.show()", "lesson_teacher": "watch_teachers", "lesson_learners": "own_examples"}
+SHOTS = {
+    "lesson_game": "game.show()",
+    "lesson_teacher": "How does one teacher change",
+    "lesson_learners": "Who learns from whose",
+}
 HEIGHT = 690  # the figure and its sentence; what stands below is words
 WAIT_MS = 900_000
 # What is not drawn while it is off the screen could be neither counted nor photographed.

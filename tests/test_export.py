@@ -1,6 +1,7 @@
 """Exported sets, models and cards: that they load for real, say what the run holds, and that text stays text."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -14,7 +15,7 @@ from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment,
 from workbench.models import loading
 from workbench.models.trl import student_folder, teacher_folder
 from workbench.report import cards, facts
-from workbench.report.export import FORMS, _file_of, export
+from workbench.report.export import export
 from workbench.report.facts import Facts
 from workbench.runs import schemas
 from workbench.runs.cache import StoreError, record_test_access
@@ -157,49 +158,40 @@ def _evaluation() -> dict[str, pd.DataFrame]:
     return {"predictions": schemas.build(rows, "predictions")}
 
 
-def test_every_form_loads_and_holds_the_rows_trained_on(made, tmp_path):
+def test_both_kinds_of_file_load_and_hold_the_rows_trained_on(made, tmp_path):
     folder = made.path / "export" / "tailored" / "ada"
     trained = made.read("rows").query("student == 'ada'")
-    for form in FORMS:
-        builder = "parquet" if form == "parquet" else "json"
-        files = {arm.replace("-", "_"): str(folder / _file_of(form, arm)) for arm in SPLITS}
+    for builder, kind in (("parquet", "parquet"), ("json", "jsonl")):
+        files = {arm.replace("-", "_"): str(folder / f"{arm}.{kind}") for arm in SPLITS}
         loaded = load_dataset(builder, data_files=files, cache_dir=str(tmp_path / "cache"))
         for arm, rows in zip(SPLITS, loaded.values(), strict=True):
             own = trained[trained["arm"] == arm]
             assert rows["seed"] == own["seed"].tolist() and set(rows["task"]) == {"object_counting"}
-            assert _texts(form, rows) == [tuple(pair) for pair in own[["prompt", "completion"]].to_numpy()]
+            assert all([turn["role"] for turn in turns] == ["user", "assistant"] for turns in rows["messages"])
+            # Messages leave out the blank before an answer.
+            texts = [(user["content"], f" {assistant['content']}") for user, assistant in rows["messages"]]
+            assert texts == [tuple(pair) for pair in own[["prompt", "completion"]].to_numpy()]
+        assert loaded["tailored"]["correct"][:4] == [False, None, True, False]
     # By the front matter of the card, as from a hub.
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == [*SPLITS[:3], "tailored_for_bo_b"]
-    assert loaded["tailored"]["correct"][:4] == [False, None, True, False]
 
 
-def _texts(form: str, rows) -> list[tuple[str, str]]:
-    """Return prompt and completion of each row; of messages with the blank that the prompt form has and they leave."""
-    if form == "parquet":
-        return list(zip(rows["prompt"], rows["completion"], strict=True))
-    if form == "alpaca":
-        assert set(rows["input"]) == {""}
-        return [(row["instruction"], f" {row['output']}") for row in rows]
-    both = [row["messages"] if form == "conversational" else row["prompt"] + row["completion"] for row in rows]
-    assert all([turn["role"] for turn in turns] == ["user", "assistant"] for turns in both)
-    return [(turns[0]["content"], f" {turns[1]['content']}") for turns in both]
-
-
-def test_trl_makes_of_its_form_what_the_run_trained_on(made):
+def test_trl_makes_of_it_what_the_run_trained_on_as_the_card_says(made, tmp_path):
     from trl.data_utils import apply_chat_template, is_conversational
 
     folder = made.path / "export" / "tailored" / "ada"
     tokenizer = loading.load_tokenizer("data/pocket/tally-strong")
     trained = made.read("rows").query("student == 'ada' and arm == 'tailored'")
-    lines = (folder / "trl.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    assert len(lines) == len(trained)
-    for line, row in zip(map(json.loads, lines), trained.itertuples(), strict=True):
-        example = {key: line[key] for key in ("prompt", "completion")}
-        assert is_conversational(example)
-        made = apply_chat_template(example, tokenizer)
-        assert made["prompt"] == loading.render(tokenizer, row.prompt)
-        assert made["completion"] == row.completion + tokenizer.eos_token
+    rows = load_dataset("json", data_files=str(folder / "tailored.jsonl"), cache_dir=str(tmp_path))["train"]
+    assert is_conversational(rows[0])
+    (line,) = re.findall(r"```python\n(.+)\n```", (folder / "README.md").read_text(encoding="utf-8"))
+    rows = eval(line.removeprefix("rows = "), {"rows": rows})
+    assert len(rows) == len(trained)
+    for example, row in zip(rows, trained.itertuples(), strict=True):
+        example = apply_chat_template({key: example[key] for key in ("prompt", "completion")}, tokenizer)
+        assert example["prompt"] == loading.render(tokenizer, row.prompt)
+        assert example["completion"] == row.completion + tokenizer.eos_token
 
 
 def test_llamafactory_finds_every_file_by_its_description(made):
@@ -207,8 +199,11 @@ def test_llamafactory_finds_every_file_by_its_description(made):
     described = json.loads((folder / "dataset_info.json").read_text())
     assert list(described) == [f"ada_{arm}" for arm in SPLITS]
     for entry in described.values():
-        rows = json.loads((folder / entry["file_name"]).read_text(encoding="utf-8"))
-        assert entry["formatting"] == "alpaca" and set(entry["columns"].values()) <= set(rows[0])
+        row = json.loads((folder / entry["file_name"]).read_text(encoding="utf-8").partition("\n")[0])
+        user, assistant = row[entry["columns"]["messages"]]
+        tags = entry["tags"]
+        assert (user[tags["role_tag"]], assistant[tags["role_tag"]]) == (tags["user_tag"], tags["assistant_tag"])
+        assert tags["content_tag"] in user and entry["formatting"] == "sharegpt"
 
 
 def test_models_load_by_transformers_alone_and_hold_nothing_of_ours(made):
@@ -263,7 +258,8 @@ def test_texts_of_models_stay_in_their_fences(made):
 
 def test_escaped_lines_are_shown_as_they_are():
     assert cards.plain("a|b\n<i>*x*</i> `c` [d](e)") == r"a\|b &lt;i&gt;\*x\*&lt;/i&gt; \`c\` \[d\](e)"
-    assert cards.table(["n"], [[1234], ["a|b"]]) == "| n |\n| --- |\n| 1,234 |\n| a\\|b |"
+    shown = cards.TEMPLATES.from_string("{{ n }} {{ text }} {{ fenced(text) }}").render(n=1234, text="a|b")
+    assert shown == "1,234 a\\|b ```\na|b\n```"
     assert cards.fenced("a ```` b", "yaml") == "`````yaml\na ```` b\n`````"
 
 
@@ -274,7 +270,7 @@ def test_a_card_says_what_the_run_holds(work):
     assert "The test set was opened once, by this run" in text
     assert "By the day of this card it has been opened 2 times." in text
     # Under each seed, of four kept three can be checked by rule, and one of these is right.
-    assert "| tailored | the teacher aligned to the student | 10 | 8 | 2 written before | 33.3 % of 6" in text
+    assert "| tailored | the teacher aligned to the student | 10 | 8 | 2 written before | 33 % (95 % interval" in text
     assert "| tailored | the teacher aligned to the student | 8 | 4 (seed 0), 4 (seed 1) | 48 |" in text
     assert "| tailored\\_for\\_bo-b | the teacher aligned to student bo-b | 8 |" in text
     assert "| tailored | 75.0 % |" in text and "| tailored - untailored | 0 | +50.0 |" in text
@@ -305,7 +301,7 @@ def test_a_card_says_what_people_made_of_the_pairs(work):
 
 
 def test_a_card_says_what_did_not_work(made):
-    said = "\n".join(cards.troubles(Facts(made, "bo-b")))
+    said = "\n".join(Facts(made, "bo-b").troubles())
     assert "Trained on untailored, the student is right less often than untrained: 25.0 % (" in said
     assert "against 62.5 %." in said and "Trained on tailored" not in said
     assert "Counted in alignment, all students together: 2 made, dropped." in said
@@ -315,7 +311,7 @@ def test_a_card_says_what_did_not_work(made):
     own.block["comparisons"][0]["decision_adjusted"] = "worse"
     own.block["per_task"][0]["decision"] = "worse"
     own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
-    said = "\n".join(cards.troubles(own))
+    said = "\n".join(own.troubles())
     assert "tailored against untailored with 0 shots: worse (-10.0 points, -20.0 to -5.0)." in said
     assert "On object_counting, tailored is worse than untailored." in said
     assert "right less often than before: 0.0 % of its examples, 100.0 %" in said

@@ -182,8 +182,8 @@ def test_answers_that_cannot_be_read_are_counted_apart(run):
     )
     said = in_words.reliability(silent)
     assert "to 20 it had no readable answer" in said and "agrees with" not in said
-    assert cards._agreed(silent.examples) == f"none; {len(silent.examples)} without an answer"
-    assert cards._agreed(silent.examples.head(0)) == "none"
+    table = in_words.by_arm(silent)
+    assert set(table["the judge agrees"]) == {"none (n = 0)"} and table["no answer"].sum() == len(silent.examples)
 
 
 def test_the_plan_counts_the_judge(run, monkeypatch):
@@ -202,10 +202,13 @@ def test_the_plan_counts_the_judge(run, monkeypatch):
 
 def test_the_card_tells_what_the_judge_found(run, monkeypatch):
     (run.path / "verdict.json").write_text(json.dumps({"students": {}}))
-    facts = Facts(run, "pupil")
-    assert facts.judged is None and "the judge" not in cards._writing_part(facts)
+    card = cards.TEMPLATES.get_template("card.md.j2")
+
+    def said() -> str:
+        return "".join(card.blocks["writing"](card.new_context({"facts": Facts(run, "pupil")})))
+
+    assert "| tailored |" in said() and "the judge" not in said()
     judge_module.judge(run)
-    facts = Facts(run, "pupil")
-    assert set(facts.judged.examples["student"]) <= {"pupil", ""}
-    assert "the judge (teacher) comes to the same answer" in cards._writing_part(facts)
+    assert set(Facts(run, "pupil").judged.examples["student"]) <= {"pupil", ""}
+    assert "the judge (teacher) comes to the same answer" in said() and "the judge is right in" in said()
     assert runs_folder() in run.path.parents

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 
-import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -13,27 +11,22 @@ from lab import THEMES, app, axe_finds_nothing, lab, use_theme
 from pictures import open_and_run, set_up
 
 from workbench import figures
-from workbench.notebook import guess_game, lesson
+from workbench.notebook import guess_game
 from workbench.notebook.guess_game import LETTERS, NEARLY, GuessGame, Round, rounds_of
-from workbench.notebook.lesson import FOLDER, STUDENTS, TASK, load_sample
-from workbench.notebook.session import parse_overrides
 from workbench.runs import schemas
-from workbench.runs.cache import StoreError
-from workbench.runs.recipe_file import load_recipe
-from workbench.tasks.pocket_styles import style_of
+from workbench.runs.run import file_sha256
 
+FOLDER = PROJECT / "data" / "samples" / "teaching"
+STUDENTS, TASK = ["tally-strong", "story-strong", "diary-strong"], "object_counting"
 NOTEBOOK = PROJECT / "notebooks" / "06_responsive_teaching.ipynb"
 EVIL = "<img src=x onerror=alert(1)></script>\u202e"
 
 
 @pytest.fixture(scope="module")
-def sample():
-    return load_sample()
-
-
-@pytest.fixture
-def settings():
-    return load_recipe("arte", parse_overrides(lesson.OVERRIDES))
+def sample() -> dict:
+    """What the lesson's first cells read: four frames, verdict and about."""
+    frames = {name: pd.read_parquet(FOLDER / f"{name}.parquet") for name in "drafts signals pairs examples".split()}
+    return frames | {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in ("verdict", "about")}
 
 
 def rounds(*scores: tuple[float, ...]) -> list[Round]:
@@ -44,13 +37,15 @@ def rounds(*scores: tuple[float, ...]) -> list[Round]:
 
 
 def test_the_sample_is_small_whole_and_from_the_run_it_names(sample):
-    folder = PROJECT / FOLDER
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
-    schemas.check(sample.drafts, "drafts"), schemas.check(sample.signals, "signals")
-    assert set(sample.signals["student"]) == set(STUDENTS) == set(sample.pairs["student"])
-    assert set(sample.pairs["task"]) == {TASK} and not sample.pairs["flipped"].any()
-    assert "From run arte of recipe arte" in sample.origin() and all(sample.about["commits"].values())
-    own, known = sample.verdict["students"], known_students()
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 300_000
+    assert {name: file_sha256(FOLDER / name) for name in sample["about"]["files"]} == sample["about"]["files"]
+    schemas.check(sample["drafts"], "drafts"), schemas.check(sample["signals"], "signals")
+    students = list(sample["verdict"]["students"])
+    assert students == STUDENTS == list(sample["signals"]["student"].unique())
+    assert set(sample["pairs"]["student"]) == set(STUDENTS)
+    assert set(sample["pairs"]["task"]) == {TASK} and not sample["pairs"]["flipped"].any()
+    assert sample["about"]["run"] == sample["about"]["recipe"] == "arte" and all(sample["about"]["commits"].values())
+    own, known = sample["verdict"]["students"], known_students()
     page = (PROJECT / "data" / "samples" / "README.md").read_text()
     for name in STUDENTS:
         assert zero_shot_decisions(own[name]) == zero_shot_decisions(known[name])
@@ -67,42 +62,35 @@ def zero_shot_decisions(block: dict) -> dict:
     return {row["b"]: row["decision"] for row in block["comparisons"] if row["shots"] == 0 and row["b"] != "base"}
 
 
-def test_a_spoilt_sample_is_refused(tmp_path):
-    shutil.copytree(PROJECT / FOLDER, tmp_path / "sample")
-    with open(tmp_path / "sample" / "pairs.parquet", "ab") as file:
-        file.write(b"x")
-    with pytest.raises(StoreError, match=r"pairs.parquet is missing or changed; git checkout it"):
-        load_sample(tmp_path / "sample")
-    with pytest.raises(StoreError, match=r"about.json is missing"):
-        load_sample(tmp_path / "nowhere")
-
-
 def test_the_sample_draws_every_figure_of_the_lesson(sample):
     for student in STUDENTS:
         style = student.partition("-")[0]
-        said = figures.sentence(figures.preference_scores(sample.signals, sample.drafts, student))
+        said = figures.sentence(figures.preference_scores(sample["signals"], sample["drafts"], student))
         assert f"best after {style} drafts" in said
         after = "meter" if student == "diary-strong" else style  # that student's teacher stays with its own way
-        assert f"for {student} {after}" in figures.sentence(figures.style_shift(sample.written_for(student)))
-        assert {"untailored", "tailored"} <= set(sample.texts_for(student)["arm"])
-        assert sample.texts_for(student)["rationale"].str.contains("<ans>").all()
-    assert figures.sentence(figures.by_student(sample.verdict)).count("better") == 2
+        examples = sample["examples"]
+        own = examples[examples["student"].isin([student, ""])].assign(student=student)
+        assert f"for {student} {after}" in figures.sentence(figures.style_shift(own))
+        texts = own[own["rationale"] != ""]
+        assert {"untailored", "tailored"} <= set(texts["arm"]) and texts["rationale"].str.contains("<ans>").all()
+    assert figures.sentence(figures.by_student(sample["verdict"])).count("better") == 2
 
 
 def test_rounds_are_about_the_way_of_explaining_alone(sample):
-    found = rounds_of(sample)
+    drafts, signals = sample["drafts"], sample["signals"]
+    found = rounds_of(signals, drafts)
     assert [now.student for now in found] == [name for name in STUDENTS for _ in range(2)]
-    right = sample.drafts[sample.drafts["correct"]].set_index(["question", "rationale"])
+    right = drafts[drafts["correct"]].set_index(["question", "rationale"])
     for now in found:
         assert sorted(style for style, *_ in now.examples) == ["diary", "meter", "story", "tally"]
         for style, text, _ in now.examples:
             assert style in set(right.loc[[(now.question, text)], "technique"])
-    assert found == rounds_of(sample), "the order of the examples must not change from one showing to the next"
-    places = [[style for style, *_ in now.examples].index("tally") for now in rounds_of(sample, 4)]
+    assert found == rounds_of(signals, drafts), "the order of the examples must not change from showing to showing"
+    places = [[style for style, *_ in now.examples].index("tally") for now in rounds_of(signals, drafts, 4)]
     assert len(set(places)) > 1, "the place would give the style away"
 
 
-def test_a_guess_counts_when_it_is_best_or_nearly(sample):
+def test_a_guess_counts_when_it_is_best_or_nearly():
     game = GuessGame(rounds((0.5, 0.8, 0.2, 0.76), (0.9, 0.1, 0.1, 0.1)))
     assert game.rounds[0].accepted() == "BD" and NEARLY > 0.05
     assert game.guess("D") and game.guess("A"), "a second guess changes nothing"
@@ -138,42 +126,6 @@ def test_headless_the_game_is_a_table_with_the_answers(monkeypatch):
     assert [row["example"] for row in shown[0]] == list(LETTERS) and shown[0][1]["right after it"] == "32 of 40"
 
 
-def test_style_shares_and_gaps_by_hand():
-    rows = [("ada", step, style) for step, styles in ((0, "aabb"), (2, "aaaa")) for style in styles]
-    shares = lesson.style_shares(pd.DataFrame(rows, columns=["student", "step", "style"]))
-    assert shares.set_index(["step", "style"])["share"].to_dict() == {
-        (0, "a"): 0.5,
-        (0, "b"): 0.5,
-        (2, "a"): 1,
-        (2, "b"): 0,
-    }
-    assert "for ada a 50 % to 100 %" in figures.sentence(figures.style_path(shares))
-    rows = [
-        (student, teacher, example, question, student == teacher or question == 0)
-        for student in STUDENTS
-        for teacher in (*STUDENTS, "unaligned")
-        for example in range(3)
-        for question in range(4)
-    ]
-    learned = pd.DataFrame(rows, columns=["student", "teacher", "example", "question", "right"])
-    gaps = lesson.own_or_foreign(learned)
-    assert all(np.allclose(gap, (75, 75, 75)) for gap in gaps.values()) and "all students" in gaps
-    assert "all students +75 (+75 to +75)" in figures.sentence(figures.own_examples(learned, gaps))
-
-
-def test_fresh_questions_can_be_solved_and_differ():
-    asked = lesson.fresh_questions(30, "asked")
-    assert len(set(asked)) == 30 and asked == lesson.fresh_questions(30, "asked")
-    assert not set(asked) & set(lesson.fresh_questions(30, "examples"))
-    assert all(lesson.solve(TASK, question) for question in asked)
-
-
-def test_three_students_guess_when_nobody_shows_them_how_to_work(settings):
-    met = lesson.meet(settings, 6)
-    assert met["reply"].str.startswith("<ans>").all() and not met["reply"].map(style_of).any()
-    assert not met["right"].all()
-
-
 @pytest.mark.slow
 def test_the_lesson_takes_under_a_minute_of_machine_time_and_finds_what_was_planted(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
@@ -184,6 +136,8 @@ def test_the_lesson_takes_under_a_minute_of_machine_time_and_finds_what_was_plan
     assert found["own_minus_foreign, diary-strong"] > 0 < found["own_minus_foreign, all students"]
     shown = json.loads(out.read_text())
     texts = ["".join(o["data"]["text/plain"]) for c in shown["cells"] for o in c.get("outputs", []) if "data" in o]
+    (replies,) = (text for text in texts if "reply" in text.partition("\n")[0])
+    assert replies.count("<ans>") == len(replies.splitlines()) - 1 and "Tally" not in replies, "they guess"
     (path,) = (text for text in texts if text.startswith("From the first to the last look"))
     assert "for story-strong story 0 %" in path and "for diary-strong meter 100 % to" in path
 

@@ -33,8 +33,8 @@ RUN_HELP = """Run the notebooks of a recipe without anybody watching.
 Everything is checked before anything runs. Finished steps are reused. A run that was stopped goes on where it was."""
 EXPORT_HELP = """Write what a finished run made, as folders to load or to push to a hub. Nothing is sent anywhere.
 
-  tailored/STUDENT   the tailored set and its controls: Parquet, and JSONL and JSON as TRL, Unsloth and LLaMA-Factory
-                     read them
+  tailored/STUDENT   the tailored set and its controls: Parquet and JSONL, with messages as TRL, Unsloth and
+                     LLaMA-Factory read them
   teacher/STUDENT    the teacher aligned to this student
   student/STUDENT    the students trained on the tailored set, one folder a seed (with --students)
 
@@ -238,19 +238,16 @@ def _shown(path: os.PathLike[str]) -> str:
 def _runs(given: argparse.Namespace) -> int:
     from workbench.runs.cache import runs_folder
     from workbench.runs.run import runs_table
+    from workbench.verdict.in_words import points
 
     table = runs_table()
     if table.empty:
         print(f"There are no runs in {runs_folder()} yet; begin one: workbench run RECIPE --name NAME")
     else:
-        formats = {"difference": _points, "low": _points, "high": _points, "seconds": "{:.0f}".format}
+        formats = {"difference": points, "low": points, "high": points, "seconds": "{:.0f}".format}
         print(table.to_string(index=False, na_rep="", formatters=formats))
         print("\ndifference, low, high: of the primary comparison, in points of accuracy")
     return DONE
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
 
 
 def _summary(given: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from workbench.figures.scores import (
     technique_heatmap,
     two_signals,
 )
-from workbench.figures.studies import own_examples, probe_validity, score_and_gain, style_path
+from workbench.figures.studies import probe_validity, score_and_gain
 from workbench.figures.style import (
     FigureError,
     caption,
@@ -47,7 +47,6 @@ __all__ = [
     "influences",
     "learning_curve",
     "notes_html",
-    "own_examples",
     "pair_decidedness",
     "per_task",
     "plotly_script",
@@ -61,7 +60,6 @@ __all__ = [
     "show",
     "sibling_gaps",
     "sign_flips",
-    "style_path",
     "style_shift",
     "table",
     "technique_heatmap",

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pandas as pd
 
@@ -147,18 +147,11 @@ def watching(step: str) -> Iterator[None]:
 def _n_recorded() -> int:
     """Return how many items are recorded; 0 when the file cannot be read now, since this is for show only."""
     path = runs_folder() / "items.sqlite"
-    if not path.is_file():
-        return 0
     try:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+            return connection.execute("SELECT COUNT(*) FROM items").fetchone()[0]
     except sqlite3.Error:
         return 0
-    try:
-        return connection.execute("SELECT COUNT(*) FROM items").fetchone()[0]
-    except sqlite3.Error:
-        return 0
-    finally:
-        connection.close()
 
 
 def is_headless() -> bool:

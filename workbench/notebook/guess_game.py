@@ -4,13 +4,12 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 from traitlets import Dict, HasTraits, Int
 
 from workbench.notebook.display import is_headless, show
-from workbench.notebook.lesson import STUDENTS, Sample
 from workbench.runs.seeding import stream
 
-ROUNDS_PER_STUDENT = 2
 LETTERS = "ABCD"
 NEARLY = 0.051  # a guess within one question of twenty of the best one counts
 STYLE = (
@@ -39,18 +38,17 @@ class Round:
         return "".join(letter for letter, score in scores if score > scores[0][1] - NEARLY)
 
 
-def rounds_of(sample: Sample, per_student: int = ROUNDS_PER_STUDENT) -> list[Round]:
-    """Return rounds from a sample: for each student the questions on which one explanation is furthest ahead.
+def rounds_of(signals: pd.DataFrame, drafts: pd.DataFrame, per_student: int = 2) -> list[Round]:
+    """Return rounds from a run: for each student the questions on which one explanation is furthest ahead.
 
     Only questions with four right explanations take part, one of a task: the way of explaining should decide. That
     they were picked by their scores makes the leads look larger than they are; the game says so.
     """
-    right = sample.drafts[sample.drafts["correct"]]
-    scored = sample.signals.merge(right, on="draft_id", validate="many_to_one")
+    scored = signals.merge(drafts[drafts["correct"]], on="draft_id", validate="many_to_one")
     chosen = []
-    for student in STUDENTS:
+    for student, of_student in scored.groupby("student", sort=False):
         found = []
-        for (task, question), own in scored[scored["student"] == student].groupby(["task", "question"], sort=True):
+        for (task, question), own in of_student.groupby(["task", "question"], sort=True):
             if own["technique"].nunique() == len(LETTERS):
                 best, second, *_ = sorted(own["value"], reverse=True)
                 found.append((second - best, task, question, own))
@@ -76,7 +74,7 @@ class GuessGame(HasTraits):
         rounds: What is guessed.
 
     Example:
-        game = GuessGame(rounds_of(load_sample()))
+        game = GuessGame(rounds_of(signals, drafts))
         game.guess("B")
         game.score()
     """

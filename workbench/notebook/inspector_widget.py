@@ -145,14 +145,5 @@ class InspectorView(anywidget.AnyWidget):
             "rows": rows,
         }
 
-    DOES = {
-        "hello": hello,
-        "set": set,
-        "go": go,
-        "queue": queue,
-        "page": page,
-        "review": review,
-        "note": note,
-        "undo": undo,
-        "what_if": what_if,
-    }
+    # What a page may ask for.
+    DOES = {method.__name__: method for method in (hello, set, go, queue, page, review, note, undo, what_if)}

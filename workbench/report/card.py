@@ -9,7 +9,7 @@ from workbench.loop.pairs import DECIDED
 from workbench.report.summary import AFTER, BEFORE, CONTROL, summarise
 from workbench.runs.run import Run
 from workbench.verdict.evaluation import verdict_of
-from workbench.verdict.in_words import decision_in_words
+from workbench.verdict.in_words import arm_name, decision_in_words, interval, points
 from workbench.verdict.intervals import wilson
 
 YES, LITTLE, NO, UNKNOWN = "yes", "a little", "not seen", "no answer key"
@@ -63,6 +63,5 @@ def _better(block: Mapping) -> str:
 
 
 def _against(row: Mapping) -> str:
-    low, high = (f"{100 * row[key]:+.1f}" for key in ("low", "high"))
-    a, b = row["a"].replace("_", " "), row["b"].replace("_", " ")
-    return f"{a} minus {b} {100 * row['difference']:+.1f} points ({low} to {high})"
+    compared = f"{arm_name(row['a'])} minus {arm_name(row['b'])}"
+    return f"{compared} {points(row['difference'])} points ({interval(row, points)})"

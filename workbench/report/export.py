@@ -1,6 +1,6 @@
 """What a run made, as folders that others can load or push to a hub: tailored sets, aligned teachers, students.
 
-The forms are those that TRL, Unsloth and LLaMA-Factory read, as their documentation of data sets describes them.
+Sets are written in one form, `messages`, which TRL, Unsloth and LLaMA-Factory all read.
 """
 
 import json
@@ -9,21 +9,23 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.models.trl import DONE, student_folder, teacher_folder
+import pandas as pd
+
+from workbench.models.trl import DONE, model_folder
 from workbench.report.cards import data_card, model_card
 from workbench.report.facts import Facts
 from workbench.runs.cache import StoreError, atomic_write, read_json
-from workbench.runs.run import Run, Stage, file_sha256
+from workbench.runs.identity import file_sha256
+from workbench.runs.run import Run
 
 LIST = "export.json"
 TAILORED = "tailored"
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-# Form -> file of an arm; the tailored one is the form's plain name.
-FORMS = {
-    "parquet": "{arm}.parquet",
-    "prompt_completion": "trl{other}.jsonl",
-    "conversational": "conversational{other}.jsonl",
-    "alpaca": "llamafactory{other}.json",
+# How LLaMA-Factory is told of a file of messages, in its dataset_info.json.
+LLAMA_FACTORY = {
+    "formatting": "sharegpt",
+    "columns": {"messages": "messages"},
+    "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
 }
 
 
@@ -41,7 +43,7 @@ def export(work: Run, to: Path | None = None, students: bool = False) -> list[Pa
     Raises:
         StoreError: If the run is not finished, or the folder holds what no export wrote.
     """
-    Stage(work, "export").require("evaluation")
+    work.read("predictions")
     if TAILORED not in work.recipe.evaluation.arms:
         raise StoreError(f"Run {work.name} has no arm {TAILORED!r} in evaluation.arms, so there is nothing to export.")
     to = Path(to or work.path / "export").absolute()
@@ -74,46 +76,35 @@ def _refuse_foreign(folder: Path) -> None:
 def _of_student(work: Run, student: str, to: Path, students: bool) -> Iterator[Path]:
     facts = Facts(work, student)
     yield _write_set(facts, to / TAILORED / student)
-    source = teacher_folder(work.stage("alignment").path, student, TAILORED)
+    source = work.path / "teachers" / model_folder(student, TAILORED)
     yield _write_model(facts, "teacher", source, to / "teacher" / student)
     for seed in work.recipe.seeds if students else ():
-        source = student_folder(work.stage("training").path, student, TAILORED, seed)
+        source = work.path / "students" / model_folder(student, TAILORED, seed)
         yield _write_model(facts, "student", source, to / "student" / student / f"seed-{seed}", seed)
 
 
 def _write_set(facts: Facts, to: Path) -> Path:
     to.mkdir(parents=True)
-    entries = {}
     for arm in facts.arms:
-        rows = facts.rows[facts.rows["arm"] == arm].drop(columns="arm")
-        name = {form: _file_of(form, arm) for form in FORMS}
-        rows.to_parquet(to / name["parquet"], index=False)
-        turns = [_turns(row) for row in rows.itertuples()]
-        _write_lines(to / name["prompt_completion"], [{"prompt": [u], "completion": [a], **m} for u, a, m in turns])
-        _write_lines(to / name["conversational"], [{"messages": [u, a], **m} for u, a, m in turns])
-        alpaca = [{"instruction": u["content"], "input": "", "output": a["content"], **m} for u, a, m in turns]
-        (to / name["alpaca"]).write_bytes(_pretty(alpaca))
-        columns = {"prompt": "instruction", "query": "input", "response": "output"}
-        entries[f"{facts.student}_{arm}"] = {"file_name": name["alpaca"], "formatting": "alpaca", "columns": columns}
-    (to / "dataset_info.json").write_bytes(_pretty(entries))
-    files = {arm: _file_of("parquet", arm) for arm in facts.arms}
-    (to / "README.md").write_text(data_card(facts, files), encoding="utf-8")
+        rows = _with_messages(facts.rows[facts.rows["arm"] == arm])
+        rows.to_parquet(to / f"{arm}.parquet", index=False)
+        rows.to_json(to / f"{arm}.jsonl", orient="records", lines=True, force_ascii=False)
+    described = {f"{facts.student}_{arm}": {"file_name": f"{arm}.jsonl", **LLAMA_FACTORY} for arm in facts.arms}
+    (to / "dataset_info.json").write_bytes(_pretty(described))
+    data_card(facts, {arm: f"{arm}.parquet" for arm in facts.arms}).save(to / "README.md")
     return to
 
 
-def _file_of(form: str, arm: str) -> str:
-    return FORMS[form].format(arm=arm, other="" if arm == TAILORED else f"_{arm}")
-
-
-def _turns(row) -> tuple[dict, dict, dict]:
-    """Return what the user says, what the assistant says, and which row it is."""
+def _with_messages(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with what the user asks and the assistant answers in place of prompt and completion."""
     # A chat template puts its own blanks around an answer; the model's would double them.
-    asked, answer = {"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion.strip()}
-    return asked, answer, {"task": row.task, "seed": int(row.seed)}
-
-
-def _write_lines(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    messages = [
+        [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.completion.strip()}]
+        for row in rows.itertuples()
+    ]
+    rows = rows.drop(columns=["arm", "prompt", "completion"])
+    rows.insert(0, "messages", pd.Series(messages, rows.index))
+    return rows
 
 
 def _write_model(facts: Facts, kind: str, source: Path, to: Path, seed: int | None = None) -> Path:
@@ -127,7 +118,7 @@ def _write_model(facts: Facts, kind: str, source: Path, to: Path, seed: int | No
         if path.suffix in MODEL_FILES and path.name != DONE:
             shutil.copyfile(path, to / path.name)
     weights = {path.name: file_sha256(path) for path in sorted(to.glob("*.safetensors"))}
-    (to / "README.md").write_text(model_card(facts, kind, weights, seed), encoding="utf-8")
+    model_card(facts, kind, weights, seed).save(to / "README.md")
     return to
 
 

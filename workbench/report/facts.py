@@ -7,15 +7,31 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.loop.reviews import used_in
 from workbench.runs.cache import StoreError, read_json, runs_folder
-from workbench.runs.recipe import project_root
-from workbench.runs.run import NOTEBOOKS, Run
+from workbench.runs.recipe import TAILORED_FOR, project_root
+from workbench.runs.run import Run
 from workbench.signals.judge import Judged, stored
-from workbench.tasks.task import task_file
+from workbench.tasks.task import all_test_items, load_tasks, task_file
+from workbench.verdict.in_words import decision_in_words, interval, percent_in_tenths, points, share_of
 
 NOT_STATED = "not stated"
 OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
+UNALIGNED = "the teacher as it was"
+WRITERS = {
+    "untailored": UNALIGNED,
+    "tailored": "the teacher aligned to the student",
+    "random_pairs": "a teacher aligned to the same pairs, half of them turned round",
+    "question_only": "a teacher aligned to the pairs of questions alone",
+    "rationale_only": "a teacher aligned to the pairs of rationales alone",
+    "decided_pairs": "a teacher aligned to the pairs that the probes leave little doubt about",
+    "fewer_pairs": "a teacher aligned to as many pairs as are decided, drawn at random",
+    "by_training_loss": "a teacher aligned to pairs by the student's training loss instead of influence",
+    "random_rationale": f"{UNALIGNED}: a random draft of each question",
+    "most_preferred": f"{UNALIGNED}: the draft of each question that the student preferred",
+    "task_consistent": f"{UNALIGNED}: drafts of the technique that the student preferred in the task",
+}
+# Names in a manifest's counts of what was lost or could not be used.
+LOST = re.compile(r"dropped|without|not readable|tied|below|equal texts")
 
 
 class Facts:
@@ -31,7 +47,7 @@ class Facts:
         if not self.verdict:
             raise StoreError(
                 f"Run {work.name} has no verdict, which its card needs; write it with: "
-                f"workbench run {work.path / 'recipe.yaml'} --name {work.name} --from evaluation"
+                f"workbench run {work.path / 'recipe.yaml'} --name {work.name} --to evaluation"
             )
         self.block = self.verdict.get("students", {}).get(student, self.verdict)
 
@@ -51,7 +67,7 @@ class Facts:
     @cached_property
     def reviews(self) -> pd.DataFrame:
         """The reviews of this student's pairs that the alignment used."""
-        used = used_in(self.work)
+        used = self.work.read("reviewed", "reviews")
         return used[used["student"] == self.student]
 
     @cached_property
@@ -70,13 +86,21 @@ class Facts:
 
     @cached_property
     def manifests(self) -> dict[str, dict]:
-        return {name: self.work.stage(name).manifest for name in NOTEBOOKS}
+        """What is recorded of each step."""
+        return {name: self.work.manifest(name) for name in self.work.steps()}
+
+    @property
+    def timings(self) -> dict[str, dict]:
+        """Step -> seconds and tokens; "all" sums them."""
+        keys = ("seconds", "tokens")
+        timings = {name: {key: made[key] for key in keys} for name, made in self.manifests.items()}
+        return timings | {"all": {key: sum(one[key] for one in timings.values()) for key in keys}}
 
     @property
     def looks(self) -> int:
         """How often the test set has been opened by now: the most of its files, since the ledger counts by file."""
         ledger = read_json(runs_folder() / "looks.json")
-        files = [sha for name, sha in self.manifests["drafting"]["parents"].items() if name.startswith("test ")]
+        files = [all_test_items(self.recipe, task)[1] for task in load_tasks(self.recipe).values()]
         return max((len(ledger[sha]["looks"]) for sha in files if sha in ledger), default=0)
 
     @cached_property
@@ -94,6 +118,57 @@ class Facts:
                 said = self.recipe.tasks.sources[task].licence or NOT_STATED
             found[f"task {task}"] = str(said)
         return found
+
+    def splits(self) -> list[list]:
+        """Return of each arm trained on: its name, who wrote it, rows, rows of each seed, completion tokens."""
+        lines = []
+        for arm, own in ((arm, self.rows[self.rows["arm"] == arm]) for arm in self.arms):
+            other = arm.removeprefix(TAILORED_FOR)
+            writer = WRITERS[arm] if other == arm else f"the teacher aligned to student {other}"
+            by_seed = ", ".join(f"{n} (seed {seed})" for seed, n in own.groupby("seed").size().items())
+            lines.append([arm, writer, len(own), by_seed, int(own["n_tokens"].sum())])
+        return lines
+
+    def written(self) -> list[list]:
+        """Return of each arm: its name, who wrote it, how many texts, how many kept, why others not, share right."""
+        lines = []
+        for arm in (arm for arm in WRITERS if arm in set(self.examples["arm"])):
+            own = self.examples[self.examples["arm"] == arm]
+            dropped = own.loc[~own["kept"], "drop_reason"].value_counts()
+            reasons = "; ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
+            checked = own[own["kept"] & (own["gold"] != "")]
+            right = share_of(checked["correct"], checked["question_id"]) if len(checked) else "no rule"
+            lines.append([arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, right])
+        return lines
+
+    def troubles(self) -> list[str]:
+        """Return what did not work, a sentence each: comparisons not won, harm by training, losses, warnings."""
+        block, said = self.block, []
+        for row in block["comparisons"]:
+            if (found := decision_in_words(row)) != "better":
+                what = f"{row['a']} against {row['b']} with {row['shots']} shots: {found}"
+                said.append(f"{what} ({points(row['difference'])} points, {interval(row, points)}).")
+        worse = [row for row in block["per_task"] if row["decision"] == "worse"]
+        said += [f"On {row['task']}, {row['a']} is worse than {row['b']}." for row in worse]
+        base = block["arms"].get("base")
+        for arm, row in block["arms"].items():
+            if base and row["accuracy"] < base["accuracy"]:
+                now, before = percent_in_tenths(row["accuracy"]), percent_in_tenths(base["accuracy"])
+                said.append(
+                    f"Trained on {arm}, the student is right less often than untrained: {now} "
+                    f"({interval(row, percent_in_tenths)}) against {before}."
+                )
+        kept = self.examples[self.examples["kept"] & (self.examples["gold"] != "")]
+        right = kept.groupby("arm")["correct"].mean()
+        if right.get("tailored", 1.0) < right.get("untailored", 0.0):
+            said.append(
+                f"The aligned teacher is right less often than before: {percent_in_tenths(right['tailored'])} of its "
+                f"examples, {percent_in_tenths(right['untailored'])} of the unaligned teacher's."
+            )
+        for stage, manifest in self.manifests.items():
+            lost = [f"{n} {what}" for what, n in manifest["counts"].items() if n and LOST.search(what)]
+            said += [f"Counted in {stage}, all students together: {'; '.join(lost)}."] if lost else []
+        return said + list(dict.fromkeys([*self.verdict["warnings"], *block["warnings"]]))
 
 
 def _our_licence(ref: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
-from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html
+from nbconvert import HTMLExporter
 
 from workbench.figures.style import plotly_script
 from workbench.runs.cache import atomic_write
@@ -32,7 +32,13 @@ blockquote { border-left: 4px solid #c9d3dc; margin-left: 0; padding-left: 1rem;
 .highlight .k, .highlight .kn, .highlight .ow { color: #00517d; font-weight: bold; }
 .highlight .s1, .highlight .s2 { color: #7a3e00; }
 .highlight .c1 { color: #595959; font-style: italic; }
-.error { border-left: 5px solid #d55e00; }
+.output_error { border-left: 5px solid #d55e00; }
+"""
+# The cells alone, their code folded.
+CELLS = """{%- extends 'basic/index.html.j2' -%}
+{%- block input -%}
+<details class="code"><summary>code</summary>{{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
+{%- endblock input -%}
 """
 
 
@@ -40,17 +46,21 @@ def build(notebooks: Sequence[Path], path: Path, title: str, verdict: str = "") 
     """Write one page from executed notebooks, in their order.
 
     Args:
-        notebooks: Executed copies.
+        notebooks: Executed copies; HTML in them comes from our own cells, which escape the text of models.
         path: Where the page goes.
         title: What the page is called.
         verdict: What stands first, in plain words.
     """
-    parts, links = [], []
+    hide = {"exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
+    exporter, parts, links = HTMLExporter(raw_template=CELLS, **hide), [], []
     for notebook in notebooks:
         node = nbformat.read(notebook, as_version=4)
+        node.cells = [cell for cell in map(_without_script, node.cells) if not _holds_parameters(cell)]
         name = _title_of(node).partition(":")[0] or notebook.stem
         links.append(f'<a href="#{notebook.stem}">{html.escape(name)}</a>')
-        parts.append(f'<section id="{notebook.stem}">{"".join(map(_cell, node.cells))}</section>')
+        # Notebooks link each other; here they are sections of one page.
+        cells = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', exporter.from_notebook_node(node)[0])
+        parts.append(f'<section id="{notebook.stem}">{cells}</section>')
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
     first = f'<p class="verdict">{html.escape(verdict)}</p>' if verdict else ""
     page = (
@@ -61,36 +71,18 @@ def build(notebooks: Sequence[Path], path: Path, title: str, verdict: str = "") 
     return path
 
 
+def _without_script(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return the cell without the plotly.js that a notebook's first cell displays."""
+    if "outputs" in cell:
+        cell.outputs = [one for one in cell.outputs if one.get("data", {}).get("text/plain") != SCRIPT_SAYS]
+    return cell
+
+
+def _holds_parameters(cell: nbformat.NotebookNode) -> bool:
+    # The values that a run used stand in its recipe.
+    return bool({"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])))
+
+
 def _title_of(node: nbformat.NotebookNode) -> str:
     heads = [re.match(r"# (.+)", cell.source) for cell in node.cells if cell.cell_type == "markdown"]
     return next((head[1].strip() for head in heads if head), "")
-
-
-def _cell(cell: nbformat.NotebookNode) -> str:
-    if cell.cell_type == "markdown":
-        # Notebooks link each other; here they are sections of one page.
-        return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', markdown2html(cell.source))
-    if cell.cell_type != "code":
-        return ""
-    # The values that a run used stand in its recipe.
-    if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
-        return ""
-    outputs = "".join(map(_output, cell.outputs))
-    code = Highlight2HTML(pygments_lexer="python3")(cell.source)
-    return f'<details class="code"><summary>code</summary>{code}</details>{outputs}'
-
-
-def _output(output: nbformat.NotebookNode) -> str:
-    """Return one output; HTML comes from our own cells, which escape the text of models."""
-    if output.output_type == "stream":
-        return f"<pre>{html.escape(output.text)}</pre>"
-    if output.output_type == "error":
-        return f'<pre class="error">{ansi2html(chr(10).join(output.traceback))}</pre>'
-    data = output.get("data", {})
-    if data.get("text/plain") == SCRIPT_SAYS:
-        return ""
-    if "text/html" in data:
-        return f"<div>{data['text/html']}</div>"
-    if "image/png" in data:
-        return f'<img alt="" src="data:image/png;base64,{data["image/png"]}">'
-    return f"<pre>{html.escape(data.get('text/plain', ''))}</pre>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -29,15 +29,17 @@ def sentence(result: Mapping) -> str:
     main, primary = result["comparisons"][0], result["primary"]
     alpha, margin = primary["alpha"], primary["margin"]
     on = "On pocket models, for" if result.get("models") == "pocket" else "For"
-    shown = f"{_points(main['low'])} to {_points(main['high'])}"
-    facts = f"{level(alpha)} interval {shown}, {main['n_seeds']} seeds, {main['n_items']} items, {main['shots']} shots"
+    size = f"{main['n_seeds']} seeds, {main['n_items']} items, {main['shots']} shots"
+    facts = f"{level(alpha)} interval {interval(main, points)}, {size}"
     said = [f"{on} student {result['student']}, {_finding(main, margin)} ({facts}, sign-flip p {_p(main['p_value'])})."]
-    accuracies = ", ".join(f"{_arm(arm)} {100 * row['accuracy']:.1f} %" for arm, row in result["arms"].items())
+    accuracies = ", ".join(
+        f"{arm_name(arm)} {percent_in_tenths(row['accuracy'])}" for arm, row in result["arms"].items()
+    )
     said.append(f"Right answers: {accuracies}.")
     rest = [row for row in result["comparisons"][1:] if row["shots"] == main["shots"] or row["b"] == main["b"]]
     if rest:
         others = "; ".join(_against(row, with_shots=row["shots"] != main["shots"]) for row in rest)
-        said.append(f"{_arm(main['a']).capitalize()} {others}.")
+        said.append(f"{arm_name(main['a']).capitalize()} {others}.")
     if main["decision"] == UNDECIDED:
         said.append(_what_would_settle(main["more_needed"]))
     return " ".join(said)
@@ -45,21 +47,21 @@ def sentence(result: Mapping) -> str:
 
 def _finding(row: Mapping, margin: float) -> str:
     """Return the decision of one comparison as a clause."""
-    a, b, size = _arm(row["a"]), _arm(row["b"]), f"{abs(100 * row['difference']):.1f} points"
+    a, b, size = arm_name(row["a"]), arm_name(row["b"]), f"{abs(100 * row['difference']):.1f} points"
     if row["decision"] in (BETTER, WORSE):
         small = f", less than the {100 * margin:g} points that count" if abs(row["difference"]) < margin else ""
         return f"{a} is {row['decision']} than {b} by {size}{small}"
     if row["decision"] == SAME:
         none = f"there is no difference larger than {100 * margin:g} points between {a} and {b}"
-        return f"{none}: {_points(row['difference'])} points"
-    return f"it is undecided whether {a} is better than {b}: {_points(row['difference'])} points"
+        return f"{none}: {points(row['difference'])} points"
+    return f"it is undecided whether {a} is better than {b}: {points(row['difference'])} points"
 
 
 def _against(row: Mapping, with_shots: bool) -> str:
     """Return one of the other comparisons as a clause."""
     shots = f" with {row['shots']} shots" if with_shots else ""
-    shown = f"{_points(row['difference'])}, {_points(row['low'])} to {_points(row['high'])}"
-    return f"against {_arm(row['b'])}{shots}: {decision_in_words(row)} ({shown})"
+    shown = f"{points(row['difference'])}, {interval(row, points)}"
+    return f"against {arm_name(row['b'])}{shots}: {decision_in_words(row)} ({shown})"
 
 
 def decision_in_words(row: Mapping) -> str:
@@ -76,12 +78,26 @@ def _what_would_settle(more: Mapping) -> str:
     return f"At the difference and spread seen, {joined} would settle it in about four of five repeats."
 
 
-def _arm(name: str) -> str:
+def arm_name(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _points(share: float) -> str:
+def points(share: float) -> str:
+    """Return a difference of shares in points, with its sign."""
     return f"{100 * share:+.1f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def percent_in_tenths(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def interval(row: Mapping, form: Callable[[float], str]) -> str:
+    """Return the bounds low and high of a row, in the form of `points` or `percent`."""
+    return f"{form(row['low'])} to {form(row['high'])}"
 
 
 def level(alpha: float) -> str:
@@ -130,10 +146,6 @@ def mean_of(values: pd.Series, clusters: pd.Series | None = None) -> str:
         return f"{values.mean():.2f} (n = {len(values)}, too few for an interval)"
     mean, low, high = clustered_mean(values, own)
     return f"{mean:.2f} (95 % interval {low:.2f} to {high:.2f}, n = {len(values)})"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def by_arm(judged: Judged) -> pd.DataFrame:
