@@ -1,115 +1,86 @@
-"""Figures of the look back and of the lesson: does the probe tell the truth, and what did a teacher learn?"""
+"""Figures of the studies and of the lesson: does the probe tell the truth, what is an example worth, who learns."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from workbench.figures.scores import POCKET
 from workbench.figures.style import (
     CHOSEN,
-    CONTROL,
-    MARKS,
+    LEVEL,
+    POCKET,
     TAILORED,
-    error_bars,
+    arm_style,
     escape,
     finish,
+    marks,
+    marks_by,
     named,
     need,
-    panels,
     share_cells,
+    spell,
+    spell_each,
 )
 from workbench.verdict.in_words import percent
+
+LEFT = 1.25  # so many times left of the first size the base is marked
 
 
 def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, models: str = POCKET) -> go.Figure:
     """Draw gain against mean preference score, a panel a student and a line a task.
 
-    Args:
-        table: As validity.validate returns it.
-        agreement: As validity.agreement returns it.
-        left: What of the correlation is left when other explanations are held fixed, as validity.left_over says it.
-        models: Which models this was made with.
+    The frames are those of validity.validate and validity.agreement; validity.left_over says what of the correlation
+    is left when other explanations are held fixed.
     """
-    means = need(table, "groups", "run: workbench validity RUN").groupby(["student", "task", "group"], as_index=False)
-    means = means[["score", "gain"]].mean()
-    students, tasks = list(table["student"].unique()), list(table["task"].unique())
-    fig = make_subplots(len(students), 1, subplot_titles=panels(students), shared_xaxes=True, vertical_spacing=0.06)
-    for row, student in enumerate(students, 1):
-        for index, task in enumerate(tasks):
-            own = means[(means["student"] == student) & (means["task"] == task)].sort_values("score")
-            colour, symbol, dash = MARKS[index % len(MARKS)]
-            fig.add_scatter(
-                x=own["score"],
-                y=100 * own["gain"],
-                mode="lines+markers",
-                line={"color": colour, "dash": dash},
-                marker={"symbol": symbol, "size": 9},
-                name=named(task),
-                legendgroup=task,
-                showlegend=row == 1,
-                row=row,
-                col=1,
-            )
-        fig.add_hline(y=0, line={"color": CONTROL, "width": 1, "dash": "dot"}, row=row, col=1)
-    fig.update_xaxes(title_text="mean preference score of the group, share of 1", row=len(students))
-    fig.update_yaxes(title_text="gain, points")
-    n_seeds = table["seed"].nunique()
-    said = "; ".join(
-        f"{named(row.student)} {row.correlation:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        for row in agreement.itertuples()
-    )
+    need(table, "groups", "run: workbench validity RUN")
+    means = table.groupby(["student", "task", "group"], sort=False, as_index=False)[["score", "gain"]].mean()
+    points = means.assign(gain=100 * means["gain"]).sort_values("score")
+    shown = {"category_orders": {name: [*map(named, table[name].unique())] for name in ("student", "task")}}
+    shown["labels"] = {"score": "mean preference score of the group, share of 1", "gain": "gain, points"}
+    styles = marks_by(table["task"])
+    fig = marks(points, "score", "gain", "task", styles, lines=True, panel="student", across=1, **shown)
+    said = spell_each(agreement, "student", "correlation", "+.2f")
     return finish(
-        fig,
+        fig.add_hline(y=0, **LEVEL),
         "Does what works as a demonstration help in training?",
-        f"groups: best to worst rationale of each draft question; {n_seeds} training seeds; {models}",
+        f"groups: best to worst rationale of each draft question; {table['seed'].nunique()} training seeds",
         "Gain: accuracy after training on the group minus before, on validation questions outside the preference set. "
         "A line that rises says that the probe told the truth for that student and task.",
         f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}",
         means,
-        height=140 + 190 * len(students),
+        models,
+        height=140 + 190 * table["student"].nunique(),
     )
 
 
 def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) -> go.Figure:
-    """Draw probe score and held-out gain by round of alignment, a row a student.
-
-    Args:
-        rounds: As goodhart.by_round returns it.
-        said: Sentences on where the two part, as goodhart.findings returns them.
-        models: Which models this was made with.
-    """
-    students = list(need(rounds, "rounds", "run: workbench goodhart RUN")["student"].unique())
-    measures = (
-        ("score", "probe score (%)", CHOSEN, "circle", "solid"),
-        ("gain", "gain (points)", TAILORED, "diamond", "dash"),
-    )
-    titles = [f"{named(student)}: {what}" for student in students for what in ("probe score", "held-out gain")]
-    fig = make_subplots(len(students), 2, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.1)
-    for row, student in enumerate(students, 1):
-        for column, (what, title, colour, symbol, dash) in enumerate(measures, 1):
-            own = 100 * rounds.loc[rounds["student"] == student, [what, f"{what}_low", f"{what}_high"]]
-            own.columns = [what, "low", "high"]
-            fig.add_scatter(
-                x=rounds.loc[own.index, "round"],
-                y=own[what],
-                error_y=error_bars(own, what, colour),
-                mode="lines+markers",
-                line={"color": colour, "dash": dash},
-                marker={"symbol": symbol, "size": 10},
-                showlegend=False,
-                row=row,
-                col=column,
-            )
-            fig.update_yaxes(title_text=title, row=row, col=column)
-        fig.add_hline(y=0, line={"color": CONTROL, "width": 1, "dash": "dot"}, row=row, col=2)
-    fig.update_xaxes(dtick=1)
-    fig.update_xaxes(title_text="round of alignment", row=len(students))
+    """Draw probe score and held-out gain by round of alignment, a row a student (goodhart.by_round, findings)."""
+    need(rounds, "rounds", "run: workbench goodhart RUN")
+    styles = {"probe score": (CHOSEN, "circle", "solid"), "held-out gain": (TAILORED, "diamond", "dash")}
+    tidy = [
+        rounds[["student", "round"]].assign(
+            what=what,
+            panel=rounds["student"] + ": " + what,
+            value=100 * rounds[name],
+            low=100 * rounds[f"{name}_low"],
+            high=100 * rounds[f"{name}_high"],
+        )
+        for name, what in zip(("score", "gain"), styles)
+    ]
+    order = [f"{named(student)}: {what}" for student in rounds["student"].unique() for what in styles]
+    shown = {"interval": "value", "lines": True, "panel": "panel", "across": 2, "category_orders": {"panel": order}}
+    shown["facet_col_spacing"] = 0.1
+    labels = {"round": "round of alignment", "value": "probe score (%)"}
+    fig = marks(pd.concat(tidy), "round", "value", "what", styles, labels=labels, **shown)
+    fig.update_yaxes(matches=None, showticklabels=True).update_yaxes(title_text="gain (points)", col=2)
+    fig.add_hline(y=0, **LEVEL, col=2).update_xaxes(dtick=1).update_layout(showlegend=False)
     return finish(
         fig,
         "Does the gain follow the probe score from round to round?",
-        f"95 % intervals over {rounds['n_seeds'].min()} seeds and the questions; {models}",
+        f"95 % intervals over {rounds['n_seeds'].min()} seeds and the questions",
         "Round 0 is what the unaligned teacher writes; each round aligns the teacher of the round before to the probes "
         "of its own drafts. Left: preference questions answered right with an example of the round as the only "
         "demonstration. Right: accuracy after training on the round minus before, on validation questions outside "
@@ -117,113 +88,113 @@ def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) 
         "the gain. The intervals of two rounds are not for comparing by eye: the questions are the same.",
         " ".join(escape(one, 400) for one in said),
         rounds.round(4),
-        height=150 + 230 * len(students),
+        models,
+        height=150 + 230 * rounds["student"].nunique(),
     )
 
 
-POCKET = "pocket models"
+def learning_curve(
+    points: pd.DataFrame, found: pd.DataFrame | None = None, said: str = "", models: str = POCKET
+) -> go.Figure:
+    """Draw accuracy against examples a task and, where it was found, how far a tailored example reaches.
+
+    Args:
+        points: Of one student, as learning_curves.points returns it.
+        found: As learning_curves.worth returns it; level lines lead from each tailored size to the untailored curve.
+        said: What that says, as learning_curves.quoted returns it.
+        models: Which models this was made with.
+    """
+    student = named(need(points, "learning curves", "run: workbench curves RUN")["student"].iloc[0])
+    sizes = sorted(set(points["n"]) - {0})
+    styles = {arm: arm_style(arm) for arm in points["arm"].unique()}
+    rows = points.assign(n=points["n"].replace(0, sizes[0] / LEFT)).sort_values("n", kind="stable")
+    labels = {"n": "training examples a task (log scale)", "accuracy": "right answers"}
+    fig = marks(rows, "n", "accuracy", "arm", styles, interval="accuracy", lines=True, log_x=True, labels=labels)
+    for level in points.loc[points["arm"] == "base", "accuracy"]:
+        fig.add_hline(y=level, **LEVEL | {"line_dash": "dashdot"})
+    lines = ""
+    if found is not None:
+        lines = (
+            " A level line leads from a tailored mark to where the untailored curve is as high: the larger number of "
+            "examples divided by the smaller says how many of one kind one of the other is worth."
+        )
+        _add_reach(fig, found[np.isfinite(found["needed"]) & (found["needed"] >= sizes[0])])
+    fig.update_xaxes(tickvals=sizes, ticktext=list(map(str, sizes))).update_yaxes(tickformat=".0%")
+    last = points[points["n"].isin([0, sizes[-1]])]
+    return finish(
+        fig,
+        f"How fast does {student} learn from whom?",
+        f"{points['n_items'].max()} validation questions, {points['n_seeds'].max()} seeds (base: one); 95 % intervals "
+        "over seeds and questions",
+        "Every mark is the same student, trained anew on so many examples of each task; base is the student untrained. "
+        "No question is of the preference set or of the test set. Arms share their questions, so they differ more "
+        f"surely than these intervals look.{lines}",
+        f"With {sizes[-1]} examples a task: {spell_each(last, 'arm', 'accuracy')}. {escape(said, 1_000)}".strip(),
+        points.drop(columns="student").round(4),
+        models,
+        height=440,
+    )
+
+
+def _add_reach(fig: go.Figure, found: pd.DataFrame) -> None:
+    ends = {"x": [found["n"], found["needed"]], "y": [found["accuracy"], found["accuracy"]]}
+    broken = {axis: np.column_stack([*pair, [None] * len(found)]).ravel() for axis, pair in ends.items()}
+    fig.add_scatter(**broken, **LEVEL, mode="lines", name="as good")
 
 
 def style_path(shares: pd.DataFrame, models: str = POCKET) -> go.Figure:
-    """Draw in which style each student's teacher explains, after every few steps of its alignment.
-
-    Args:
-        shares: As lesson.style_shares returns them.
-        models: Which models this was made with.
-    """
-    students, styles = list(need(shares, "shares", "watch the teachers first")["student"].unique()), []
-    fig = make_subplots(
-        1,
-        len(students),
-        subplot_titles=[f"for {name}" for name in panels(students)],
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-    )
-    for column, student in enumerate(students, 1):
-        own, styles = shares[shares["student"] == student], list(shares["style"].unique())
-        for index, style in enumerate(styles):
-            colour, symbol, dash = MARKS[index % len(MARKS)]
-            path = own[own["style"] == style].sort_values("step")
-            fig.add_scatter(
-                x=path["step"],
-                y=path["share"],
-                mode="lines+markers",
-                line={"color": colour, "dash": dash, "width": 3},
-                marker={"symbol": symbol, "size": 9},
-                name=named(style),
-                legendgroup=style,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-    fig.update_xaxes(title_text="steps of alignment")
+    """Draw in which style each student's teacher explains, after every few steps of its alignment (style_shares)."""
+    need(shares, "shares", "watch the teachers first")
+    rows = shares.assign(student="for " + shares["student"]).sort_values("step", kind="stable")
+    shown = {"lines": True, "panel": "student"}
+    shown["labels"] = {"step": "steps of alignment", "share": "share of explanations"}
+    fig = marks(rows, "step", "share", "style", marks_by(shares["style"]), **shown)
     fig.update_yaxes(range=[-0.03, 1.05], tickformat=".0%")
-    fig.update_yaxes(title_text="share of explanations", col=1)
-    n = int(shares["n"].max())
-    words = "; ".join(_path_in_words(shares[shares["student"] == student], student) for student in students)
+    words = "; ".join(_path_in_words(own, student) for student, own in shares.groupby("student", sort=False))
     return finish(
         fig,
         "How does one teacher change for three students?",
-        f"the same {n} questions explained after every few steps; one run of alignment each; {models}",
+        f"the same {shares['n'].max()} questions explained after every few steps; one run of alignment each",
         "All three begin as the same teacher. What differs is whose preference pairs it is aligned to. Intervals in "
         "the sentence: Wilson, 95 %, questions taken as independent.",
         f"From the first to the last look, {words}.",
         shares,
-        height=400,
+        models,
     )
 
 
 def _path_in_words(own: pd.DataFrame, student: str) -> str:
-    last = own[own["step"] == own["step"].max()].sort_values("share")
-    end = last.iloc[-1]
-    start = own[(own["step"] == own["step"].min()) & (own["style"] == end["style"])].iloc[0]
-    return (
-        f"for {named(student)} {named(end['style'])} {percent(start['share'])} to {percent(end['share'])} "
-        f"({percent(end['low'])} to {percent(end['high'])})"
-    )
+    first, last = (own[own["step"] == step].set_index("style") for step in (own["step"].min(), own["step"].max()))
+    style = last["share"].idxmax()
+    end = spell(*last.loc[style, ["share", "low", "high"]])
+    return f"for {named(student)} {named(style)} {percent(first.at[style, 'share'])} to {end}"
 
 
 def own_examples(
     learned: pd.DataFrame, gaps: Mapping[str, tuple[float, float, float]], models: str = POCKET
 ) -> go.Figure:
-    """Draw how often each student answers right after one example of each teacher.
-
-    Args:
-        learned: As lesson.learn_by_example returns it.
-        gaps: As lesson.own_or_foreign returns them.
-        models: Which models this was made with.
-    """
+    """Draw how often each student answers right after one example of each teacher (learn_by_example and its gaps)."""
     students, teachers = list(learned["student"].unique()), list(learned["teacher"].unique())
     table = learned.groupby(["student", "teacher"], sort=False)["right"].agg(["mean", "size"]).reset_index()
     grid = table.pivot(index="student", columns="teacher", values="mean").loc[students, teachers]
-    own = [
-        [("<b>{}</b>" if name == student else "{}").format(percent(grid.at[student, name])) for name in teachers]
-        for student in students
-    ]
-    fig = go.Figure(
-        share_cells(
-            grid,
-            columns=[
-                f"teacher for<br>{named(name)}" if name in students else f"{named(name)}<br>teacher"
-                for name in teachers
-            ],
-            texts=own,
-            colorbar={"title": {"text": "right"}, "thickness": 14, "tickformat": ".0%"},
-        )
+    own = np.array(students)[:, None] == np.array(teachers)
+    texts = np.where(own, "<b>" + (bold := grid.map(percent).to_numpy()) + "</b>", bold)
+    grid.index, grid.columns = (
+        list(map(named, students)),
+        [f"teacher for<br>{named(who)}" if who in students else f"{named(who)}<br>teacher" for who in teachers],
     )
-    fig.update_yaxes(autorange="reversed", title_text="student")
-    fig.update_xaxes(title_text="teacher who wrote the example")
-    said = "; ".join(f"{named(who)} {mean:+.0f} ({low:+.0f} to {high:+.0f})" for who, (mean, low, high) in gaps.items())
-    n_examples, n_questions = learned["example"].nunique(), learned["question"].nunique()
+    said = "; ".join(f"{named(who)} {spell(*gap, '+.0f')}" for who, gap in gaps.items())
+    n_examples = learned["example"].nunique()
     return finish(
-        fig,
+        share_cells(grid, texts, "teacher who wrote the example", "student"),
         "Who learns from whose example?",
-        f"{n_examples} examples from each teacher, {n_questions} questions after each; in bold the student's own "
-        f"teacher; {models}",
+        f"{n_examples} examples from each teacher, {learned['question'].nunique()} questions after each; in bold the "
+        "student's own teacher",
         "Share of questions answered right with one example in the prompt. All teachers explain the same questions. "
         "This is learning from an example, not training: that takes longer and is in the verdict of the run.",
         f"Own teacher's examples minus the other students' teachers', in points, with 95 % intervals over the "
         f"{n_examples} examples: {said}.",
         table.rename(columns={"mean": "right", "size": "n"}),
+        models,
         height=200 + 64 * len(students),
     )
