@@ -1,23 +1,36 @@
 """The common look: colours told apart by every kind of colour vision and from the back row, type that can be large."""
 
 import itertools
-import json
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from colorspacious import cspace_convert, deltaE
-from test_figures import all_figures  # noqa: F401
+from test_figures import all_figures, evaluated  # noqa: F401
 
 from workbench import figures
 from workbench.figures import style
-from workbench.figures.style import ARMS, CHOSEN, CONTROL, INK, LIGHT, MARKS, OTHER_ARMS, REJECTED, SCALE, TAILORED
+from workbench.figures.style import (
+    ARMS,
+    CHOSEN,
+    CONTROL,
+    DARK,
+    GROUND,
+    INK,
+    LIGHT,
+    MARKS,
+    OTHER_ARMS,
+    QUIET,
+    REJECTED,
+    SCALE,
+    TAILORED,
+)
 
 WHITE = "#FFFFFF"
 # colorspacious simulates them at full strength after Machado, Oliveira & Fernandes 2009 (doi 10.1109/TVCG.2009.113).
 VISIONS = (None, "protanomaly", "deuteranomaly", "tritanomaly")
 MARK_CONTRAST, TEXT_CONTRAST = 3.0, 4.5  # WCAG 2.2, 1.4.11 and 1.4.3
 APART = 6.0  # in CAM02-UCS, where 1 is about what can just be noticed side by side
+THEMES = pytest.mark.parametrize("as_drawn", [str, DARK.__getitem__], ids=["light", "dark"])
 
 
 def rgb(colour: str) -> np.ndarray:
@@ -52,26 +65,28 @@ def test_the_measures_by_hand():
     assert float(deltaE(rgb("#B83030"), rgb("#506B00"), input_space="sRGB1")) > 30 > 3 * apart("#B83030", "#506B00")
 
 
+@THEMES
 @pytest.mark.parametrize("marks", [[*ARMS.values(), *OTHER_ARMS], MARKS], ids=["arms", "marks"])
-def test_what_stands_in_one_figure_differs_in_colour_for_everybody_and_in_more_than_colour(marks):
+def test_what_stands_in_one_figure_differs_in_colour_for_everybody_and_in_more_than_colour(marks, as_drawn):
     for (colour, symbol, dash), (other, other_symbol, other_dash) in itertools.combinations(marks, 2):
         assert symbol != other_symbol and dash != other_dash
-        assert colour == other or apart(colour, other) >= APART, (colour, other)
+        assert colour == other or apart(as_drawn(colour), as_drawn(other)) >= APART, (colour, other)
 
 
-def test_marks_and_words_stand_out_from_the_figures_own_ground():
+@THEMES
+def test_marks_and_words_stand_out_from_the_figures_own_ground(as_drawn):
     for colour in {CHOSEN, REJECTED, CONTROL, TAILORED, *(mark[0] for mark in [*ARMS.values(), *MARKS])}:
-        assert contrast(colour, WHITE) >= MARK_CONTRAST, colour
-    for colour in (INK, "#444444"):
-        assert contrast(colour, WHITE) >= TEXT_CONTRAST
-    assert contrast(LIGHT, WHITE) < MARK_CONTRAST, "then bars need no outline any more"
-    assert min(contrast(INK, end) for _, end in SCALE) >= TEXT_CONTRAST
+        assert contrast(as_drawn(colour), as_drawn(GROUND)) >= MARK_CONTRAST, colour
+    for colour in (INK, QUIET):
+        assert contrast(as_drawn(colour), as_drawn(GROUND)) >= TEXT_CONTRAST
+    assert contrast(as_drawn(LIGHT), as_drawn(GROUND)) < MARK_CONTRAST, "then bars need no outline any more"
+    assert min(contrast(as_drawn(INK), as_drawn(end)) for end in SCALE) >= TEXT_CONTRAST
 
 
 def colours(value) -> set[str]:
-    """Return every colour named in a figure's data."""
+    """Return every colour named in a figure."""
     if isinstance(value, dict):
-        return set().union(*(colours(item) for key, item in value.items() if key != "colorscale"))
+        return set().union(*map(colours, value.values()))
     if isinstance(value, list | tuple):
         return set().union(*map(colours, value))
     return {value.upper()} if isinstance(value, str) and len(value) == 7 and value[0] == "#" else set()
@@ -90,35 +105,48 @@ def test_figures_use_the_colours_that_were_measured_and_no_others(all_figures): 
 
 def test_figures_bring_their_own_ground_so_that_a_dark_page_changes_nothing(all_figures):  # noqa: F811
     for name, fig in all_figures.items():
-        assert fig.layout.paper_bgcolor == fig.layout.plot_bgcolor == "white", name
-        assert fig.layout.font.color == INK, name
+        look = fig.layout.template.layout
+        assert look.paper_bgcolor == look.plot_bgcolor == GROUND and look.font.color == INK, name
+        assert fig.layout.paper_bgcolor is None and fig.layout.font.color is None, name
 
 
-def test_large_type_enlarges_every_text_and_leaves_the_figure_alone(all_figures):  # noqa: F811
-    for name, fig in all_figures.items():
-        before = json.loads(fig.to_json())
-        large = figures.enlarge(fig, 1.5)
-        assert json.loads(fig.to_json()) == before, name
-        sizes = [
-            (f.layout.font.size, f.layout.title.font.size, f.layout.title.subtitle.font.size) for f in (fig, large)
-        ]
-        assert sizes[1] == tuple(1.5 * size for size in sizes[0]), name
-        for axis in [*large.select_xaxes(), *large.select_yaxes()]:
-            assert axis.title.font.size == large.layout.font.size
-        assert large.layout.height > fig.layout.height and large.layout.margin.t > fig.layout.margin.t
-        words = [f.layout.title.subtitle.text.replace("<br>", " ").split() for f in (fig, large)]
-        assert words[0] == words[1] and figures.sentence(large) == figures.sentence(fig), name
+@pytest.fixture
+def look(monkeypatch):
+    """Themes and type as they are at first, also afterwards."""
+    monkeypatch.setattr(style, "_theme", "light")
+    monkeypatch.setattr(style, "_times", 1.0)
 
 
-def test_large_type_is_used_for_what_is_shown_from_then_on(monkeypatch, all_figures):  # noqa: F811
-    shown = []
-    monkeypatch.setattr(style, "_script_shown", True)
-    monkeypatch.setattr(style, "_type_size", 1.0)
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
-    figures.use_large_type(2)
-    figures.show(all_figures["comparisons"])
-    drawn = go.Figure(shown[0]["application/vnd.plotly.v1+json"])
-    assert drawn.layout.font.size == 26
+def draw():
+    return figures.comparisons(evaluated()[1])
+
+
+def test_the_dark_theme_changes_every_colour_and_no_number(look):
+    light = draw()
+    figures.use_theme("dark")
+    dark = draw()
+    assert dark.layout.template.layout.paper_bgcolor == DARK[GROUND]
+    # White would be left over from the light theme too.
+    assert not colours(dark.to_plotly_json()) & (set(DARK) | {"#FFFFFF"})
+    assert [list(trace.x) for trace in dark.data] == [list(trace.x) for trace in light.data]
+    assert figures.sentence(dark) == figures.sentence(light) and figures.table(dark) == figures.table(light)
+    with pytest.raises(figures.FigureError, match="'light' or 'dark', got 'grey'"):
+        figures.use_theme("grey")
+
+
+def test_large_type_enlarges_every_text_and_leaves_drawn_figures_alone(look):
+    fig = draw()
+    before = fig.to_json()
+    figures.use_large_type(1.5)
+    large = draw()
+    assert fig.to_json() == before
+    one, other = fig.layout.template.layout, large.layout.template.layout
+    for size in ("font.size", "title.font.size", "title.subtitle.font.size", "xaxis.title.font.size"):
+        assert other[size] == 1.5 * one[size]
+    assert large.layout.template.data.scatter[0].marker.size == 1.5 * fig.layout.template.data.scatter[0].marker.size
+    assert large.layout.height > fig.layout.height and large.layout.margin.t > fig.layout.margin.t
+    words = [f.layout.title.subtitle.text.replace("<br>", " ").split() for f in (fig, large)]
+    assert words[0] == words[1] and figures.sentence(large) == figures.sentence(fig)
     for wrong in (0.5, 9):
         with pytest.raises(figures.FigureError, match="1 to 3 times"):
             figures.use_large_type(wrong)

@@ -1,71 +1,21 @@
 """Every figure of the workbench: frames or a verdict in, plotly figures out, with caption, sentence and table."""
 
-from workbench.figures.curves import learning_curve
-from workbench.figures.scores import (
-    decidedness,
-    drafts_by_technique,
-    gains_by_signal,
-    influences,
-    pair_decidedness,
-    preference_scores,
-    probe_roc,
-    sibling_gaps,
-    technique_heatmap,
-    two_signals,
-)
-from workbench.figures.studies import probe_validity, score_and_gain
-from workbench.figures.style import (
-    FigureError,
-    caption,
-    enlarge,
-    escape,
-    notes_html,
-    plotly_script,
-    save_png,
-    sentence,
-    show,
-    table,
-    to_html,
-    use_large_type,
-    use_renderer,
-)
-from workbench.figures.training import reward_margins, style_shift, training_curves
-from workbench.figures.verdict import arm_accuracies, by_student, comparisons, decision_shares, per_task, sign_flips
+import importlib
 
-__all__ = [
-    "FigureError",
-    "arm_accuracies",
-    "by_student",
-    "caption",
-    "comparisons",
-    "decidedness",
-    "decision_shares",
-    "drafts_by_technique",
-    "enlarge",
-    "escape",
-    "gains_by_signal",
-    "influences",
-    "learning_curve",
-    "notes_html",
-    "pair_decidedness",
-    "per_task",
-    "plotly_script",
-    "preference_scores",
-    "probe_roc",
-    "probe_validity",
-    "reward_margins",
-    "save_png",
-    "score_and_gain",
-    "sentence",
-    "show",
-    "sibling_gaps",
-    "sign_flips",
-    "style_shift",
-    "table",
-    "technique_heatmap",
-    "to_html",
-    "training_curves",
-    "two_signals",
-    "use_large_type",
-    "use_renderer",
-]
+_WHERE = {
+    "scores": "drafts_by_technique preference_scores technique_heatmap probe_roc pair_decidedness decidedness "
+    "influences sibling_gaps two_signals gains_by_signal",
+    "training": "reward_margins training_curves style_shift",
+    "verdict": "arm_accuracies comparisons per_task by_student sign_flips decision_shares",
+    "studies": "probe_validity score_and_gain learning_curve",
+    "style": "FigureError escape caption sentence table show to_html notes_html save_png plotly_script use_renderer "
+    "use_theme use_large_type",
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
+__all__ = list(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"workbench.figures has no {name!r}; it has {', '.join(__all__)}.")
+    return getattr(importlib.import_module(f"workbench.figures.{_MODULE_OF[name]}"), name)

@@ -1,111 +1,81 @@
-"""Figures of the look back: does the probe tell the truth, and does the gain follow it?"""
+"""Figures of the studies: does the probe tell the truth, does the gain follow it, what is an example worth?"""
 
+from __future__ import annotations
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from workbench.figures.scores import POCKET
 from workbench.figures.style import (
     CHOSEN,
-    CONTROL,
-    MARKS,
+    LEVEL,
+    POCKET,
     TAILORED,
-    error_bars,
+    arm_style,
     escape,
     finish,
+    marks,
+    marks_by,
     named,
     need,
-    panels,
+    spell_each,
 )
+
+LEFT = 1.25  # so many times left of the first size the base is marked
 
 
 def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, models: str = POCKET) -> go.Figure:
     """Draw gain against mean preference score, a panel a student and a line a task.
 
-    Args:
-        table: As validity.validate returns it.
-        agreement: As validity.agreement returns it.
-        left: What of the correlation is left when other explanations are held fixed, as validity.left_over says it.
-        models: Which models this was made with.
+    The frames are those of validity.validate and validity.agreement; validity.left_over says what of the correlation
+    is left when other explanations are held fixed.
     """
-    means = need(table, "groups", "run: workbench validity RUN").groupby(["student", "task", "group"], as_index=False)
-    means = means[["score", "gain"]].mean()
-    students, tasks = list(table["student"].unique()), list(table["task"].unique())
-    fig = make_subplots(len(students), 1, subplot_titles=panels(students), shared_xaxes=True, vertical_spacing=0.06)
-    for row, student in enumerate(students, 1):
-        for index, task in enumerate(tasks):
-            own = means[(means["student"] == student) & (means["task"] == task)].sort_values("score")
-            colour, symbol, dash = MARKS[index % len(MARKS)]
-            fig.add_scatter(
-                x=own["score"],
-                y=100 * own["gain"],
-                mode="lines+markers",
-                line={"color": colour, "dash": dash},
-                marker={"symbol": symbol, "size": 9},
-                name=named(task),
-                legendgroup=task,
-                showlegend=row == 1,
-                row=row,
-                col=1,
-            )
-        fig.add_hline(y=0, line={"color": CONTROL, "width": 1, "dash": "dot"}, row=row, col=1)
-    fig.update_xaxes(title_text="mean preference score of the group, share of 1", row=len(students))
-    fig.update_yaxes(title_text="gain, points")
-    n_seeds = table["seed"].nunique()
-    said = "; ".join(
-        f"{named(row.student)} {row.correlation:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        for row in agreement.itertuples()
-    )
+    need(table, "groups", "run: workbench validity RUN")
+    means = table.groupby(["student", "task", "group"], sort=False, as_index=False)[["score", "gain"]].mean()
+    points = means.assign(gain=100 * means["gain"]).sort_values("score")
+    shown = {"category_orders": {name: [*map(named, table[name].unique())] for name in ("student", "task")}}
+    shown["labels"] = {"score": "mean preference score of the group, share of 1", "gain": "gain, points"}
+    styles = marks_by(table["task"])
+    fig = marks(points, "score", "gain", "task", styles, lines=True, panel="student", across=1, **shown)
+    said = spell_each(agreement, "student", "correlation", "+.2f")
     return finish(
-        fig,
+        fig.add_hline(y=0, **LEVEL),
         "Does what works as a demonstration help in training?",
-        f"groups: best to worst rationale of each draft question; {n_seeds} training seeds; {models}",
+        f"groups: best to worst rationale of each draft question; {table['seed'].nunique()} training seeds",
         "Gain: accuracy after training on the group minus before, on validation questions outside the preference set. "
         "A line that rises says that the probe told the truth for that student and task.",
         f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}",
         means,
-        height=140 + 190 * len(students),
+        models,
+        height=140 + 190 * table["student"].nunique(),
     )
 
 
 def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) -> go.Figure:
-    """Draw probe score and held-out gain by round of alignment, a row a student.
-
-    Args:
-        rounds: As goodhart.by_round returns it.
-        said: Sentences on where the two part, as goodhart.findings returns them.
-        models: Which models this was made with.
-    """
-    students = list(need(rounds, "rounds", "run: workbench goodhart RUN")["student"].unique())
-    measures = (
-        ("score", "probe score (%)", CHOSEN, "circle", "solid"),
-        ("gain", "gain (points)", TAILORED, "diamond", "dash"),
-    )
-    titles = [f"{named(student)}: {what}" for student in students for what in ("probe score", "held-out gain")]
-    fig = make_subplots(len(students), 2, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.1)
-    for row, student in enumerate(students, 1):
-        for column, (what, title, colour, symbol, dash) in enumerate(measures, 1):
-            own = 100 * rounds.loc[rounds["student"] == student, [what, f"{what}_low", f"{what}_high"]]
-            own.columns = [what, "low", "high"]
-            fig.add_scatter(
-                x=rounds.loc[own.index, "round"],
-                y=own[what],
-                error_y=error_bars(own, what, colour),
-                mode="lines+markers",
-                line={"color": colour, "dash": dash},
-                marker={"symbol": symbol, "size": 10},
-                showlegend=False,
-                row=row,
-                col=column,
-            )
-            fig.update_yaxes(title_text=title, row=row, col=column)
-        fig.add_hline(y=0, line={"color": CONTROL, "width": 1, "dash": "dot"}, row=row, col=2)
-    fig.update_xaxes(dtick=1)
-    fig.update_xaxes(title_text="round of alignment", row=len(students))
+    """Draw probe score and held-out gain by round of alignment, a row a student (goodhart.by_round, findings)."""
+    need(rounds, "rounds", "run: workbench goodhart RUN")
+    styles = {"probe score": (CHOSEN, "circle", "solid"), "held-out gain": (TAILORED, "diamond", "dash")}
+    tidy = [
+        rounds[["student", "round"]].assign(
+            what=what,
+            panel=rounds["student"] + ": " + what,
+            value=100 * rounds[name],
+            low=100 * rounds[f"{name}_low"],
+            high=100 * rounds[f"{name}_high"],
+        )
+        for name, what in zip(("score", "gain"), styles)
+    ]
+    order = [f"{named(student)}: {what}" for student in rounds["student"].unique() for what in styles]
+    shown = {"interval": "value", "lines": True, "panel": "panel", "across": 2, "category_orders": {"panel": order}}
+    shown["facet_col_spacing"] = 0.1
+    labels = {"round": "round of alignment", "value": "probe score (%)"}
+    fig = marks(pd.concat(tidy), "round", "value", "what", styles, labels=labels, **shown)
+    fig.update_yaxes(matches=None, showticklabels=True).update_yaxes(title_text="gain (points)", col=2)
+    fig.add_hline(y=0, **LEVEL, col=2).update_xaxes(dtick=1).update_layout(showlegend=False)
     return finish(
         fig,
         "Does the gain follow the probe score from round to round?",
-        f"95 % intervals over {rounds['n_seeds'].min()} seeds and the questions; {models}",
+        f"95 % intervals over {rounds['n_seeds'].min()} seeds and the questions",
         "Round 0 is what the unaligned teacher writes; each round aligns the teacher of the round before to the probes "
         "of its own drafts. Left: preference questions answered right with an example of the round as the only "
         "demonstration. Right: accuracy after training on the round minus before, on validation questions outside "
@@ -113,5 +83,55 @@ def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) 
         "the gain. The intervals of two rounds are not for comparing by eye: the questions are the same.",
         " ".join(escape(one, 400) for one in said),
         rounds.round(4),
-        height=150 + 230 * len(students),
+        models,
+        height=150 + 230 * rounds["student"].nunique(),
     )
+
+
+def learning_curve(
+    points: pd.DataFrame, found: pd.DataFrame | None = None, said: str = "", models: str = POCKET
+) -> go.Figure:
+    """Draw accuracy against examples a task and, where it was found, how far a tailored example reaches.
+
+    Args:
+        points: Of one student, as learning_curves.points returns it.
+        found: As learning_curves.worth returns it; level lines lead from each tailored size to the untailored curve.
+        said: What that says, as learning_curves.quoted returns it.
+        models: Which models this was made with.
+    """
+    student = named(need(points, "learning curves", "run: workbench curves RUN")["student"].iloc[0])
+    sizes = sorted(set(points["n"]) - {0})
+    styles = {arm: arm_style(arm) for arm in points["arm"].unique()}
+    rows = points.assign(n=points["n"].replace(0, sizes[0] / LEFT)).sort_values("n", kind="stable")
+    labels = {"n": "training examples a task (log scale)", "accuracy": "right answers"}
+    fig = marks(rows, "n", "accuracy", "arm", styles, interval="accuracy", lines=True, log_x=True, labels=labels)
+    for level in points.loc[points["arm"] == "base", "accuracy"]:
+        fig.add_hline(y=level, **LEVEL | {"line_dash": "dashdot"})
+    lines = ""
+    if found is not None:
+        lines = (
+            " A level line leads from a tailored mark to where the untailored curve is as high: the larger number of "
+            "examples divided by the smaller says how many of one kind one of the other is worth."
+        )
+        _add_reach(fig, found[np.isfinite(found["needed"]) & (found["needed"] >= sizes[0])])
+    fig.update_xaxes(tickvals=sizes, ticktext=list(map(str, sizes))).update_yaxes(tickformat=".0%")
+    last = points[points["n"].isin([0, sizes[-1]])]
+    return finish(
+        fig,
+        f"How fast does {student} learn from whom?",
+        f"{points['n_items'].max()} validation questions, {points['n_seeds'].max()} seeds (base: one); 95 % intervals "
+        "over seeds and questions",
+        "Every mark is the same student, trained anew on so many examples of each task; base is the student untrained. "
+        "No question is of the preference set or of the test set. Arms share their questions, so they differ more "
+        f"surely than these intervals look.{lines}",
+        f"With {sizes[-1]} examples a task: {spell_each(last, 'arm', 'accuracy')}. {escape(said, 1_000)}".strip(),
+        points.drop(columns="student").round(4),
+        models,
+        height=440,
+    )
+
+
+def _add_reach(fig: go.Figure, found: pd.DataFrame) -> None:
+    ends = {"x": [found["n"], found["needed"]], "y": [found["accuracy"], found["accuracy"]]}
+    broken = {axis: np.column_stack([*pair, [None] * len(found)]).ravel() for axis, pair in ends.items()}
+    fig.add_scatter(**broken, **LEVEL, mode="lines", name="as good")

@@ -1,28 +1,34 @@
-"""What all figures share: colours, the frame of title, caption and sentence, and how they are shown and saved."""
+"""What all figures share: colours and marks, panels, the frame of title, caption and sentence, showing and saving."""
 
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 import shutil
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from workbench.verdict.in_words import percent
+
 CHOSEN, REJECTED, CONTROL, TAILORED, LIGHT = "#0072B2", "#D55E00", "#595959", "#009E73", "#C9D3DC"
-# Colour, marker and dash of every arm; controls are grey and told apart by marker and dash.
+SECOND_CONTROL, INK, QUIET, LINE, GRID, GROUND = "#8C8C8C", "#1F1F1F", "#444444", "#8D8D8D", "#EBF0F8", "#FFFFFF"
+Style = tuple[str, str, str]  # colour, marker and dash
+# Controls are grey and told apart by marker and dash.
 ARMS = {
     "tailored": (TAILORED, "diamond", "solid"),
     "untailored": (CONTROL, "circle", "dash"),
-    "random_pairs": ("#8C8C8C", "square", "dot"),
+    "random_pairs": (SECOND_CONTROL, "square", "dot"),
     "base": (CONTROL, "circle-open", "dashdot"),
 }
 # Dark enough for a projector, and apart from the others for every kind of colour vision; a test measures both.
@@ -33,15 +39,23 @@ OTHER_ARMS = (
 )
 MARKS = ((CHOSEN, "circle", "solid"), (REJECTED, "diamond", "dash"), (TAILORED, "square", "dot"), *OTHER_ARMS)
 # Light enough at its end for dark figures in the cells, which plotly would colour by its own rule.
-SCALE, INK = [[0.0, "#F7FBFF"], [1.0, "#6BAED6"]], "#1F1F1F"
+SCALE = ["#F7FBFF", "#6BAED6"]
+# What each colour becomes in the dark theme; the same test measures these.
+DARK = {
+    **{CHOSEN: "#4098E0", REJECTED: "#FF8A3D", CONTROL: "#B4B4B4", TAILORED: "#1FC795", LIGHT: "#39424A"},
+    **{SECOND_CONTROL: "#7F7F7F", "#30287A": "#CBBCFF", "#7A5C00": "#E8D06A", "#901830": "#F03050"},
+    **{INK: "#EDEDED", QUIET: "#BBBBBB", LINE: "#8E8E8E", GRID: "#2C2C2C", GROUND: "#161616"},
+    **{SCALE[0]: "#12202E", SCALE[1]: "#2B6191"},
+}
 OUTLINE = {"color": CONTROL, "width": 1}
+LEVEL = {"line_color": CONTROL, "line_dash": "dot", "line_width": 1}  # of a line that marks zero, or chance
 FONT = "Helvetica, Arial, sans-serif"
-TABLE_ROWS, STORED_ROWS = 60, 1_000
+POCKET = "pocket models"
+TABLE_ROWS = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
 LINE_LETTERS = 118  # of a subtitle at its usual size
 _script_shown = False
-_type_size = 1.0
+_theme, _times = "light", 1.0
 
 
 class FigureError(ValueError):
@@ -63,8 +77,21 @@ def named(text: object) -> str:
     return escape(str(text).replace("_", " "))
 
 
-def arm_style(arm: str) -> tuple[str, str, str]:
-    """Return colour, marker and dash of an arm; one outside the four always gets the same of three others."""
+def spell(value: float, low: float, high: float, form: str = "%") -> str:
+    """Return a number with its interval, as "0.97 (0.94 to 0.99)"; the form "%" is for shares."""
+    number, least, most = (percent(one) if form == "%" else format(one, form) for one in (value, low, high))
+    return f"{number} (no interval)" if math.isnan(low) else f"{number} ({least} to {most})"
+
+
+def spell_each(rows: pd.DataFrame, name: str, value: str, form: str = "%") -> str:
+    """Return a number of every row with its interval, in the columns low and high, after the row's name."""
+    return "; ".join(
+        f"{named(one[name])} {spell(one[value], one['low'], one['high'], form)}" for _, one in rows.iterrows()
+    )
+
+
+def arm_style(arm: str) -> Style:
+    """Return the style of an arm; one outside the four always gets the same of three others."""
     return ARMS.get(arm) or OTHER_ARMS[sum(arm.encode()) % len(OTHER_ARMS)]
 
 
@@ -75,103 +102,171 @@ def need(frame: pd.DataFrame, what: str, do: str) -> pd.DataFrame:
     return frame
 
 
-def error_bars(rows: pd.DataFrame, centre: str, colour: str) -> dict:
-    """Return plotly error bars from the columns low and high around a centre."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": rows["high"] - rows[centre],
-        "arrayminus": rows[centre] - rows["low"],
-        "color": colour,
-        "thickness": 2,
-        "width": 6,
-    }
+def marks_by(values: pd.Series) -> dict[str, Style]:
+    """Return a style for each value, in the order in which they come."""
+    return dict(zip(values.unique(), itertools.cycle(MARKS)))
 
 
-def finish(
-    fig: go.Figure, title: str, subtitle: str, caption: str, sentence: str, table: pd.DataFrame, height: int = 380
-) -> go.Figure:
-    """Give a figure its title, subtitle, caption, sentence and table, and the common look.
+def panelled(draw, rows: pd.DataFrame, x: str, y: str, panel: str = "", across: int = 0, **more) -> go.Figure:
+    """Let a function of plotly express draw rows, their texts escaped, and a headed panel for each value of a column.
 
-    Titles, subtitles, captions and sentences may hold escaped names; the caption and the sentence are kept as plain
-    text in layout.meta (they are escaped again where they are shown), the table's first STORED_ROWS rows there too.
+    Panels stand `across` in a row; 0 puts all into one. What is more goes to plotly express.
     """
-    lines = textwrap.wrap(subtitle, LINE_LETTERS)
-    table = table.astype(object).where(table.notna(), None)
-    fig.update_layout(
-        template="plotly_white",
-        title={
-            "text": f"<b>{title}</b>",
-            "subtitle": {"text": "<br>".join(lines), "font": {"size": 13, "color": "#444444"}},
-            "x": 0.012,
-            "xref": "container",
-            "xanchor": "left",
-            "yref": "container",
-            "y": 1.0,
-            "yanchor": "top",
-            "pad": {"t": 14},
-            "font": {"size": 18},
+    texts = rows.select_dtypes(exclude=["number", "bool"]).columns
+    rows = rows.assign(**{column: [named(text) for text in rows[column]] for column in texts})
+    if panel:
+        n = rows[panel].nunique()
+        more = {"facet_col_spacing": 0.05, "facet_row_spacing": 0.2 * (across or n) / n} | more
+        more |= {"facet_col": panel, "facet_col_wrap": across or n}
+    fig = draw(rows, x=x, y=y, **more)
+    return fig.for_each_annotation(lambda heading: heading.update(text=heading.text.partition("=")[2]))
+
+
+def marks(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    styles: Mapping[str, Style],
+    interval: str = "",
+    lines: bool = False,
+    **more,
+) -> go.Figure:
+    """Draw a mark for every row, told apart `by` a column: by colour, shape and, where lines join them, dash.
+
+    `interval` is which of x and y has one, in the columns low and high. What is more goes to `panelled`.
+    """
+    styles = {named(value): style for value, style in styles.items()}
+    colours, symbols, dashes = ({name: style[at] for name, style in styles.items()} for at in range(3))
+    if interval:
+        middle = rows[interval]
+        rows = rows.assign(above=rows["high"] - middle, below=middle - rows["low"])
+        axis = "x" if interval == x else "y"
+        more |= {f"error_{axis}": "above", f"error_{axis}_minus": "below"}
+    if lines:
+        more |= {"line_dash": by, "line_dash_map": dashes}
+    more |= {"color": by, "color_discrete_map": colours, "symbol": by, "symbol_map": symbols, "render_mode": "svg"}
+    fig = panelled(px.line if lines else px.scatter, rows, x, y, **more)
+    if not pd.api.types.is_numeric_dtype(rows[y]):
+        names = more.get("category_orders", {}).get(y) or list(map(named, rows[y].unique()))
+        fig.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.5, -0.5])
+    return fig.update_traces(marker_line_width=2, selector=lambda trace: str(trace.marker.symbol).endswith("-open"))
+
+
+def bars(rows: pd.DataFrame, x: str, y: str | None, by: str, fills: Mapping[str, tuple[str, str]], **more) -> go.Figure:
+    """Draw bars told apart `by` a column, each of whose values has a colour and a pattern; without y, a histogram of x.
+
+    What is more goes to `panelled`.
+    """
+    colours, patterns = ({name: fill[at] for name, fill in fills.items()} for at in range(2))
+    more |= {"color": by, "color_discrete_map": colours, "pattern_shape": by, "pattern_shape_map": patterns}
+    more["category_orders"] = {by: list(fills)} | more.get("category_orders", {})
+    return panelled(px.bar if y else px.histogram, rows, x, y, **more).update_traces(marker_line=OUTLINE)
+
+
+def dots_and_means(rows: pd.DataFrame, means: pd.DataFrame, panel: str, title: str) -> go.Figure:
+    """Draw, a panel a value of a column, every row's value as a dot and above the dots of a technique their mean.
+
+    The columns are technique, value (or mean, low and high) and the panel's; the title is that of the values.
+    """
+    order = {panel: sorted(map(named, set(means[panel]))), "technique": sorted(map(named, set(means["technique"])))}
+    common = {"panel": panel, "category_orders": order, "labels": {"value": title, "technique": ""}}
+    dots = rows[[panel, "technique", "value"]].assign(kind="one draft")
+    fig = panelled(px.strip, dots, "value", "technique", color="kind", color_discrete_sequence=[CONTROL], **common)
+    fig.update_traces(pointpos=-1.1, jitter=0.6, marker_opacity=0.35)
+    points = means.rename(columns={"mean": "value"}).assign(kind="mean, 95 % interval")
+    style = {"mean, 95 % interval": (CHOSEN, "diamond", "solid")}
+    return fig.add_traces(marks(points, "value", "technique", "kind", style, interval="value", **common).data)
+
+
+def share_cells(grid: pd.DataFrame, texts: np.ndarray, x: str, y: str) -> go.Figure:
+    """Draw shares from 0 to 1 as coloured cells with a text in each, shape of grid; its names are escaped already."""
+    fig = px.imshow(grid, zmin=0, zmax=1, color_continuous_scale=SCALE, aspect="auto")
+    fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=INK, xgap=3, ygap=3)
+    fig.update_traces(hovertemplate="%{y}, %{x}: %{text}<extra></extra>")
+    return fig.update_layout(xaxis_title_text=x, yaxis_title_text=y, coloraxis_showscale=False)
+
+
+def _template(times: float) -> go.layout.Template:
+    """Return the look of all figures, with type and marks so many times their usual size."""
+    axis = {"automargin": True, "linecolor": LINE, "gridcolor": GRID, "zeroline": False, "showline": True}
+    axis["title"] = {"standoff": 8, "font": {"size": 13 * times}}
+    title = {"x": 0.012, "xref": "container", "xanchor": "left", "y": 1.0, "yref": "container", "yanchor": "top"}
+    title |= {"pad": {"t": 14}, "font": {"size": 18 * times}, "subtitle": {"font": {"size": 13 * times}}}
+    title["subtitle"]["font"]["color"] = QUIET
+    bars = {"thickness": 2, "width": 6}
+    mark = {"marker": {"size": 10 * times}, "line": {"width": 2.5 * times}, "error_x": bars, "error_y": bars}
+    fill = [{"marker": {"pattern": {"fillmode": "overlay", "solidity": 0.2, "size": 10}}}]
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13 * times, "color": INK},
+            "paper_bgcolor": GROUND,
+            "plot_bgcolor": GROUND,
+            "title": title,
+            "xaxis": axis | {"ticks": "outside", "tickcolor": LINE},
+            "yaxis": axis,
+            "legend": {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0},
         },
-        font={"family": FONT, "size": 13, "color": "#1F1F1F"},
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        height=height + 18 * len(lines),
-        margin={"t": 78 + 18 * len(lines), "l": 20, "r": 24, "b": 60},
-        legend={"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0},
-        meta={
-            "caption": html.unescape(caption),
-            "sentence": html.unescape(sentence),
-            "table": {
-                "columns": [str(column) for column in table.columns],
-                "rows": [[_plain(value) for value in row] for row in table.head(STORED_ROWS).itertuples(index=False)],
-                "n_rows": len(table),
-            },
-        },
+        data={"scatter": [mark], "box": [{"marker": {"size": 5 * times}}], "bar": fill, "histogram": fill},
     )
-    fig.update_xaxes(
-        automargin=True, linecolor="#8C8C8C", ticks="outside", tickcolor="#8C8C8C", title_standoff=8, title_font_size=13
-    )
-    fig.update_xaxes(zeroline=False)
-    fig.update_yaxes(automargin=True, linecolor="#8C8C8C", title_standoff=8, title_font_size=13, zeroline=False)
-    fig.update_annotations(font_size=13)
-    return fig
+
+
+def use_theme(theme: str) -> None:
+    """Draw figures from now on for a "light" or a "dark" page; they bring their own ground and are read on both."""
+    global _theme
+    if theme not in ("light", "dark"):
+        raise FigureError(f"A theme is 'light' or 'dark', got {theme!r}; they differ in ground and colours alone.")
+    _theme = theme
 
 
 def use_large_type(times: float = 1.35) -> None:
-    """Let figures shown from now on have larger type and marks, to be read from the back row; 1 ends that."""
-    global _type_size
+    """Draw figures from now on with larger type and marks, to be read from the back row; 1 ends that."""
+    global _times
     if not 1 <= times <= 3:
         raise FigureError(f"Type can be 1 to 3 times as large, got {times}; 1.35 suits a projector.")
-    _type_size = times
+    _times = times
 
 
-def enlarge(fig: go.Figure, times: float) -> go.Figure:
-    """Return a copy whose type and marks are so many times as large; figure and margins grow with them."""
-    large = go.Figure(fig)
-    title = large.layout.title
-    lines = textwrap.wrap(title.subtitle.text.replace("<br>", " "), int(LINE_LETTERS / times))
-    title.subtitle.text, title.subtitle.font.size = "<br>".join(lines), times * title.subtitle.font.size
-    title.font.size = times * title.font.size
-    large.layout.font.size = times * large.layout.font.size
-    for axis in [*large.select_xaxes(), *large.select_yaxes()]:
-        axis.title.font.size = large.layout.font.size
-    for annotation in large.layout.annotations:
-        annotation.font.size = times * (annotation.font.size or 13)
-    for trace in large.data:
-        for part in filter(None, (getattr(trace, "marker", None), getattr(trace, "line", None))):
-            name = "size" if "size" in part else "width"
-            if name in part and isinstance(part[name], int | float):
-                part[name] = times * part[name]
-    margin = large.layout.margin
-    top = times * (78 + 18 * len(lines))
-    large.layout.height += (top - margin.t) + (times - 1) * margin.b + (times - 1) * 0.35 * large.layout.height
-    margin.t, margin.b, margin.r = top, times * margin.b, times * margin.r
-    return large
+def _in_the_dark(value: object) -> object:
+    """Return a part of a figure with every colour of ours replaced by its dark one."""
+    if isinstance(value, dict):
+        return {key: _in_the_dark(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_the_dark(item) for item in value]
+    return DARK.get(value, value) if isinstance(value, str) else value
 
 
-def _plain(value: object) -> object:
-    value = value.item() if hasattr(value, "item") else value
-    return value if isinstance(value, int | float | bool | type(None)) else str(value)
+def finish(
+    fig: go.Figure,
+    title: str,
+    subtitle: str,
+    caption: str,
+    sentence: str,
+    table: pd.DataFrame,
+    models: str = POCKET,
+    height: int = 380,
+) -> go.Figure:
+    """Return a figure with its title, subtitle, caption, sentence and table, in the common look.
+
+    Titles, subtitles, captions and sentences may hold escaped names; the caption and the sentence are kept as plain
+    text in layout.meta (they are escaped again where they are shown), the table there as HTML.
+    The subtitle ends by naming the models, which are escaped here.
+    """
+    lines = textwrap.wrap(f"{subtitle}; {escape(models, 80)}", int(LINE_LETTERS / _times))
+    top = _times * (78 + 18 * len(lines))
+    fig.update_layout(
+        template=_template(_times),
+        title={"text": f"<b>{title}</b>", "subtitle": {"text": "<br>".join(lines)}},
+        height=top - 78 + height + (_times - 1) * (60 + 0.35 * height),
+        margin={"t": top, "l": 20, "r": 24 * _times, "b": 60 * _times},
+        legend={"title": {"text": ""}},
+        meta={"caption": html.unescape(caption), "sentence": html.unescape(sentence), "table": _table(table)},
+    )
+    if _theme == "light":
+        return fig
+    return go.Figure(
+        *(_in_the_dark(part) for part in ([one.to_plotly_json() for one in fig.data], fig.layout.to_plotly_json()))
+    )
 
 
 def caption(fig: go.Figure) -> str:
@@ -186,18 +281,19 @@ def sentence(fig: go.Figure) -> str:
 
 def table(of: go.Figure | pd.DataFrame) -> str:
     """Return the numbers of a figure, or a frame, as an HTML table; all text is escaped."""
-    if isinstance(of, pd.DataFrame):
-        columns, rows, n_rows = list(map(str, of.columns)), of.head(TABLE_ROWS).to_numpy(dtype=object).tolist(), len(of)
-    else:
-        columns, rows, n_rows = (of.layout.meta["table"][key] for key in ("columns", "rows", "n_rows"))
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows[:TABLE_ROWS])
-    more = f"<p>{n_rows - TABLE_ROWS} more rows are not shown.</p>" if n_rows > TABLE_ROWS else ""
+    return of.layout.meta["table"] if isinstance(of, go.Figure) else _table(of)
+
+
+def _table(of: pd.DataFrame) -> str:
+    rows, n_more = of.head(TABLE_ROWS).to_numpy(dtype=object).tolist(), len(of) - TABLE_ROWS
+    head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in of.columns)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    more = f"<p>{n_more} more rows are not shown.</p>" if n_more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
     return html.escape(f"{value:.3f}" if isinstance(value, float) else str(value))
 
@@ -221,11 +317,15 @@ def use_renderer() -> None:
 
 
 def to_html(fig: go.Figure, tools: bool = True) -> str:
-    """Return the figure as an HTML element, without plotly.js and asking no other host for anything."""
+    """Return the figure as an HTML element with the sentence as its alternative text.
+
+    It is without plotly.js and asks no other host for anything.
+    """
     config = {"displaylogo": False} if tools else {"displayModeBar": False}
-    return fig.to_html(
+    drawn = fig.to_html(
         config=config, full_html=False, include_plotlyjs=False, include_mathjax=False, default_width="100%"
     )
+    return f'<div role="img" aria-label="{html.escape(sentence(fig))}">{drawn}</div>'
 
 
 def notes_html(fig: go.Figure) -> str:
@@ -236,39 +336,12 @@ def notes_html(fig: go.Figure) -> str:
     )
 
 
-def share_cells(grid: pd.DataFrame, columns: Sequence[str], texts: object, colorbar: dict) -> go.Heatmap:
-    """Return a heat map of shares from 0 to 1, a row for each of the index, with a text in every cell.
-
-    Args:
-        grid: Shares; its index names the rows.
-        columns: What to call the columns.
-        texts: Texts of the cells, shape of grid.
-        colorbar: As plotly takes it.
-    """
-    return go.Heatmap(
-        z=grid.to_numpy(),
-        x=columns,
-        y=panels(grid.index),
-        text=texts,
-        texttemplate="%{text}",
-        textfont={"color": INK},
-        colorscale=SCALE,
-        zmin=0,
-        zmax=1,
-        xgap=3,
-        ygap=3,
-        colorbar=colorbar,
-        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
-    )
-
-
 def show(fig: go.Figure) -> None:
     """Display a figure in a notebook: the figure, then its sentence, caption and table."""
     from IPython.display import display
 
     if not _script_shown:
         use_renderer()
-    fig = enlarge(fig, _type_size) if _type_size > 1 else fig
     bundle = {
         "application/vnd.plotly.v1+json": json.loads(fig.to_json()),
         "text/html": to_html(fig),
@@ -301,48 +374,3 @@ def save_png(fig: go.Figure, path: str | Path, width: int = 960) -> Path:
     if done.returncode or not path.exists():
         raise FigureError(f"{browser} did not draw {path.name}: {done.stderr.strip()[-200:]}; try it by hand.")
     return path
-
-
-def panels(names: Sequence[str]) -> list[str]:
-    """Return panel headings: the escaped names."""
-    return [named(name) for name in names]
-
-
-def dots_and_means(
-    fig: go.Figure,
-    column: int,
-    dots: pd.DataFrame,
-    means: pd.DataFrame,
-    place: Mapping[str, int],
-    rng: np.random.Generator,
-    opacity: float,
-) -> None:
-    """Add to a cell of a row, by technique, every draft as a dot and above the dots the means with intervals.
-
-    Args:
-        fig: The figure.
-        column: Which cell; the first one's traces stand in the legend.
-        dots: Columns technique and value, a row a draft.
-        means: Columns technique, mean, low and high.
-        place: Height of each technique.
-        rng: Draws how far below its technique each dot lies.
-        opacity: Of the dots.
-    """
-    cell = {"mode": "markers", "showlegend": column == 1, "row": 1, "col": column}
-    fig.add_scatter(
-        x=dots["value"],
-        y=dots["technique"].map(place) + rng.uniform(-0.3, -0.12, len(dots)),
-        marker={"color": CONTROL, "size": 5, "opacity": opacity},
-        name="one draft",
-        legendgroup="d",
-        **cell,
-    )
-    fig.add_scatter(
-        x=means["mean"],
-        y=means["technique"].map(place),
-        error_x=error_bars(means, "mean", CHOSEN),
-        marker={"color": CHOSEN, "size": 10, "symbol": "diamond"},
-        name="mean, 95 % interval",
-        legendgroup="m",
-        **cell,
-    )

@@ -1,7 +1,4 @@
-"""Figures of the verdict: accuracies, differences with their intervals, and the tasks one by one.
-
-Figures that explain the decision: what sign flips alone would give, and how often each answer comes out.
-"""
+"""Figures of the verdict: accuracies, differences with their intervals, task by task, and the decision itself."""
 
 from __future__ import annotations
 
@@ -14,29 +11,38 @@ import plotly.graph_objects as go
 from workbench.figures.style import (
     CHOSEN,
     CONTROL,
+    INK,
     LIGHT,
-    OUTLINE,
+    POCKET,
     REJECTED,
     TAILORED,
     FigureError,
     arm_style,
-    error_bars,
-    escape,
+    bars,
     finish,
+    marks,
     named,
+    spell_each,
 )
-from workbench.verdict.in_words import percent
-from workbench.verdict.intervals import sign_flip_null, sign_flip_p_value, wilson
+from workbench.verdict.in_words import level, percent
+from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict.verdict import paired
 
-# Marker and colour of a decision; shape alone tells them apart.
+# The marker alone tells decisions apart.
 DECISIONS = {
-    "better": ("diamond", TAILORED),
-    "worse": ("x", REJECTED),
-    "no difference larger than the margin": ("square", CONTROL),
-    "undecided": ("circle-open", CONTROL),
+    BETTER: (TAILORED, "diamond", "solid"),
+    WORSE: (REJECTED, "x", "solid"),
+    SAME: (CONTROL, "square", "solid"),
+    UNDECIDED: (CONTROL, "circle-open", "solid"),
 }
-SHORT = {"no difference larger than the margin": "no difference > margin"}
+SHORT = {SAME: "no difference > margin"}
+COLUMNS = (
+    "student task a b shots accuracy_a accuracy_b difference low high p_value p_holm decision p_adjusted "
+    "decision_adjusted n_items n_seeds"
+).split()
+BINS = 61
+NEARER, AS_FAR = "nearer to zero", "as far from zero as the difference seen"
+SIGNS = {"difference": "difference in right answers (points)", "share": "sign patterns (%)"}
 
 
 def block_of(verdict: Mapping, student: str = "") -> Mapping:
@@ -50,153 +56,125 @@ def block_of(verdict: Mapping, student: str = "") -> Mapping:
 
 
 def _models(verdict: Mapping) -> str:
-    return "pocket models" if verdict.get("models") == "pocket" else escape(verdict.get("models", ""), 80)
+    return POCKET if verdict.get("models") == "pocket" else verdict.get("models", "")
 
 
 def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     """Draw the accuracy of every arm with its interval, one row an arm and number of shots."""
     block = block_of(verdict, student)
+    shots = block["primary"]["shots"]
     rows = [
-        {"arm": arm, "shots": int(shots)} | values
+        {"arm": arm, "shots": int(n)} | values
         for arm, own in block["arms"].items()
-        for shots, values in own.get("by_shots", {str(block["primary"]["shots"]): own}).items()
+        for n, values in own.get("by_shots", {str(shots): own}).items()
     ]
     table = pd.DataFrame(rows)[["arm", "shots", "accuracy", "low", "high", "n_items", "n_seeds"]]
-    fig = go.Figure()
-    for arm, own in table.groupby("arm", sort=False):
-        colour, symbol, _ = arm_style(arm)
-        fig.add_scatter(
-            x=own["accuracy"],
-            y=[f"{named(arm)}, {shots} shots" for shots in own["shots"]],
-            mode="markers+text",
-            text=[percent(value) for value in own["accuracy"]],
-            textposition="top center",
-            marker={"color": colour, "symbol": symbol, "size": 12, "line": {"width": 2, "color": colour}},
-            error_x=error_bars(own, "accuracy", colour),
-            showlegend=False,
-        )
-    fig.update_xaxes(title_text="right answers", range=[-0.01, 1.01], tickformat=".0%")
-    fig.update_yaxes(autorange="reversed")
-    main = table[table["shots"] == block["primary"]["shots"]]
-    parts = [f"{named(r.arm)} {percent(r.accuracy)} ({percent(r.low)} to {percent(r.high)})" for r in main.itertuples()]
-    level = f"{100 * (1 - block['primary']['alpha']):g} %"
+    rows = table.assign(row=[f"{one.arm}, {one.shots} shots" for one in table.itertuples()])
+    rows["text"] = rows["accuracy"].map(percent)
+    styles = {arm: arm_style(arm) for arm in block["arms"]}
+    shown = {"interval": "accuracy", "text": "text", "labels": {"accuracy": "right answers", "row": ""}}
+    shown["category_orders"] = {"row": list(map(named, rows["row"]))}
+    fig = marks(rows, "accuracy", "row", "arm", styles, **shown)
+    fig.update_traces(textposition="top center", cliponaxis=False)
+    fig.update_xaxes(range=[-0.01, 1.01], tickformat=".0%").update_layout(showlegend=False)
+    main = table[table["shots"] == shots]
     return finish(
         fig,
         f"How often does {named(block['student'])} answer right?",
         f"{main['n_items'].max()} items, {main['n_seeds'].max()} seeds (base: one); "
-        f"{level} intervals over seeds and items; {_models(verdict)}",
+        f"{level(block['primary']['alpha'])} intervals over seeds and items",
         "Accuracy of every arm on the same test items, every item weighing the same. Arms share their items, so their "
         "difference is surer than these intervals look: see the comparisons.",
-        f"With {block['primary']['shots']} shots: {'; '.join(parts)}.",
+        f"With {shots} shots: {spell_each(main, 'arm', 'accuracy')}.",
         table,
+        _models(verdict),
         height=150 + 46 * len(table),
     )
 
 
-def _intervals(table: pd.DataFrame, labels: list[str], margin: float) -> go.Figure:
-    """Draw differences in points with their intervals, the zero line, the margin band and the decisions in words."""
-    fig = go.Figure()
-    fig.add_vrect(x0=-100 * margin, x1=100 * margin, fillcolor=LIGHT, opacity=0.5, line_width=0, layer="below")
-    fig.add_vline(x=0, line={"color": "#1F1F1F", "width": 1})
-    points = table[["difference", "low", "high"]] * 100
-    for decision, (symbol, colour) in DECISIONS.items():
-        chosen = (table["decision"] == decision).to_numpy()
-        own = points[chosen]
-        if len(own):
-            fig.add_scatter(
-                x=own["difference"],
-                y=[index for index, yes in enumerate(chosen) if yes],
-                mode="markers",
-                name=decision,
-                error_x=error_bars(own, "difference", colour),
-                marker={"color": colour, "symbol": symbol, "size": 12, "line": {"width": 2, "color": colour}},
-            )
-    reach = max(100 * margin * 1.3, float(points.abs().to_numpy().max()) * 1.08)
-    for index, row in enumerate(table.itertuples()):
-        words = f"{100 * row.difference:+.1f} {SHORT.get(row.decision, row.decision)}{getattr(row, 'alone', '')}"
-        fig.add_annotation(x=1.01, xref="paper", y=index, text=words, showarrow=False, xanchor="left")
-    fig.update_xaxes(title_text="difference in right answers (points)", range=[-reach, reach], zeroline=False)
-    fig.update_yaxes(
-        tickvals=list(range(len(labels))), ticktext=labels, range=[len(labels) - 0.5, -0.5], showgrid=False
+def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block: Mapping, *words: str) -> go.Figure:
+    """Draw differences in points with their intervals, the zero line, the margin band and the decisions in words.
+
+    Args:
+        rows: A comparison each.
+        labels: What to call them.
+        verdict: Says which models were used.
+        block: A student's block of it, for margin and level.
+        words: Title, what the subtitle begins with, caption, sentence.
+    """
+    table, margin = pd.DataFrame(rows), 100 * block["primary"]["margin"]
+    # Verdicts written before there was a correction do not have it.
+    held = table.get("decision_adjusted", table["decision"])
+    points = (table[["difference", "low", "high"]] * 100).assign(row=labels, decision=held)
+    shown = {"interval": "difference", "category_orders": {"row": list(map(named, labels))}}
+    shown["labels"] = SIGNS | {"row": ""}
+    fig = marks(points, "difference", "row", "decision", DECISIONS, **shown).update_traces(marker_size=12)
+    fig.add_vrect(x0=-margin, x1=margin, fillcolor=LIGHT, opacity=0.5, line_width=0, layer="below")
+    fig.add_vline(x=0, line={"color": INK, "width": 1})
+    for label, size, alone, now in zip(labels, points["difference"], table["decision"], held):
+        said = f"{size:+.1f} {SHORT.get(now, now)}" + (
+            f"<br>(alone: {SHORT.get(alone, alone)})" if alone != now else ""
+        )
+        fig.add_annotation(
+            x=1.01, xref="paper", y=named(label), text=said, showarrow=False, xanchor="left", align="left"
+        )
+    reach = max(1.3 * margin, 1.08 * float(points[["low", "high"]].abs().to_numpy().max()))
+    fig.update_xaxes(range=[-reach, reach]).update_yaxes(showgrid=False).update_layout(showlegend=False)
+    title, first, caption, sentence = words
+    main = block["comparisons"][0]
+    facts = f"{first}{main['n_items']} items, {main['n_seeds']} seeds; {level(block['primary']['alpha'])} intervals "
+    facts += f"over seeds and items; band: ±{margin:g} points"
+    shown_columns = [column for column in COLUMNS if column in table]
+    fig = finish(
+        fig, title, facts, caption, sentence, table[shown_columns], _models(verdict), height=170 + 44 * len(table)
     )
-    return fig
-
-
-def _finish_intervals(fig: go.Figure, *words: object, n_rows: int) -> go.Figure:
-    fig = finish(fig, *words, height=170 + 44 * n_rows)
-    return fig.update_layout(margin_r=190, showlegend=False)
+    return fig.update_layout(margin_r=fig.layout.margin.r + 192)
 
 
 def _said(row: Mapping) -> str:
-    return f"{row['decision']}, {_points(row['difference'])} points ({_points(row['low'])} to {_points(row['high'])})"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
-
-
-def _facts(verdict: Mapping, block: Mapping) -> str:
-    primary, first = block["primary"], block["comparisons"][0]
-    level = f"{100 * (1 - primary['alpha']):g} %"
-    return (
-        f"{first['n_items']} items, {first['n_seeds']} seeds; {level} intervals over seeds and items; "
-        f"band: ±{100 * primary['margin']:g} points; {_models(verdict)}"
-    )
+    difference, low, high = (f"{100 * row[key]:+.1f}" for key in ("difference", "low", "high"))
+    return f"{row['decision']}, {difference} points ({low} to {high})"
 
 
 def comparisons(verdict: Mapping, student: str = "") -> go.Figure:
     """Draw every comparison of a verdict, the primary one first."""
     block = block_of(verdict, student)
-    table = pd.DataFrame(block["comparisons"])
-    # Verdicts written before there was a correction do not have it.
-    held = table.get("decision_adjusted", table["decision"])
-    alone = [f" (alone: {was})" if was != now else "" for was, now in zip(table["decision"], held, strict=True)]
-    labels = [f"{named(r.a)} − {named(r.b)}, {r.shots} shots" for r in table.itertuples()]
-    labels[0] = f"<b>{labels[0]}</b>"
-    main = table.iloc[0]
-    columns = ["a", "b", "shots", "difference", "low", "high", "p_value", "decision", "p_adjusted", "decision_adjusted"]
-    columns += ["n_items", "n_seeds"]
-    return _finish_intervals(
-        _intervals(table.assign(decision=held, alone=alone), labels, block["primary"]["margin"]),
-        f"Is {named(main.a)} teaching better for {named(block['student'])}?",
-        _facts(verdict, block),
+    rows = block["comparisons"]
+    a, b = named(rows[0]["a"]), named(rows[0]["b"])
+    labels = [f"{row['a']} − {row['b']}, {row['shots']} shots" for row in rows]
+    fig = _differences(
+        rows,
+        labels,
+        verdict,
+        block,
+        f"Is {a} teaching better for {named(block['student'])}?",
+        "",
         "Differences in accuracy on the same items. The first row (bold) is the primary comparison, fixed before the "
         "test set was opened. The others count as better or worse only when their p-value, adjusted for their number "
         "by Holm's method, is small enough; the intervals are not adjusted. Within the band a difference does not "
         "matter.",
-        f"{named(main.a).capitalize()} against {named(main.b)}: {_said(main)}.",
-        table[table.columns.intersection(columns, sort=False)],
-        n_rows=len(table),
+        f"{a.capitalize()} against {b}: {_said(rows[0])}.",
     )
+    first, *others = map(named, labels)
+    return fig.update_yaxes(tickvals=[first, *others], ticktext=[f"<b>{first}</b>", *others])
 
 
 def per_task(verdict: Mapping, student: str = "") -> go.Figure:
     """Draw the primary comparison task by task."""
     block = block_of(verdict, student)
-    table = pd.DataFrame(block["per_task"])
-    columns = [
-        "task",
-        "accuracy_a",
-        "accuracy_b",
-        "difference",
-        "low",
-        "high",
-        "p_value",
-        "p_holm",
-        "decision",
-        "n_items",
-    ]
-    main = table.iloc[0]
-    parts = [f"{named(row['task'])} {_said(row)}" for row in block["per_task"]]
-    return _finish_intervals(
-        _intervals(table, [f"{named(r.task)} ({r.n_items})" for r in table.itertuples()], block["primary"]["margin"]),
-        f"On which tasks does {named(main.a)} differ from {named(main.b)}?",
-        f"student {named(block['student'])}, items in brackets; {_facts(verdict, block)}",
+    rows = block["per_task"]
+    a, b = named(rows[0]["a"]), named(rows[0]["b"])
+    parts = "; ".join(f"{named(row['task'])} {_said(row)}" for row in rows)
+    return _differences(
+        rows,
+        [f"{row['task']} ({row['n_items']})" for row in rows],
+        verdict,
+        block,
+        f"On which tasks does {a} differ from {b}?",
+        f"student {named(block['student'])}, items in brackets; ",
         "The primary comparison within each task. A task counts as better or worse only when its p-value, adjusted for "
         "the number of tasks by Holm's method, is small enough; the intervals are not adjusted.",
-        f"{named(main.a).capitalize()} against {named(main.b)} by task: {'; '.join(parts)}.",
-        table[columns],
-        n_rows=len(table),
+        f"{a.capitalize()} against {b} by task: {parts}.",
     )
 
 
@@ -204,24 +182,19 @@ def by_student(verdict: Mapping) -> go.Figure:
     """Draw the primary comparison of every student of a verdict."""
     blocks = verdict.get("students") or {verdict["student"]: verdict}
     rows = [{"student": name} | block["comparisons"][0] for name, block in blocks.items()]
-    table = pd.DataFrame(rows)
-    main = table.iloc[0]
-    parts = [f"{named(row['student'])} {_said(row)}" for row in rows]
-    columns = ["student", "a", "b", "shots", "difference", "low", "high", "p_value", "decision", "n_items", "n_seeds"]
-    return _finish_intervals(
-        _intervals(table, [named(name) for name in blocks], verdict["primary"]["margin"]),
-        f"Whom does {named(main.a)} teaching help?",
-        _facts(verdict, verdict),
-        f"{named(main.a).capitalize()} minus {named(main.b)}, {main.shots} shots. Every student stands at its own "
-        "level; nothing is corrected for the number of students.",
-        f"{named(main.a).capitalize()} against {named(main.b)} by student: {'; '.join(parts)}.",
-        table[columns],
-        n_rows=len(table),
+    a, b = named(rows[0]["a"]), named(rows[0]["b"])
+    parts = "; ".join(f"{named(row['student'])} {_said(row)}" for row in rows)
+    return _differences(
+        rows,
+        list(blocks),
+        verdict,
+        verdict,
+        f"Whom does {a} teaching help?",
+        "",
+        f"{a.capitalize()} minus {b}, {rows[0]['shots']} shots. Every student stands at its own level; nothing is "
+        "corrected for the number of students.",
+        f"{a.capitalize()} against {b} by student: {parts}.",
     )
-
-
-BINS = 61
-POCKET = "pocket models"
 
 
 def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", models: str = POCKET) -> go.Figure:
@@ -230,92 +203,63 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
     primary = block["primary"]
     a, b = named(primary["a"]), named(primary["b"])
     own = predictions[predictions["student"] == block["student"]]
-    table = paired(own, primary["a"], primary["b"], primary["shots"])
-    sums = table.to_numpy().sum(axis=0)
-    seen = 100 * sums.sum() / table.size
+    answers = paired(own, primary["a"], primary["b"], primary["shots"])
+    sums, unit = answers.to_numpy().sum(axis=0), 100 / answers.size
+    seen, p = unit * sums.sum(), sign_flip_p_value(sums)
     # A flip changes the sum by an even number, so every other sum cannot be.
-    null, unit = sign_flip_null(sums)[::2], 100 / table.size
+    null = sign_flip_null(sums)[::2]
     points = unit * (2 * np.arange(len(null)) - (len(null) - 1))
     reach = max(4.5 * np.sqrt(null @ points**2), 1.15 * abs(seen), unit)
-    near = np.flatnonzero(np.abs(points) <= reach)
-    width = 2 * unit * -(-len(near) // BINS)
-    edges = np.arange(points[near[0]] - unit, points[near[-1]] + unit + width / 2, width)
-    middles = (edges[:-1] + edges[1:]) / 2
-    extreme = np.abs(points) >= abs(seen) - 1e-9
-    shares = {far: 100 * np.histogram(points[part], edges, weights=null[part])[0] for far, part in _parts(extreme)}
-    fig = go.Figure()
-    for far, label, colour, pattern in (
-        (False, "nearer to zero", LIGHT, ""),
-        (True, "as far from zero as the difference seen", CHOSEN, "/"),
-    ):
-        fig.add_bar(
-            x=middles,
-            y=shares[far],
-            width=width,
-            name=label,
-            marker={"color": colour, "pattern": {"shape": pattern}, "line": OUTLINE},
-        )
-    fig.add_vline(x=seen, line={"color": CONTROL, "dash": "dash", "width": 2}, annotation_text=f"seen {seen:+.1f}")
-    fig.update_layout(barmode="stack", bargap=0)
-    fig.update_xaxes(title_text="difference in right answers (points)", range=[-reach, reach])
-    fig.update_yaxes(title_text="sign patterns (%)")
-    p = sign_flip_p_value(sums)
-    share = f"{100 * p:.1f} %" if p >= 0.001 else "less than 0.1 %"
+    # Bars of as many possible sums each, from the smallest that is shown.
+    near = np.abs(points) <= reach
+    per_bar = -(-near.sum() // BINS)
+    middles = points[near][0] + unit * (per_bar * (2 * (np.arange(near.sum()) // per_bar) + 1) - 1)
+    sides = np.where(np.abs(points[near]) >= abs(seen) - 1e-9, AS_FAR, NEARER)
+    rows = pd.DataFrame({"difference": middles, "side": sides, "share": 100 * null[near]})
+    table = rows.groupby(["difference", "side"], as_index=False)["share"].sum()
+    fig = bars(table, "difference", "share", "side", {NEARER: (LIGHT, ""), AS_FAR: (CHOSEN, "/")}, labels=SIGNS)
+    fig.update_layout(bargap=0).update_xaxes(range=[-reach, reach])
+    fig.add_vline(
+        x=seen,
+        line={"color": CONTROL, "dash": "dash", "width": 2},
+        annotation_text=f"seen {seen:+.1f}",
+        annotation_position="top left",
+    )
     return finish(
         fig,
         f"Could luck alone put {a} {'ahead' if seen >= 0 else 'behind'} like this?",
         f"{(sums != 0).sum()} of {len(sums)} items differ between {a} and {b}, {primary['shots']} shots, "
-        f"{len(table)} seeds; all sign patterns, counted exactly; {models}",
+        f"{len(answers)} seeds; all sign patterns, counted exactly",
         "If the two arms were alike, every item's difference could as well have had the other sign. The bars are the "
         "differences that all choices of signs would give, all items with their own sizes. The seeds are taken as they "
         "are: whether other seeds would agree is what the interval adds.",
-        f"If {a} and {b} were alike, {share} of all sign patterns would lie as far from zero as the {seen:+.1f} points "
-        f"seen for {named(block['student'])} (that share is the p-value).",
-        pd.DataFrame({"difference": middles, "nearer": shares[False], "as_far": shares[True]}),
+        f"If {a} and {b} were alike, {f'{100 * p:.1f} %' if p >= 0.001 else 'less than 0.1 %'} of all sign patterns "
+        f"would lie as far from zero as the {seen:+.1f} points seen for {named(block['student'])} (that share is the "
+        "p-value).",
+        table,
+        models,
     )
-
-
-def _parts(extreme: np.ndarray) -> list[tuple[bool, np.ndarray]]:
-    return [(False, ~extreme), (True, extreme)]
 
 
 def decision_shares(counts: Mapping[str, int], facts: str, models: str = POCKET) -> go.Figure:
-    """Draw how often each decision came out in simulated runs.
-
-    Args:
-        counts: Decision -> number of runs.
-        facts: The simulated truth in words.
-    """
+    """Draw how often each decision came out in simulated runs; the facts are their truth in words."""
     n = sum(counts.values())
-    rows = [
-        {"decision": said, "share": count / n} | dict(zip(("low", "high"), wilson(count / n, n), strict=True))
-        for said, count in counts.items()
-    ]
-    table = pd.DataFrame(rows)
-    fig = go.Figure()
-    for row in table.itertuples():
-        colour = DECISIONS[row.decision][1]
-        fig.add_bar(
-            x=[100 * row.share],
-            y=[row.decision],
-            orientation="h",
-            marker={"color": colour, "pattern": {"shape": "/" if row.decision == "undecided" else ""}},
-            error_x=error_bars(100 * table.loc[[row.Index], ["share", "low", "high"]], "share", "#1F1F1F"),
-            showlegend=False,
-        )
-    fig.update_xaxes(title_text="simulated runs (%)", range=[0, 100])
-    fig.update_yaxes(autorange="reversed")
-    said = "; ".join(
-        f"{row.decision} {100 * row.share:.0f} % ({100 * row.low:.0f} to {100 * row.high:.0f} %)"
-        for row in table.itertuples()
-    )
+    rows = [(said, count / n, *wilson(count / n, n)) for said, count in counts.items()]
+    table = pd.DataFrame(rows, columns=["decision", "share", "low", "high"])
+    shown = table.assign(above=table["high"] - table["share"], below=table["share"] - table["low"])
+    fills = {said: (colour, "/" if said == UNDECIDED else "") for said, (colour, *_) in DECISIONS.items()}
+    labels = {"share": "simulated runs", "decision": ""}
+    more = {"error_x": "above", "error_x_minus": "below", "range_x": [0, 1], "labels": labels}
+    fig = bars(shown, "share", "decision", "decision", fills, **more).update_traces(error_x_color=INK)
+    fig.update_xaxes(tickformat=".0%").update_layout(showlegend=False)
     return finish(
         fig,
         "How often does each decision come out?",
-        f"{facts}; {n} simulated runs, 95 % intervals (Wilson); spread as seen with {models}",
+        f"{facts}; {n} simulated runs, 95 % intervals (Wilson); spread as seen",
         "Every simulated run has the true difference named above. What varies from run to run are its items, its seeds "
         "and chance, as much as they were seen to vary here.",
-        f"{facts}: {said}.",
+        f"{facts}: {spell_each(table, 'decision', 'share')}.",
         table,
+        models,
         height=330,
     )
