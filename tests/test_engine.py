@@ -4,9 +4,9 @@ from test_loading import tiny_folder
 from workbench.models.engine import (
     Completion,
     Decoding,
+    Engine,
     EngineError,
     Finished,
-    RecordingEngine,
     Request,
     TokenizedRequest,
     in_batches,
@@ -19,7 +19,7 @@ from workbench.runs.cache import Cache
 GREEDY = Decoding(max_new_tokens=4)
 
 
-class Echo(RecordingEngine):
+class Echo(Engine):
     """An engine that answers with the prompt in capitals, two at a time, and dies where it is told."""
 
     name = "echo"

@@ -68,7 +68,7 @@ def test_the_server_agrees_too_in_text_and_in_likelihoods(server, plain, expecte
     found = ask(server, probe(N_PROBES))
     differ = disagreements(expected, found)
     assert len(differ) <= 0.005 * N_PROBES, "\n".join(differ)
-    assert server.server.limit > 0 and sum(a != b for a, b in zip(expected, found, strict=True)) <= 0.02 * N_PROBES
+    assert server.limit > 0 and sum(a != b for a, b in zip(expected, found, strict=True)) <= 0.02 * N_PROBES
     pairs = [
         (Request("".join(part)).prompt, one.text) for part, one in zip(probe(N_PROBES)[:5], expected, strict=False)
     ]

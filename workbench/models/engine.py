@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -98,43 +98,14 @@ class Likelihood:
     n_tokens: int
 
 
-class Engine(Protocol):
-    """What the stages know of an engine.
+class Engine(ABC):
+    """What the stages know of an engine: what is asked twice is computed once, and what is finished is kept.
+
+    Each engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
+    (`_finish`).
 
     Attributes:
         name: As the recipe calls it.
-    """
-
-    name: str
-
-    def render(self, user_text: str) -> str:
-        """Return the prompt the model sees for a user's text."""
-
-    def render_shared(self, prefix: str, rest: str) -> tuple[str, str]:
-        """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix."""
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int = 0,
-        items: "Cache | None" = None,
-        progress: Report | None = None,
-    ) -> list[Completion]:
-        """Return one completion per request, in their order."""
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt; EngineError where the engine cannot tell."""
-
-    def close(self) -> None:
-        """Give back memory, processes and connections; the engine is of no use afterwards."""
-
-
-class RecordingEngine(ABC):
-    """The part that all engines share: what is asked twice is computed once, and what is finished is kept.
-
-    An engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
-    (`_finish`).
     """
 
     name: str

@@ -12,9 +12,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from workbench.models.engine import (
     Completion,
     Decoding,
+    Engine,
     Finished,
     Likelihood,
-    RecordingEngine,
     Request,
     TokenizedRequest,
     continuation_ids,
@@ -59,7 +59,7 @@ class NamedSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-class TransformersEngine(RecordingEngine):
+class TransformersEngine(Engine):
     """Completions by transformers' generate.
 
     Promise: on the CPU, order, batch size, prefix sharing and resuming change nothing but near-ties of the arithmetic.

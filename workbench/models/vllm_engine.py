@@ -13,10 +13,10 @@ import torch
 from workbench.models.engine import (
     Completion,
     Decoding,
+    Engine,
     EngineError,
     Finished,
     Likelihood,
-    RecordingEngine,
     Request,
     TokenizedRequest,
     continuation_ids,
@@ -43,7 +43,7 @@ SETTINGS = {
 }
 
 
-class VllmEngine(RecordingEngine):
+class VllmEngine(Engine):
     """Completions by vLLM, prompts with a common beginning side by side for its prefix cache.
 
     Promise: greedy completions change with nothing but near-ties of the arithmetic. Sampled ones: without a GPU the

@@ -62,6 +62,9 @@ class Lora(Section):
 OptionalLora = Annotated[Lora, Field(exclude_if=lambda lora: not lora.rank)]
 
 
+ROWS_AT_ONCE = {"micro_batch_size": 0}  # what may be changed while a run is under way
+
+
 class Tuning(Section):
     """By what means DPO and SFT train.
 
