@@ -74,11 +74,6 @@ def test_sampling_without_a_stream_is_refused():
         Echo().generate([Request("a")], Decoding(4, temperature=1.0))
 
 
-def test_an_engine_that_cannot_tell_says_so():
-    with pytest.raises(EngineError, match="The engine echo gives no log-probabilities"):
-        Echo().likelihoods([("a", "b")])
-
-
 @pytest.mark.parametrize(("n", "fits"), [(0, False), (1, True), (6, True), (7, False)])
 def test_a_prompt_must_hold_something_and_leave_room(n, fits):
     if fits:

@@ -221,16 +221,6 @@ def test_errors_before_any_work(folder, monkeypatch):
         OpenAIEngine("m", "https://models.example.org/v1", endpoint="chat")
 
 
-def test_a_chat_server_gives_no_likelihoods():
-    with LocalServer(told) as server, pytest.raises(EngineError, match="gives no log-probabilities"):
-        engine(server).likelihoods([("a", "b")])
-
-
-def test_a_server_that_does_not_echo_gives_no_likelihoods(folder):
-    with LocalServer(lambda body: "w1") as server, pytest.raises(EngineError, match="does not echo"):
-        engine(server, folder, endpoint="completions").likelihoods([("w1", "w2")])
-
-
 def test_a_cap_in_tokens_counts_what_is_reserved_and_what_was_taken():
     budget = Budget(max_tokens=100)
     budget.add(30, 30)

@@ -90,14 +90,6 @@ class Finished:
     refused: bool = False
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """How probable a model finds a continuation: nats summed over its tokens, and how many those are."""
-
-    nats: float
-    n_tokens: int
-
-
 class Engine(ABC):
     """What the stages know of an engine: what is asked twice is computed once, and what is finished is kept.
 
@@ -161,16 +153,6 @@ class Engine(ABC):
                 progress(n_done, len(rows))
         return [done[key] for key in keys]
 
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt.
-
-        Raises:
-            EngineError: This engine cannot tell.
-        """
-        raise EngineError(
-            f"The engine {self.name} gives no log-probabilities of given texts; take transformers or vllm instead."
-        )
-
     def close(self) -> None:
         """Give back memory, processes and connections; the engine is of no use afterwards."""
         # Whoever still holds the engine must not hold its model.
@@ -228,11 +210,6 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ends: l
     """
     n_closing = int(tokenizer("a")["input_ids"][-1] in ends)
     return [ids[: len(ids) - n_closing] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
-
-
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of continuations, without special tokens."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 def refuse_unfit(name: str, request: Request, n_tokens: int, n_new: int, limit: int) -> None:

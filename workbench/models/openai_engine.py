@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,10 +22,8 @@ from workbench.models.engine import (
     Engine,
     EngineError,
     Finished,
-    Likelihood,
     Request,
     TokenizedRequest,
-    continuation_ids,
     end_tokens,
     prompt_ids,
     refuse_unfit,
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FILTERED = "content_filter"
-MOST_BYTES = 32 * 2**20  # of one answer; the log-probabilities of a long prompt take one or two of these
+MOST_BYTES = 32 * 2**20  # of one answer
 OPENAI_VERSION = 1  # raised by hand when a change here can change what is asked for or how it is read
 TEMPLATE_TOKENS = 50  # what a server's chat template may add; only where no tokenizer is at hand, to reserve enough
 
@@ -235,28 +233,6 @@ class OpenAIEngine(Engine):
     def render_shared(self, prefix: str, rest: str) -> tuple[str, str]:
         """Render prefix + rest as one user's text; return the prompt and how it begins."""
         return super().render_shared(prefix, rest) if self.tokenizer else (prefix + rest, prefix)
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt, from servers that echo a prompt with its tokens.
-
-        Raises:
-            EngineError: If this one does not.
-        """
-        if not self.tokenizer:
-            return super().likelihoods(pairs)
-        before = prompt_ids(self.tokenizer, [prompt for prompt, _ in pairs], self.ends)
-        after = continuation_ids(self.tokenizer, [text for _, text in pairs])
-        found = []
-        for head, tail in zip(before, after, strict=True):
-            (choice,) = self._ask(prompt=head + tail, max_tokens=1, echo=True, logprobs=1, temperature=0)["choices"]
-            given = (choice.get("logprobs") or {}).get("token_logprobs") or []
-            if len(given) < len(head) + len(tail):
-                raise EngineError(
-                    f"The server {self.base_url} does not echo a prompt with its log-probabilities; take "
-                    "the engine transformers or vllm for this role."
-                )
-            found.append(Likelihood(sum(given[len(head) : len(head) + len(tail)]), len(tail)))
-        return found
 
     def generate(self, requests, decoding, seed=0, items=None, progress=None) -> list[Completion]:
         """Return one completion per request, in their order, as Engine.generate says; within the budget.

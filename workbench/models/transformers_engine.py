@@ -14,17 +14,14 @@ from workbench.models.engine import (
     Decoding,
     Engine,
     Finished,
-    Likelihood,
     Request,
     TokenizedRequest,
-    continuation_ids,
     end_tokens,
     in_batches,
     prompt_ids,
     refuse_unfit,
 )
 from workbench.models.loading import LoadedModel, load
-from workbench.models.packed_losses import Text, Texts
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.runs.seeding import stream
 
@@ -100,16 +97,6 @@ class TransformersEngine(Engine):
     def identity(self) -> list:
         """Return engine, code version, weights and dtype."""
         return [self.name, ENGINE_VERSION, [self.loaded.fingerprint, str(self.model.dtype)]]
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt."""
-        before = prompt_ids(self.tokenizer, [prompt for prompt, _ in pairs], self.ends)
-        after = continuation_ids(self.tokenizer, [text for _, text in pairs])
-        texts = [Text(*ids) for ids in zip(before, after, strict=True)]
-        return [
-            Likelihood(-float(loss), len(text.completion))
-            for loss, text in zip(Texts(self.model, texts).losses(), texts, strict=True)
-        ]
 
     def _finish(
         self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int

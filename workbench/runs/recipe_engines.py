@@ -78,12 +78,12 @@ class EngineChoice(Section):
     def capabilities(self) -> tuple[str, ...]:
         """What the engine can do beyond writing completions.
 
-        likelihoods: tell how probable a given text is (of servers, those that echo prompts). weights: what it computes
-        is at hand, to be aligned or trained. folders: it takes a model that the run itself has trained.
+        weights: what it computes is at hand, to be aligned or trained. folders: it takes a model that the run itself
+        has trained.
         """
         if self.engine == "openai":
-            return ("weights", "likelihoods where the server echoes") if self.endpoint == "completions" else ()
-        return ("weights", "folders", "likelihoods")
+            return ("weights",) if self.endpoint == "completions" else ()
+        return ("weights", "folders")
 
 
 class Engines(Section):
