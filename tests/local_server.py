@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FAULTS = "429 500 hang lost half count none utf8 surrogate json shape no_text no_reason".split()
+FAULTS = "429 500 hang lost half count none utf8 surrogate json shape no_text no_reason words".split()
 HANG_S = 2.0
 
 
@@ -79,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             owner.ended.wait(HANG_S)
             self.close_connection = True
+        elif fault == "drops":
+            self._send(200, {"choices": []}, {"Content-Length": "1000"}, drops=True)
+        elif fault.startswith("to "):
+            self._send(307, {}, {"Location": fault.removeprefix("to ") + "/completions"})
         elif fault == "lost":
             self.close_connection = True
         else:
@@ -95,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             choice.pop("message" if chat else "text")
         if fault == "no_reason":
             choice["finish_reason"] = None
+        if fault == "words":
+            choice["message"] = "no mapping"
         if fault == "surrogate":
             choice["text"] = "\ud800"
         choices = {"count": [choice, choice], "none": []}.get(fault, [choice])
@@ -117,11 +123,15 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _send(self, status: int, content: dict | bytes, headers: dict | None = None, half: bool = False) -> None:
+    def _send(
+        self, status: int, content: dict | bytes, headers: dict | None = None, half: bool = False, drops: bool = False
+    ) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
+        while drops and not self.owner.ended.wait(0.05):
+            self.wfile.write(b" ")
         self.wfile.write(data[: len(data) // 2] if half else data)
         self.close_connection = self.close_connection or half

@@ -4,6 +4,8 @@ import sys
 import pytest
 from conftest import PROJECT, not_run
 
+from workbench.models.engine import prompt_ids
+from workbench.models.packed_losses import Text, Texts
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs.recipe import Recipe
 from workbench.verdict import benchmarks
@@ -47,8 +49,14 @@ def test_the_harness_scores_a_pocket_model_as_its_likelihoods_say(recipe, tmp_pa
     assert (found["benchmark"], found["metric"], found["n"]) == ("counting", "acc", 12) and found["stderr"] >= 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     engine = TransformersEngine(str(PROJECT / STUDENT), device="cpu")
-    said = engine.likelihoods([(engine.render(row["question"]), one) for row in rows for one in row["choices"]])
-    right = [max(range(3), key=lambda n, i=i: said[3 * i + n].nats) == row["answer"] for i, row in enumerate(rows)]
+    texts = [
+        Text(prompt, engine.tokenizer(one, add_special_tokens=False)["input_ids"])
+        for row in rows
+        for prompt in prompt_ids(engine.tokenizer, [engine.render(row["question"])], engine.ends)
+        for one in row["choices"]
+    ]
+    losses = Texts(engine.model, texts).losses().reshape(-1, 3)
+    right = [int(three.argmin()) == row["answer"] for three, row in zip(losses, rows, strict=True)]
     assert found["value"] == pytest.approx(sum(right) / 12)
     unknown = recipe.model_copy(update={"benchmarks": recipe.benchmarks.model_copy(update={"tasks": ["countin"]})})
     with pytest.raises(

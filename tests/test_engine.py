@@ -4,9 +4,9 @@ from test_loading import tiny_folder
 from workbench.models.engine import (
     Completion,
     Decoding,
+    Engine,
     EngineError,
     Finished,
-    RecordingEngine,
     Request,
     TokenizedRequest,
     in_batches,
@@ -19,7 +19,7 @@ from workbench.runs.cache import Cache
 GREEDY = Decoding(max_new_tokens=4)
 
 
-class Echo(RecordingEngine):
+class Echo(Engine):
     """An engine that answers with the prompt in capitals, two at a time, and dies where it is told."""
 
     name = "echo"
@@ -72,11 +72,6 @@ def test_notes_are_stored_beside_a_completion_and_not_given_back(items):
 def test_sampling_without_a_stream_is_refused():
     with pytest.raises(ValueError, match="needs a stream"):
         Echo().generate([Request("a")], Decoding(4, temperature=1.0))
-
-
-def test_an_engine_that_cannot_tell_says_so():
-    with pytest.raises(EngineError, match="The engine echo gives no log-probabilities"):
-        Echo().likelihoods([("a", "b")])
 
 
 @pytest.mark.parametrize(("n", "fits"), [(0, False), (1, True), (6, True), (7, False)])

@@ -114,7 +114,7 @@ def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, mo
     with LocalServer(lambda body: "I count them: <ans>2</ans>", fault, key="sk-judge", served=("big",)) as server:
         monkeypatch.setenv(URL_VARIABLE, server.url)
         monkeypatch.setenv(KEY_VARIABLE, "sk-judge")
-        by_server = of(run, "big", engine="openai", endpoint="chat", n_attempts=1, n_parallel=1)
+        by_server = of(run, "big", engine="openai", endpoint="chat", max_retries=0, max_concurrency=1)
         check(by_server.recipe)
         with pytest.raises(JobError, match="all answers so far are kept"):
             judge_module.judge(by_server)

@@ -346,5 +346,5 @@ def test_plan_says_what_engines_can_do_and_what_a_server_costs(recipe_values):
     frame = cost_estimate.estimate(of)
     asked = frame[frame["stage"] == "drafting"]
     assert f"{(asked['read'].sum() + asked['new'].sum()) / 1000:,.2f} in money" in teacher
-    assert "over the budget of 0.5" in teacher and "likelihoods where the server echoes" in teacher
-    assert "vllm; can also: weights, folders, likelihoods" in student and "in money" not in student
+    assert "over the budget of 0.5" in teacher and "openai; can also: weights;" in teacher
+    assert "vllm; can also: weights, folders" in student and "in money" not in student

@@ -1,12 +1,14 @@
 import json
 import random
 import sqlite3
+import time
 from collections import Counter
 
 import pytest
 from local_server import FAULTS, LocalServer
 from test_loading import tiny_folder
 
+from workbench.models import openai_engine
 from workbench.models.engine import KIND, REFUSED, Completion, Decoding, EngineError, Request
 from workbench.models.loading import ModelError
 from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE, Budget, BudgetSpent, OpenAIEngine
@@ -32,6 +34,12 @@ def items(tmp_path):
     return Cache(tmp_path / "items.sqlite")
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
+        monkeypatch.setattr(f"openai._base_client.{name}", 0.02)
+
+
 def told(body: dict) -> str:
     """Return an answer that belongs to this prompt and no other."""
     prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
@@ -39,7 +47,7 @@ def told(body: dict) -> str:
 
 
 def engine(server, ref="m", **settings) -> OpenAIEngine:
-    quick = {"endpoint": "chat", "timeout_s": 0.5, "longest_wait_s": 0.05, "served": "m", "n_parallel": 8}
+    quick = {"endpoint": "chat", "timeout_s": 0.5, "model_name": "m", "max_concurrency": 8}
     return OpenAIEngine(ref, server.url, **quick | settings)
 
 
@@ -86,7 +94,7 @@ def test_no_fault_loses_or_doubles_a_row(fault, items, folder):
 def test_a_storm_of_every_fault_loses_and_doubles_nothing(items, folder):
     rng = random.Random(5)
     with LocalServer(told, lambda n, prompt: rng.choice([*FAULTS, "", "", ""])) as server:
-        subject = engine(server, folder, endpoint="completions", n_parallel=16, n_attempts=40)
+        subject = engine(server, folder, endpoint="completions", max_concurrency=16, max_retries=39)
         found = subject.generate(asked(60), GREEDY, items=items)
     assert [one.text for one in found] == [f"answer to question {i}" for i in range(60)]
     assert len(kept(items)) == 60 and len(server.prompts) > 90
@@ -94,8 +102,10 @@ def test_a_storm_of_every_fault_loses_and_doubles_nothing(items, folder):
 
 def test_a_server_that_stays_ill_ends_the_call_and_keeps_what_it_answered(items):
     with LocalServer(told, lambda n, prompt: "500" if prompt.endswith("7") else "") as server:
-        with pytest.raises(EngineError, match=r"did not answer in 3 tries \(the last: 500: .*all answers so far"):
-            engine(server, n_parallel=1, n_attempts=3).generate(asked(20), GREEDY, items=items)
+        with pytest.raises(
+            EngineError, match=r"did not answer in 3 tries \(the last: Error code: 500 - busy.*all answers so far"
+        ):
+            engine(server, max_concurrency=1, max_retries=2).generate(asked(20), GREEDY, items=items)
         before = len(kept(items))
         assert 0 < before < 20
         server.fault = lambda n, prompt: ""
@@ -108,7 +118,7 @@ def test_a_server_that_stays_ill_ends_the_call_and_keeps_what_it_answered(items)
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
 def test_a_refusal_is_recorded_and_asked_again_next_time(items, folder, endpoint):
     with LocalServer(told, lambda n, prompt: "refusal" if n == 0 else "") as server:
-        subject = engine(server, folder, endpoint=endpoint, n_parallel=1)
+        subject = engine(server, folder, endpoint=endpoint, max_concurrency=1)
         first = subject.generate(asked(3), GREEDY, items=items)
         assert [one.text for one in first] == ["", "answer to question 1", "answer to question 2"]
         assert len(kept(items)) == 2 and [row["refusal"] for row in kept(items, REFUSED)] != [""]
@@ -140,11 +150,33 @@ def test_the_budget_stops_cleanly_is_never_passed_and_goes_on_when_raised(items)
         assert kept(items, "spending") == [{"account": "loop/teacher", "n_in": 80, "n_out": 200}]
 
 
-def test_what_a_lost_try_may_have_cost_is_counted(items):
-    with LocalServer(told, lambda n, prompt: "hang" if n == 0 else "") as server:
-        engine(server, budget=Budget("a")).generate(asked(1), GREEDY, items=items)
-    (spent,) = kept(items, "spending")
-    assert (spent["n_in"], spent["n_out"]) == (2 + 10 + 50, 5 + 8)
+def test_an_answer_that_comes_in_drops_without_end_or_from_elsewhere_is_not_waited_for(monkeypatch):
+    with LocalServer(told, lambda n, prompt: "drops" if n < 2 else "") as server:
+        began = time.monotonic()
+        assert engine(server).generate(asked(1), GREEDY)[0].text == "answer to question 0"
+        assert 2 * 0.5 < time.monotonic() - began < 3 and len(server.prompts) == 3
+        monkeypatch.setattr(openai_engine, "MOST_BYTES", 100)
+        with pytest.raises(EngineError, match="in 1 tries .the last: the answer is longer than 100 bytes"):
+            engine(server, max_retries=0).generate(asked(1), GREEDY)
+    with LocalServer(told) as other, LocalServer(told, lambda n, prompt: f"to {other.url}") as server:
+        with pytest.raises(EngineError, match=r"sends requests elsewhere \(Error code: 307.*correct engines' base_url"):
+            engine(server).generate(asked(1), GREEDY)
+        assert other.prompts == []
+
+
+def test_nothing_is_sent_or_tried_again_once_the_work_is_interrupted(items):
+    with LocalServer(told, lambda n, prompt: "500" if n else "") as server:
+        subject = engine(server, max_concurrency=2, max_retries=1000)
+        with pytest.raises(KeyboardInterrupt):
+            subject.generate(
+                asked(9), GREEDY, items=items, progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
+        time.sleep(0.2)
+        n_asked = len(server.prompts)
+        time.sleep(0.5)
+        assert len(server.prompts) == n_asked and len(kept(items)) == 1
+        server.fault = lambda n, prompt: ""
+        assert len(subject.generate(asked(9), GREEDY, items=items)) == 9
 
 
 def test_a_change_of_anything_that_matters_is_asked_anew(items, folder):
@@ -152,7 +184,7 @@ def test_a_change_of_anything_that_matters_is_asked_anew(items, folder):
         base = engine(server)
         base.generate(asked(1), GREEDY, items=items)
         for changed in (
-            engine(server, served="n"),
+            engine(server, model_name="n"),
             engine(server, folder, endpoint="completions"),
             engine(other),
         ):
@@ -172,7 +204,7 @@ def test_errors_before_any_work(folder, monkeypatch):
         assert "sk-wrong-1234" not in str(error.value) and "[key]" in str(error.value)
         monkeypatch.setenv(KEY_VARIABLE, KEY)
         with pytest.raises(EngineError, match="serves m, not 'x'"):
-            engine(server, served="x")
+            engine(server, model_name="x")
         with pytest.raises(ModelError, match="takes 1 to 4"):
             engine(server, folder, endpoint="completions").generate([Request("w1 w2 w3 w4 w5")], GREEDY)
         assert server.prompts == []
@@ -189,11 +221,27 @@ def test_errors_before_any_work(folder, monkeypatch):
         OpenAIEngine("m", "https://models.example.org/v1", endpoint="chat")
 
 
-def test_a_chat_server_gives_no_likelihoods():
-    with LocalServer(told) as server, pytest.raises(EngineError, match="gives no log-probabilities"):
-        engine(server).likelihoods([("a", "b")])
+def test_a_cap_in_tokens_counts_what_is_reserved_and_what_was_taken():
+    budget = Budget(max_tokens=100)
+    budget.add(30, 30)
+    assert not budget.allows(30, 30)
+    budget.add(0, -20)
+    assert budget.allows(30, 30) and not budget.allows(31, 30)
+    assert Budget().allows(10**12, 10**12)
 
 
-def test_a_server_that_does_not_echo_gives_no_likelihoods(folder):
-    with LocalServer(lambda body: "w1") as server, pytest.raises(EngineError, match="does not echo"):
-        engine(server, folder, endpoint="completions").likelihoods([("w1", "w2")])
+def test_a_cap_in_money_goes_by_the_prices():
+    budget = Budget(max_money=3.0, price_in=1.0, price_out=2.0)
+    assert budget.allows(1_000_000, 1_000_000)
+    budget.add(1_000_000, 1_000_000)
+    assert not budget.allows(1, 0)
+    assert "3 in money" in str(budget.spent(7)) and "7 requests" in str(budget.spent(7))
+
+
+def test_each_account_goes_on_where_it_was(items):
+    Budget("a", n_in=5, n_out=7).save(items)
+    Budget("b").save(items)
+    again, other = Budget("a"), Budget("b")
+    again.load(items)
+    other.load(items)
+    assert (again.n_in, again.n_out, other.n_in, other.n_out) == (5, 7, 0, 0)

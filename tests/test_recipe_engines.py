@@ -18,12 +18,14 @@ def test_an_engine_is_one_line_and_the_roles_are_apart(load):
     assert load().engines.teacher.engine == load().engines.student.engine == "transformers"
     engines = load({"engines": "{teacher: vllm}"}).engines
     assert (engines.teacher.engine, engines.student.engine) == ("vllm", "transformers")
-    engines = load({"engines": "{teacher: {engine: openai, n_parallel: 4}, student: vllm}"}).engines
-    assert (engines.teacher.n_parallel, engines.student.engine) == (4, "vllm")
+    engines = load({"engines": "{teacher: {engine: openai, max_concurrency: 4}, student: vllm}"}).engines
+    assert (engines.teacher.max_concurrency, engines.student.engine) == (4, "vllm")
 
 
 def test_a_recipe_comes_back_as_it_was_written(load, tmp_path):
-    recipe = load({"engines.teacher": "vllm", "engines.student.engine": "openai", "engines.student.n_parallel": "3"})
+    recipe = load(
+        {"engines.teacher": "vllm", "engines.student.engine": "openai", "engines.student.max_concurrency": "3"}
+    )
     path = tmp_path / "again.yaml"
     path.write_text(recipe.to_yaml())
     assert load_recipe(str(path)) == recipe
@@ -34,7 +36,7 @@ def test_caps_on_spending_are_no_other_recipe_and_all_else_is(load):
     caps = {"engines.teacher.budget_tokens": "5", "engines.teacher.budget_money": "2.0"}
     capped, plain = load(server | caps), load(server)
     assert capped != plain and capped.without_limits() == plain.without_limits()
-    assert load({**server, "engines.teacher.n_parallel": "2"}).without_limits() != plain.without_limits()
+    assert load({**server, "engines.teacher.max_concurrency": "2"}).without_limits() != plain.without_limits()
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,19 @@ def test_caps_on_spending_are_no_other_recipe_and_all_else_is(load):
         ({"engines.teacher": "vlm"}, "engines.teacher.engine must be 'transformers', 'vllm' or 'openai', got 'vlm'"),
         ({"engines.techer": "vllm"}, "did you mean engines.teacher?"),
         ({"engines.teacher": "7"}, "engines.teacher must be a section with engine"),
-        ({"engines.teacher.n_parallel": "4"}, "engines.teacher.n_parallel is for the engine openai, but this is tr"),
+        (
+            {"engines.teacher.max_concurrency": "4"},
+            "engines.teacher.max_concurrency is for the engine openai, but this is tr",
+        ),
+        (
+            {"engines.teacher": "{engine: openai, served: m}"},
+            "engines.teacher.served (value 'm') is now model_name; rename",
+        ),
+        ({"engines.judge.n_parallel": "4"}, "engines.judge.n_parallel (value 4) is now max_concurrency; rename it."),
+        (
+            {"engines.teacher.n_attempts": "6"},
+            "n_attempts (value 6) is now max_retries, which does not count the first",
+        ),
         ({"engines.teacher": "{engine: vllm, tensor_parallel_size: 0}"}, "must be greater than or equal to 1, got 0"),
         ({"engines.teacher": "{engine: openai, api_key: sk-1}"}, "engines.teacher.api_key is not a key of a recipe"),
         ({"engines.teacher": "{engine: openai, base_url: localhost}"}, "base_url must begin with http:// or https://"),
@@ -52,8 +66,8 @@ def test_caps_on_spending_are_no_other_recipe_and_all_else_is(load):
         ({"engines.teacher": "{engine: openai, endpoint: chat}"}, "cannot be aligned, as 'untailored' needs"),
         ({"engines.student": "{engine: openai, endpoint: chat}"}, "cannot be trained"),
         (
-            {"engines.student": "{engine: openai, served: m}", "models.students.mover": "data/m"},
-            "engines.student.served names one model",
+            {"engines.student": "{engine: openai, model_name: m}", "models.students.mover": "data/m"},
+            "engines.student.model_name names one model",
         ),
     ],
 )
@@ -85,5 +99,12 @@ def test_a_run_goes_on_with_a_raised_cap_and_with_no_other_change(load, runs):
     raised = load(server | {"engines.teacher.budget_tokens": "50"})
     open_run("mine", capped).stage("drafting").path.mkdir()
     assert open_run("mine", raised).recipe == open_run("mine").recipe == raised
-    with pytest.raises(StoreError, match=r"undo: engines.teacher.n_parallel 16 -> 2"):
-        open_run("mine", load(server | {"engines.teacher.budget_tokens": "50", "engines.teacher.n_parallel": "2"}))
+    with pytest.raises(StoreError, match=r"undo: engines.teacher.max_concurrency 16 -> 2"):
+        open_run("mine", load(server | {"engines.teacher.budget_tokens": "50", "engines.teacher.max_concurrency": "2"}))
+
+
+def test_a_run_goes_on_with_fewer_rows_at_once_and_the_same_fingerprints(load, runs):
+    plain, fewer = load(), load({"training.micro_batch_size": "2", "alignment.micro_batch_size": "1"})
+    open_run("mine", plain).stage("drafting").path.mkdir()
+    assert open_run("mine", fewer).recipe.training.micro_batch_size == 2
+    assert plain.section_json("training", "alignment") == fewer.section_json("training", "alignment")

@@ -133,9 +133,9 @@ def absent(monkeypatch, package: str) -> None:
 def test_each_engine_says_its_state(monkeypatch):
     assert state_of("transformers")[0] and "transformers 5" in state_of("transformers")[1]
     assert state_of("openai")[1].startswith("openai ")
-    absent(monkeypatch, "tenacity")
-    assert missing("openai") == ["tenacity"]
-    assert state_of("openai") == (True, "not installed (no tenacity); to install: make openai")
+    absent(monkeypatch, "openai")
+    assert missing("openai") == ["openai"]
+    assert state_of("openai") == (True, "not installed (no openai); to install: make openai")
 
 
 def test_the_gpu_build_without_a_gpu_is_a_fault(monkeypatch):

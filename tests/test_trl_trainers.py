@@ -3,13 +3,11 @@
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from test_backends import folder, recipe_of  # noqa: F401 (a fixture)
 from test_trl import LORA, curve, pairs, rows, weights
 
 from workbench.models.loading import TuningError
-from workbench.models.trl import tune_dpo, tune_sft, with_fewer_rows
+from workbench.models.trl import tune_dpo, tune_sft
 from workbench.runs.workers import one_thread
 
 
@@ -46,58 +44,28 @@ def short_of_memory(monkeypatch, n_rows: int, trainer) -> list[int]:
 
 
 @pytest.mark.parametrize("stage", ["alignment", "training"])
-def test_memory_that_runs_out_halves_the_rows_and_changes_nothing_learned(stage, folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_memory_that_runs_out_is_one_sentence_with_the_next_setting_to_try(stage, folder, tmp_path, monkeypatch):  # noqa: F811
     from trl import DPOTrainer, SFTTrainer
 
-    losses, whole = run(folder, tmp_path / "whole", stage)
     tried = short_of_memory(monkeypatch, 1, DPOTrainer if stage == "alignment" else SFTTrainer)
-    parts_losses, parts = run(folder, tmp_path / "parts", stage)
-    assert max(tried) > 2 and tried[-4:] == [1] * 4, "it goes on with what memory allowed"
-    first_one = tried.index(1)
-    assert all(n == 1 for n in tried[first_one:]) and first_one <= 3, "nothing is tried again that failed"
-    assert parts_losses == pytest.approx(losses, abs=1e-5) and differ(whole, parts) < 1e-5
-    assert "Memory ran out; going on with 1 rows at a time" in capsys.readouterr().out
+    n = recipe_of(folder).alignment.batch_size
+    for rows_at_once, halved in ((0, n // 2), (2, 1)):
+        said = (
+            rf"{stage} with {rows_at_once or n} examples at once \(CUDA out of memory\); set {stage}\.micro_batch_size "
+        )
+        with pytest.raises(TuningError, match=f"{said}to {halved},"):
+            run(folder, tmp_path / str(rows_at_once), stage, micro_batch_size=rows_at_once)
+    run(folder, tmp_path / "fits", stage, micro_batch_size=1)
+    assert tried[-1] == 1
 
 
 def test_memory_that_suffices_for_nothing_is_one_sentence(folder, tmp_path, monkeypatch):  # noqa: F811
     from trl import SFTTrainer
 
     short_of_memory(monkeypatch, 0, SFTTrainer)
-    said = r"does not suffice for one example at a time \(CUDA out of memory\); lower max_length, set gradient_check"
+    said = r"does not suffice for one example at a time \(CUDA out of memory\); lower training\.max_length, set"
     with pytest.raises(TuningError, match=said):
-        run(folder, tmp_path / "none", "training")
-
-
-@given(st.integers(1, 200), st.integers(1, 200))
-def test_rows_are_halved_until_they_fit(n_rows, fits):
-    tried, tidied = [], []
-
-    def compute(n):
-        tried.append(n)
-        if n > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return "done"
-
-    assert with_fewer_rows(compute, n_rows, lambda: tidied.append(1)) == ("done", tried[-1])
-    assert tried[-1] <= fits and all(later == -(-n // 2) for n, later in zip(tried, tried[1:], strict=False))
-    assert len(tidied) == len(tried) - 1
-
-
-def test_reference_log_probabilities_are_computed_with_as_many_rows_as_fit(folder, tmp_path, monkeypatch):  # noqa: F811
-    from trl import DPOTrainer
-
-    compute, tried = DPOTrainer.compute_ref_log_probs, []
-
-    def limited(self, model, inputs):
-        tried.append(len(inputs["input_ids"]) // 2)
-        if tried[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return compute(self, model, inputs)
-
-    losses, whole = run(folder, tmp_path / "whole", "alignment")
-    monkeypatch.setattr(DPOTrainer, "compute_ref_log_probs", limited)
-    fewer_losses, fewer = run(folder, tmp_path / "fewer", "alignment")
-    assert tried == [4, 2, 2, 2, 2, 2] and differ(whole, fewer) < 1e-5
+        run(folder, tmp_path / "none", "training", micro_batch_size=1)
 
 
 def test_reference_log_probabilities_are_stored_and_not_computed_again(folder, tmp_path, monkeypatch):  # noqa: F811

@@ -64,22 +64,11 @@ def test_greedy_answers_agree_with_transformers(engine, expected):
     assert sum(a != b for a, b in zip(expected, found, strict=True)) <= 0.02 * N_PROBES
 
 
-def test_the_server_agrees_too_in_text_and_in_likelihoods(server, plain, expected):
+def test_the_server_agrees_too(server, expected):
     found = ask(server, probe(N_PROBES))
     differ = disagreements(expected, found)
     assert len(differ) <= 0.005 * N_PROBES, "\n".join(differ)
-    assert server.server.limit > 0 and sum(a != b for a, b in zip(expected, found, strict=True)) <= 0.02 * N_PROBES
-    pairs = [
-        (Request("".join(part)).prompt, one.text) for part, one in zip(probe(N_PROBES)[:5], expected, strict=False)
-    ]
-    for mine, theirs in zip(plain.likelihoods(pairs), server.likelihoods(pairs), strict=True):
-        assert mine.n_tokens == theirs.n_tokens and mine.nats == pytest.approx(theirs.nats, abs=0.02)
-
-
-def test_likelihoods_agree_with_transformers(engine, plain, expected):
-    pairs = [("".join(part), one.text) for part, one in zip(probe(N_PROBES)[:20], expected, strict=False)]
-    for mine, theirs in zip(plain.likelihoods(pairs), engine.likelihoods(pairs), strict=True):
-        assert mine.n_tokens == theirs.n_tokens > 5 and mine.nats == pytest.approx(theirs.nats, abs=0.02)
+    assert server.limit > 0 and sum(a != b for a, b in zip(expected, found, strict=True)) <= 0.02 * N_PROBES
 
 
 def test_stop_strings_cut_where_transformers_cuts(engine, plain):

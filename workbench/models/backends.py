@@ -50,12 +50,14 @@ def check(recipe: Recipe) -> None:
             raise TuningError(
                 f"{section}.backend is unsloth, which is not installed; run: {INSTALL['unsloth']}, or take trl."
             )
-        if settings.lora.load_in_4bit and (recipe.compute.device == "cpu" or not torch.cuda.is_available()):
+        if not settings.lora.load_in_4bit:
+            continue
+        if recipe.compute.device == "cpu" or not torch.cuda.is_available():
             raise TuningError(
                 f"{section}.lora.load_in_4bit needs a GPU, and there is none to use here; take it out to train the "
                 "adapter beside whole weights."
             )
-        if settings.lora.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        if importlib.util.find_spec("bitsandbytes") is None:
             raise TuningError(
                 f"{section}.lora.load_in_4bit needs bitsandbytes, which is not installed; run: "
                 f"{INSTALL['bitsandbytes']}, or take it out."
@@ -127,38 +129,25 @@ def _in_processes(
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         rows.to_parquet(folder / "rows.parquet")
-        status, wrote = _run([*_command(recipe), str(folder)], _environment(folder, job["threads"]))
-        print(*(line for line in wrote if line.startswith("Memory ran out")), sep="\n", end="", flush=True)
-        return _outcome(folder, status, wrote[-N_LINES:], job["stage"])
-
-
-def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[str]]:
-    """Run a command to its end, which is also near when this is interrupted; return its status and what it wrote."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        cwd=project_root(),
-        env=environment,
-        # An interrupt is for this process, which then ends the launcher, and that its processes.
-        start_new_session=True,
-    )
-    try:
-        wrote, _ = process.communicate()
-    except BaseException:
-        process.terminate()
-        raise
-    return process.returncode, wrote.strip().splitlines()
+        ended = subprocess.run(
+            [*_command(recipe), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=project_root(),
+            env=_environment(folder, job["threads"]),
+            # An interrupt is for this process, which then ends the launcher; its processes see that and end too.
+            start_new_session=True,
+        )
+        return _outcome(folder, ended.returncode, ended.stdout.strip().splitlines()[-N_LINES:], job["stage"])
 
 
 def _command(recipe: Recipe) -> list[str]:
     module = ["-m", "workbench.models.backend_process"]
-    if recipe.compute.launcher == "none":
-        return [sys.executable, *module]
-    config = _launcher_config(recipe)
-    return [sys.executable, "-m", "accelerate.commands.launch", *config, "-m", *module[1:]]
+    if recipe.compute.launcher == "accelerate":
+        module = ["-m", "accelerate.commands.launch", *_launcher_config(recipe), *module]
+    return [sys.executable, *module]
 
 
 def _environment(folder: Path, threads: int) -> dict[str, str]:
@@ -171,8 +160,8 @@ def _outcome(folder: Path, status: int, last: list[str], stage: str) -> dict:
     if status == 0 and (outcome := read_json(folder / "outcome.json")):
         return outcome
     error = read_json(folder / "error.json")
-    if error.get("kind"):
-        raise {"StoreError": StoreError}.get(error["kind"], TuningError)(error["said"])
+    if kind := error.get("kind"):
+        raise (StoreError if kind == "StoreError" else TuningError)(error["said"])
     reason = error.get("said") or " | ".join(last)
     raise TuningError(
         f"The process of the {stage} ended with status {status} ({reason}); what was trained up to its last "

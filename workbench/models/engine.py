@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -90,51 +90,14 @@ class Finished:
     refused: bool = False
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """How probable a model finds a continuation: nats summed over its tokens, and how many those are."""
+class Engine(ABC):
+    """What the stages know of an engine: what is asked twice is computed once, and what is finished is kept.
 
-    nats: float
-    n_tokens: int
-
-
-class Engine(Protocol):
-    """What the stages know of an engine.
+    Each engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
+    (`_finish`).
 
     Attributes:
         name: As the recipe calls it.
-    """
-
-    name: str
-
-    def render(self, user_text: str) -> str:
-        """Return the prompt the model sees for a user's text."""
-
-    def render_shared(self, prefix: str, rest: str) -> tuple[str, str]:
-        """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix."""
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        seed: int = 0,
-        items: "Cache | None" = None,
-        progress: Report | None = None,
-    ) -> list[Completion]:
-        """Return one completion per request, in their order."""
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt; EngineError where the engine cannot tell."""
-
-    def close(self) -> None:
-        """Give back memory, processes and connections; the engine is of no use afterwards."""
-
-
-class RecordingEngine(ABC):
-    """The part that all engines share: what is asked twice is computed once, and what is finished is kept.
-
-    An engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
-    (`_finish`).
     """
 
     name: str
@@ -189,16 +152,6 @@ class RecordingEngine(ABC):
             if progress:
                 progress(n_done, len(rows))
         return [done[key] for key in keys]
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt.
-
-        Raises:
-            EngineError: This engine cannot tell.
-        """
-        raise EngineError(
-            f"The engine {self.name} gives no log-probabilities of given texts; take transformers or vllm instead."
-        )
 
     def close(self) -> None:
         """Give back memory, processes and connections; the engine is of no use afterwards."""
@@ -257,11 +210,6 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ends: l
     """
     n_closing = int(tokenizer("a")["input_ids"][-1] in ends)
     return [ids[: len(ids) - n_closing] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
-
-
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of continuations, without special tokens."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 def refuse_unfit(name: str, request: Request, n_tokens: int, n_new: int, limit: int) -> None:

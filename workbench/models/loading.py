@@ -34,11 +34,17 @@ FINGERPRINTED = (
     "*.safetensors",
     "*.safetensors.index.json",
 )
+# Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
+SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class ModelError(ValueError):
     """A model cannot be used as asked; the message is one sentence with the fix."""
+
+
+class TuningError(ValueError):
+    """A training set cannot be trained on as the recipe says."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,9 +161,7 @@ def _load_in_4bit(folder: Path, device: str) -> PreTrainedModel:
         dtype=torch.bfloat16,
         quantization_config=config,
         device_map={"": torch.cuda.current_device()},
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
+        **SAFELY,
     )
 
 
@@ -207,9 +211,7 @@ def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedMo
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
+        **SAFELY,
         output_loading_info=True,
     )
     # transformers fills missing weights with random numbers and only warns.
@@ -295,7 +297,3 @@ def _file_hash(path: str, mtime_ns: int, size: int) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")[:200]
-
-
-class TuningError(ValueError):
-    """A training set cannot be trained on as the recipe says."""

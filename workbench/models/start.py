@@ -23,7 +23,7 @@ from workbench.runs.workers import n_processes, run_jobs
 
 Role = Literal["teacher", "student", "judge"]
 INSTALL = {"vllm": "make vllm-cpu (with a GPU: make vllm-gpu)", "openai": "make openai"}
-MODULES = {"transformers": ("transformers",), "vllm": ("vllm",), "openai": ("openai", "tenacity")}
+MODULES = {"transformers": ("transformers",), "vllm": ("vllm",), "openai": ("openai",)}
 
 # Only inside `sharing`, so that no process of the pool holds a model when its job is over.
 _shared: dict[str, Engine] = {}
@@ -150,7 +150,7 @@ def model_fingerprint(recipe: Recipe, role: Role, ref: str, compared: bool = Fal
     choice = choice_of(recipe, role, compared)
     if "weights" in choice.capabilities:
         return fingerprint_model(resolve(ref))
-    return fingerprint([choice.engine, url_of(choice.base_url), choice.served or ref])
+    return fingerprint([choice.engine, url_of(choice.base_url), choice.model_name or ref])
 
 
 def engine_fingerprint(recipe: Recipe, role: Role, compared: bool = False) -> dict[str, str]:
@@ -158,7 +158,7 @@ def engine_fingerprint(recipe: Recipe, role: Role, compared: bool = False) -> di
     choice = choice_of(recipe, role, compared)
     if choice.engine == "transformers":
         return {}
-    server = [url_of(choice.base_url), choice.served, choice.endpoint] if choice.engine == "openai" else []
+    server = [url_of(choice.base_url), choice.model_name, choice.endpoint] if choice.engine == "openai" else []
     return {f"engine of the {role}": fingerprint([choice.engine, *server])}
 
 
@@ -229,11 +229,11 @@ def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine
         return OpenAIEngine(
             ref,
             choice.base_url,
-            choice.served,
+            choice.model_name,
             choice.endpoint,
-            choice.n_parallel,
+            choice.max_concurrency,
             choice.timeout_s,
-            choice.n_attempts,
+            choice.max_retries,
             budget=Budget(f"{recipe.name}/{role}", *caps),
         )
     return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)

@@ -12,19 +12,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 from workbench.models.engine import (
     Completion,
     Decoding,
+    Engine,
     Finished,
-    Likelihood,
-    RecordingEngine,
     Request,
     TokenizedRequest,
-    continuation_ids,
     end_tokens,
     in_batches,
     prompt_ids,
     refuse_unfit,
 )
 from workbench.models.loading import LoadedModel, load
-from workbench.models.packed_losses import Text, Texts
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.runs.seeding import stream
 
@@ -59,7 +56,7 @@ class NamedSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-class TransformersEngine(RecordingEngine):
+class TransformersEngine(Engine):
     """Completions by transformers' generate.
 
     Promise: on the CPU, order, batch size, prefix sharing and resuming change nothing but near-ties of the arithmetic.
@@ -100,16 +97,6 @@ class TransformersEngine(RecordingEngine):
     def identity(self) -> list:
         """Return engine, code version, weights and dtype."""
         return [self.name, ENGINE_VERSION, [self.loaded.fingerprint, str(self.model.dtype)]]
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt."""
-        before = prompt_ids(self.tokenizer, [prompt for prompt, _ in pairs], self.ends)
-        after = continuation_ids(self.tokenizer, [text for _, text in pairs])
-        texts = [Text(*ids) for ids in zip(before, after, strict=True)]
-        return [
-            Likelihood(-float(loss), len(text.completion))
-            for loss, text in zip(Texts(self.model, texts).losses(), texts, strict=True)
-        ]
 
     def _finish(
         self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int

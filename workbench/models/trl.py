@@ -1,6 +1,6 @@
 """Training with TRL: DPO for a teacher, SFT for a student; each result is a model folder that is whole or absent.
 
-TRL's trainers, given whole batches: dealt out to the processes, and split when memory runs out.
+TRL's trainers, given whole batches of tokens: dealt out to the processes, and computed in parts where asked.
 """
 
 import contextlib
@@ -9,9 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,8 +23,6 @@ from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folde
 from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NEXT
-
-T = TypeVar("T")
 
 
 def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> list[list[int]]:
@@ -48,100 +44,40 @@ def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> li
     return [batches[i] for i in rng.permutation(n_batches)]
 
 
-def with_fewer_rows(compute: Callable[[int], T], n_rows: int, tidy: Callable[[], None] = lambda: None) -> tuple[T, int]:
-    """Return compute(n) and n, the most rows at once for which memory suffices: n_rows, its half, and so on.
+class _WholeBatches:
+    """What both trainers add to TRL's: their batches are given, and a step gets the rows of a whole one.
 
-    Args:
-        compute: Called with a number of rows.
-        n_rows: Where to begin.
-        tidy: Called before each further try; the memory of the last one is given back after it.
-
-    Raises:
-        TuningError: If memory does not suffice for a single row.
-    """
-    while True:
-        try:
-            return compute(n_rows), n_rows
-        except torch.OutOfMemoryError as error:
-            reason = str(error).split(". ")[0]
-        # Outside the except block, or the traceback would hold what is to be given back.
-        if n_rows <= 1:
-            raise TuningError(
-                f"Memory does not suffice for one example at a time ({reason}); lower max_length, set "
-                "gradient_checkpointing or lora, or take a smaller model."
-            )
-        tidy()
-        torch.cuda.empty_cache()
-        n_rows = -(-n_rows // 2)
-        print(
-            f"Memory ran out; going on with {n_rows} rows at a time, the optimiser's batch stays the same.", flush=True
-        )
-
-
-def _as_it_is(tensor):
-    return tensor
-
-
-class _Splitting:
-    """What both trainers add to TRL's: a step gets the rows of a whole batch, and computes them in as many parts as
-    memory asks for; with several processes, each takes its share of every batch.
-
-    The gradient is that of the whole batch in any case, up to rounding, so that neither memory nor the number of
-    processes changes what is learned.
+    With several processes each takes its share of every batch, and computes it in parts of `rows_at_once`. The gradient
+    is that of the whole batch in any case, up to rounding, so that neither changes what is learned.
 
     Attributes:
+        batches: Row numbers, a list for every optimiser step.
         rows_at_once: Rows in a part; 0 for all that fall to this process.
     """
 
+    batches: list[list[int]]
     rows_at_once = 0
     _share = 1.0
 
     def get_train_dataloader(self):
         from accelerate.data_loader import prepare_data_loader
+        from torch.utils.data import DataLoader
 
-        collate, prepare = self.data_collator, self.accelerator.prepare
-        whole = partial(
-            prepare_data_loader,
-            num_processes=1,
-            process_index=0,
-            rng_types=["generator"],
-            use_seedable_sampler=True,
-            data_seed=self.args.data_seed,
-        )
-        self.data_collator, self.accelerator.prepare = list, whole
-        try:
-            return self._loader()
-        finally:
-            self.data_collator, self.accelerator.prepare = collate, prepare
-
-    def _loader(self):
-        return super().get_train_dataloader()
-
-    def floating_point_ops(self, inputs) -> int:
-        return 0
+        loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=list)
+        return prepare_data_loader(loader, num_processes=1, process_index=0)
 
     def training_step(self, model, rows, num_items_in_batch=None):
         n, place = self.accelerator.num_processes, self.accelerator.process_index
         mine = rows[place::n]
-        # A process without a row still takes part in the sum of gradients.
-        whole = len(rows) / n if mine else float("inf")
-        at_once = min(self.rows_at_once or len(mine), len(mine)) or 1
-        compute = partial(self._in_parts, model, mine or rows[:1], self._counted(rows), whole)
-        if n > 1:
-            # TRL gathers what it logs beside the loss, which needs as many rows everywhere: each process logs its own.
-            self.accelerator.gather = self.accelerator.gather_for_metrics = _as_it_is
-            return compute(at_once)
-        loss, used = with_fewer_rows(compute, at_once, model.zero_grad)
-        self.rows_at_once = used if used < at_once else self.rows_at_once
-        return loss
-
-    def _in_parts(self, model, rows: list[dict], counted: int | None, whole: float, at_once: int):
-        total = 0.0
-        for start in range(0, len(rows), at_once):
-            part = rows[start : start + at_once]
+        # A process without a row still takes part in the sum of gradients, with a share of nothing.
+        computed, whole = (mine, len(rows) / n) if mine else (rows[:1], float("inf"))
+        counted = sum(label != -100 for row in rows for label in row.get("labels", ())[1:]) or None
+        at_once, total = self.rows_at_once or len(computed), 0.0
+        for start in range(0, len(computed), at_once):
+            part = computed[start : start + at_once]
             # Of a sum over counted tokens every part is a summand as it is; a mean over pairs weighs its part.
-            self._share = float(whole < float("inf")) if counted else len(part) / whole
-            last = start + at_once >= len(rows)
+            self._share = float(bool(mine)) if counted else len(part) / whole
+            last = start + at_once >= len(computed)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 total += super().training_step(model, self.data_collator(part), counted)
         return total
@@ -159,41 +95,31 @@ def dpo_trainer() -> type:
     """
     from trl import DPOTrainer
 
-    class EncodedTrainer(_Splitting, DPOTrainer):
+    class EncodedTrainer(_WholeBatches, DPOTrainer):
         def _prepare_dataset(self, dataset, *_):
             return dataset
-
-        def _precompute_ref_logps(self, dataset, name, batch_size):
-            compute = super()._precompute_ref_logps
-            return with_fewer_rows(lambda n: compute(dataset, name, n), batch_size)[0]
-
-        def _counted(self, rows):
-            return None
 
     return EncodedTrainer
 
 
 def sft_trainer() -> type:
-    """Return TRL's SFTTrainer with the batches given instead of drawn."""
-    from torch.utils.data import DataLoader
+    """Return TRL's SFTTrainer with the batches given: equal steps and equal tokens in every arm need such of equal
+    tokens, not of equal rows."""
     from trl import SFTTrainer
 
-    class BatchedTrainer(_Splitting, SFTTrainer):
-        """Equal optimiser steps and equal tokens in every arm need batches of equal tokens, not of equal rows."""
-
-        def __init__(self, batches: list[list[int]], **arguments):
-            self.batches = batches
-            super().__init__(**arguments)
-
-        def _loader(self):
-            return self.accelerator.prepare(
-                DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
-            )
-
-        def _counted(self, rows):
-            return sum(label != -100 for row in rows for label in row["labels"][1:])
+    class BatchedTrainer(_WholeBatches, SFTTrainer):
+        pass
 
     return BatchedTrainer
+
+
+def shuffled(n_rows: int, batch_size: int, n_epochs: int, seed: int) -> list[list[int]]:
+    """Return row numbers in batches of equal size (the last of an epoch may be smaller), in a new order each epoch."""
+    batches = []
+    for epoch in range(n_epochs):
+        order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        batches += [order[start : start + batch_size] for start in range(0, n_rows, batch_size)]
+    return batches
 
 
 def keep_quiet(trainer) -> None:
@@ -229,7 +155,6 @@ def curve_of(trainer, metrics: Sequence[str]) -> list[dict]:
 DONE = "tuned.json"
 CHECKPOINTS = "checkpoints"
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
-WHOLE_CHECKPOINT = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 @dataclass(frozen=True)
@@ -295,30 +220,24 @@ def model_folder(*names: str | int) -> str:
 
 def _last_checkpoint(work: Path) -> str | None:
     """Return the newest checkpoint that was written to its end."""
-    found = [path for path in work.glob(f"{CHECKPOINTS}/checkpoint-*") if _is_whole(path)]
-    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    if not all((checkpoint / name).exists() for name in WHOLE_CHECKPOINT):
-        return False
-    try:
-        return bool(read_json(checkpoint / WHOLE_CHECKPOINT[0]))
-    except StoreError:
-        # The trainer writes its state last, so a kill in the middle of that leaves half a file.
-        return False
+    for path in sorted(work.glob(f"{CHECKPOINTS}/checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1])):
+        # The trainer writes its state last, so a kill in the middle leaves none of it, or half a file.
+        with contextlib.suppress(StoreError):
+            if read_json(path / "trainer_state.json"):
+                return str(path)
+    return None
 
 
 def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed: int, n_steps: int) -> dict:
     """Return what DPO and SFT have in common."""
     return {
         "output_dir": str(work / CHECKPOINTS),
+        "max_steps": n_steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": settings.warmup_ratio,
         "max_length": settings.max_length,
         "seed": seed % 2**31,
-        "data_seed": seed % 2**31,
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": settings.save_steps or 500,
         "logging_steps": max(1, n_steps // 40),
@@ -328,15 +247,9 @@ def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed:
         "bf16": settings.bf16 or settings.lora.load_in_4bit,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "use_cpu": recipe.compute.device == "cpu" or not _has_gpu(recipe),
+        "use_cpu": recipe.compute.device == "cpu" or not torch.cuda.is_available(),
         "dataloader_pin_memory": False,
     }
-
-
-def _has_gpu(recipe: Recipe) -> bool:
-    import torch
-
-    return recipe.compute.device != "cpu" and torch.cuda.is_available()
 
 
 def _load(recipe: Recipe, ref: str, settings: Alignment | Training) -> loading.LoadedModel:
@@ -349,25 +262,59 @@ def _load(recipe: Recipe, ref: str, settings: Alignment | Training) -> loading.L
     return loading.load(ref, dtype, recipe.compute.device, in_4bit=settings.lora.load_in_4bit)
 
 
-def _train(build, loaded: loading.LoadedModel, recipe: Recipe, settings: Alignment | Training, work: Path, **given):
-    """Build a trainer, train from where an earlier try was stopped, save the model, and return the trainer."""
+def _train(
+    trainer_class: type,
+    loaded: loading.LoadedModel,
+    recipe: Recipe,
+    settings: Alignment | Training,
+    work: Path,
+    batches: list[list[int]],
+    config,
+    data,
+):
+    """Train on these batches from where an earlier try was stopped, save the model, and return the trainer.
+
+    Raises:
+        TuningError: If memory does not suffice.
+    """
     section = "training" if isinstance(settings, Training) else "alignment"
     # A second GPU is not the trainer's to take: one process trains on one, several are for the launcher.
-    given["args"]._n_gpu = min(given["args"].n_gpu, 1)
-    adapter = adapter_config(settings.lora, loaded.model, section, given["args"].seed)
+    config._n_gpu = min(config.n_gpu, 1)
+    adapter = adapter_config(settings.lora, loaded.model, section, config.seed)
     model = loaded.model
     if adapter and settings.backend == "unsloth":
         from workbench.models.unsloth_backend import adapt
 
-        model, adapter = adapt(model, adapter, settings, given["args"].seed), None
-    trainer = build(model=model, processing_class=loaded.tokenizer, peft_config=adapter, **given)
-    trainer.rows_at_once = settings.micro_batch_size
-    keep_quiet(trainer)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        model, adapter = adapt(model, adapter, settings, config.seed), None
+    try:
+        trainer = trainer_class(
+            model=model, processing_class=loaded.tokenizer, peft_config=adapter, args=config, train_dataset=data
+        )
+        trainer.batches, trainer.rows_at_once = batches, settings.micro_batch_size
+        if trainer.accelerator.num_processes > 1:
+            # TRL gathers what it logs beside the loss, which needs as many rows everywhere: each process logs its own.
+            trainer.accelerator.gather = trainer.accelerator.gather_for_metrics = lambda tensor: tensor
+        keep_quiet(trainer)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    except torch.OutOfMemoryError as error:
+        raise _too_large(section, settings, str(error).split(". ")[0]) from error
     if trainer.accelerator.is_main_process:
         _save(trainer, loaded, work, recipe, settings.lora)
     trainer.accelerator.wait_for_everyone()
     return trainer
+
+
+def _too_large(section: str, settings: Alignment | Training, reason: str) -> TuningError:
+    rows = settings.micro_batch_size or settings.batch_size
+    if rows == 1:
+        return TuningError(
+            f"Memory does not suffice for one example at a time ({reason}); lower {section}.max_length, set "
+            "gradient_checkpointing or lora, or take a smaller model."
+        )
+    return TuningError(
+        f"Memory does not suffice for {section} with {rows} examples at once ({reason}); set {section}."
+        f"micro_batch_size to {rows // 2} in the recipe, which changes nothing learned, and run the same command again."
+    )
 
 
 def _save(trainer, loaded: loading.LoadedModel, work: Path, recipe: Recipe, lora: Lora) -> None:
@@ -404,7 +351,6 @@ def adapter_config(lora: Lora, model, section: str, seed: int):
     """
     if not lora.rank:
         return None
-    import torch
     from peft import LoraConfig
 
     output = model.get_output_embeddings()
@@ -453,16 +399,15 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
     ]
     lengths = [len(prompt) + len(end) for side in sides for prompt, end in side]
     _refuse_too_long(max(lengths, default=0), settings.max_length, "alignment")
-    n_steps = -(-len(rows) // settings.batch_size) * settings.n_epochs
+    batches = shuffled(len(rows), settings.batch_size, settings.n_epochs, seed % 2**31)
     config = DPOConfig(
         beta=settings.beta,
-        num_train_epochs=settings.n_epochs,
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=settings.micro_batch_size or settings.batch_size,
-        **_arguments(settings, recipe, work, seed, n_steps),
+        **_arguments(settings, recipe, work, seed, len(batches)),
     )
     data = _stored(rows, work, config)
-    trainer = _train(dpo_trainer(), teacher, recipe, settings, work, args=config, train_dataset=data)
+    trainer = _train(dpo_trainer(), teacher, recipe, settings, work, batches, config, data)
     metrics = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
     steps = trainer.state.global_step
     return {"curve": curve_of(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
@@ -507,7 +452,6 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     rng = np.random.Generator(np.random.Philox(seed))
     batches = [batch for _ in range(settings.n_epochs) for batch in deal(lengths, n_batches, rng)]
     config = SFTConfig(
-        max_steps=len(batches),
         dataset_kwargs={"skip_prepare_dataset": True},
         # Unsloth's own loss is for this one; TRL's takes the same values in pieces.
         loss_type="nll" if settings.backend == "unsloth" else None,
@@ -515,9 +459,7 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         padding_free=settings.packing,
         **_arguments(settings, recipe, work, seed, len(batches)) | ({"max_length": None} if settings.packing else {}),
     )
-    build = partial(sft_trainer(), batches)
-    data = Dataset.from_list(data)
-    trainer = _train(build, loaded, recipe, settings, work, args=config, train_dataset=data)
+    trainer = _train(sft_trainer(), loaded, recipe, settings, work, batches, config, Dataset.from_list(data))
     curve = curve_of(trainer, ("loss", "mean_token_accuracy"))
     return {"curve": curve, "n_tokens": sum(lengths) * settings.n_epochs, "steps": trainer.state.global_step}
 

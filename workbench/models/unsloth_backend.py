@@ -15,7 +15,9 @@ def load(ref: str, dtype: str, device: str, settings: Alignment | Training) -> l
         ModelError: If the folder cannot be used.
     """
     if "unsloth" not in sys.modules:
-        raise TuningError("Unsloth changes transformers and TRL when it is imported; train through launching instead.")
+        raise TuningError(
+            "Unsloth changes transformers and TRL when it is imported; train through models.backends instead."
+        )
     from unsloth import FastLanguageModel
 
     folder = loading.resolve(ref)

@@ -4,7 +4,7 @@ It is started in the main process only: its own workers and those of the process
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,11 @@ import torch
 from workbench.models.engine import (
     Completion,
     Decoding,
+    Engine,
     EngineError,
     Finished,
-    Likelihood,
-    RecordingEngine,
     Request,
     TokenizedRequest,
-    continuation_ids,
     in_batches,
     prompt_ids,
     refuse_unfit,
@@ -43,7 +41,7 @@ SETTINGS = {
 }
 
 
-class VllmEngine(RecordingEngine):
+class VllmEngine(Engine):
     """Completions by vLLM, prompts with a common beginning side by side for its prefix cache.
 
     Promise: greedy completions change with nothing but near-ties of the arithmetic. Sampled ones: without a GPU the
@@ -118,22 +116,6 @@ class VllmEngine(RecordingEngine):
     def identity(self) -> list:
         """Return engine, code version, weights and dtype."""
         return [self.name, VLLM_VERSION, [self.fingerprint, self.dtype]]
-
-    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Return how probable each continuation is after its prompt; the prefix cache is of no use for that."""
-        from vllm import SamplingParams
-
-        before = prompt_ids(self.tokenizer, [prompt for prompt, _ in pairs], self.ends)
-        after = continuation_ids(self.tokenizer, [text for _, text in pairs])
-        for (prompt, _), head, tail in zip(pairs, before, after, strict=True):
-            refuse_unfit(self.ref, Request(prompt), len(head), len(tail) + 1, self.limit)
-        asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-        found = []
-        outputs = self._ask([head + tail for head, tail in zip(before, after, strict=True)], asked)
-        for tail, output in zip(after, outputs, strict=True):
-            given = output.prompt_logprobs[len(output.prompt_logprobs) - len(tail) :]
-            found.append(Likelihood(sum(at[token].logprob for at, token in zip(given, tail, strict=True)), len(tail)))
-        return found
 
     def close(self) -> None:
         """Stop vLLM and give back its memory."""

@@ -15,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from workbench.runs.recipe_engines import Compute, EngineChoice, Engines
 from workbench.runs.recipe_parts import (
+    ROWS_AT_ONCE,
     Benchmarks,
     Count,
     CountOrZero,
@@ -288,12 +289,16 @@ class Recipe(Section):
 
     def section_json(self, *names: str) -> str:
         """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""
-        values = self.model_dump()
+        values = self.without_limits().model_dump()
         return canonical_json({name: reduce(getitem, name.split("."), values) for name in names})
 
     def without_limits(self) -> "Recipe":
-        """Return the same recipe without caps on spending: they change no result, and may be raised under way."""
-        return self.model_copy(update={"engines": self.engines.without_limits()})
+        """Return the same recipe without what changes no result and may be set anew under way.
+
+        These are the caps on spending, and how many rows a training computes at once.
+        """
+        trainings = {name: getattr(self, name).model_copy(update=ROWS_AT_ONCE) for name in ("alignment", "training")}
+        return self.model_copy(update={"engines": self.engines.without_limits(), **trainings})
 
     def to_yaml(self) -> str:
         """Return the whole recipe, defaults included, as YAML."""

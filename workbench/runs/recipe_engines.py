@@ -13,9 +13,14 @@ OWN_SETTINGS = {
     "transformers": (),
     "vllm": ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
     "openai": (
-        *("base_url", "served", "endpoint", "n_parallel", "timeout_s", "n_attempts"),
+        *("base_url", "model_name", "endpoint", "max_concurrency", "timeout_s", "max_retries"),
         *("budget_tokens", "budget_money", "price_in", "price_out"),
     ),
+}
+RENAMED = {
+    "served": "model_name",
+    "n_parallel": "max_concurrency",
+    "n_attempts": "max_retries, which does not count the first try",
 }
 LIMITS = {"budget_tokens": 0, "budget_money": 0.0}  # what may be changed while a run is under way
 
@@ -25,8 +30,8 @@ class EngineChoice(Section):
 
     vllm: number of GPUs for one model, part of their memory, longest text in tokens (0: what the model allows).
     openai: the server (empty: OPENAI_BASE_URL; its key is always OPENAI_API_KEY), the model's name there (empty: as
-    under models), completions (prompts are rendered here) or chat (there), requests at once, seconds and tries for
-    each, and caps on what is spent, 0 for none, prices being for a million tokens.
+    under models), completions (prompts are rendered here) or chat (there), requests at once, seconds for each and how
+    often it is tried again, and caps on what is spent, 0 for none, prices being for a million tokens.
     """
 
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
@@ -34,11 +39,11 @@ class EngineChoice(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_model_len: CountOrZero = 0
     base_url: str = ""
-    served: str = ""
+    model_name: str = ""
     endpoint: Literal["completions", "chat"] = "completions"
-    n_parallel: Count = 16
+    max_concurrency: Count = 16
     timeout_s: Positive = 120.0
-    n_attempts: Count = 6
+    max_retries: CountOrZero = 5
     budget_tokens: CountOrZero = 0
     budget_money: PositiveOrZero = 0.0
     price_in: PositiveOrZero = 0.0
@@ -47,6 +52,9 @@ class EngineChoice(Section):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
+        for old, new in RENAMED.items():
+            if isinstance(value, dict) and old in value:
+                raise ValueError(f"{old} (value {value[old]!r}) is now {new}; rename it")
         return {"engine": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -70,12 +78,12 @@ class EngineChoice(Section):
     def capabilities(self) -> tuple[str, ...]:
         """What the engine can do beyond writing completions.
 
-        likelihoods: tell how probable a given text is (of servers, those that echo prompts). weights: what it computes
-        is at hand, to be aligned or trained. folders: it takes a model that the run itself has trained.
+        weights: what it computes is at hand, to be aligned or trained. folders: it takes a model that the run itself
+        has trained.
         """
         if self.engine == "openai":
-            return ("weights", "likelihoods where the server echoes") if self.endpoint == "completions" else ()
-        return ("weights", "folders", "likelihoods")
+            return ("weights",) if self.endpoint == "completions" else ()
+        return ("weights", "folders")
 
 
 class Engines(Section):
@@ -105,10 +113,10 @@ class Engines(Section):
                 f"engines.teacher is a chat server, whose model cannot be aligned, as {aligned_arms[0]!r} needs; "
                 "take endpoint: completions with the model's folder under models, or arms of drafts only"
             )
-        if self.student.served and len(refs) > 1:
+        if self.student.model_name and len(refs) > 1:
             raise ValueError(
-                f"engines.student.served names one model ({self.student.served!r}) for several students or responders; "
-                "take it out and let the server know each by its name under models"
+                f"engines.student.model_name names one model ({self.student.model_name!r}) for several students or "
+                "responders; take it out and let the server know each by its name under models"
             )
 
     def without_limits(self) -> "Engines":

@@ -62,13 +62,16 @@ class Lora(Section):
 OptionalLora = Annotated[Lora, Field(exclude_if=lambda lora: not lora.rank)]
 
 
+ROWS_AT_ONCE = {"micro_batch_size": 0}  # what may be changed while a run is under way
+
+
 class Tuning(Section):
     """By what means DPO and SFT train.
 
     backend: unsloth trains the same rows in the same order in a process of its own. micro_batch_size: rows that are
-    computed at once, a part of batch_size; 0 begins with all of them. In either case memory that runs out halves the
-    number, while the optimiser's batch stays. bf16: matrix products in bfloat16 beside float32 weights (with lora, the
-    frozen weights are in models.dtype). gradient_checkpointing: less memory for more time.
+    computed at once, a part of batch_size; 0 for all of them. The optimiser's batch stays, so lower it where memory
+    runs out. bf16: matrix products in bfloat16 beside float32 weights (with lora, the frozen weights are in
+    models.dtype). gradient_checkpointing: less memory for more time.
     """
 
     backend: Annotated[Literal["trl", "unsloth"], Field(exclude_if=lambda value: value == "trl")] = "trl"

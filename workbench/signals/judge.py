@@ -110,7 +110,7 @@ def _key(recipe: Recipe, asked: _Asked, mark: list | None = None) -> str:
     """Return the key of all that can change what the judge answers; without its mark, of what the recipe says."""
     given = recipe.section_json("models.judge", "models.dtype", "evaluation.max_new_tokens")
     choice = recipe.engines.judge
-    engine = [choice.engine, choice.base_url, choice.served, choice.endpoint, mark]
+    engine = [choice.engine, choice.base_url, choice.model_name, choice.endpoint, mark]
     return fingerprint([VERSION, given, engine, {name: list(texts) for name, texts in asked.prompts().items()}])
 
 
