@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from simulated import two_arms
 
 from workbench import figures
 from workbench.figures import scores as scores_module
@@ -127,7 +128,7 @@ def evaluated():
     for student, effect in (("ada", 0.22), ("bob", 0.02), (EVIL, -0.2)):
         for shots in settings["shots"]:
             for arm in ARMS:
-                tables = intervals.simulate(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
+                tables = two_arms(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
                 for seed, answers in zip([-1] if arm == "base" else [0, 1, 2], tables[0]):
                     rows += [
                         (student, arm, seed, shots, [*TASKS, EVIL][i % 3], f"i{i}", "x", True, bool(v))

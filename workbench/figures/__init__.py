@@ -13,7 +13,7 @@ from workbench.figures.scores import (
     technique_heatmap,
     two_signals,
 )
-from workbench.figures.studies import own_examples, probe_validity, score_and_gain, style_path
+from workbench.figures.studies import estimates, own_examples, probe_validity, score_and_gain, style_path
 from workbench.figures.style import (
     FigureError,
     caption,
@@ -43,6 +43,7 @@ __all__ = [
     "drafts_by_technique",
     "enlarge",
     "escape",
+    "estimates",
     "gains_by_signal",
     "influences",
     "learning_curve",

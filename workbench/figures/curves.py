@@ -17,12 +17,13 @@ def learning_curve(
     """Draw accuracy against examples a task and, where it was found, how far a tailored example reaches.
 
     Args:
-        points: Of one student, as worth.points returns it.
-        found: As worth.worth returns it; level lines then lead from each tailored size to the untailored curve.
-        said: What that says, as worth.quoted returns it.
+        points: Of one student, as learning_curves.points returns it.
+        found: As learning_curves.worth returns it; level lines then lead from each tailored size to the untailored
+            curve.
+        said: What that says, in a sentence.
         models: Which models this was made with.
     """
-    student = named(need(points, "learning curves", "run: workbench curves RUN")["student"].iloc[0])
+    student = named(need(points, "learning curves", "run: workbench study learning_curves RUN")["student"].iloc[0])
     sizes = sorted(set(points["n"]) - {0})
     fig = go.Figure()
     for arm, own in points.groupby("arm", sort=False):

@@ -427,11 +427,11 @@ def two_signals(table: pd.DataFrame, agreement: pd.DataFrame, models: str = POCK
     """Draw each draft's one-shot accuracy against its influence, a panel a student, a mark a technique.
 
     Args:
-        table: As two_signals.both returns it.
-        agreement: As two_signals.rank_agreement returns it.
+        table: As signal_agreement.both returns it.
+        agreement: As signal_agreement.rank_agreement returns it.
         models: How the figure names them.
     """
-    students = list(need(table, "drafts with both signals", "run: workbench signals RUN")["student"].unique())
+    students = list(need(table, "drafts with both signals", "run: workbench study signals RUN")["student"].unique())
     ways = sorted(table["technique"].unique())
     fig = make_subplots(len(students), 1, subplot_titles=panels(students), shared_xaxes=True, vertical_spacing=0.08)
     for row, student in enumerate(students, 1):
@@ -473,10 +473,10 @@ def gains_by_signal(found: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw how much more the best-scored group gained than the worst-scored one, by signal and student.
 
     Args:
-        found: As two_signals.predictions returns it.
+        found: As signal_agreement.predictions returns it.
         models: How the figure names them.
     """
-    need(found, "trained groups", "run: workbench signals RUN")
+    need(found, "trained groups", "run: workbench study signals RUN")
     fig = go.Figure()
     for at, (signal, own) in enumerate(found.groupby("signal", sort=False)):
         colour, symbol, _ = MARKS[at % len(MARKS)]

@@ -27,13 +27,13 @@ def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, mode
     """Draw gain against mean preference score, a panel a student and a line a task.
 
     Args:
-        table: As validity.validate returns it.
-        agreement: As validity.agreement returns it.
+        table: As validity.train_on_groups returns it.
+        agreement: As validity.predictive_validity returns it.
         left: What of the correlation is left when other explanations are held fixed, as validity.left_over says it.
         models: Which models this was made with.
     """
-    means = need(table, "groups", "run: workbench validity RUN").groupby(["student", "task", "group"], as_index=False)
-    means = means[["score", "gain"]].mean()
+    need(table, "groups", "run: workbench study validity RUN")
+    means = table.groupby(["student", "task", "group"], as_index=False)[["score", "gain"]].mean()
     students, tasks = list(table["student"].unique()), list(table["task"].unique())
     fig = make_subplots(len(students), 1, subplot_titles=panels(students), shared_xaxes=True, vertical_spacing=0.06)
     for row, student in enumerate(students, 1):
@@ -72,6 +72,32 @@ def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, mode
     )
 
 
+def estimates(table: pd.DataFrame, unit: str, title: str, subtitle: str, caption: str, sentence: str) -> go.Figure:
+    """Draw values with their intervals, a row each, and where nothing is: a study's own table as a figure.
+
+    Args:
+        table: Columns label, value, low, high.
+        unit: What is on the axis.
+        title: The question.
+        subtitle: How many of what, and which models; texts as for figures.style.finish.
+        caption: How to read it.
+        sentence: What it says.
+    """
+    need(table, "estimates", "ask for some")
+    fig = go.Figure()
+    fig.add_scatter(
+        x=table["value"],
+        y=[escape(label, 90) for label in table["label"]],
+        error_x=error_bars(table, "value", CHOSEN),
+        mode="markers",
+        marker={"color": CHOSEN, "size": 10},
+        showlegend=False,
+    )
+    fig.update_xaxes(title_text=unit)
+    fig.update_yaxes(autorange="reversed")
+    return finish(fig, title, subtitle, caption, sentence, table.round(4), height=170 + 36 * len(table))
+
+
 def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) -> go.Figure:
     """Draw probe score and held-out gain by round of alignment, a row a student.
 
@@ -80,7 +106,7 @@ def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) 
         said: Sentences on where the two part, as goodhart.findings returns them.
         models: Which models this was made with.
     """
-    students = list(need(rounds, "rounds", "run: workbench goodhart RUN")["student"].unique())
+    students = list(need(rounds, "rounds", "run: workbench study goodhart RUN")["student"].unique())
     measures = (
         ("score", "probe score (%)", CHOSEN, "circle", "solid"),
         ("gain", "gain (points)", TAILORED, "diamond", "dash"),

@@ -68,8 +68,10 @@ def _title_of(node: nbformat.NotebookNode) -> str:
 
 def _cell(cell: nbformat.NotebookNode) -> str:
     if cell.cell_type == "markdown":
-        # Notebooks link each other; here they are sections of one page.
-        return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', markdown2html(cell.source))
+        # Notebooks link each other; here those of the loop are sections of one page, and a study is a page of its own.
+        inside = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', markdown2html(cell.source))
+        beside = re.sub(r'href="\.\./(\d\d_\w+)\.ipynb"', r'href="report.html#\1"', inside)
+        return re.sub(r'href="(?:studies/)?([a-z]\w+)\.ipynb"', r'href="\1.html"', beside)
     if cell.cell_type != "code":
         return ""
     # The values that a run used stand in its recipe.
