@@ -10,8 +10,8 @@ from workbench.figures.scores import (
     preference_scores,
     probe_roc,
     sibling_gaps,
+    signal_agreement,
     technique_heatmap,
-    two_signals,
 )
 from workbench.figures.studies import estimates, own_examples, probe_validity, score_and_gain, style_path
 from workbench.figures.style import (
@@ -62,13 +62,13 @@ __all__ = [
     "show",
     "sibling_gaps",
     "sign_flips",
+    "signal_agreement",
     "style_path",
     "style_shift",
     "table",
     "technique_heatmap",
     "to_html",
     "training_curves",
-    "two_signals",
     "use_large_type",
     "use_renderer",
 ]

@@ -423,7 +423,7 @@ def sibling_gaps(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     )
 
 
-def two_signals(table: pd.DataFrame, agreement: pd.DataFrame, models: str = POCKET) -> go.Figure:
+def signal_agreement(table: pd.DataFrame, agreement: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw each draft's one-shot accuracy against its influence, a panel a student, a mark a technique.
 
     Args:

@@ -66,20 +66,23 @@ def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, mode
         f"groups: best to worst rationale of each draft question; {n_seeds} training seeds; {models}",
         "Gain: accuracy after training on the group minus before, on validation questions outside the preference set. "
         "A line that rises says that the probe told the truth for that student and task.",
-        f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}",
+        f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}".strip(),
         means,
         height=140 + 190 * len(students),
     )
 
 
-def estimates(table: pd.DataFrame, unit: str, title: str, subtitle: str, caption: str, sentence: str) -> go.Figure:
-    """Draw values with their intervals, a row each, and where nothing is: a study's own table as a figure.
+def estimates(
+    table: pd.DataFrame, unit: str, nothing: float | None, title: str, subtitle: str, caption: str, sentence: str
+) -> go.Figure:
+    """Draw values with their intervals, a row each: what a study found, where no other figure draws it.
 
     Args:
         table: Columns label, value, low, high.
         unit: What is on the axis.
-        title: The question.
-        subtitle: How many of what, and which models; texts as for figures.style.finish.
+        nothing: Where a line says that nothing was found, such as 0 for a difference; None for no line.
+        title: The question; this and the other texts as for figures.style.finish.
+        subtitle: How many of what, and which models.
         caption: How to read it.
         sentence: What it says.
     """
@@ -93,6 +96,8 @@ def estimates(table: pd.DataFrame, unit: str, title: str, subtitle: str, caption
         marker={"color": CHOSEN, "size": 10},
         showlegend=False,
     )
+    if nothing is not None:
+        fig.add_vline(x=nothing, line={"color": CONTROL, "width": 1, "dash": "dot"})
     fig.update_xaxes(title_text=unit)
     fig.update_yaxes(autorange="reversed")
     return finish(fig, title, subtitle, caption, sentence, table.round(4), height=170 + 36 * len(table))
