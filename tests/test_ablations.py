@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.report.summary import cohort_markdown, contrasts_markdown
 from workbench.runs.recipe import Recipe
 from workbench.runs.seeding import stream
-from workbench.verdict.ablations import ALL, OTHERS, cohort, cohort_markdown, contrasts, contrasts_markdown
+from workbench.verdict.ablations import ALL, OTHERS, cohort, contrasts
 
 SHARES = {  # student -> arm -> how often it is right
     "s": {"untailored": 0.3, "tailored": 0.7, "most_preferred": 0.3, "tailored_for_t": 0.3, "tailored_for_u": 0.5},

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from simulated import two_arms
 
 from workbench import figures
 from workbench.figures import scores as scores_module
@@ -127,7 +128,7 @@ def evaluated():
     for student, effect in (("ada", 0.22), ("bob", 0.02), (EVIL, -0.2)):
         for shots in settings["shots"]:
             for arm in ARMS:
-                tables = intervals.simulate(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
+                tables = two_arms(3, 200, generator, effect if arm == "tailored" else 0.0, 0.01, 0.05)
                 for seed, answers in zip([-1] if arm == "base" else [0, 1, 2], tables[0]):
                     rows += [
                         (student, arm, seed, shots, [*TASKS, EVIL][i % 3], f"i{i}", "x", True, bool(v))
@@ -340,3 +341,11 @@ def test_png_without_a_browser(tmp_path, all_figures, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(figures.FigureError, match="install one"):
         figures.save_png(all_figures["comparisons"], tmp_path / "x.png")
+
+
+def test_estimates_are_drawn_a_row_each_with_a_line_where_nothing_was_found():
+    table = pd.DataFrame({"label": [EVIL, "b"], "value": [10.0, 20.0], "low": [8.0, 15.0], "high": [12.0, 22.0]})
+    fig = figures.estimates(table, "points", 0.0, "Which?", "2 rows", "How to read it.", "b is ahead.")
+    assert "<img" not in fig.data[0].y[0] and list(fig.data[0].x) == [10.0, 20.0] and fig.layout.shapes[0].x0 == 0.0
+    assert figures.sentence(fig) == "b is ahead."
+    assert not figures.estimates(table, "share", None, "Which?", "", "", "").layout.shapes

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import PROJECT
-from test_pair_reliability import stored
+from simulated import predictions_of
 
 from workbench.cli import doctor
 from workbench.cli.main import DONE, FAILED, REFUSED, STAGES, main, parser
@@ -21,7 +21,7 @@ from workbench.runs.recipe import Recipe, format_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NOTEBOOKS, open_run
-from workbench.verdict.power import ASSUMED, design_of, predictions_of, simulate
+from workbench.verdict.power import ASSUMED, design_of, simulate
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_the_package_lists_its_contents_and_nothing_else():
 def test_help_reads_well(capsys):
     status, said, _ = outcome(capsys, "--help")
     assert status == DONE
-    for command in "run runs plan calibrate halves validity goodhart curves trace export doctor".split():
+    for command in "run runs plan study trace export doctor".split():
         assert re.search(rf"^    {command}\s", said, re.MULTILINE), command
     assert "arte-demo --name demo" in said and "Traceback" not in said
     status, said, _ = outcome(capsys, "run", "--help")
@@ -248,40 +248,9 @@ def test_plan_takes_the_spread_of_a_run(capsys, evaluated):
     assert found_points(said) < found_points(assumed)
 
 
-def test_calibrate_takes_recipe_and_spread_of_a_run(capsys, evaluated):
-    status, said, _ = outcome(capsys, "calibrate", "done", "--repeats", "40")
-    said = " ".join(said.split())
-    assert status == DONE and "seen in run done, student counter" in said and "5 seeds, 600 items" in said
-    status, said, _ = outcome(
-        capsys, "calibrate", "done", "--recipe", "arte-demo", "--repeats", "20", "-p", "seeds", "[1, 2, 3, 4]"
-    )
-    assert status == DONE and "4 seeds, 100 items" in " ".join(said.split())
-
-
-def test_halves_looks_at_the_probes_of_a_run(capsys, runs, small):
-    run = open_run("probed", load_recipe(small))
-    made = dict(zip(("probes", "drafts", "preference_set"), stored(0.2, 30, sharp=np.ones(24)), strict=True))
-    filling = dict.fromkeys(("question", "technique", "rationale", "answer", "gold", "target"), "x")
-    filling |= {"task": "t", "correct": True, "parsed": True, "n_tokens": 1, "difficulty": 0.0}
-    for stage, names in (("drafting", ["drafts"]), ("probing", ["probes", "preference_set"])):
-        run.stage(stage).finished("f")
-        for name in names:
-            rows = [filling | row for row in made[name].to_dict("records")]
-            run.stage(stage).write(name, pd.DataFrame(rows)[list(schemas.SCHEMAS[name].columns)])
-        run.stage(stage).finish("f", {}, 0.0, 0, {})
-    status, said, _ = outcome(capsys, "halves", "probed", "--splits", "3")
-    assert status == DONE and "3 splits" in said
-    assert "paper's rule" in said and "some of these, by discrimination" in said
-
-
-def test_calibrate_and_halves_say_what_is_missing(capsys, runs, small):
-    open_run("begun", load_recipe(small))
-    for command, stage in (("calibrate", "05_evaluation"), ("halves", "02_preference_probing")):
-        status, _, error = outcome(capsys, command, "begun")
-        assert status == FAILED and stage in error
-    for wrong in (("calibrate", "--repeats", "0"), ("plan", "arte", "--detect", "5")):
-        status, _, error = outcome(capsys, *wrong)
-        assert status == REFUSED and "must" in error
+def test_plan_refuses_a_difference_that_is_no_share(capsys):
+    status, _, error = outcome(capsys, "plan", "arte", "--detect", "5")
+    assert status == REFUSED and "must lie between 0 and 1" in error
 
 
 def test_trace_says_what_it_could_not_find(capsys, runs, small):

@@ -15,9 +15,10 @@ import pytest
 from conftest import PROJECT
 from nbconvert import HTMLExporter
 from test_goodhart import rounds
-from test_notebook_style import PATHS
+from test_notebook_style import PATHS, STUDIES
 from test_validity import outcome as groups
 
+from workbench.cli.main import main
 from workbench.notebook import display, headless
 from workbench.notebook.display import Progress
 from workbench.notebook.session import ParameterError, check_parameters, parse_overrides
@@ -165,13 +166,36 @@ def test_a_notebook_runs_by_papermill_alone(work, tmp_path, monkeypatch):
     assert "reusing" in out.read_text()
 
 
-def test_two_signals_are_compared_on_the_drafts_of_any_probed_run(work, tmp_path):
-    source, out = PROJECT / "notebooks" / "07_two_signals.ipynb", tmp_path / "out.ipynb"
-    papermill.execute_notebook(source, out, {"run": "tiny"}, cwd=PROJECT, progress_bar=False)
-    metrics = json.loads((work.path / "metrics.json").read_text())["07_two_signals"]
-    # The first of the six questions warms the student up; the others have four rationales each.
-    assert metrics["status"] == "ok" and 0 < metrics["n_drafts"] <= 20
-    assert "Tokens for one draft and one student" in out.read_text()
+STUDIED = {  # study -> its parameters, as small as makes sense, and one of the numbers it leaves
+    "ablations": ({}, "tailored_minus_untailored"),
+    "benchmarks": ({}, "rows"),
+    "calibrate": ({"repeats": 20, "overrides": "seeds=[1, 2, 3]"}, "false_better"),
+    "goodhart": ({"rounds": 1, "probed": 1}, "score_tally-strong"),
+    "halves": ({"splits": 2, "ask": 2}, "agreement_tally-strong_rationale"),
+    "learning_curves": ({"sizes": "1, 2"}, "worth_at_2"),
+    "signals": ({"seeds": 2}, "n_drafts"),
+    "validity": ({"seeds": 2}, "correlation"),
+}
+
+
+def test_every_study_is_run():
+    assert set(STUDIED) == {path.stem for path in STUDIES}
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_a_study_runs_on_any_finished_run_and_leaves_a_page_and_numbers(work, capsys, monkeypatch, name):
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    given, number = STUDIED[name]
+    assert (
+        main(["study", name, "tiny", *(word for key, value in given.items() for word in ("-p", key, str(value)))]) == 0
+    )
+    said = capsys.readouterr().out
+    found = json.loads((work.path / "metrics.json").read_text())[name]
+    assert found["status"] == "ok" and number in found
+    page = work.path / "reports" / f"{name}.html"
+    assert said.strip().splitlines()[-1].endswith(f"reports/{name}.html") and page.is_file()
+    drawn = 'class="plotly-graph-div"' in page.read_text(encoding="utf-8")
+    assert drawn or name == "benchmarks"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +207,7 @@ def test_two_signals_are_compared_on_the_drafts_of_any_probed_run(work, tmp_path
 )
 def test_what_a_command_of_its_own_made_is_shown_where_it_is_there(tiny, work, tmp_path, name, file, title):
     without = (tiny[0] / "reports" / f"{name}.ipynb").read_text()
-    assert f"workbench {file.partition('.')[0]} tiny" in without and title not in without
+    assert f"workbench study {file.partition('.')[0]} tiny" in without and title not in without
     (groups(0.5).to_csv if file.endswith("csv") else rounds((0.4, 0.5), (0.1, 0.1)).to_parquet)(work.path / file)
     try:
         source, out = PROJECT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb"

@@ -12,7 +12,6 @@ from workbench.verdict.pair_reliability import (
     LIKELY,
     PAPER,
     ReproductionError,
-    in_words,
     selection_bias,
     split_half_reliability,
 )
@@ -90,7 +89,6 @@ def test_items_that_tell_drafts_apart_form_better_pairs_than_random_ones():
 
 def test_without_a_fit_there_is_nothing_to_choose_by():
     assert set(split_half_reliability(*stored(0.1), n_splits=2)["questions"]) == {ALL}
-    assert "drawn at random, so" in " ".join(in_words(*stored(0.1), 2, 0.25).split())
 
 
 def test_inflation_shows_what_picking_alone_does():
@@ -122,8 +120,3 @@ def test_questions_with_fewer_drafts_are_taken_as_they_are():
 def test_too_few_questions_are_refused():
     with pytest.raises(ReproductionError, match="3 questions"):
         split_half_reliability(*stored(0.1, n_items=3))
-
-
-def test_in_words_says_what_was_planted():
-    said = in_words(*stored(0.2, 60, sharp=np.ones(24)), 5, 0.25)
-    assert BY_IRT in said and PAPER in said and "if the drafts of a question did not differ" in said

@@ -1,12 +1,8 @@
-"""The whole decision, simulated: as the verdict decides, rarely wrong, and told as it was counted.
-
-    python -m workbench calibrate RUN --repeats 4000
-
-is the same at length.
-"""
+"""The whole decision, simulated: as the verdict decides, rarely wrong; the study `calibrate` does it at length."""
 
 import numpy as np
 import pytest
+from simulated import verdict_on
 
 from workbench.verdict import power
 from workbench.verdict.intervals import BETTER, SAME, WORSE
@@ -16,11 +12,8 @@ from workbench.verdict.power import (
     VarianceModel,
     calibrate,
     decisions,
-    in_words,
     simulate,
-    verdict_on,
 )
-from workbench.verdict.verdict import VerdictError
 
 DESIGN = ExperimentDesign(
     "tailored",
@@ -65,15 +58,15 @@ def test_the_further_comparisons_are_corrected_for_their_number():
     """Nine of them, nothing true: taken alone one of them too often says "better", corrected in one run of twenty."""
     wide = DESIGN._replace(arms=(*DESIGN.arms, "question_only", "rationale_only"), n_seeds=5)
     assert len(wide.compared) == 10
-    (row,) = calibrate(ASSUMED, wide, 600, [0.0], n_checked=1).to_dict("records")
+    (row,) = calibrate(ASSUMED, wide, 600, [0.0]).to_dict("records")
     assert row["any_other_alone"] > 0.05 > row["any_other_better"] > 0.0, row
-    (row,) = calibrate(ASSUMED, wide, 100, [0.25], n_checked=1).to_dict("records")
+    (row,) = calibrate(ASSUMED, wide, 100, [0.25]).to_dict("records")
     assert row["any_other_better"] > 0.8, row
 
 
 def test_rarely_wrong_and_honest_about_it():
     """400 runs a row: the bounds leave three Monte Carlo standard errors (0.011 at a share of 0.05)."""
-    table = calibrate(ASSUMED, DESIGN, 400, n_checked=0)
+    table = calibrate(ASSUMED, DESIGN, 400)
     assert np.allclose(table[SHARES].sum(axis=1), 1.0)
     null = table[table["difference"] == 0]
     assert list(null["seed_sd"]) == [0.02, 0.04]
@@ -86,32 +79,18 @@ def test_rarely_wrong_and_honest_about_it():
 
 
 def test_the_same_seed_gives_the_same_table():
-    made = [calibrate(ASSUMED, DESIGN, 30, [0.1], seed, n_checked=0) for seed in (1, 1, 2)]
+    made = [calibrate(ASSUMED, DESIGN, 30, [0.1], seed) for seed in (1, 1, 2)]
     assert made[0].equals(made[1]) and not made[0].equals(made[2])
 
 
 def test_repeats_are_all_counted_however_they_are_cut(monkeypatch):
     monkeypatch.setattr(power, "CHUNK", 7 * 4 * 2 * 3 * 120)
-    (row,) = calibrate(ASSUMED, DESIGN, 30, [0.1], n_checked=0).to_dict("records")
+    (row,) = calibrate(ASSUMED, DESIGN, 30, [0.1]).to_dict("records")
     assert row["repeats"] == 30 and sum(row[name] for name in SHARES) == pytest.approx(1.0)
     assert (np.array([row[name] * 30 for name in SHARES]) % 1).round(6).tolist() == [0.0] * 4
-
-
-def test_a_verdict_that_decided_otherwise_would_be_noticed(monkeypatch):
-    monkeypatch.setattr(power, "decide", lambda *_: WORSE)
-    with pytest.raises(VerdictError, match="decides otherwise"):
-        calibrate(ASSUMED, DESIGN, 2, [0.0])
 
 
 def test_a_recipe_without_base_and_further_shots_is_decided_too():
     small = DESIGN._replace(arms=("tailored", "untailored"), shots=(0,), tasks=("moves",))
     (row,) = calibrate(ASSUMED, small, 20, [0.3]).to_dict("records")
     assert row["any_other_better"] == 0.0 and row["better"] > 0.5
-
-
-def test_in_words_says_what_was_counted():
-    table = calibrate(ASSUMED, DESIGN, 50, n_checked=0)
-    said = " ".join(in_words(table, ASSUMED, DESIGN).split())
-    assert "3 seeds, 40 items for each of 3 tasks" in said and "50 simulated runs a row" in said
-    assert f"'better' is said falsely in {100 * table['better'].iloc[0]:.1f} %" in said
-    assert "At a true difference of the margin" in said

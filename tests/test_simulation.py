@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import simulated
 from scipy import stats
 
 from workbench.runs.recipe import TAILORED_FOR
@@ -36,7 +37,7 @@ WORLD = VarianceModel({("counting", 0): 0.25, ("moves", 0): 0.6}, 0.15, 0.1, 0.0
 
 
 def predictions_of(run, repeat: int = 0):
-    return power.predictions_of(run, DESIGN, repeat)
+    return simulated.predictions_of(run, DESIGN, repeat)
 
 
 def test_design_is_that_of_the_recipe(recipe_values, recipe):

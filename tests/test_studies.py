@@ -1,35 +1,51 @@
-"""The commands that look back on a run, as they are called; what they find is tested with the modules that find it."""
+"""The studies by the command: listed, explained, refused in one sentence, and run on a whole run."""
 
+import json
+import re
+
+import nbformat
 import pytest
 from test_main import outcome, small
+from test_notebook_style import STUDIES
 
 from workbench.cli.main import DONE, FAILED, REFUSED
-from workbench.cli.studies import COMMANDS
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
 
 __all__ = ["small"]  # a fixture
 
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_says_what_it_takes(capsys, command):
-    status, said, _ = outcome(capsys, command, "--help")
-    assert status == DONE and "RUN" in said
+NAMES = [path.stem for path in STUDIES]
 
 
-def test_a_run_that_lacks_what_is_asked_of_it_is_told_so(capsys, runs, small):
-    open_run("new", load_recipe(small))
-    status, _, error = outcome(capsys, "goodhart", "new")
-    assert status == FAILED and "no finished alignment" in error
-    status, _, error = outcome(capsys, "goodhart", "new", "--student", "eve")
-    assert status == FAILED and "has no student 'eve'" in error
-    status, _, error = outcome(capsys, "curves", "new", "--student", "eve")
-    assert status == FAILED and "has no student 'eve'" in error
-    status, _, error = outcome(capsys, "curves", "new", "--sizes", "0")
-    assert status == REFUSED and "must be 1 or more, got 0" in error
-    for command in ("validity", "halves"):
-        status, _, error = outcome(capsys, command, "new", *(("--ask", "2") if command == "halves" else ()))
-        assert status == FAILED and "has no finished" in error
-    for command in ("validity", "goodhart"):
-        status, _, error = outcome(capsys, command, "new", "--seeds", "1")
-        assert status == REFUSED and "must be 2 or more for an interval, got 1" in error
+def test_every_study_is_listed_by_its_first_heading(capsys):
+    status, said, _ = outcome(capsys, "study")
+    assert status == DONE
+    for path in STUDIES:
+        head = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        assert re.search(rf"^{path.stem} +{re.escape(head)}$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_says_what_it_takes(capsys, name):
+    status, said, _ = outcome(capsys, "study", name)
+    assert status == DONE and f"workbench study {name} RUN" in said and "-p " in said and "-p run" not in said
+
+
+def test_what_a_study_does_not_know_is_refused_before_anything_runs(capsys, runs, small):
+    status, _, error = outcome(capsys, "study", "validty")
+    assert status == REFUSED and "did you mean validity?" in error
+    status, _, error = outcome(capsys, "study", "validity", "a", "-p", "sedes", "3", "-p", "seeds", "few")
+    assert status == REFUSED and "sedes is not a parameter of study validity; it has seeds." in error
+    assert "seeds must be of type int, got 'few': training seeds" in error and error.count("\n") == 1
+    status, _, error = outcome(capsys, "study", "validity", "a", "-p", "run", "b")
+    assert status == REFUSED and not runs.exists()
+    status, _, error = outcome(capsys, "study", "validity", "a")
+    assert status == FAILED and "There is no run 'a'" in error
+
+
+@pytest.mark.slow
+def test_a_study_that_cannot_be_made_is_one_sentence(capsys, runs, small):
+    run = open_run("new", load_recipe(small))
+    status, _, error = outcome(capsys, "study", "goodhart", "new")
+    assert status == FAILED and "no finished alignment" in error and error.count("\n") == 1
+    assert json.loads((run.path / "metrics.json").read_text())["goodhart"]["status"] == "failed"

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from simulated import two_arms
 
 from workbench.verdict import in_words, intervals, verdict
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE
@@ -40,8 +41,8 @@ def predictions(effect=0.0, n_seeds=3, n_items=120, student="ada", key=0, seed_s
     generator = np.random.default_rng(key)
     frames = []
     for shots in (0, 3):
-        tailored, plain = intervals.simulate(n_seeds, n_items, generator, effect, seed_sd, 0.05)
-        other, base = intervals.simulate(n_seeds, n_items, generator, 0.0, seed_sd, 0.05)
+        tailored, plain = two_arms(n_seeds, n_items, generator, effect, seed_sd, 0.05)
+        other, base = two_arms(n_seeds, n_items, generator, 0.0, seed_sd, 0.05)
         for arm, table in (("tailored", tailored), ("untailored", plain), ("random_pairs", other)):
             frames.append(rows_of(arm, table, shots, student))
         frames.append(rows_of("base", base[:1], shots, student, seeds=[-1]))
@@ -67,7 +68,7 @@ def _decisions(repeats, n_seeds, n_items, generator, effect, seed_sd, item_sd):
     tasks = np.repeat(["one", "two"], [n_items // 2, n_items - n_items // 2])
     covered, said, widths = 0, [], []
     for _ in range(repeats):
-        a, b = intervals.simulate(n_seeds, n_items, generator, effect, seed_sd, item_sd)
+        a, b = two_arms(n_seeds, n_items, generator, effect, seed_sd, item_sd)
         of = intervals.spread(a - b, tasks)
         half = float(intervals.half_width(of, ALPHA))
         covered += abs(of.mean - effect) <= half
@@ -99,7 +100,7 @@ def test_items_alone_would_not_do():
     generator = np.random.default_rng(1)
     missed = 0
     for _ in range(400):
-        a, b = intervals.simulate(3, 400, generator, 0.0, 0.04, 0.0)
+        a, b = two_arms(3, 400, generator, 0.0, 0.04, 0.0)
         of = intervals.spread(a - b, ["t"] * 400)
         missed += abs(of.mean) > float(intervals.half_width(of._replace(ms_seed=0.0), ALPHA))
     assert missed / 400 > 0.2
@@ -137,7 +138,7 @@ def test_identical_arms_do_not_claim_certainty():
 
 def test_interval_p_value_agrees_with_the_interval():
     generator = np.random.default_rng(5)
-    a, b = intervals.simulate(5, 200, generator, 0.1, 0.02, 0.05)
+    a, b = two_arms(5, 200, generator, 0.1, 0.02, 0.05)
     of = intervals.spread(a - b, ["t"] * 200)
     p = intervals.interval_p_value(of)
     assert intervals.half_width(of, p) == pytest.approx(abs(of.mean), rel=1e-6)
@@ -219,7 +220,7 @@ def test_compare_is_antisymmetric():
 def test_more_needed_holds_its_promise():
     """Runs of the size it asks for, at the difference and spread it saw, are settled about four times in five."""
     generator = np.random.default_rng(8)
-    a, b = intervals.simulate(4, 100, generator, 0.08, 0.01, 0.1)
+    a, b = two_arms(4, 100, generator, 0.08, 0.01, 0.1)
     of = intervals.spread(a - b, ["t"] * 100)._replace(mean=0.08)
     more = intervals.sample_size_needed(of, MARGIN, ALPHA)
     grown = {"seeds": (4, 100 + more["items"]), "items": (4 + (more["seeds"] or 0), 100)}["seeds"]
@@ -229,7 +230,7 @@ def test_more_needed_holds_its_promise():
     assert intervals.chance_to_settle(of, 0.08, MARGIN, ALPHA) < 0.8
     runs = []
     for _ in range(300):
-        x, y = intervals.simulate(*grown, generator, 0.08, 0.01, 0.1)
+        x, y = two_arms(*grown, generator, 0.08, 0.01, 0.1)
         seen = intervals.spread(x - y, ["t"] * grown[1])
         half, inner = (float(intervals.half_width(seen, alpha)) for alpha in (ALPHA, 2 * ALPHA))
         runs.append(intervals.decide(seen.mean, half, inner, MARGIN) != UNDECIDED)

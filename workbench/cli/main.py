@@ -1,4 +1,4 @@
-"""The command line: run, watch, runs, summary, plan, the commands of look_back, trace, export, doctor."""
+"""The command line: run, watch, runs, summary, plan, study, trace, export, doctor."""
 
 import argparse
 import os
@@ -6,9 +6,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-
-from workbench.cli.studies import COMMANDS as LOOKING_BACK
-from workbench.cli.studies import add_commands, takes_parameters
 
 DONE, FAILED, REFUSED = 0, 1, 2
 EXAMPLES = """examples:
@@ -21,10 +18,9 @@ EXAMPLES = """examples:
   workbench plan arte-paper                      what the paper's own numbers would cost
   workbench plan arte --measure                  the same for models that are here, after trying them out
   workbench plan arte --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
-  workbench calibrate demo                       how often the verdict errs, at the spread seen in demo
-  workbench halves demo                          do new questions confirm the pairs of demo?
-  workbench goodhart demo                        does the probe go on telling the truth when it is pushed?
-  workbench curves demo                          how many untailored examples is a tailored one worth?
+  workbench study                                which studies there are: how far can a run be trusted?
+  workbench study validity demo                  does what works as a demonstration help in training?
+  workbench study goodhart demo -p rounds 2      does the probe go on telling the truth when it is pushed?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub
 """
@@ -86,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--measure", action="store_true", help="first try out the models that are here, a batch each")
     _add_summary(commands)
-    add_commands(commands)
+    _add_study(commands)
     trace = commands.add_parser(
         "trace",
         help="follow a row back to its drafts and probes, or a draft on to its rows",
@@ -110,6 +106,20 @@ def _add_summary(commands) -> None:
     )
     summary.add_argument("name", metavar="RUN", help="name of the run")
     summary.add_argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder")
+
+
+def _add_study(commands) -> None:
+    study = commands.add_parser(
+        "study",
+        allow_abbrev=False,
+        help="ask how far a run can be trusted: a notebook of notebooks/studies, without anybody watching",
+        description="Run a study on a run; its page and its numbers go into the run's folder. Without RUN: what the "
+        "study takes. Without NAME: which studies there are.",
+        epilog="exit status: 0 done, 1 something failed, 2 refused before anything ran",
+    )
+    study.add_argument("name", nargs="?", metavar="NAME", help="name of the study")
+    study.add_argument("run", nargs="?", metavar="RUN", help="name of the run")
+    _takes_parameters(study, "a parameter of the study, for example: -p seeds 3")
 
 
 def _add_watch(commands) -> None:
@@ -144,7 +154,12 @@ def _add_export(commands) -> None:
 def _takes_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file")
     command.add_argument("--method", metavar="FILE.py", default="", help="a method of your own, set there as METHOD")
-    takes_parameters(command)
+    _takes_parameters(command, "change one value of the recipe, for example: -p alignment.beta 0.05")
+
+
+def _takes_parameters(command: argparse.ArgumentParser, what: str) -> None:
+    keys = {"nargs": 2, "action": "append", "default": [], "metavar": ("KEY", "VALUE")}
+    command.add_argument("-p", "--parameter", **keys, help=f"{what} (repeatable)")
 
 
 def share(text: str) -> float:
@@ -163,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs": _runs,
         "summary": _summary,
         "plan": _plan,
-        **dict.fromkeys(LOOKING_BACK, _look_back),
+        "study": _study,
         "trace": _trace,
         "export": _export,
         "doctor": _doctor,
@@ -263,8 +278,20 @@ def _summary(given: argparse.Namespace) -> int:
     return DONE
 
 
-def _look_back(given: argparse.Namespace) -> int:
-    print(LOOKING_BACK[given.command](given))
+def _study(given: argparse.Namespace) -> int:
+    from workbench.cli import studies
+
+    try:
+        if not given.name:
+            print(studies.listed())
+        elif not given.run:
+            print(studies.parameters_in_words(given.name))
+        else:
+            page = studies.run_study(given.name, given.run, given.parameter)
+            print("\n".join(textwrap.fill(said, 100) for said in studies.sentences(page)))
+            print(f"\nReport: {_shown(page)}")
+    except studies.StudyError as error:
+        return _say(error, REFUSED)
     return DONE
 
 

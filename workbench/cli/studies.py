@@ -1,229 +1,123 @@
-"""The commands that ask how far a run can be trusted: what they are asked with, and what they print."""
+"""Studies, the notebooks that ask how far a run can be trusted: listed, and run without anybody watching."""
 
-import argparse
-from collections.abc import Callable
+import difflib
+import html
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-FIRST = "arte-demo"
-
-
-def count(text: str) -> int:
-    """Return a whole number of 1 or more."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return value
+from workbench.runs.recipe import project_root
 
 
-def several(text: str) -> int:
-    """Return a whole number of 2 or more: an interval needs that many seeds."""
-    if (value := count(text)) < 2:
-        raise argparse.ArgumentTypeError(f"must be 2 or more for an interval, got {text}")
-    return value
+class StudyError(ValueError):
+    """There is no such study, or it does not take such a parameter."""
 
 
-def takes_parameters(command: argparse.ArgumentParser) -> None:
-    """Let a command change values of the recipe."""
-    command.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="change one value of the recipe, for example: -p alignment.beta 0.05 (repeatable)",
-    )
+def studies() -> dict[str, Path]:
+    """Return the notebook of each study, by name."""
+    return {path.stem: path for path in sorted((project_root() / "notebooks" / "studies").glob("*.ipynb"))}
 
 
-def add_commands(commands) -> None:
-    """Add calibrate, halves, validity, signals, goodhart and curves to the commands of a parser."""
-    plain = {"allow_abbrev": False}
-    calibrating = commands.add_parser(
-        "calibrate",
-        **plain,
-        help="simulate how often a recipe's verdict errs",
-        description="Simulate whole runs of a recipe and say how often each decision is reached at known differences.",
-    )
-    calibrating.add_argument(
-        "name", nargs="?", default="", metavar="RUN", help="finished run that gives the spread and the recipe"
-    )
-    calibrating.add_argument("--recipe", default="", help=f"decide as this recipe says (default: RUN's, or {FIRST})")
-    calibrating.add_argument("--repeats", type=count, default=2000, metavar="N", help="runs a row (default 2000)")
-    takes_parameters(calibrating)
-    halving = commands.add_parser(
-        "halves",
-        **plain,
-        help="say how often new preference questions confirm a run's pairs",
-        description="Form pairs from one half of a run's preference set and see whether the other half agrees.",
-    )
-    halving.add_argument("name", metavar="RUN", help="name of the run")
-    halving.add_argument("--splits", type=count, default=50, metavar="N", help="random halves (default 50)")
-    halving.add_argument(
-        "--ask",
-        type=count,
-        metavar="N",
-        help="ask the drafts of N questions a task all validation questions, and compare choosing the preference "
-        "questions by item response with choosing them at random",
-    )
-    _add_trainers(commands, plain)
+def listed() -> str:
+    """Return every study in a line, as the first heading of its notebook says it, and how one is run."""
+    heads = {name: json.loads(path.read_text(encoding="utf-8"))["cells"][0] for name, path in studies().items()}
+    titles = {name: "".join(head["source"]).partition("\n")[0].lstrip("# ") for name, head in heads.items()}
+    lines = [f"{name:<{max(map(len, titles))}}  {title}" for name, title in titles.items()]
+    return "\n".join([*lines, "", "One of them: workbench study NAME RUN; what it takes: workbench study NAME"])
 
 
-def _add_trainers(commands, plain: dict) -> None:
-    """Add the commands that train students to find out."""
-    _add_groups(
-        commands.add_parser(
-            "validity",
-            **plain,
-            help="test the probe: train on groups of drafts by preference score",
-            description="Train every student on the best, second best, ... rationale of each draft question and print "
-            "how well the preference score of a group predicts its gain.",
-        ),
-        "name of a run with finished probing",
-    )
-    _add_groups(
-        commands.add_parser(
-            "signals",
-            **plain,
-            help="compare one-shot accuracy with local data influence on the drafts of a run",
-            description="Measure the local data influence of a run's drafts, train every student on the best, second "
-            "best, ... rationale of each question by either signal, and print which of them predicts the gain.",
-        ),
-        "name of a run of method arte with finished probing",
-    )
-    following = commands.add_parser(
-        "goodhart",
-        **plain,
-        help="align again and again: does the gain follow the probe score?",
-        description="Let every round's aligned teacher draft, be probed and be aligned anew; print probe score and "
-        "held-out gain by round, with a warning where the score rises and the gain falls.",
-    )
-    following.add_argument("name", metavar="RUN", help="name of a run with finished alignment")
-    following.add_argument("--rounds", type=count, default=3, metavar="N", help="the last round (default 3)")
-    following.add_argument(
-        "--seeds", type=several, default=0, metavar="N", help="seeds a round (default: all of the run)"
-    )
-    following.add_argument(
-        "--probed",
-        type=count,
-        default=8,
-        metavar="N",
-        help="examples a task, seed and round that are probed (default 8)",
-    )
-    _takes_students(following)
-    learning = commands.add_parser(
-        "curves",
-        **plain,
-        help="learning curves: how many untailored examples is a tailored one worth?",
-        description="Train students on more and more of the untailored and the tailored examples of a run; print the "
-        "accuracy by size, and how many untailored examples one tailored example is worth.",
-    )
-    learning.add_argument("name", metavar="RUN", help="name of a run with finished alignment")
-    _takes_students(learning)
-    learning.add_argument(
-        "--sizes",
-        type=count,
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="examples a task (default: doubling up to all there are)",
-    )
+def parameters_in_words(name: str) -> str:
+    """Return a line for each parameter of a study."""
+    entries = {key: entry for key, entry in _declared(name).items() if key != "run"}
+    lines = [f"-p {key:<10} {entry['default']:<8} {entry['help']}" for key, entry in entries.items()]
+    return "\n".join([f"workbench study {name} RUN [-p KEY VALUE]", *lines])
 
 
-def _takes_students(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--student", action="append", metavar="NAME", help="only this one (repeatable; default: all)")
+def run_study(name: str, run: str, given: Sequence[tuple[str, str]]) -> Path:
+    """Run a study on a run; its executed notebook and its page are kept in the run's reports.
 
+    Args:
+        name: Of the study.
+        run: Name of the run.
+        given: Parameters of the notebook, each a name and a value as text.
 
-def _add_groups(command: argparse.ArgumentParser, which: str) -> None:
-    """Add what a command that trains on groups of drafts takes: which run, and how many seeds."""
-    command.add_argument("name", metavar="RUN", help=which)
-    command.add_argument(
-        "--seeds", type=several, default=5, metavar="N", help="training seeds for each group (default 5)"
-    )
-
-
-def probed(name: str):
-    """Return a run whose student was asked by one-shot probes.
+    Returns:
+        The page.
 
     Raises:
-        StoreError: If it was asked otherwise.
+        StudyError: If there is no such study, or no such parameter, or a value is of the wrong type.
+        StoreError: If there is no such run.
+        NotebookFailed: If a cell fails.
     """
-    from workbench.runs.cache import StoreError
+    parameters = _checked(name, given)
     from workbench.runs.run import open_run
 
-    run = open_run(name)
-    if run.recipe.method != "arte":
-        raise StoreError(
-            f"Run {name} is of method {run.recipe.method} and has no one-shot probes, which this command looks at; "
-            "name a run of method arte."
-        )
-    return run
+    work = open_run(run)
+    import papermill
+
+    from workbench.notebook.headless import KERNEL, PATIENCE_S, NotebookFailed, _kernel, _shut_down
+    from workbench.notebook.session import metrics_path, record_status
+    from workbench.report.page import build
+
+    executed = work.path / "reports" / f"{name}.ipynb"
+    executed.parent.mkdir(exist_ok=True)
+    settings = {"kernel_name": KERNEL, "start_timeout": PATIENCE_S, "iopub_timeout": PATIENCE_S}
+    settings |= {"cwd": project_root(), "progress_bar": False, "stdout_file": sys.stdout}
+    with TemporaryDirectory(prefix="workbench-") as folder:
+        kernel = _kernel(Path(folder))
+        try:
+            papermill.execute_notebook(studies()[name], executed, {"run": run, **parameters}, km=kernel, **settings)
+        except papermill.PapermillExecutionError as error:
+            said = " ".join(str(error.evalue).split())
+            record_status(metrics_path(work), name, {"status": "failed", "error": said})
+            raise NotebookFailed(f"{said} ({error.ename} in notebooks/studies/{name}.ipynb)") from None
+        finally:
+            _shut_down(kernel)
+    title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
+    return build([executed], executed.with_suffix(".html"), title)
 
 
-def validity(given: argparse.Namespace) -> str:
-    """Return what training on groups of drafts says of the probe."""
-    from workbench.runs.run import open_run
-    from workbench.verdict.validity import in_words, validate
+def sentences(page: Path) -> list[str]:
+    """Return what an executed study said, and its figures, in sentences; tables are on its page."""
+    import nbformat
 
-    return in_words(validate(open_run(given.name), list(range(1, given.seeds + 1))))
-
-
-def signals(given: argparse.Namespace) -> str:
-    """Return how one-shot accuracy and influence agree on a run's drafts, and what each predicts."""
-    from workbench.runs.run import open_run
-    from workbench.verdict import signal_agreement
-
-    run = open_run(given.name)
-    table = signal_agreement.both(run)
-    signal_agreement.gains(run, table, list(range(1, given.seeds + 1)))
-    return signal_agreement.in_words(run, table)
+    cells = nbformat.read(page.with_suffix(".ipynb"), as_version=4).cells
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    said = [
+        data["text/plain"]
+        for data in outputs
+        if "application/vnd.plotly.v1+json" in data
+        or data.get("text/html") == f"<p>{html.escape(data.get('text/plain', ''))}</p>"
+    ]
+    # The first says which run this is, the last where the numbers are.
+    return said[1:-1]
 
 
-def goodhart(given: argparse.Namespace) -> str:
-    """Return probe score and held-out gain by round of alignment."""
-    from workbench.verdict.goodhart import follow, in_words
+def _declared(name: str) -> dict[str, dict]:
+    if name not in studies():
+        close = difflib.get_close_matches(name, studies(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(studies())}."
+        raise StudyError(f"There is no study {name!r}; {hint}")
+    import papermill
 
-    run = probed(given.name)
-    return in_words(follow(run, given.rounds, given.seeds or len(run.recipe.seeds), given.probed, given.student))
-
-
-def curves(given: argparse.Namespace) -> str:
-    """Return learning curves, and what a tailored example is worth in untailored ones."""
-    from workbench.runs.run import open_run
-    from workbench.verdict.learning_curves import in_words, measure
-
-    run = open_run(given.name)
-    students = given.student or list(run.recipe.models.students)
-    return "\n\n".join(in_words(measure(run, student, given.sizes)) for student in students)
+    return papermill.inspect_notebook(str(studies()[name]))
 
 
-def calibrate(given: argparse.Namespace) -> str:
-    """Return how often each decision is reached in simulated runs."""
-    from workbench.report.plan import world_of
-    from workbench.runs.recipe_file import load_recipe
-    from workbench.runs.run import open_run
-    from workbench.verdict.power import calibrate, design_of, in_words
-
-    of_run = str(open_run(given.name).path / "recipe.yaml") if given.name else FIRST
-    design = design_of(load_recipe(given.recipe or of_run, dict(given.parameter)))
-    world = world_of(given.name, design)
-    return in_words(calibrate(world, design, given.repeats), world, design)
-
-
-def halves(given: argparse.Namespace) -> str:
-    """Return how often other preference questions confirm the pairs of a run."""
-    from workbench.verdict import pair_reliability
-
-    run = probed(given.name)
-    if given.ask:
-        return pair_reliability.selection_in_words(run, given.ask, given.splits)
-    probing = run.stage("probing")
-    frames = (probing.read("probes"), run.read("drafts"), probing.read("preference_set"))
-    return pair_reliability.in_words(*frames, given.splits, run.recipe.pairs.quantile)
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], str]] = {
-    "calibrate": calibrate,
-    "halves": halves,
-    "validity": validity,
-    "signals": signals,
-    "goodhart": goodhart,
-    "curves": curves,
-}
+def _checked(name: str, given: Sequence[tuple[str, str]]) -> dict[str, object]:
+    """Return the parameters as the notebook's own types, or say everything that is wrong with them."""
+    declared, parameters, faults = _declared(name), {}, []
+    for key, text in given:
+        if key == "run" or key not in declared:
+            others = [other for other in declared if other != "run"]
+            faults.append(f"{key} is not a parameter of study {name}; it has {', '.join(others) or 'none'}.")
+            continue
+        kind = declared[key]["inferred_type_name"]
+        try:
+            parameters[key] = {"int": int, "float": float}.get(kind, str)(text)
+        except ValueError:
+            faults.append(f"{key} must be of type {kind}, got {text!r}: {declared[key]['help']}.")
+    if faults:
+        raise StudyError(" ".join(faults))
+    return parameters

@@ -4,10 +4,10 @@ import importlib
 
 _WHERE = {
     "scores": "drafts_by_technique preference_scores technique_heatmap probe_roc pair_decidedness decidedness "
-    "influences sibling_gaps two_signals gains_by_signal",
+    "influences sibling_gaps signal_agreement gains_by_signal",
     "training": "reward_margins training_curves style_shift",
     "verdict": "arm_accuracies comparisons per_task by_student sign_flips decision_shares",
-    "studies": "probe_validity score_and_gain learning_curve",
+    "studies": "estimates probe_validity score_and_gain learning_curve",
     "style": "FigureError escape caption sentence table show to_html notes_html save_png plotly_script use_renderer "
     "use_theme use_large_type",
 }

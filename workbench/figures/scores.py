@@ -292,12 +292,12 @@ def sibling_gaps(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     )
 
 
-def two_signals(table: pd.DataFrame, agreement: pd.DataFrame, models: str = POCKET) -> go.Figure:
+def signal_agreement(table: pd.DataFrame, agreement: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw each draft's one-shot accuracy against its influence, a panel a student, a mark a technique.
 
     The frames are those of signal_agreement.both and signal_agreement.rank_agreement.
     """
-    rows = need(table, "drafts with both signals", "run: workbench signals RUN").sort_values("technique")
+    rows = need(table, "drafts with both signals", "run: workbench study signals RUN").sort_values("technique")
     shown = {"panel": "student", "across": 1, "category_orders": {"student": [*map(named, table["student"].unique())]}}
     shown["labels"] = {"one_shot": "one-shot accuracy, share of 1", "influence": f"influence<br>({UNIT})"}
     points = rows.assign(influence=MILLI * rows["influence"])
@@ -326,7 +326,7 @@ def gains_by_signal(found: pd.DataFrame, models: str = POCKET) -> go.Figure:
 
     The frame is that of signal_agreement.predictions.
     """
-    need(found, "trained groups", "run: workbench signals RUN")
+    need(found, "trained groups", "run: workbench study signals RUN")
     points = found.assign(points=100 * found["best_minus_worst"], low=100 * found["low"], high=100 * found["high"])
     labels = {"points": "gain of the best-scored group minus the worst-scored, points", "student": ""}
     shown = {"styles": marks_by(found["signal"]), "interval": "points", "orientation": "h", "labels": labels}

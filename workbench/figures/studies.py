@@ -30,7 +30,7 @@ def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, mode
     The frames are those of validity.validate and validity.agreement; validity.left_over says what of the correlation
     is left when other explanations are held fixed.
     """
-    need(table, "groups", "run: workbench validity RUN")
+    need(table, "groups", "run: workbench study validity RUN")
     means = table.groupby(["student", "task", "group"], sort=False, as_index=False)[["score", "gain"]].mean()
     points = means.assign(gain=100 * means["gain"]).sort_values("score")
     shown = {"category_orders": {name: [*map(named, table[name].unique())] for name in ("student", "task")}}
@@ -44,16 +44,41 @@ def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, mode
         f"groups: best to worst rationale of each draft question; {table['seed'].nunique()} training seeds",
         "Gain: accuracy after training on the group minus before, on validation questions outside the preference set. "
         "A line that rises says that the probe told the truth for that student and task.",
-        f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}",
+        f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}".strip(),
         means,
         models,
         height=140 + 190 * table["student"].nunique(),
     )
 
 
+def estimates(
+    table: pd.DataFrame, unit: str, nothing: float | None, title: str, subtitle: str, caption: str, sentence: str
+) -> go.Figure:
+    """Draw values with their intervals, a row each: what a study found, where no other figure draws it.
+
+    Args:
+        table: Columns label, value, low, high.
+        unit: What is on the axis.
+        nothing: Where a line says that nothing was found, such as 0 for a difference; None for no line.
+        title: The question; this and the other texts as for figures.style.finish.
+        subtitle: How many of what.
+        caption: How to read it.
+        sentence: What it says.
+    """
+    need(table, "estimates", "ask for some")
+    rows = table.assign(label=[escape(label, 90) for label in table["label"]], kind="")
+    labels = {"value": unit, "label": ""}
+    shown = {"interval": "value", "orientation": "h", "labels": labels}
+    fig = marks(rows, "value", "label", "kind", marks_by(rows["kind"]), **shown)
+    fig.update_traces(showlegend=False).update_yaxes(autorange="reversed")
+    if nothing is not None:
+        fig.add_vline(x=nothing, **LEVEL)
+    return finish(fig, title, subtitle, caption, sentence, table.round(4), height=170 + 36 * len(table))
+
+
 def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) -> go.Figure:
     """Draw probe score and held-out gain by round of alignment, a row a student (goodhart.by_round, findings)."""
-    need(rounds, "rounds", "run: workbench goodhart RUN")
+    need(rounds, "rounds", "run: workbench study goodhart RUN")
     styles = {"probe score": (CHOSEN, "circle", "solid"), "held-out gain": (TAILORED, "diamond", "dash")}
     tidy = [
         rounds[["student", "round"]].assign(
@@ -99,7 +124,7 @@ def learning_curve(
         said: What that says, as learning_curves.quoted returns it.
         models: Which models this was made with.
     """
-    student = named(need(points, "learning curves", "run: workbench curves RUN")["student"].iloc[0])
+    student = named(need(points, "learning curves", "run: workbench study learning_curves RUN")["student"].iloc[0])
     sizes = sorted(set(points["n"]) - {0})
     styles = {arm: arm_style(arm) for arm in points["arm"].unique()}
     rows = points.assign(n=points["n"].replace(0, sizes[0] / LEFT)).sort_values("n", kind="stable")

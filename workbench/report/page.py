@@ -58,8 +58,10 @@ def build(notebooks: Sequence[Path], path: Path, title: str, verdict: str = "") 
         node.cells = [cell for cell in map(_without_script, node.cells) if not _holds_parameters(cell)]
         name = _title_of(node).partition(":")[0] or notebook.stem
         links.append(f'<a href="#{notebook.stem}">{html.escape(name)}</a>')
-        # Notebooks link each other; here they are sections of one page.
+        # Notebooks link each other; here those of the loop are sections of one page, and a study is a page of its own.
         cells = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', exporter.from_notebook_node(node)[0])
+        cells = re.sub(r'href="\.\./(\d\d_\w+)\.ipynb"', r'href="report.html#\1"', cells)
+        cells = re.sub(r'href="(?:studies/)?([a-z]\w+)\.ipynb"', r'href="\1.html"', cells)
         parts.append(f'<section id="{notebook.stem}">{cells}</section>')
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
     first = f'<p class="verdict">{html.escape(verdict)}</p>' if verdict else ""

@@ -1,6 +1,6 @@
 """A run in one table: what the probe found, how the teacher moved and what that was worth, a row a student."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ from workbench.runs.recipe import project_root
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict import validity
-from workbench.verdict.ablations import cohort, cohort_markdown, contrasts, contrasts_markdown
+from workbench.verdict.ablations import cohort, contrasts
 from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import decision_in_words
 from workbench.verdict.intervals import auc
@@ -114,6 +114,11 @@ def markdown(table: pd.DataFrame) -> str:
         "tailored - untailored": lambda r: _difference(r, ""),
         "tailored - random pairs": lambda r: _difference(r, "_random"),
     }
+    return _lines(heads, table)
+
+
+def _lines(heads: Mapping[str, Callable[[Mapping], str]], table: pd.DataFrame) -> str:
+    """Return a Markdown table: a row a row of the frame, a column a heading and what is said under it."""
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     lines += ["| " + " | ".join(say(row) for say in heads.values()) + " |" for row in table.to_dict("records")]
     return "\n".join(lines)
@@ -153,6 +158,31 @@ def in_words(run: Run) -> str:
     return "\n\n".join(parts)
 
 
+def contrasts_markdown(table: pd.DataFrame) -> str:
+    """Return the contrasts as a Markdown table, differences in points."""
+    heads = {
+        "student": lambda r: r["student"],
+        "contrast": lambda r: f"{r['a']} - {r['b']}".replace("_", " "),
+        "difference": lambda r: _interval(r, "difference", "low", "high", "{:+.1f}", 100),
+        "decision": lambda r: r["decision"],
+        "p (Holm)": lambda r: _number(r, "p_holm", "{:.3f}", 1),
+        "paper": lambda r: f"{_number(r, 'paper', '{:+.1f}')} ({r['where']})" if _has(r, "paper") else "-",
+    }
+    return _lines(heads, table)
+
+
+def cohort_markdown(table: pd.DataFrame) -> str:
+    """Return the cohort as Markdown, accuracies in percent: a row a student, a column for whom it was tailored."""
+    shown = [_interval(row, "accuracy", "low", "high", "{:.0f}", 100) for row in table.to_dict("records")]
+    own = table["student"] == table["tailored_for"]
+    cells = table.assign(shown=[f"**{one}**" if bold else one for one, bold in zip(shown, own, strict=True)])
+    wide = cells.pivot(index="student", columns="tailored_for", values="shown").fillna("-")
+    wide = wide.loc[table["student"].unique(), table["tailored_for"].unique()].reset_index()
+    heads = {"student": lambda r: r["student"]}
+    heads |= {f"for {name}": lambda r, name=name: r[name] for name in wide.columns[1:]}
+    return _lines(heads, wide)
+
+
 def keep(run: Run, folder: Path) -> list[Path]:
     """Write the table (CSV and Markdown), the verdict and the figures (PNG, by Chromium) of a run into a folder.
 
@@ -179,8 +209,8 @@ def keep(run: Run, folder: Path) -> list[Path]:
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
     figures["style_shift"] = style_shift(shown.assign(student=student), models)
     if (groups := validity.stored(run)) is not None:
-        found = validity.agreement(groups)
+        found = validity.predictive_validity(groups)
         figures["probe_validity"] = probe_validity(groups, found, validity.left_over(found.iloc[-1]), models)
-        (folder / "validity.txt").write_text(validity.in_words(groups) + "\n", encoding="utf-8")
+        found.to_csv(folder / "validity.csv", index=False, float_format="%.4f")
     drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
     return [folder / name for name in ("summary.csv", "summary.md", "verdict.json")] + drawn

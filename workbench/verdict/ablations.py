@@ -96,33 +96,3 @@ def cohort(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
             of = student if arm == "tailored" else arm.removeprefix(TAILORED_FOR)
             rows.append({"student": student, "tailored_for": of} | {k: found[k] for k in ("accuracy", "low", "high")})
     return pd.DataFrame(rows, columns=["student", "tailored_for", "accuracy", "low", "high"])
-
-
-def contrasts_markdown(table: pd.DataFrame) -> str:
-    """Return the contrasts as a Markdown table, differences in points."""
-    lines = ["| student | contrast | difference | decision | p (Holm) | paper |", "| --- " * 6 + "|"]
-    for row in table.to_dict("records"):
-        paper = "-" if pd.isna(row["paper"]) else f"{100 * row['paper']:+.1f} ({row['where']})"
-        shown = f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-        of = f"{row['a']} - {row['b']}".replace("_", " ")
-        lines.append(f"| {row['student']} | {of} | {shown} | {row['decision']} | {row['p_holm']:.3f} | {paper} |")
-    return "\n".join(lines)
-
-
-def cohort_markdown(table: pd.DataFrame) -> str:
-    """Return the cohort as Markdown, accuracies in percent: a row a student, a column for whom it was tailored."""
-    names = list(table["tailored_for"].unique())
-    heads = " | ".join(f"for {name}" for name in names)
-    lines = [f"| student | {heads} |", "| --- " * (len(names) + 1) + "|"]
-    cells = table.set_index(["student", "tailored_for"])
-    for student in table["student"].unique():
-        said = []
-        for name in names:
-            if (student, name) not in cells.index:
-                said.append("-")
-                continue
-            row = cells.loc[(student, name)]
-            shown = f"{100 * row['accuracy']:.0f} ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
-            said.append(f"**{shown}**" if name == student else shown)
-        lines.append(f"| {student} | " + " | ".join(said) + " |")
-    return "\n".join(lines)

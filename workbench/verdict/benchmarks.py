@@ -8,7 +8,6 @@ that can change it.
 import difflib
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,19 +19,11 @@ from workbench.runs.run import Run, file_sha256, fingerprint
 from workbench.verdict.evaluation import students_of
 
 VERSION = 1
-INSTALL = "make lm-eval"
 COLUMNS = ["student", "arm", "benchmark", "metric", "value", "stderr", "n"]
 
 
 class BenchmarkError(ValueError):
     """Benchmarks cannot be asked as the recipe says."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    student: str
-    arm: str
-    folder: str
 
 
 def ask(run: Run) -> pd.DataFrame:
@@ -44,18 +35,20 @@ def ask(run: Run) -> pd.DataFrame:
     Raises:
         BenchmarkError: If the harness is not installed or does not know a benchmark.
     """
-    recipe = run.recipe
+    recipe, rows = run.recipe, []
     if not recipe.benchmarks.tasks:
         return pd.DataFrame(columns=COLUMNS)
-    training = run.stage("evaluation").require("training")
-    path, rows = run.path / "benchmarks.json", []
-    for one in _students(recipe, training):
-        key = fingerprint([VERSION, loading.fingerprint_model(one.folder), _what_is_asked(recipe)])
+    training, path = run.stage("evaluation").require("training"), run.path / "benchmarks.json"
+    compared = (recipe.evaluation.primary.a, recipe.evaluation.primary.b)
+    for student, arm, seed, ref in students_of(recipe, training):
+        if not (arm == "base" or arm in compared and seed == recipe.seeds[0]):
+            continue
+        key = fingerprint([VERSION, loading.fingerprint_model(ref), _what_is_asked(recipe)])
         found = read_json(path)
         if key not in found:
-            found[key] = ask_model(recipe, one.folder)
+            found[key] = ask_model(recipe, ref)
             atomic_write(path, canonical_json(found).encode())
-        rows += [{"student": one.student, "arm": one.arm, **row} for row in found[key]]
+        rows += [{"student": student, "arm": arm, **row} for row in found[key]]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -76,32 +69,16 @@ def ask_model(recipe: Recipe, ref: str) -> list[dict]:
         log_samples=False,
         bootstrap_iters=1000,
     )
-    counts = found["n-samples"]
-    return [
-        {
-            "benchmark": name,
-            "metric": metric.removesuffix(",none"),
-            "value": float(value),
-            "stderr": _number(scores.get(metric.replace(",", "_stderr,", 1))),
-            "n": counts[name]["effective"] if name in counts else 0,
-        }
-        for name, scores in found["results"].items()
-        for metric, value in scores.items()
-        if isinstance(value, int | float) and "," in metric and "_stderr," not in metric
-    ]
-
-
-def _number(value) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _students(recipe: Recipe, training) -> list[_Asked]:
-    compared = ("base", recipe.evaluation.primary.a, recipe.evaluation.primary.b)
-    return [
-        _Asked(student, arm, ref)
-        for student, arm, seed, ref in students_of(recipe, training)
-        if arm in compared and (arm == "base" or seed == recipe.seeds[0])
-    ]
+    rows, counts = [], found["n-samples"]
+    for name, scores in found["results"].items():
+        for metric, value in scores.items():
+            if isinstance(value, int | float) and "," in metric and "_stderr," not in metric:
+                row = {"benchmark": name, "metric": metric.removesuffix(",none"), "value": float(value)}
+                # The harness writes "N/A" where it has no standard error.
+                stderr = scores.get(metric.replace(",", "_stderr,", 1))
+                row["stderr"] = float(stderr) if isinstance(stderr, int | float) else None
+                rows.append(row | {"n": counts[name]["effective"] if name in counts else 0})
+    return rows
 
 
 def _what_is_asked(recipe: Recipe) -> list:
@@ -120,7 +97,7 @@ def _require_installed() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise BenchmarkError(
             "benchmarks.tasks are asked through lm-evaluation-harness, which is not installed; run: "
-            f"{INSTALL}, or take them out."
+            "make lm-eval, or take them out."
         )
 
 

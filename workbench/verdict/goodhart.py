@@ -9,9 +9,7 @@ Source: ours; ARTE (arXiv:2406.19227) has one round. That a measure which is pus
 measured for reward models by Gao, Schulman and Hilton 2022, arXiv:2210.10760.
 """
 
-import io
 import itertools
-import textwrap
 import time
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from workbench.verdict.validity import FORMAT, LENGTH, FineTuneJob, fine_tune_an
 
 BEFORE, AFTER = "untailored", "tailored"
 SCORE, GAIN = "score", "gain"
+ALPHA = 0.05  # of the warning, and of the intervals
 COLUMNS = ["student", "round", "seed", "what", "task", "item_id", "value"]
 VERSION = 1
 
@@ -64,8 +63,10 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
         raise StoreError(
             f"Run {run.name} has no arm {missing.pop()!r}, where the rounds begin; take a run that has it."
         )
-    if n_seeds > len(recipe.seeds):
-        raise StoreError(f"Run {run.name} has {len(recipe.seeds)} seeds, so --seeds {n_seeds} is too many; lower it.")
+    if not 2 <= n_seeds <= len(recipe.seeds):
+        raise StoreError(
+            f"Seeds must be 2 (for an interval) to {len(recipe.seeds)} (run {run.name} has that many), got {n_seeds}."
+        )
     students = students or list(recipe.models.students)
     if unknown := [name for name in students if name not in recipe.models.students]:
         known = ", ".join(recipe.models.students)
@@ -74,10 +75,8 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     parts = []
     for student in students:
         parts.append(_one_student(run, _alone(recipe, student, n_seeds), student, n_rounds, n_probed))
-        buffer = io.BytesIO()
         table = pd.concat(parts, ignore_index=True)
-        table.to_parquet(buffer, index=False)
-        atomic_write(_path(run), buffer.getvalue())
+        atomic_write(_path(run), table.to_parquet(index=False))
     return table
 
 
@@ -197,10 +196,10 @@ def _gains(run: Run, recipe: Recipe, student: str, rows: pd.DataFrame) -> pd.Dat
     return pd.concat(frames, ignore_index=True).assign(what=GAIN)
 
 
-def by_round(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def by_round(table: pd.DataFrame) -> pd.DataFrame:
     """Return score and gain of every round, and what its texts are like.
 
-    Intervals are over seeds and questions, at level 1 - alpha.
+    Intervals are over seeds and questions, 95 %.
 
     Returns:
         Columns student, round, score, score_low, score_high, gain, gain_low, gain_high, n_seeds, and where the table
@@ -210,9 +209,8 @@ def by_round(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     for (student, number), own in table.groupby(["student", "round"], sort=False):
         row = {"student": student, "round": int(number)}
         for what in (SCORE, GAIN):
-            of = _spread(_wide(own, what))
-            half = float(half_width(of, alpha))
-            row |= {what: of.mean, f"{what}_low": of.mean - half, f"{what}_high": of.mean + half}
+            of, ends = _estimate(_wide(own, what), what)
+            row |= ends
         means = own.groupby("what")["value"].mean()
         rows.append(row | {"n_seeds": of.n_seeds} | {k: means[k] for k in (*LENGTH, *FORMAT) if k in means})
     return pd.DataFrame(rows)
@@ -220,26 +218,27 @@ def by_round(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
 
 def _wide(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """Return a row a seed and a column a (task, item)."""
-    return (
-        table[table["what"] == what].pivot(index="seed", columns=["task", "item_id"], values="value").sort_index(axis=1)
-    )
+    of = table[table["what"] == what]
+    return of.pivot(index="seed", columns=["task", "item_id"], values="value").sort_index(axis=1)
 
 
-def _spread(wide: pd.DataFrame) -> VarianceComponents:
-    return spread(wide.to_numpy(), wide.columns.get_level_values("task"))
+def _estimate(wide: pd.DataFrame, what: str) -> tuple[VarianceComponents, dict]:
+    """Return the spread of a table, and its mean with the interval under the name of what it measures."""
+    of = spread(wide.to_numpy(), wide.columns.get_level_values("task"))
+    half = float(half_width(of, ALPHA))
+    return of, {what: of.mean, f"{what}_low": of.mean - half, f"{what}_high": of.mean + half}
 
 
-def partings(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def partings(table: pd.DataFrame) -> pd.DataFrame:
     """Return where score and gain part: for every two rounds of a student, whether one rose while the other fell.
 
     They part when from the earlier to the later round the score is higher and the gain lower and both are surer than
     chance: the p-value of a pair of rounds is the larger of the two two-sided ones (at which the interval over seeds
     and questions just leaves out zero), 1 when a direction is another; Holm's correction over the pairs of rounds of a
-    student; at most alpha. The score alone rising, or the gain alone falling, is no parting.
+    student; at most ALPHA. The score alone rising, or the gain alone falling, is no parting.
 
     Args:
         table: As follow returns it; any other score and gain by round will do.
-        alpha: Level of the warning and of the intervals.
 
     Returns:
         Columns student, earlier, later, score, score_low, score_high, gain, gain_low, gain_high (later minus earlier),
@@ -252,20 +251,19 @@ def partings(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
         for earlier, later in itertools.combinations(sorted(rounds), 2):
             row, p_values = {"student": student, "earlier": earlier, "later": later}, []
             for what, sign in ((SCORE, 1), (GAIN, -1)):
-                of = _spread(_wide(rounds[later], what) - _wide(rounds[earlier], what))
-                half = float(half_width(of, alpha))
-                row |= {what: of.mean, f"{what}_low": of.mean - half, f"{what}_high": of.mean + half}
+                of, ends = _estimate(_wide(rounds[later], what) - _wide(rounds[earlier], what), what)
+                row |= ends
                 p_values.append(interval_p_value(of) if sign * of.mean > 0 else 1.0)
             found.append(row | {"p": max(p_values)})
         for row, p in zip(found, holm([row.pop("p") for row in found]), strict=True):
-            rows.append(row | {"p_holm": float(p), "parted": bool(p <= alpha)})
+            rows.append(row | {"p_holm": float(p), "parted": bool(p <= ALPHA)})
     return pd.DataFrame(rows)
 
 
-def findings(table: pd.DataFrame, alpha: float = 0.05) -> list[str]:
+def findings(table: pd.DataFrame) -> list[str]:
     """Return a sentence a student: a warning where score and gain parted, else how both moved to the last round."""
     said = []
-    for student, own in partings(table, alpha).groupby("student", sort=False):
+    for student, own in partings(table).groupby("student", sort=False):
         parted = own[own["parted"]]
         if len(parted):
             row = parted.loc[parted["gain"].idxmin()].to_dict()
@@ -289,19 +287,3 @@ def _moved(row: dict) -> str:
     return (
         f"From round {row['earlier']} to round {row['later']} the probe score moved {score}, the held-out gain {gain}"
     )
-
-
-def in_words(table: pd.DataFrame) -> str:
-    """Return the rounds as a table and what they say."""
-    shown = by_round(table)
-    for what, form in ((SCORE, "{:.1f} ({:.1f} to {:.1f})"), (GAIN, "{:+.1f} ({:+.1f} to {:+.1f})")):
-        ends = 100 * np.stack([shown.pop(f"{what}{end}") for end in ("", "_low", "_high")], axis=1)
-        shown[what] = [form.format(*row) for row in ends]
-    order = ["student", "round", SCORE, GAIN, *shown.columns.difference(["student", "round", SCORE, GAIN], sort=False)]
-    facts = (
-        "score: preference questions answered right with an example of the round as the only demonstration, per cent; "
-        "gain: accuracy after training on the round minus before, points, held-out questions; 95 % intervals over "
-        "seeds and questions. The other columns are means of what the round was trained on."
-    )
-    said = [textwrap.fill(one, 100) for one in (facts, *findings(table))]
-    return "\n\n".join([shown[order].round(3).to_string(index=False), *said])

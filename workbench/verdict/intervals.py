@@ -1,6 +1,6 @@
 """Intervals and tests for tables of seeds x items, in plain numpy and scipy: what the verdict stands on.
 
-`workbench calibrate RUN` simulates the whole decision of a recipe at the spread of a run. The intervals by themselves
+The study `calibrate` simulates the whole decision of a recipe at the spread of a run. The intervals by themselves
 were calibrated by simulation under "no difference" and at a true difference; the command and its figures:
 
     python -m tests.test_verdict 4000
@@ -261,27 +261,16 @@ def sample_size_needed(of: VarianceComponents, margin: float, alpha: float) -> d
     return extra
 
 
-def simulate(
-    n_seeds: int,
-    n_items: int,
-    generator: np.random.Generator,
-    effect: float = 0.0,
-    seed_sd: float = 0.02,
-    item_sd: float = 0.1,
-    accuracy: float = 0.4,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the answers (1.0 right, 0.0 wrong) of two arms, each of shape (n_seeds, n_items).
+def clustered_half_width(parts: np.ndarray, clusters: np.ndarray, alpha: float = 0.05) -> float:
+    """Return half the width of an estimate's t interval, from each observation's part in its error.
 
-    Items differ in difficulty for both arms alike (by up to 0.25 either way) and by item_sd for each arm alone; each
-    seed shifts an arm's accuracy by seed_sd. The accuracy of arm a lies effect above that of arm b.
+    Parts of one cluster (drafts of one question) belong together. It is nan with fewer than two clusters.
     """
-    difficulty = generator.uniform(-0.25, 0.25, n_items)
-    arms = []
-    for level in (accuracy + effect, accuracy):
-        own = difficulty + item_sd * generator.standard_normal(n_items)
-        chances = level + own + seed_sd * generator.standard_normal((n_seeds, 1))
-        arms.append((generator.random((n_seeds, n_items)) < chances).astype(float))
-    return arms[0], arms[1]
+    sums = pd.Series(parts).groupby(np.asarray(clusters, dtype=object)).sum().to_numpy()
+    if len(sums) < 2:
+        return float("nan")
+    stderr = np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))
+    return float(stats.t.ppf(1 - alpha / 2, len(sums) - 1) * stderr)
 
 
 def clustered_mean(values: np.ndarray, clusters: np.ndarray, alpha: float = 0.05) -> tuple[float, float, float]:
@@ -291,11 +280,7 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray, alpha: float = 0.05
     """
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
-    sums = pd.Series(values - mean).groupby(np.asarray(clusters, dtype=object)).sum().to_numpy()
-    if len(sums) < 2:
-        return mean, float("nan"), float("nan")
-    stderr = np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1)) / len(values)
-    half = float(stats.t.ppf(1 - alpha / 2, len(sums) - 1) * stderr)
+    half = clustered_half_width(values - mean, clusters, alpha) / len(values)
     return mean, mean - half, mean + half
 
 
@@ -322,9 +307,5 @@ def auc(
     beaten = ranks - among_own
     area = float(beaten[positive].sum() / (n_positive * n_negative))
     part = np.where(positive, (beaten / n_negative - area) / n_positive, (1 - beaten / n_positive - area) / n_negative)
-    sums = pd.Series(part).groupby(np.asarray(clusters, dtype=object)).sum().to_numpy()
-    if len(sums) < 2:
-        return area, float("nan"), float("nan")
-    stderr = np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))
-    half = float(stats.t.ppf(1 - alpha / 2, len(sums) - 1) * stderr)
-    return area, max(0.0, area - half), min(1.0, area + half)
+    half = clustered_half_width(part, clusters, alpha)
+    return area, max(area - half, 0.0), min(area + half, 1.0)

@@ -2,26 +2,20 @@
 
 Every size trains the student anew, by the run's training section, on part of what the run's teachers wrote for a seed.
 It is asked the validation questions outside the preference set: the teacher was aligned to that set, and a study must
-not spend looks at the test set. What the curves say of one example is in worth. Source: ours; ARTE has one size.
-
-What a tailored example is worth in untailored ones, read off the learning curves with its uncertainty.
+not spend looks at the test set. What a tailored example is worth in untailored ones is read off the curves, with its
+uncertainty. Source: ours; ARTE has one size.
 """
 
-import io
-import shutil
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.arms import examples_of_arm
-from workbench.models.loading import fingerprint_model, resolve
-from workbench.runs.cache import StoreError, atomic_write
-from workbench.runs.run import Run, fingerprint
+from workbench.runs.cache import StoreError
+from workbench.runs.run import Run
 from workbench.tasks.task import as_written, load_tasks
 from workbench.verdict.intervals import half_width, spread
 from workbench.verdict.validity import FineTuneJob, fine_tune_and_test, held_out
@@ -29,7 +23,7 @@ from workbench.verdict.verdict import BASE_SEED, answers, arm_accuracy
 
 BASE, BEFORE, AFTER = "base", "untailored", "tailored"
 LEAST = 5  # examples a task, about where the sizes begin
-VERSION = 1
+N_BETWEEN = 40  # places between two sizes where an interval may end
 
 
 def first(examples: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -74,9 +68,8 @@ def measure(
 ) -> pd.DataFrame:
     """Train a student on subsets of each arm and seed, and ask it held-out questions.
 
-    Steps follow the rows: a size below a batch gets one step an epoch. Sizes count examples, not tokens. Answers are
-    kept in the run's folder, size by size, so a second call is free, and more sizes can be added; the trained students
-    are not kept.
+    Steps follow the rows: a size below a batch gets one step an epoch. Sizes count examples, not tokens. What was
+    measured once is kept in the run's folder, so a second call is free, and more sizes can be added.
 
     Args:
         run: With finished alignment, and the arms untailored and tailored.
@@ -85,51 +78,22 @@ def measure(
         subset: Takes the examples of one arm and seed and a size, returns those to train on.
 
     Returns:
-        One answer a row: student, arm, n (examples a task; 0 for base), seed, shots (0), task, item_id, correct, key.
+        One answer a row: student, arm, n (examples a task; 0 for base), seed, shots (0), task, item_id, correct.
     """
     recipe, examples, tasks = run.recipe, usable(run, student), load_tasks(run.recipe)
     sizes = _checked(run, examples, sizes)
     names, questions, targets = held_out(run, tasks)
-    settings = recipe.section_json("training", "tasks", "models.dtype", "evaluation.max_new_tokens")
-    model = fingerprint_model(resolve(recipe.models.students[student]))
-    shared = [VERSION, model, settings, questions, [target for _, target in targets]]
     descriptions = {name: task.description for name, task in as_written(recipe, tasks).items()}
-    path, table, wanted = _path(run, student), stored(run, student), []
-    folder = path.with_suffix("")
-    for n in [0, *sizes]:
-        known, keys, trials = set() if table is None else set(table["key"]), [], []
-        for arm, seed, rows in _training_sets(recipe.seeds, examples, n, subset, descriptions):
-            key = fingerprint([shared, arm, n, seed, None if rows is None else rows.to_numpy().tolist()])
-            wanted.append(key)
-            if key not in known:
-                keys.append({"student": student, "arm": arm, "n": n, "seed": seed, "key": key})
-                trials.append(
-                    FineTuneJob(recipe, student, rows, questions, targets, seed, folder / f"{arm}-{n}-{seed}")
-                )
-        if trials:
-            items = {"shots": 0, "task": names, "item_id": [f"{at:04}" for at in range(len(names))]}
-            right = fine_tune_and_test(recipe, trials, f"training on {n} examples a task")
-            frames = [pd.DataFrame({**key, **items, "correct": one}) for key, one in zip(keys, right, strict=True)]
-            table = pd.concat([table, *frames], ignore_index=True)
-            _keep(table, path)
-            # Not earlier, and not where nothing was missing: a killed call goes on from what it had trained.
-            shutil.rmtree(folder, ignore_errors=True)
-    return table[table["key"].isin(wanted)].sort_values(["n", "arm", "seed"], kind="stable").reset_index(drop=True)
-
-
-def _keep(table: pd.DataFrame, path: Path) -> None:
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    atomic_write(path, buffer.getvalue())
-
-
-def stored(run: Run, student: str) -> pd.DataFrame | None:
-    """Return all answers kept for a student, of every size and subset that was measured; None if there are none."""
-    return pd.read_parquet(_path(run, student)) if _path(run, student).is_file() else None
-
-
-def _path(run: Run, student: str) -> Path:
-    return run.path / "curves" / f"{student}.parquet"
+    folder, keys, trials = run.path / "curves" / student, [], []
+    for arm, n, seed, rows in _training_sets(recipe.seeds, examples, [0, *sizes], subset, descriptions):
+        keys.append({"student": student, "arm": arm, "n": n, "seed": seed, "shots": 0})
+        trials.append(FineTuneJob(recipe, student, rows, questions, targets, seed, folder / f"{arm}-{n}-{seed}"))
+    right = fine_tune_and_test(recipe, trials, "training on growing sets")
+    items = {"task": names, "item_id": [f"{at:04}" for at in range(len(names))]}
+    return pd.concat(
+        [pd.DataFrame({**key, **items, "correct": one}) for key, one in zip(keys, right, strict=True)],
+        ignore_index=True,
+    )
 
 
 def _checked(run: Run, examples: pd.DataFrame, sizes: Sequence[int]) -> list[int]:
@@ -148,24 +112,22 @@ def _checked(run: Run, examples: pd.DataFrame, sizes: Sequence[int]) -> list[int
 def _training_sets(
     seeds: list[int],
     examples: pd.DataFrame,
-    n: int,
+    sizes: list[int],
     subset: Callable[[pd.DataFrame, int], pd.DataFrame],
     descriptions: dict[str, str],
-) -> Iterator[tuple[str, int, pd.DataFrame | None]]:
-    """Yield arm, seed and rows of every student of a size; the base is trained on nothing."""
-    if not n:
-        yield BASE, BASE_SEED, None
-        return
-    for seed, arm in product(seeds, (BEFORE, AFTER)):
-        own = subset(examples[(examples["arm"] == arm) & (examples["seed"] == seed)], n)
-        prompt = [prompts.naive_prompt(descriptions[row.task], row.question) for row in own.itertuples()]
-        yield arm, seed, pd.DataFrame({"prompt": prompt, "completion": own["rationale"].to_numpy()})
+) -> Iterator[tuple[str, int, int, pd.DataFrame | None]]:
+    """Yield arm, size, seed and rows of every student; the base, of size 0, is trained on nothing."""
+    for n in sizes:
+        if not n:
+            yield BASE, n, BASE_SEED, None
+            continue
+        for seed, arm in product(seeds, (BEFORE, AFTER)):
+            own = subset(examples[(examples["arm"] == arm) & (examples["seed"] == seed)], n)
+            prompt = [prompts.naive_prompt(descriptions[row.task], row.question) for row in own.itertuples()]
+            yield arm, n, seed, pd.DataFrame({"prompt": prompt, "completion": own["rationale"].to_numpy()})
 
 
-N_BETWEEN = 40  # places between two sizes where an interval may end
-
-
-def points(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def points(table: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of every arm and size with its interval over seeds and questions, as the verdict has it.
 
     Returns:
@@ -173,7 +135,7 @@ def points(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     """
     groups = table.groupby(["student", "n", "arm"], sort=False)
     return pd.DataFrame(
-        [{"student": who, "arm": arm, "n": n} | arm_accuracy(own, arm, 0, alpha) for (who, n, arm), own in groups]
+        [{"student": who, "arm": arm, "n": n} | arm_accuracy(own, arm, 0) for (who, n, arm), own in groups]
     )
 
 
@@ -195,7 +157,7 @@ def needed(sizes: Sequence[float], accuracies: Sequence[float], level: float) ->
     return float("inf")
 
 
-def worth(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def worth(table: pd.DataFrame) -> pd.DataFrame:
     """Return how many untailored examples one tailored example is worth, at every size n of tailored ones.
 
     It is the smallest number of untailored examples a task at which the mean untailored curve (see needed; the base is
@@ -203,7 +165,7 @@ def worth(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
     as good already, inf where the untailored curve never gets there: more than `most`.
 
     The interval is what the same seeds and questions do not rule out. Tailored minus untailored is compared along the
-    untailored curve, each seed and question interpolated, with the verdict's 1 - alpha interval over both: low is where
+    untailored curve, each seed and question interpolated, with the verdict's 95 % interval over both: low is where
     that first takes in zero, high where it first lies below, inf if nowhere. A ratio by seed would often not exist:
     one seed's curve crosses a level several times or never. As the first crossing counts, noise in the untailored
     curve lowers the worth rather than raising it. By simulation (a worth of 1, 2 and 4, 3 and 5 seeds, 200 questions,
@@ -226,7 +188,7 @@ def worth(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
         tailored = tables[AFTER, n].to_numpy()
         enough = needed(at, accuracies, tailored.mean())
         of = spread(tailored - curve, of_tasks)
-        half = half_width(of, alpha)
+        half = half_width(of, 0.05)
         low = min(_first(places, of.mean <= half), enough)
         high = max(_first(places, of.mean < -half), enough)
         row = {"student": table["student"].iloc[0], "n": n, "accuracy": tailored.mean(), "needed": enough}
@@ -236,27 +198,3 @@ def worth(table: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
 
 def _first(places: np.ndarray, there: np.ndarray) -> float:
     return float(places[there.argmax()]) if there.any() else np.inf
-
-
-def quoted(found: pd.DataFrame) -> str:
-    """Return what worth found as a sentence."""
-    parts = []
-    for row in found.itertuples():
-        value, low, high = (
-            f"more than {row.most:.1f}" if np.isinf(x) else f"{x:.1f}" for x in (row.worth, row.low, row.high)
-        )
-        interval = "all of the interval" if np.isinf(row.low) else f"{low} to {high}"
-        parts.append(f"{value} ({interval}) at {row.n}" + ("" if parts else " examples a task"))
-    return f"One tailored example is worth, in untailored ones with 95 % intervals: {'; '.join(parts)}."
-
-
-def in_words(table: pd.DataFrame) -> str:
-    """Return a student's curves as a table, and what a tailored example is worth."""
-    seen = points(table)
-    seen["right"] = [f"{100 * r.accuracy:.1f} % ({100 * r.low:.1f} to {100 * r.high:.1f})" for r in seen.itertuples()]
-    wide = seen.pivot(index="n", columns="arm", values="right").reindex(columns=[BASE, BEFORE, AFTER]).fillna("")
-    facts = (
-        f"{table['student'].iloc[0]}: right answers by examples a task, {seen['n_items'].max()} validation questions "
-        f"outside the preference set, {seen['n_seeds'].max()} seeds (base: one); 95 % intervals over both."
-    )
-    return "\n\n".join([textwrap.fill(facts, 100), wide.to_string(), textwrap.fill(quoted(worth(table)), 100)])

@@ -1,9 +1,7 @@
 """How often does the verdict err? Whole runs are simulated, every arm, item, seed and number of shots, and decided on.
 
 How the runs are simulated stands below. The decisions are made by the functions that the verdict uses, for
-many runs at once; some of the runs also go through the verdict itself, which must decide the same.
-
-    workbench calibrate RUN
+many runs at once. The study `calibrate` shows them for a recipe.
 
 At the spread assumed without a run (2 points over seeds, 10 over items of an arm), 2,000 runs a row, level 95 %:
 arte-demo (3 seeds, 200 items) said "better" in 0.9 % of the runs without a difference, in 1.3 % when seeds differed
@@ -22,8 +20,7 @@ Seeds shift an arm on all tasks alike, and arms are taken to be drawn independen
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,9 +41,8 @@ from workbench.verdict.intervals import (
     half_width,
     sign_flip_p_values,
     spread,
-    wilson,
 )
-from workbench.verdict.verdict import BASE_SEED, VerdictError, answers, verdict
+from workbench.verdict.verdict import VerdictError, answers
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 
@@ -224,20 +220,6 @@ def simulate(
     return Simulated(made, gaps[design.shots[0]])
 
 
-def predictions_of(run: Simulated, design: ExperimentDesign, repeat: int) -> pd.DataFrame:
-    """Return one simulated run as predictions, as its schema describes them but for the answers' texts."""
-    frames = []
-    for (arm, shots), table in run.answers.items():
-        seeds = [BASE_SEED] if arm == "base" else range(table.shape[1])
-        for seed, row in zip(seeds, table[repeat], strict=True):
-            cells = {"student": "s", "arm": arm, "seed": seed, "shots": shots, "task": design.columns}
-            items = [f"{n:06}" for n in range(len(row))]
-            frames.append(
-                pd.DataFrame(cells | {"item_id": items, "answer": "", "style": "", "parsed": True, "correct": row})
-            )
-    return pd.concat(frames, ignore_index=True)
-
-
 def minimum_detectable_effect(world: VarianceModel, design: ExperimentDesign) -> float | None:
     """Return the smallest true difference found "better" in four of five runs; None when none below 1 is."""
     sizes = np.arange(1, 1000) / 1000
@@ -343,29 +325,12 @@ def _corrected(
     return found
 
 
-def verdict_on(run: Simulated, design: ExperimentDesign, repeat: int) -> tuple[list[str], list[str], list[str]]:
-    """Pass one simulated run through the verdict itself; return what it decides, in the order of `Decided`."""
-    settings = {
-        "arms": list(design.arms),
-        "shots": list(design.shots),
-        "margin": design.margin,
-        "alpha": design.alpha,
-        "primary": {"a": design.a, "b": design.b, "shots": design.shots[0]},
-    }
-    result = verdict(predictions_of(run, design, repeat), settings, recipe="", run="", models="", student="s")
-    tasks = {row["task"]: row["decision"] for row in result["per_task"]}
-    compared = result["comparisons"]
-    held = [row["decision_adjusted"] for row in compared[1:]]
-    return [row["decision"] for row in compared], held, [tasks[name] for name in design.tasks]
-
-
 def calibrate(
     world: VarianceModel,
     design: ExperimentDesign,
     repeats: int = 2000,
     differences: Sequence[float] | None = None,
     seed: int = 0,
-    n_checked: int = 2,
 ) -> pd.DataFrame:
     """Return how often each decision is reached, one row a true difference.
 
@@ -376,16 +341,12 @@ def calibrate(
         differences: True differences as shares; by default 0, half the margin, the margin and twice the margin, and 0
             once more with seeds that differ twice as much, by two points at least.
         seed: Of the simulation.
-        n_checked: So many runs of each row also go through the verdict itself.
 
     Returns:
         Columns difference, seed_sd, repeats, the shares better, worse, no difference and undecided of the primary
         comparison, coverage of its interval, half_width (mean), any_other_alone (at least one further comparison says
         "better" when each is taken alone), any_other_better (the same, by Holm), any_task_better (at least one task, by
         Holm).
-
-    Raises:
-        VerdictError: If the verdict decides otherwise than was counted, which would be an error of ours.
     """
     if differences is None:
         steps = [(size * design.margin, world) for size in (0, 0.5, 1, 2)]
@@ -393,21 +354,18 @@ def calibrate(
     else:
         steps = [(size, world) for size in differences]
     generator = np.random.default_rng(seed)
-    return pd.DataFrame([_row(where, design, size, generator, repeats, n_checked) for size, where in steps])
+    return pd.DataFrame([_row(where, design, size, generator, repeats) for size, where in steps])
 
 
-def _row(world, design, difference, generator, repeats, n_checked) -> dict:
+def _row(
+    world: VarianceModel, design: ExperimentDesign, difference: float, generator: np.random.Generator, repeats: int
+) -> dict:
     n_answers = len(design.arms) * len(design.shots) * design.n_seeds * design.n_items * len(design.tasks)
-    parts, true = [], 0.0
-    for size in _chunks(repeats, max(1, CHUNK // n_answers)):
-        run = simulate(world, design, difference, generator, size)
+    size, parts = max(1, CHUNK // n_answers), []
+    for start in range(0, repeats, size):
+        run = simulate(world, design, difference, generator, min(size, repeats - start))
         parts.append(decisions(run, design))
-        true = run.difference
-        for repeat in range(min(n_checked, size) if len(parts) == 1 else 0):
-            first = parts[0]
-            counted = [[row[repeat] for row in rows] for rows in (first.compared, first.adjusted, first.tasks)]
-            if list(verdict_on(run, design, repeat)) != counted:
-                raise VerdictError("The verdict decides otherwise than the simulation counted; please report it.")
+    true = run.difference
     primary, *others = (np.concatenate([part.compared[i] for part in parts]) for i in range(len(design.compared)))
     held, tasks = (np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in ("adjusted", "tasks"))
     means, halves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("difference", "half"))
@@ -422,55 +380,3 @@ def _row(world, design, difference, generator, repeats, n_checked) -> dict:
         "any_other_better": float((held == BETTER).any(axis=0).mean()) if others else 0.0,
         "any_task_better": float((tasks == BETTER).any(axis=0).mean()),
     }
-
-
-def _chunks(total: int, size: int) -> Iterator[int]:
-    edges = [*range(0, total, size), total]
-    yield from (end - start for start, end in pairwise(edges))
-
-
-def in_words(table: pd.DataFrame, world: VarianceModel, design: ExperimentDesign) -> str:
-    """Return the table of `calibrate` as text, in per cent with Monte Carlo standard errors, and what it says."""
-    n = int(table["repeats"].iloc[0])
-    shares = [*SHORT.values(), "coverage", "any_other_alone", "any_other_better", "any_task_better"]
-    shown = pd.DataFrame({"true": [f"{100 * d:+.1f}" for d in table["difference"]]})
-    shown["seed sd"] = [f"{100 * sd:.1f}" for sd in table["seed_sd"]]
-    for name in shares:
-        shown[name.replace("_", " ")] = [f"{100 * p:.1f} ±{100 * _error(p, n):.1f}" for p in table[name]]
-    shown["half width"] = [f"{100 * half:.1f}" for half in table["half_width"]]
-    facts = (
-        f"{design.a} minus {design.b}, {design.shots[0]} shots; {design.n_seeds} seeds, {design.n_items} items for "
-        f"each of {len(design.tasks)} tasks, margin {100 * design.margin:g} points, "
-        f"level {100 * (1 - design.alpha):g} %. "
-        f"Spread {world.in_words()}. {n:,} simulated runs a row; shares in per cent ± Monte Carlo standard error. "
-        "'any other alone': at least one of the further comparisons, each taken alone; 'any other better': the same, "
-        "corrected for their number by Holm's method; 'any task better': at least one task, corrected likewise."
-    )
-    said = _findings(table, design, n)
-    return "\n\n".join([textwrap.fill(facts, 100), shown.to_string(index=False), textwrap.fill(said, 100)])
-
-
-def _findings(table: pd.DataFrame, design: ExperimentDesign, n: int) -> str:
-    said = []
-    for row in table[table["difference"] == 0].to_dict("records"):
-        low, high = wilson(row["better"], n)
-        said.append(
-            f"With no true difference and a seed spread of {100 * row['seed_sd']:.1f} points, 'better' is said falsely "
-            f"in {100 * row['better']:.1f} % of the runs (95 % interval {100 * low:.1f} to {100 * high:.1f} %; at most "
-            f"{100 * design.alpha:g} % is wanted). At least one further comparison says it falsely in "
-            f"{100 * row['any_other_alone']:.1f} % when each is taken alone, in {100 * row['any_other_better']:.1f} % "
-            "by Holm's correction."
-        )
-    for row in table[(table["difference"] - design.margin).abs() < 1e-9].to_dict("records"):
-        low, high = wilson(row["no difference"], n)
-        said.append(
-            "At a true difference of the margin, 'no difference' is said falsely in "
-            f"{100 * row['no difference']:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)."
-        )
-    return " ".join(said)
-
-
-def _error(share: float, n: int) -> float:
-    """Return the Monte Carlo standard error of a share; one more hit and one more miss keep it from zero."""
-    p = (share * n + 1) / (n + 2)
-    return float(np.sqrt(p * (1 - p) / n))

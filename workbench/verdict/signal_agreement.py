@@ -64,12 +64,11 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
     return table
 
 
-def rank_agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def rank_agreement(table: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's correlation of the two signals for each student, with 95 % bootstrap intervals over questions.
 
     Args:
         table: As both returns it.
-        seed: Of the bootstrap.
 
     Returns:
         Columns student, across, across_low, across_high (over all drafts of a task, mean over tasks), within,
@@ -78,7 +77,7 @@ def rank_agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     rows = []
     for student, own in table.groupby("student", sort=False):
-        rng, row = stream(seed, "two signals", student), {"student": student}
+        rng, row = stream(0, "two signals", student), {"student": student}
         values = own[list(SIGNALS)].to_numpy()
         tasks = own["task"].factorize()[0]
         parts = list(own.reset_index(drop=True).groupby("question_id", sort=False).indices.values())
@@ -114,39 +113,6 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else np.nan
 
 
-def ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with each signal's rank within student and task, as a share, and their difference.
-
-    The column apart is the rank by influence minus that by one-shot accuracy, from -1 to 1.
-    """
-    groups = table.groupby(["student", "task"])
-    shares = {f"{name}_rank": groups[name].rank(pct=True) for name in SIGNALS}
-    return table.assign(**shares, apart=shares["influence_rank"] - shares["one_shot_rank"])
-
-
-def by_way(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean rank that each signal gives to a technique's right and wrong drafts, by student."""
-    known = ranks(table).assign(answer=table["correct"].map({True: "right", False: "wrong"}))
-    kept = {"drafts": ("apart", "size"), "one-shot rank": ("one_shot_rank", "mean")}
-    kept |= {"influence rank": ("influence_rank", "mean"), "length": ("n_tokens", "mean")}
-    return known.groupby(["student", "technique", "answer"], as_index=False).agg(**kept)
-
-
-def why(table: pd.DataFrame) -> pd.DataFrame:
-    """Return how each signal's rank goes with length and correctness, within student and task (Pearson's r)."""
-    known = ranks(table)
-    rows = []
-    for student, own in known.groupby("student", sort=False):
-        for name, words in SIGNALS.items():
-            row = {"student": student, "signal": words}
-            for what in ("n_tokens", "correct"):
-                centred = own[[f"{name}_rank", what]].astype(float)
-                centred = centred - centred.groupby(own["task"]).transform("mean")
-                row[what] = centred.corr().iloc[0, 1] if (centred.std() > 0).all() else np.nan
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """Return what each signal costs for one draft and one student, in tokens: generated, read, and stepped on.
 
@@ -175,19 +141,13 @@ def gains(run: Run, table: pd.DataFrame, seeds: list[int]) -> dict[str, pd.DataF
         seeds: Training seeds.
 
     Returns:
-        By signal what validity.validate returns.
+        By signal what validity.train_on_groups returns.
     """
     made = {}
     for name in SIGNALS:
         signals = table[["student", "draft_id"]].assign(item_kind="rationale", value=table[name])
-        made[name] = validity.validate(run, seeds, signals, f"validity-{name}")
+        made[name] = validity.train_on_groups(run, seeds, signals, f"validity-{name}")
     return made
-
-
-def stored_gains(run: Run) -> dict[str, pd.DataFrame]:
-    """Return what gains left in the run's folder; {} when it was not tried."""
-    found = {name: validity.stored(run, f"validity-{name}") for name in SIGNALS}
-    return {} if any(one is None for one in found.values()) else found
 
 
 def predictions(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -195,11 +155,11 @@ def predictions(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     Returns:
         Columns signal, student, best_minus_worst, low, high (gain as a share, mean over tasks; 95 % t interval over
-        training seeds), correlation, correlation_low, correlation_high (see validity.agreement).
+        training seeds), correlation, correlation_low, correlation_high (see validity.predictive_validity).
     """
     rows = []
     for name, table in found.items():
-        agreement = validity.agreement(table).set_index("student")
+        agreement = validity.predictive_validity(table).set_index("student")
         for student, own in table.groupby("student", sort=False):
             wide = own.groupby(["seed", "group"])["gain"].mean().unstack("group")
             apart = (wide[wide.columns.min()] - wide[wide.columns.max()]).to_numpy()
@@ -210,11 +170,3 @@ def predictions(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
             row |= {"correlation": which["correlation"]}
             rows.append(row | {"correlation_low": which["low"], "correlation_high": which["high"]})
     return pd.DataFrame(rows)
-
-
-def in_words(run: Run, table: pd.DataFrame) -> str:
-    """Return agreement, ranks by technique and predictions as text."""
-    parts = [rank_agreement(table).round(2), by_way(table).round(2), why(table).round(2)]
-    if found := stored_gains(run):
-        parts.append(predictions(found).round(3))
-    return "\n\n".join(part.to_string(index=False) for part in parts)

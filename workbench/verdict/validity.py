@@ -7,7 +7,9 @@ gain is counted on validation questions outside the preference set.
 Trials: a student trained on some rows, or left as it is, and then asked held-out questions; outside a run's arms.
 """
 
+import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from workbench.loop.writing import AskJob, complete_job
 from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
 from workbench.models.trl import tuned
-from workbench.runs.cache import StoreError, atomic_write
+from workbench.runs.cache import StoreError, atomic_write, read_json
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_engines import Engines
 from workbench.runs.run import Run, fingerprint
@@ -42,7 +44,8 @@ class FineTuneJob:
         asked: (what prompts share, the rest) of each question's prompt.
         targets: How answers are read and the right one, in the order of asked.
         seed: Orders the rows.
-        folder: Where the trained student is kept, so that a trial that was killed is not trained again.
+        folder: Holds the student until it is asked, so that a trial that was killed is not trained again. What it
+            answered is kept beside the folder, with the ending .json; the trained student is not.
         n_batches: An epoch; 0 takes as many as the rows fill.
     """
 
@@ -71,21 +74,29 @@ def answer_trials(recipe: Recipe, trials: list[FineTuneJob], describe: str) -> l
 
 def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
     recipe, ref = trial.recipe, trial.recipe.models.students[trial.student]
-    if trial.rows is not None:
-        rows = trial.rows[["prompt", "completion"]]
+    rows = None if trial.rows is None else trial.rows[["prompt", "completion"]]
+    settings = recipe.section_json("training", "models.dtype")
+    lines = None if rows is None else rows.to_numpy().tolist()
+    training = [fingerprint_model(resolve(ref)), settings, trial.seed, lines, trial.n_batches]
+    asked = [recipe.section_json("evaluation.max_new_tokens"), trial.asked, [[repr(a), t] for a, t in trial.targets]]
+    key, path = fingerprint([training, asked]), trial.folder.parent / f"{trial.folder.name}.json"
+    if (known := read_json(path)).get("key") == key:
+        return [tuple(one) for one in known["answers"]]
+    if rows is not None:
         n_batches = trial.n_batches or max(1, round(len(rows) / recipe.training.batch_size))
-        settings = recipe.section_json("training", "models.dtype")
-        inputs = [fingerprint_model(resolve(ref)), settings, trial.seed, rows.to_numpy().tolist()]
-        key = fingerprint([*inputs, n_batches] if trial.n_batches else inputs)
         seed = stream_seed(trial.seed, "trial", trial.student)
-        ref = str(tuned(trial.folder, key, lambda work: tune_sft(recipe, ref, rows, n_batches, work, seed)).folder)
+        train = lambda work: tune_sft(recipe, ref, rows, n_batches, work, seed)  # noqa: E731
+        ref = str(tuned(trial.folder, fingerprint(training), train).folder)
     # Training and asking take turns here, in several processes, which suits transformers alone.
     recipe = recipe.model_copy(update={"engines": Engines()})
     texts = [completion.text for completion in complete_job(AskJob(recipe, ref, repr(trial), trial.asked, []))]
-    return [
+    told = [
         (text, answers.same(answers.read(text), target))
         for text, (answers, target) in zip(texts, trial.targets, strict=True)
     ]
+    atomic_write(path, json.dumps({"key": key, "answers": told}, ensure_ascii=False).encode())
+    shutil.rmtree(trial.folder, ignore_errors=True)
+    return told
 
 
 N_RESAMPLES = 4000
@@ -93,7 +104,9 @@ LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
 LEAST_FREE = 3  # degrees of freedom that a partial correlation must leave
 
 
-def validate(run: Run, seeds: list[int], signals: pd.DataFrame | None = None, name: str = "validity") -> pd.DataFrame:
+def train_on_groups(
+    run: Run, seeds: list[int], signals: pd.DataFrame | None = None, name: str = "validity"
+) -> pd.DataFrame:
     """Train every student on every group under every seed; the outcome is kept in the run's folder as validity.csv.
 
     Args:
@@ -101,13 +114,15 @@ def validate(run: Run, seeds: list[int], signals: pd.DataFrame | None = None, na
         seeds: Training seeds; ties between rationales of one question are settled by them too.
         signals: What drafts are ranked by, a frame "signals"; the run's own unless given. Drafts without a
             signal belong to no group.
-        name: Of the file, and of the folder that holds the trained students.
+        name: Of the file, and of the folder that holds what the students answered.
 
     Returns:
         Columns student, task, group (1 is best), seed, score (mean preference score), n_tokens, n_steps and digits
         (means of a rationale, see format_of), correct (share of right rationales), before and after (accuracy), gain
         (after - before), n (questions asked).
     """
+    if len(seeds) < 2:
+        raise StoreError(f"An interval needs two training seeds or more, got {len(seeds)}; ask for more.")
     recipe, tasks = run.recipe, load_tasks(run.recipe)
     scored = ranked(run, seeds, signals)
     names, asked, targets = held_out(run, tasks)
@@ -137,10 +152,9 @@ def validate(run: Run, seeds: list[int], signals: pd.DataFrame | None = None, na
 
 
 def stored(run: Run, name: str = "validity") -> pd.DataFrame | None:
-    """Return the stored outcome of validate; None if there is none, or it was made before format was looked at."""
+    """Return the stored outcome of train_on_groups; None if there is none."""
     path = run.path / f"{name}.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    return table if {*LENGTH, *FORMAT} <= set(table) else None
+    return pd.read_csv(path) if path.is_file() else None
 
 
 def ranked(run: Run, seeds: list[int], signals: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -211,7 +225,7 @@ def _rows(drafts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
     return pd.DataFrame({"prompt": asked, "completion": drafts["rationale"].to_numpy()})
 
 
-def agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def predictive_validity(table: pd.DataFrame) -> pd.DataFrame:
     """Return how well the score of a group predicts its gain: for each student, and for all of them together.
 
     Score and gain are averaged over seeds; Spearman's rank correlation is taken within student and task and averaged.
@@ -224,43 +238,29 @@ def agreement(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     training seeds.
 
     Returns:
-        Columns student, correlation, low, high, linear, linear_low, linear_high, partial and partial_format (all
-        students alone, else nan), n (groups).
+        Columns student, correlation, low, high, n (groups); linear, partial and partial_format of all students alone,
+        else nan.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows, blocks = [], []
     for student, own in table.groupby("student", sort=False):
         scores, gains = (_by_seed(own, what) for what in ("score", "gain"))
-        found = _rank_correlations(scores.mean(0), gains.mean(0))
+        blocks.append(_rank_correlations(scores.mean(0), gains.mean(0)))
         drawn = rng.integers(len(gains), size=(N_RESAMPLES, len(gains)))
-        again = scores[drawn].mean(1), gains[drawn].mean(1)
-        row = _row(student, found, _mean(_rank_correlations(*again)))
-        row |= _linear_row(_linear(scores.mean(0), gains.mean(0)), _linear(*again))
-        rows.append(row | {"partial": np.nan, "partial_format": np.nan, "n": scores[0].size})
-        blocks.append((found, scores.mean(0), gains.mean(0)))
-    values, scores, gains = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    drawn = rng.integers(len(values), size=(N_RESAMPLES, len(values)))
-    whole = _row("all students", values, _mean(values[drawn]))
-    whole |= _linear_row(_linear(scores, gains), _linear(scores[drawn], gains[drawn]))
-    whole |= {"partial": partial_correlation(table), "partial_format": partial_correlation(table, (*LENGTH, *FORMAT))}
+        again = _rank_correlations(scores[drawn].mean(1), gains[drawn].mean(1))
+        rows.append(_row(student, blocks[-1], again) | {"n": scores[0].size})
+    values = np.concatenate(blocks)
+    whole = _row("all students", values, values[rng.integers(len(values), size=(N_RESAMPLES, len(values)))])
+    for name, covariates in {"linear": (), "partial": LENGTH, "partial_format": (*LENGTH, *FORMAT)}.items():
+        whole[name] = partial_correlation(table, covariates)
     return pd.DataFrame([*rows, whole | {"n": sum(row["n"] for row in rows)}])
 
 
-def _row(student: str, found: np.ndarray, draws: np.ndarray) -> dict:
-    low, high = _interval(draws)
+def _row(student: str, found: np.ndarray, again: np.ndarray) -> dict:
+    draws = _mean(again)
+    known = draws[~np.isnan(draws)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
     return {"student": student, "correlation": float(_mean(found)), "low": low, "high": high}
-
-
-def _linear_row(found: np.ndarray, draws: np.ndarray) -> dict:
-    low, high = _interval(draws)
-    return {"linear": float(found), "linear_low": low, "linear_high": high}
-
-
-def _linear(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation within blocks, arrays of shape (..., blocks, groups); nan where nothing varies."""
-    x, y = (values - values.mean(-1, keepdims=True) for values in (a, b))
-    size = np.sqrt((x**2).sum((-2, -1)) * (y**2).sum((-2, -1)))
-    return np.divide((x * y).sum((-2, -1)), size, out=np.full(size.shape, np.nan), where=size > 0)
 
 
 def _by_seed(table: pd.DataFrame, what: str) -> np.ndarray:
@@ -285,11 +285,6 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    known = draws[~np.isnan(draws)]
-    return tuple(np.percentile(known, [2.5, 97.5])) if len(known) else (np.nan, np.nan)
-
-
 def partial_correlation(table: pd.DataFrame, covariates: Sequence[str] = LENGTH) -> float:
     """Return the correlation of score and gain left when the covariates are regressed out, within blocks.
 
@@ -300,19 +295,11 @@ def partial_correlation(table: pd.DataFrame, covariates: Sequence[str] = LENGTH)
     centred = means - means.groupby(blocks).transform("mean")
     held = centred[list(covariates)].to_numpy()
     held = held / np.where(held.std(axis=0) > 0, held.std(axis=0), 1.0)
-    rest = [centred[name] - held @ np.linalg.lstsq(held, centred[name], rcond=None)[0] for name in ("score", "gain")]
-    free = len(means) - means.groupby(blocks).ngroups - np.linalg.matrix_rank(held)
+    rest = [centred[name] - held @ np.linalg.pinv(held) @ centred[name] for name in ("score", "gain")]
+    free = len(means) - means.groupby(blocks).ngroups - (np.linalg.matrix_rank(held) if covariates else 0)
     if free < LEAST_FREE or min(np.std(one) for one in rest) <= 1e-12:
         return float("nan")
     return float(np.corrcoef(*rest)[0, 1])
-
-
-def in_words(table: pd.DataFrame) -> str:
-    """Return the groups and how well their scores predict their gains as text."""
-    groups = table.groupby(["student", "task", "group"])[["score", "gain", *LENGTH, *FORMAT]].mean()
-    found = agreement(table)
-    whole = found.iloc[-1]
-    return "\n\n".join([groups.round(3).to_string(), found.round(2).to_string(index=False), left_over(whole)])
 
 
 def left_over(whole: Mapping) -> str:
