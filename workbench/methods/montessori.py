@@ -3,15 +3,15 @@
 Source: Montessori-Instruct, arXiv:2410.14208.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from workbench.loop.pairs import helpful_against_harmful
 from workbench.methods.base import Amounts, Method
 from workbench.runs.recipe import Recipe
-from workbench.runs.recipe_parts import Count, CountOrZero, Positive, Section, Text, require_distinct
-from workbench.signals.influence_of_drafts import as_signal
+from workbench.runs.recipe_parts import Count, CountOrZero, Section, Text, require_distinct
+from workbench.signals.influence_of_drafts import Influence, as_signal
 
 TopP = Annotated[float, Field(gt=0, le=1)]
 
@@ -44,25 +44,6 @@ class Synthesis(Section):
                 "raise it"
             )
         return self
-
-
-class Influence(Section):
-    """How local data influence is measured, and on what.
-
-    The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
-    holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
-    answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
-    sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
-    """
-
-    estimator: Literal["exact", "first_order"] = "exact"
-    sign: Literal["corrected", "raw"] = "corrected"
-    reference: Literal["student", "teacher", "target"] = "student"
-    n_tries: Count = 8
-    n_warm_up: Count = 16
-    n_steps: Count = 10
-    batch_size: Count = 8
-    learning_rate: Positive = 3.0e-4
 
 
 class MontessoriRecipe(Recipe):

@@ -146,10 +146,11 @@ class Step:
     """One step of a run on disk: its frames, and a manifest written last, so that a step with a manifest is whole."""
 
     def __init__(self, run: Run, name: str):
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*", name) or name == "reports":
+        part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+        if not re.fullmatch(f"{part}(/{part})*", name) or _is_aside(Path(name)) or name == "reports":
             raise StoreError(
-                f"A step's name has small letters, digits, '_', '-' and, between folders, '/', got {name!r}; "
-                "choose another."
+                f"A step's name has letters, digits, '.', '_', '-' and, between folders, '/', got {name!r}; choose "
+                "another."
             )
         self.run, self.name, self.path = run, name, run.path / name
 

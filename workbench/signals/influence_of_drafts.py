@@ -6,13 +6,14 @@ responses.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from workbench.loop import prompts
 from workbench.models.start import Model
 from workbench.runs import schemas
-from workbench.runs.recipe_parts import Section
+from workbench.runs.recipe_parts import Count, Positive, Section
 from workbench.runs.seeding import stream, stream_seed
 from workbench.signals.influence import measure
 from workbench.signals.reference import guard_of_tests
@@ -23,13 +24,32 @@ VERSION = 2
 WARMED = "warmed"
 
 
+class Influence(Section):
+    """How local data influence is measured, and on what.
+
+    The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
+    holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
+    answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
+    sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
+    """
+
+    estimator: Literal["exact", "first_order"] = "exact"
+    sign: Literal["corrected", "raw"] = "corrected"
+    reference: Literal["student", "teacher", "target"] = "student"
+    n_tries: Count = 8
+    n_warm_up: Count = 16
+    n_steps: Count = 10
+    batch_size: Count = 8
+    learning_rate: Positive = 3.0e-4
+
+
 def influence_of_drafts(
     students: dict[str, Model],
     tasks: dict[str, Task],
     questions: pd.DataFrame,
     drafts: pd.DataFrame,
     reference: pd.DataFrame,
-    settings: Section,
+    settings: Influence,
     seed: int,
     folder: Path,
 ) -> dict[str, pd.DataFrame]:
@@ -76,7 +96,7 @@ def influence_of_examples(
     examples: pd.DataFrame,
     reference: pd.DataFrame,
     warmed: Path,
-    settings: Section,
+    settings: Influence,
     seed: int,
     n: int = 48,
 ) -> pd.DataFrame:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.models import loading
+from workbench.loop.alignment import models_of
+from workbench.models.loading import load
+from workbench.models.start import students_of
 from workbench.runs.cache import atomic_write, read_json
 from workbench.runs.recipe import Recipe, canonical_json, project_root
 from workbench.runs.run import Run, file_sha256, fingerprint
-from workbench.verdict.evaluation import students_of
+from workbench.verdict.evaluation import everyone
 
 VERSION = 1
 COLUMNS = ["student", "arm", "benchmark", "metric", "value", "stderr", "n"]
@@ -38,15 +40,15 @@ def ask(run: Run) -> pd.DataFrame:
     recipe, rows = run.recipe, []
     if not recipe.benchmarks.tasks:
         return pd.DataFrame(columns=COLUMNS)
-    training, path = run.stage("evaluation").require("training"), run.path / "benchmarks.json"
+    models, path = models_of(run.result("students"), "students"), run.path / "benchmarks.json"
     compared = (recipe.evaluation.primary.a, recipe.evaluation.primary.b)
-    for student, arm, seed, ref in students_of(recipe, training):
+    for student, arm, seed, model in everyone(students_of(recipe), models):
         if not (arm == "base" or arm in compared and seed == recipe.seeds[0]):
             continue
-        key = fingerprint([VERSION, loading.fingerprint_model(ref), _what_is_asked(recipe)])
+        key = fingerprint([VERSION, model.fingerprint, _what_is_asked(recipe)])
         found = read_json(path)
         if key not in found:
-            found[key] = ask_model(recipe, ref)
+            found[key] = ask_model(recipe, model.ref)
             atomic_write(path, canonical_json(found).encode())
         rows += [{"student": student, "arm": arm, **row} for row in found[key]]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -58,7 +60,7 @@ def ask_model(recipe: Recipe, ref: str) -> list[dict]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    loaded = loading.load(ref, recipe.models.dtype, recipe.compute.device)
+    loaded = load(ref, recipe.models.dtype, recipe.compute.device)
     found = simple_evaluate(
         HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=recipe.training.batch_size),
         tasks=recipe.benchmarks.tasks,

@@ -5,6 +5,7 @@ fixed beforehand. Ours throughout; ARTE reports neither seeds nor intervals.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -86,7 +87,7 @@ def answer_tests(
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])
     jobs, plans = [], []
-    for student, arm, seed, model in _everyone(students, models):
+    for student, arm, seed, model in everyone(students, models):
         asked, plan = [], []
         for n_shots in shots:
             for name, task in tasks.items():
@@ -108,7 +109,7 @@ def answer_tests(
     return frame
 
 
-def _everyone(students: dict[str, Model], models: dict):
+def everyone(students: dict[str, Model], models: dict) -> Iterator[tuple[str, str, int, Model]]:
     """Yield (student, arm, seed, model) of everyone who is evaluated: of each student first the untrained one."""
     for student, model in students.items():
         if "base" in model.recipe.evaluation.arms:

@@ -10,24 +10,26 @@ measured for reward models by Gao, Schulman and Hilton 2022, arXiv:2210.10760.
 """
 
 import itertools
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from workbench.loop.arms import pairs_of_arm
-from workbench.loop.budgets import equal_rows, equal_steps
-from workbench.loop.drafting import draft
+from workbench.loop.alignment import align_teachers, models_of
+from workbench.loop.arms import pairs_by_arm
+from workbench.loop.budgets import batches_per_epoch, equal_rows
+from workbench.loop.drafting import draft_questions, draft_rationales
 from workbench.loop.pairs import build_pairs
-from workbench.loop.tailoring import EVERY_STUDENT, align
-from workbench.models.loading import fingerprint_model, resolve
-from workbench.models.trl import teacher_folder
+from workbench.loop.tailoring import EVERY_STUDENT, write_examples
+from workbench.loop.writing import Guards, OnePrompt
+from workbench.methods import ALL
+from workbench.models.engine import Decoding
+from workbench.models.start import students_of, teacher_of
 from workbench.runs.cache import StoreError, atomic_write
 from workbench.runs.recipe import Recipe
-from workbench.runs.run import Run, fingerprint
+from workbench.runs.run import Frames, Run
 from workbench.runs.seeding import stream
-from workbench.signals.one_shot import probe_drafts, score
+from workbench.signals.one_shot import probe_drafts
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import VarianceComponents, half_width, holm, interval_p_value, spread
 from workbench.verdict.validity import FORMAT, LENGTH, FineTuneJob, fine_tune_and_test, format_of, held_out
@@ -36,7 +38,6 @@ BEFORE, AFTER = "untailored", "tailored"
 SCORE, GAIN = "score", "gain"
 ALPHA = 0.05  # of the warning, and of the intervals
 COLUMNS = ["student", "round", "seed", "what", "task", "item_id", "value"]
-VERSION = 1
 
 
 def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[str] | None = None) -> pd.DataFrame:
@@ -71,7 +72,7 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     if unknown := [name for name in students if name not in recipe.models.students]:
         known = ", ".join(recipe.models.students)
         raise StoreError(f"Run {run.name} has no student {unknown[0]!r}; its students are {known}.")
-    run.stage("training").require("alignment")
+    run.read("examples")
     parts = []
     for student in students:
         parts.append(_one_student(run, _alone(recipe, student, n_seeds), student, n_rounds, n_probed))
@@ -100,7 +101,8 @@ def _alone(recipe: Recipe, student: str, n_seeds: int) -> Recipe:
 
 def _one_student(run: Run, recipe: Recipe, student: str, n_rounds: int, n_probed: int) -> pd.DataFrame:
     examples = _examples_by_round(run, recipe, student, n_rounds)
-    rows = equal_rows(recipe, student, examples, list(examples["arm"].unique()))
+    model, tasks = students_of(recipe)[student], load_tasks(recipe)
+    rows = equal_rows(model, tasks, student, examples, list(examples["arm"].unique()))
     taken = rows[["arm", "seed", "task", "example_id"]].merge(examples, on=["arm", "seed", "task", "example_id"])
     taken = taken.assign(**pd.DataFrame([format_of(text) for text in taken["rationale"]], taken.index, FORMAT))
     like = taken.melt(["arm", "seed", "task", "example_id"], [*LENGTH, *FORMAT], var_name="what")
@@ -117,41 +119,49 @@ def _examples_by_round(run: Run, recipe: Recipe, student: str, n_rounds: int) ->
         made[(made["arm"] == arm) & made["student"].isin([student, EVERY_STUDENT])].assign(arm=str(number))
         for number, arm in enumerate((BEFORE, AFTER))
     ]
-    teacher = teacher_folder(run.stage("alignment").path, student, AFTER)
+    aligned = run.result("teachers")
     for number in range(2, n_rounds + 1):
         print(f"{student}: round {number} of {n_rounds}", flush=True)
+        teacher = models_of(aligned, "teachers")[student, AFTER]
         models = recipe.models.model_copy(update={"teacher": str(teacher)})
-        path = run.path / "goodhart" / f"{student}-{number}"
-        again = Run(f"{run.name}, round {number}", path, recipe.model_copy(update={"models": models}))
-        draft(again)
-        if not _probe_again(run, again):
+        again = _round(run, recipe.model_copy(update={"models": models}), f"goodhart/{student}/round-{number}")
+        if again is None:
             print(f"{student}: the drafts of round {number} form no pair any more, so the rounds end before it")
             break
-        frames.append(align(again)["examples"].assign(arm=str(number)))
-        teacher = teacher_folder(again.stage("alignment").path, student, AFTER)
+        aligned, examples = again
+        frames.append(examples.assign(arm=str(number)))
     together = pd.concat(frames, ignore_index=True)
     return together[together["kept"] & together["seed"].isin(recipe.seeds)].reset_index(drop=True)
 
 
-def _probe_again(run: Run, again: Run) -> bool:
-    """Probe a round's drafts on the preference set of the run; say whether they form a pair."""
-    recipe, stage, start = again.recipe, again.stage("probing"), time.monotonic()
-    drafting, tasks = stage.require("drafting"), load_tasks(recipe)
-    chosen = run.read("preference_set")
-    students = {name: fingerprint_model(resolve(ref)) for name, ref in recipe.models.students.items()}
-    parents = {"drafting": drafting.manifest["fingerprint"], **students}
-    set_fp = fingerprint(chosen[chosen["chosen"]]["item_id"].tolist())
-    settings = recipe.section_json("models.dtype", "evaluation.max_new_tokens")
-    mark = stage.fingerprint({"version": VERSION, "recipe": settings, "set": set_fp, **parents})
-    drafts = drafting.read("drafts")
-    if not stage.finished(mark):
-        probes = probe_drafts(recipe, tasks, drafts, chosen)
-        signals = score(probes, drafts, students, set_fp)
-        for name, frame in {"preference_set": chosen, "probes": probes, "signals": signals}.items():
-            stage.write(name, frame)
-        stage.finish(mark, {"probes": len(probes)}, time.monotonic() - start, probes["n_tokens"].sum(), parents)
-    frames = drafting.read("questions"), drafts, stage.read("signals"), stage.read("probes")
-    return len(pairs_of_arm(recipe, build_pairs(recipe, tasks, *frames)[0], AFTER)) > 0
+def _round(run: Run, recipe: Recipe, at: str) -> tuple[Frames, pd.DataFrame] | None:
+    """Draft, probe on the run's preference set, align and write once more; None where no pair is formed.
+
+    Args:
+        run: Its steps are made under `at`.
+        recipe: Its teacher is the last round's.
+        at: Where, as "goodhart/STUDENT/round-2".
+    """
+    teacher, students, tasks, seed = teacher_of(recipe), students_of(recipe), load_tasks(recipe), recipe.seeds[0]
+    drafting, longest, method = recipe.drafting, recipe.evaluation.max_new_tokens, ALL[recipe.method]
+    prompts = run.read("questions").drop_duplicates("task").set_index("task")["prompt"].to_dict()
+    writer, guards = OnePrompt(prompts, drafting.questions_per_call), Guards(recipe)
+    warm = Decoding(drafting.max_new_tokens, drafting.question_temperature)
+    given = (writer, drafting.n_questions, warm, guards, seed)
+    questions = run.step(f"{at}/questions", draft_questions, teacher, tasks, *given)
+    techniques = {name: task.techniques for name, task in tasks.items()}
+    sampling = Decoding(drafting.max_new_tokens, drafting.rationale_temperature)
+    drafts = run.step(f"{at}/drafts", draft_rationales, teacher, tasks, questions, techniques, sampling, seed)
+    probes = run.step(f"{at}/probes", probe_drafts, students, tasks, drafts, run.read("preference_set"), longest)
+    signals = run.step(f"{at}/signals", method.signal, probes, drafts, students)
+    given = (questions, drafts, signals, probes, recipe.pairs, seed)
+    pairs = run.step(f"{at}/pairs", build_pairs, dict(method.pair_rules), tasks, *given)
+    by_arm = pairs_by_arm(recipe, pairs, method.aligned_on)
+    if by_arm[AFTER].empty:
+        return None
+    aligned = run.step(f"{at}/teachers", align_teachers, teacher, by_arm, recipe.alignment, seed)
+    given = (writer, recipe.tailoring, guards, drafts, signals)
+    return aligned, run.step(f"{at}/examples", write_examples, teacher, aligned, tasks, *given)
 
 
 def _scores(run: Run, recipe: Recipe, examples: pd.DataFrame, n_probed: int) -> pd.DataFrame:
@@ -163,7 +173,8 @@ def _scores(run: Run, recipe: Recipe, examples: pd.DataFrame, n_probed: int) -> 
         parts.append(own.iloc[order])
     shown = pd.concat(parts, ignore_index=True)
     shown["draft_id"] = [f"{row.arm}/{row.example_id}" for row in shown.itertuples()]
-    probes = probe_drafts(recipe, load_tasks(recipe), shown, chosen)
+    longest = recipe.evaluation.max_new_tokens
+    probes = probe_drafts(students_of(recipe), load_tasks(recipe), shown, chosen, longest)
     known = probes[["draft_id", "item_id", "correct"]].merge(shown[["draft_id", "arm", "seed", "task"]], on="draft_id")
     means = known.groupby(["arm", "seed", "task", "item_id"], as_index=False)["correct"].mean()
     return means.rename(columns={"correct": "value"}).assign(what=SCORE)
@@ -175,7 +186,7 @@ def _gains(run: Run, recipe: Recipe, student: str, rows: pd.DataFrame) -> pd.Dat
     folder = run.path / "goodhart" / "students"
     trials, keys = [FineTuneJob(recipe, student, None, asked, targets, 0, folder / f"{student}-before")], []
     for seed, of_seed in rows.groupby("seed", sort=False):
-        n_batches = equal_steps(recipe, of_seed)
+        n_batches = batches_per_epoch(of_seed, recipe.training.batch_size)
         for number, own in of_seed.groupby("arm", sort=False):
             path = folder / f"{student}-{number}-{seed}"
             trials.append(FineTuneJob(recipe, student, own, asked, targets, int(seed), path, n_batches))

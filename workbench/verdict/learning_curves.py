@@ -16,7 +16,7 @@ from workbench.loop import prompts
 from workbench.loop.arms import examples_of_arm
 from workbench.runs.cache import StoreError
 from workbench.runs.run import Run
-from workbench.tasks.task import as_written, load_tasks
+from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import half_width, spread
 from workbench.verdict.validity import FineTuneJob, fine_tune_and_test, held_out
 from workbench.verdict.verdict import BASE_SEED, answers, arm_accuracy
@@ -83,7 +83,7 @@ def measure(
     recipe, examples, tasks = run.recipe, usable(run, student), load_tasks(run.recipe)
     sizes = _checked(run, examples, sizes)
     names, questions, targets = held_out(run, tasks)
-    descriptions = {name: task.description for name, task in as_written(recipe, tasks).items()}
+    descriptions = {name: task.description for name, task in tasks.items()}
     folder, keys, trials = run.path / "curves" / student, [], []
     for arm, n, seed, rows in _training_sets(recipe.seeds, examples, [0, *sizes], subset, descriptions):
         keys.append({"student": student, "arm": arm, "n": n, "seed": seed, "shots": 0})

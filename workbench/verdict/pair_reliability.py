@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop.pairs import outcomes, probability_better
+from workbench.models.start import students_of
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
 from workbench.signals.one_shot import probe_drafts
@@ -260,4 +261,5 @@ def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataF
         drawn = stream(run.recipe.seeds[0], "selection", task).permutation(questions)[:n_questions]
         parts.append(own[own["question_id"].isin(drawn)])
     asked = pd.concat(parts, ignore_index=True)
-    return probe_drafts(run.recipe, load_tasks(run.recipe), asked, items), asked, items
+    longest = run.recipe.evaluation.max_new_tokens
+    return probe_drafts(students_of(run.recipe), load_tasks(run.recipe), asked, items, longest), asked, items

@@ -9,15 +9,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from workbench.methods.montessori import measure_drafts, texts_to_learn
+from workbench.methods import FIRST_RECIPE
 from workbench.models.loading import load_tokenizer
+from workbench.models.start import students_of, teacher_of
 from workbench.runs.cache import StoreError
-from workbench.runs.recipe_montessori import Influence
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
+from workbench.signals.influence_of_drafts import Influence, influence_of_drafts, texts_to_learn
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import texts_of
-from workbench.tasks.task import as_written, load_tasks
+from workbench.tasks.task import load_tasks
 from workbench.verdict import validity
 
 SIGNALS = {"one_shot": "one-shot accuracy", "influence": "local data influence"}
@@ -32,7 +33,7 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
     What was measured once is read from the finished items.
 
     Args:
-        run: Of method arte, with finished probing.
+        run: With finished probes.
         settings: How influence is measured.
 
     Returns:
@@ -41,23 +42,25 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
         (generated) and influence_tokens (read).
 
     Raises:
-        StoreError: If the run is of another method, or not probed.
+        StoreError: If it was not probed.
     """
-    if run.recipe.method != "arte":
+    if not run.has("probes"):
         raise StoreError(
-            f"Run {run.name} is of method {run.recipe.method}, whose drafts were not probed one-shot; take a run of "
-            "arte, for example: workbench run arte-demo --name demo --to probing"
+            f"The drafts of run {run.name} were not probed one-shot; take a run whose were, for example: "
+            f"workbench run {FIRST_RECIPE} --name demo --to probing"
         )
     n_warm_up = max(1, min(settings.n_warm_up, run.recipe.drafting.n_questions // 4))
     settings = settings.model_copy(update={"n_warm_up": n_warm_up})
-    recipe = run.recipe.model_copy(update={"influence": settings})
-    drafting, probing, tasks = run.stage("drafting"), run.stage("training").require("probing"), load_tasks(run.recipe)
-    drafts, chosen = drafting.read("drafts"), probing.read("preference_set")
-    reference, _ = build_reference(recipe, tasks, chosen[chosen["chosen"]])
-    folder = run.path / "signals"
-    found = measure_drafts(recipe, tasks, drafts, drafting.read("questions"), reference, folder)
+    recipe, tasks = run.recipe, load_tasks(run.recipe)
+    students, teacher, seed = students_of(recipe), teacher_of(recipe), recipe.seeds[0]
+    writers = {"student": students, "teacher": dict.fromkeys(students, teacher), "target": None}[settings.reference]
+    drafts, chosen, longest = run.read("drafts"), run.read("preference_set"), recipe.evaluation.max_new_tokens
+    given = (writers, students, tasks, chosen, settings.n_tries, longest, seed)
+    reference = run.step("signal_agreement/reference", build_reference, *given)
+    given = (students, tasks, run.read("questions"), drafts, reference, settings, seed)
+    found = run.step("signal_agreement/influences", influence_of_drafts, *given)
     table = drafts[COPIED]
-    for name, signals in (("one_shot", probing.read("signals")), ("influence", found["influences"])):
+    for name, signals in (("one_shot", run.read("signals")), ("influence", found["influences"])):
         own = signals[signals["item_kind"] == "rationale"][["student", "draft_id", "value", "stderr", "tokens"]]
         named = {"value": name, "stderr": f"{name}_stderr", "tokens": f"{name}_tokens"}
         table = table.merge(own.rename(columns=named), on=["student", "draft_id"] if "student" in table else "draft_id")
@@ -120,7 +123,7 @@ def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:
     """
     items = run.read("preference_set")
     n_asked = items["chosen"].sum() / items["task"].nunique()
-    tasks, rows = as_written(run.recipe, load_tasks(run.recipe)), []
+    tasks, rows = load_tasks(run.recipe), []
     for student, own in table.groupby("student", sort=False):
         tokenizer = load_tokenizer(run.recipe.models.students[student])
         length = np.mean([len(text) for text in texts_of(tokenizer, texts_to_learn(tasks, own))])

@@ -22,6 +22,7 @@ from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
+from workbench.models.start import Model
 from workbench.models.trl import tuned
 from workbench.runs.cache import StoreError, atomic_write, read_json
 from workbench.runs.recipe import Recipe
@@ -89,7 +90,8 @@ def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
         ref = str(tuned(trial.folder, fingerprint(training), train).folder)
     # Training and asking take turns here, in several processes, which suits transformers alone.
     recipe = recipe.model_copy(update={"engines": Engines()})
-    texts = [completion.text for completion in complete_job(AskJob(recipe, ref, repr(trial), trial.asked, []))]
+    model, longest = Model(recipe, "student", ref), recipe.evaluation.max_new_tokens
+    texts = [completion.text for completion in complete_job(AskJob(model, repr(trial), trial.asked, longest))]
     told = [
         (text, answers.same(answers.read(text), target))
         for text, (answers, target) in zip(texts, trial.targets, strict=True)
