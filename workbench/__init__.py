@@ -50,7 +50,10 @@ _WHERE = {
     "loop.tailoring": "write_examples",
     "loop.budgets": "equal_rows equal_tokens train_students",
     "verdict.evaluation": "SealedTests answer_tests decide verdict_of",
-    "notebook.display": "Progress progress say show source",
+    "verdict.verdict": "paired",
+    "report.plan": "world_of",
+    "notebook.display": "Progress is_headless progress say show source",
+    "notebook.headless": "verdict_in_words",
     "notebook.session": "finish setup start",
     "verdict.in_words": "mean_of share_of",
     "report.summary": "drafts_of model_names planted",
@@ -59,10 +62,13 @@ _WHERE = {
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
 _MODULES = {
+    "doctor": "cli.doctor",
     "figures": "figures",
+    "in_words": "verdict.in_words",
     "influence": "signals.influence_of_drafts",
     "judge": "signals.judge",
     "methods": "methods",
+    "power": "verdict.power",
     "prompts": "loop.prompts",
 }
 

@@ -81,11 +81,6 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     return table
 
 
-def stored(run: Run) -> pd.DataFrame | None:
-    """Return the stored outcome of follow; None if there is none yet."""
-    return pd.read_parquet(_path(run)) if _path(run).is_file() else None
-
-
 def _path(run: Run) -> Path:
     return run.path / "goodhart.parquet"
 
