@@ -205,7 +205,7 @@ def test_escape():
 
 def test_sentences_say_what_was_planted(all_figures):
     said = {name: figures.sentence(fig) for name, fig in all_figures.items()}
-    assert "Student ada answers best after forwards drafts (0.6" in said["preference_scores"]
+    assert "Student ada answers best after forwards drafts, 0.6" in said["preference_scores"]
     assert "ada forwards" in said["technique_heatmap"] and "bob bare" in said["technique_heatmap"]
     assert "for ada running totals" in said["style_shift"] and "right answers" in said["style_shift"]
     assert "Tailored against untailored: better" in said["comparisons"]

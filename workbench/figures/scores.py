@@ -117,7 +117,7 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
     fig = dots_and_means(shown, table, "task", "preference score").update_xaxes(range=[-0.03, 1.03])
     overall = _means(rows, ["technique"]).sort_values("mean")
     worst, best = (
-        f"{named(one.technique)} drafts ({spell(one.mean, one.low, one.high, '.2f')})"
+        f"{named(one.technique)} drafts, {spell(one.mean, one.low, one.high, '.2f')}"
         for one in overall.iloc[[0, -1]].itertuples()
     )
     return finish(
@@ -127,7 +127,7 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
         f"questions each; {BY_QUESTION}",
         "Preference score: share of the preference set answered right with the draft as the one demonstration. "
         "Intervals are over questions, for this preference set; they leave out the choice of its items.",
-        f"Student {named(student)} answers best after {best} and worst after {worst}; 95 % intervals.",
+        f"Student {named(student)} answers best after {best}, and worst after {worst}; 95 % intervals.",
         table,
         models,
         height=190 + 62 * len(overall),
@@ -202,10 +202,8 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     table = decidedness(need(pairs, "pairs", "run the alignment stage")).sort_values(["student", "kind"])
     said = table["decided"].map({True: "decided", False: "not decided"})
     rows = table.assign(panel=table["student"] + ", " + table["kind"] + " pairs", said=said)
-    fills, labels = (
-        {"decided": (CHOSEN, ""), "not decided": (LIGHT, "/")},
-        {"p_chosen": "probability that chosen is better"},
-    )
+    fills = {"decided": (CHOSEN, ""), "not decided": (LIGHT, "/")}
+    labels = {"p_chosen": "probability that chosen is better"}
     fig = bars(rows, "p_chosen", None, "said", fills, panel="panel", across=table["kind"].nunique(), labels=labels)
     # The last bin holds certainty too.
     bins = {"start": min(0.5, np.floor(20 * table["p_chosen"].min()) / 20), "end": 1.0001, "size": 0.05}
@@ -273,10 +271,8 @@ def influences(found: pd.DataFrame, drafts: pd.DataFrame, student: str, models: 
 def sibling_gaps(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw how far chosen and rejected are apart in influence, by student."""
     own = need(pairs[~pairs["flipped"]], "pairs", "run the alignment stage").sort_values("student")
-    rows, labels = (
-        own.assign(gap=MILLI * own["score_gap"], kind="pairs"),
-        {"gap": f"influence of chosen minus rejected ({UNIT})"},
-    )
+    rows = own.assign(gap=MILLI * own["score_gap"], kind="pairs")
+    labels = {"gap": f"influence of chosen minus rejected ({UNIT})"}
     fig = bars(rows, "gap", None, "kind", {"pairs": (CHOSEN, "")}, panel="student", across=1, labels=labels)
     said = "; ".join(f"{named(name)} {gaps.median():.1f}" for name, gaps in rows.groupby("student")["gap"])
     return finish(
