@@ -1,11 +1,10 @@
 import pandas as pd
 import pytest
-from test_pairs import frames, task
+from test_pairs import build, frames, task
 
-from workbench.loop.arms import aligned_arms, draft_examples, examples_of_arm, pairs_of_arm
-from workbench.loop.pairs import build_pairs
+from workbench.loop.arms import aligned_arms, draft_examples, examples_of_arm, pairs_by_arm
 from workbench.runs import schemas
-from workbench.runs.recipe import ARMS, BY_TRAINING_LOSS, Recipe
+from workbench.runs.recipe import ARMS, Recipe
 
 SCORES = {
     "q1": [0.9, 0.5, 0.1, 0.2],
@@ -14,38 +13,36 @@ SCORES = {
     "q4": [0.1, 0.0, 0.0, 0.2],
 }
 
-OF_ARTE = [arm for arm in ARMS if arm != BY_TRAINING_LOSS]
-
 
 @pytest.fixture
 def of(recipe_values):
     """A recipe with these arms and values changed by dotted key."""
 
-    def build(arms=OF_ARTE, tasks=("sums",), aligned_on=()) -> Recipe:
+    def recipe(arms=ARMS, tasks=("sums",), aligned_on=()) -> Recipe:
         recipe_values["models"]["students"] = {"s": "data/pocket/s", "t": "data/pocket/t"}
         recipe_values["tasks"]["names"] = list(tasks)
         recipe_values["evaluation"]["arms"] = list(arms)
         recipe_values["alignment"]["tasks"] = list(aligned_on)
         return Recipe.model_validate(recipe_values)
 
-    return build
+    return recipe
 
 
 @pytest.fixture
-def made(of):
+def made():
     """The pairs of both students; the other one's scores are the first one's upside down."""
     questions, drafts, signals, probes = frames(SCORES)
     other = signals.assign(student="t", value=1 - signals["value"])
     signals = pd.concat([signals, other], ignore_index=True)
-    pairs, _ = build_pairs(of(), {"sums": task()}, questions, drafts, signals, probes)
-    return drafts, signals, pairs
+    return drafts, signals, build((questions, drafts, signals, probes))[0]
 
 
 def test_each_arm_is_aligned_to_its_own_pairs(of, made):
     recipe, (_, _, pairs) = of(), made
     arms = ["tailored", "random_pairs", "question_only", "rationale_only"]
     assert aligned_arms(recipe) == [*arms, "decided_pairs", "fewer_pairs"]
-    kinds = {arm: set(pairs_of_arm(recipe, pairs, arm)["kind"]) for arm in arms}
+    by_arm = pairs_by_arm(recipe, pairs)
+    kinds = {arm: set(by_arm[arm]["kind"]) for arm in arms}
     both = {"question", "rationale"}
     assert kinds == {
         "tailored": both,
@@ -53,29 +50,32 @@ def test_each_arm_is_aligned_to_its_own_pairs(of, made):
         "question_only": {"question"},
         "rationale_only": {"rationale"},
     }
-    for student, own in pairs_of_arm(recipe, pairs, "random_pairs").groupby("student"):
+    for student, own in by_arm["random_pairs"].groupby("student"):
         assert own["flipped"].sum() == len(own) // 2, student
-    assert not pairs_of_arm(recipe, pairs, "tailored")["flipped"].any()
+    assert not by_arm["tailored"]["flipped"].any()
+    # A method may align to pairs of one kind; arms that are about the other kind still are.
+    by_arm = pairs_by_arm(recipe, pairs, "question")
+    assert set(by_arm["tailored"]["kind"]) == {"question"} and set(by_arm["rationale_only"]["kind"]) == {"rationale"}
 
 
 def test_decided_pairs_stand_against_as_many_of_the_paper_s_rule(of, made):
     recipe, (_, _, pairs) = of(), made
     pairs = pd.concat([pairs, pairs.assign(pair_id=pairs["pair_id"] + "x")], ignore_index=True)
     pairs["p_chosen"] = [0.95 if n % 3 == 0 else float("nan") if n % 3 == 1 else 0.89 for n in range(len(pairs))]
-    decided, fewer = (pairs_of_arm(recipe, pairs, arm) for arm in ("decided_pairs", "fewer_pairs"))
+    decided, fewer = (pairs_by_arm(recipe, pairs)[arm] for arm in ("decided_pairs", "fewer_pairs"))
     assert len(decided) and (decided["p_chosen"] == 0.95).all() and (fewer["p_chosen"] != 0.95).any()
     sizes = [own.groupby(["student", "kind"]).size() for own in (decided, fewer)]
     pd.testing.assert_series_equal(*sizes)
     assert set(fewer["pair_id"]) <= set(pairs["pair_id"]) and fewer["pair_id"].is_unique
-    pd.testing.assert_frame_equal(pairs_of_arm(recipe, pairs, "fewer_pairs"), fewer)
+    pd.testing.assert_frame_equal(pairs_by_arm(recipe, pairs)["fewer_pairs"], fewer)
 
 
 def test_pairs_of_other_tasks_can_be_kept_back(of, made):
     _, _, pairs = made
     pairs = pd.concat([pairs, pairs.assign(task="moves")], ignore_index=True)
     recipe = of(tasks=("sums", "moves"), aligned_on=["moves"])
-    assert set(pairs_of_arm(recipe, pairs, "tailored")["task"]) == {"moves"}
-    assert len(pairs_of_arm(of(tasks=("sums", "moves")), pairs, "tailored")) == len(pairs)
+    assert set(pairs_by_arm(recipe, pairs)["tailored"]["task"]) == {"moves"}
+    assert len(pairs_by_arm(of(tasks=("sums", "moves")), pairs)["tailored"]) == len(pairs)
 
 
 def test_three_ways_to_select_a_rationale(of, made):
