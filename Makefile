@@ -22,7 +22,7 @@ demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
 
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/test.stamp
 	.venv/bin/ruff check .
