@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from workbench.loop.pairs import outcomes, probability_better
+from workbench.models.start import students_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
@@ -312,7 +313,8 @@ def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataF
         drawn = stream(run.recipe.seeds[0], "selection", task).permutation(questions)[:n_questions]
         parts.append(own[own["question_id"].isin(drawn)])
     asked = pd.concat(parts, ignore_index=True)
-    return probe_drafts(run.recipe, load_tasks(run.recipe), asked, items), asked, items
+    students, longest = students_of(run.recipe), run.recipe.evaluation.max_new_tokens
+    return probe_drafts(students, load_tasks(run.recipe), asked, items, longest), asked, items
 
 
 def compare_selection(
