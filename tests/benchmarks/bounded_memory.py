@@ -17,6 +17,8 @@ import pandas as pd
 from workbench import figures
 from workbench.loop import prompts
 from workbench.loop.pairs import build_pairs
+from workbench.methods.arte import ARTE
+from workbench.models.start import students_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
 from workbench.runs.schemas import text_id
@@ -96,7 +98,11 @@ def _write_drafts(work: Run, tasks: dict[str, Task], n_questions: int) -> str:
         ids = [text_id(f"{name}/{text}") for text in texts]
         own = pd.DataFrame({"task": name, "question_id": ids, "question": texts, "drafted_target": "3"})
         own["reply"] = [prompts.question_reply(text, "3") for text in texts]
-        questions.append(own.assign(prompt_id="p", call=np.arange(n_questions), index=0, kept=True, drop_reason=""))
+        questions.append(
+            own.assign(
+                prompt_id="p", prompt=f"More {name}.", call=np.arange(n_questions), index=0, kept=True, drop_reason=""
+            )
+        )
         for technique in TECHNIQUES:
             rationales = [f"{text} <ans>3</ans>" for text in _texts(rng, n_questions, 80)]
             one = own[["task", "question_id", "question"]].assign(technique=technique, rationale=rationales)
@@ -105,7 +111,7 @@ def _write_drafts(work: Run, tasks: dict[str, Task], n_questions: int) -> str:
             drafts.append(one.assign(correct=rng.random(n_questions) < 0.7))
     drafts = pd.concat(drafts, ignore_index=True)
     columns = "draft_id task question_id question technique rationale answer gold correct n_tokens".split()
-    _store(work, "drafting", questions=pd.concat(questions, ignore_index=True), drafts=drafts[columns])
+    _store(work, questions=pd.concat(questions, ignore_index=True), drafts=drafts[columns])
     return f"{len(drafts):,} drafts"
 
 
@@ -116,33 +122,32 @@ def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
     chosen = chosen.assign(discrimination=1.0, difficulty=0.0, chosen=True)
     rng = np.random.default_rng(1)
     one_shot.generate_answers = lambda job: [("3" if right else "", 40) for right in rng.random(len(job.asked)) < 0.6]
-    probes = one_shot.probe_drafts(work.recipe, tasks, drafts, chosen)
     columns = "task item_id question target discrimination difficulty chosen".split()
-    stage = _store(work, "probing", preference_set=chosen[columns], probes=probes)
-    return f"{len(probes):,} probes, {(stage.path / 'probes.parquet').stat().st_size / 1e6:.0f} MB of Parquet"
+    _store(work, preference_set=chosen[columns])
+    probes = work.step("probes", one_shot.probe_drafts, students_of(work.recipe), tasks, drafts, chosen, 120)
+    size = (work.path / "probes" / "probes.parquet").stat().st_size
+    return f"{len(probes):,} probes, {size / 1e6:.0f} MB of Parquet"
 
 
 def _write_signals(work: Run) -> str:
     probes, drafts = work.read("probes"), work.read("drafts")
-    signals = one_shot.score(probes, drafts, {"ada": "fp"}, "set")
-    _store(work, "probing", signals=signals)
+    signals = work.step("signals", one_shot.share_right, probes, drafts, students_of(work.recipe))
     return f"{len(signals):,} scores"
 
 
 def _write_pairs(work: Run, tasks: dict[str, Task]) -> str:
-    questions, drafts = work.read("questions"), work.read("drafts")
-    signals, probes = work.read("signals"), work.read("probes")
-    pairs, _ = build_pairs(work.recipe, tasks, questions, drafts, signals, probes)
-    _store(work, "alignment", pairs=pairs)
+    frames = [work.read(name) for name in ("questions", "drafts", "signals", "probes")]
+    pairs = work.step("pairs", build_pairs, ARTE.pair_rules, tasks, *frames, work.recipe.pairs, 0)
     return f"{len(pairs):,} pairs"
 
 
-def _store(work: Run, name: str, **frames: pd.DataFrame):
-    stage = work.stage(name)
-    for frame, rows in frames.items():
-        stage.write(frame, rows)
-    stage.finish("f", {}, 0.0, 0, {})
-    return stage
+def _store(work: Run, **frames: pd.DataFrame) -> None:
+    for name, frame in frames.items():
+        work.step(name, _as_it_is, frame)
+
+
+def _as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame
 
 
 FIGURES = {

@@ -1,4 +1,4 @@
-"""Measure local data influence three ways against the official procedure and against the same loop done well.
+"""Measure local data influence two ways against the official procedure and against the same loop done well.
 
 The official procedure keeps weights and optimiser state on disk, reloads both for each candidate, and pads every
 reference text to one length. The loop done well keeps them in memory and pads to the longest text of a batch of texts
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,15 @@ from workbench.loop import prompts
 from workbench.models import loading
 from workbench.runs.seeding import stream
 from workbench.runs.workers import run_jobs
-from workbench.signals.influence import InfluenceSettings, measure
-from workbench.signals.warm_up import WarmUp, load_warmed, texts_of, warm_up
+from workbench.signals.influence import measure
+from workbench.signals.warm_up import WarmUp, load_warmed, save_warmed, texts_of, warm_up
 from workbench.tasks.contamination import Guard
 from workbench.tasks.pocket_questions import write
 from workbench.tasks.pocket_styles import STYLES, rationale_for
 
 WARM_UP = WarmUp(n_steps=24, batch_size=8, learning_rate=3e-4)
 BATCH = 8
+ESTIMATORS = ("exact", "first_order")
 
 
 class Loop:
@@ -161,9 +163,8 @@ def _texts(n: int, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _measured(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame, **settings) -> pd.DataFrame:
-    warmed, settings = folder / "warmed", InfluenceSettings(**settings)
-    return measure(args.student, warmed, candidates, reference, Guard({}), settings, "", "cpu", args.workers)
+def _measured(args, warmed: Path, candidates: pd.DataFrame, reference: pd.DataFrame, estimator="exact") -> pd.DataFrame:
+    return measure(args.student, warmed, candidates, reference, Guard({}), estimator, "", "cpu", args.workers)
 
 
 def _time(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame) -> None:
@@ -174,9 +175,10 @@ def _time(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame)
         "official": (official.values, args.official),
         "loop done well": (loop.values, args.candidates),
     }
-    for way in ("exact", "first_order", "screen"):
-        ways[way] = (lambda some, way=way: _measured(args, folder, some, reference, way=way), args.candidates)
-    _measured(args, folder, candidates[: args.workers], reference)  # the processes are there before the clock starts
+    warmed = folder / "warmed"
+    for name in ESTIMATORS:
+        ways[name] = (lambda some, name=name: _measured(args, warmed, some, reference, name), args.candidates)
+    _measured(args, warmed, candidates[: args.workers], reference)  # the processes are there before the clock starts
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     clock = time.process_time if args.cpu_time else time.perf_counter
     for _ in range(args.rounds):
@@ -196,12 +198,12 @@ def _time(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame)
 
 def _errors(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame) -> None:
     """Compare the values of all ways at several learning rates; errors are root mean squares over the spread (SD)."""
-    print("learning rate   SD (nats)  loop-exact  official-exact  first order  rank  sign   screen  (exact)  sign")
+    print("learning rate   SD (nats)  loop-exact  official-exact  first order  rank  sign")
+    state = load_warmed(folder / "warmed")
     for rate in args.rates:
-        exact, first, screen = (
-            _measured(args, folder, candidates, reference, way=way, learning_rate=rate)
-            for way in ("exact", "first_order", "screen")
-        )
+        warmed = folder / f"warmed at {rate:g}"
+        save_warmed(replace(state, adamw=state.adamw | {"learning_rate": rate}), warmed)
+        exact, first = (_measured(args, warmed, candidates, reference, name) for name in ESTIMATORS)
         values = exact["value"].to_numpy()
         loop = Loop(args.student, folder / "warmed", reference, rate).values(candidates)
         padded = Loop(args.student, folder / "warmed", reference, rate, args.pad_to).values(candidates[: args.official])
@@ -214,8 +216,7 @@ def _errors(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFram
 
         print(
             f"{rate:13.0e}  {values.std():10.2e}  {off(loop):10.1e}  {off(padded):14.1e}  {off(first['value']):11.3f}"
-            f"  {exact['value'].corr(first['value'], method='spearman'):.3f}  {same_sign(first):.2f}"
-            f"  {off(screen['value']):7.3f}  ({(screen['how'] == 'exact').mean():5.0%})  {same_sign(screen):.2f}",
+            f"  {exact['value'].corr(first['value'], method='spearman'):.3f}  {same_sign(first):.2f}",
             flush=True,
         )
 

@@ -21,10 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conftest import CHROMIUM_NAMES
 from lab import lab, write_notebook
-from probed_run import TASK, recipe_of, store
+from probed_run import TASK, form_pairs, recipe_of, store
 
-from workbench.loop.pairs import build_pairs
-from workbench.notebook.pair_view import Evidence
+from workbench.models.start import students_of
 from workbench.runs import schemas
 from workbench.runs.run import Run, open_run
 from workbench.signals import one_shot
@@ -53,7 +52,9 @@ def main() -> None:
         os.environ["WORKBENCH_RUNS"] = str(runs)
         if not (runs / "large").is_dir():
             began = time.monotonic()
-            align(write_large(args.questions, [f"student-{n}" for n in range(args.students)], args.items))
+            work = form_pairs(write_large(args.questions, [f"student-{n}" for n in range(args.students)], args.items))
+            counts = work.counts("pairs")
+            print(f"{counts['pairs']:,} pairs, {counts['rationale groups']:,} groups of rationales", flush=True)
             print(f"made in {time.monotonic() - began:.0f} s", flush=True)
         write_notebook(folder / "large.ipynb", START, SHOW)
         with lab(folder, WORKBENCH_RUNS=os.environ["WORKBENCH_RUNS"]) as address:
@@ -70,7 +71,9 @@ def write_large(n_questions: int, students: list[str], n_items: int) -> Run:
     ids = [schemas.text_id(text) for text in texts]
     questions = pd.DataFrame({"task": TASK, "question_id": ids, "question": texts, "drafted_target": "3"})
     questions["reply"] = [f" <input>{text}</input><target>3</target>" for text in texts]
-    questions = questions.assign(prompt_id="p", call=np.arange(n_questions), index=0, kept=True, drop_reason="")
+    questions = questions.assign(
+        prompt_id="p", prompt="More.", call=np.arange(n_questions), index=0, kept=True, drop_reason=""
+    )
     drafts = []
     for style in STYLES:
         rationales = [f" {style} {' '.join(words)} <ans>3</ans>" for words in rng.choice(WORDS, (n_questions, 60))]
@@ -92,19 +95,9 @@ def write_large(n_questions: int, students: list[str], n_items: int) -> Run:
         for student in students
     ]
     probes = pd.concat(parts, ignore_index=True).assign(parsed=True, n_tokens=40)
-    store(work, "drafting", {}, questions=questions, drafts=drafts)
-    signals = one_shot.score(probes, drafts, dict.fromkeys(students, "fp"), "set")
-    store(work, "probing", {"drafting": "f"}, preference_set=items, probes=probes, signals=signals)
+    store(work, questions=questions, drafts=drafts, preference_set=items, probes=probes)
+    work.step("signals", one_shot.share_right, probes, drafts, students_of(recipe))
     return work
-
-
-def align(work: Run) -> None:
-    """Store the pairs as a finished alignment would."""
-    evidence = Evidence.of_run(work)
-    pairs, counts = build_pairs(work.recipe, load_tasks(work.recipe), *evidence[:4])
-    parents = {name: work.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
-    store(work, "alignment", parents, pairs=pairs)
-    print(f"{len(pairs):,} pairs, {counts['rationale groups']:,} groups of rationales", flush=True)
 
 
 def _measure(address: str, chromium: str, path: Path, screenshot: str) -> None:

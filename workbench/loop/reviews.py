@@ -24,6 +24,7 @@ from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
 
 PAST = {KEEP: "kept", FLIP: "flipped", DROP: "dropped"}
 OPPOSITE = {KEEP: FLIP, FLIP: KEEP, DROP: DROP, "": ""}
+VERSION = 1
 FIELDS = ("review", "note")
 NOTE_LIMIT = 10_000  # characters; a note is not a place for documents
 NAMES = ("pair_id", "student", "kind", "task", "chosen_id", "rejected_id")

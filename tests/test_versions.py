@@ -1,0 +1,113 @@
+"""Code whose results are kept has a VERSION, and does not change unnoticed while that stays the same."""
+
+import ast
+import importlib
+import json
+import re
+from functools import cache
+
+import pytest
+from conftest import PROJECT
+
+import workbench
+from workbench.methods import ALL
+from workbench.runs.schemas import text_id
+
+PACKAGE = PROJECT / "workbench"
+ROOMS = ("loop", "signals")
+# Beside those rooms, what can change their results and has no VERSION of its own.
+SHARED = ("tasks/answers", "models/packed_losses")
+KNOWN: dict[str, tuple[int, str]] = {
+    "loop/alignment": (2, "42ac25d608777bf9"),
+    "loop/arms": (2, "e84f43549e6d5eaa"),
+    "loop/budgets": (2, "7895d72448da200c"),
+    "loop/drafting": (4, "6bc1d2debb7e80cb"),
+    "loop/instructions": (1, "65513a578df00897"),
+    "loop/pairs": (2, "5c35cc16cc3368d8"),
+    "loop/preference_set": (1, "496ee365f9bf79ad"),
+    "loop/reviews": (1, "f22f2f3c6345c499"),
+    "loop/tailoring": (3, "6667f2396bc46d60"),
+    "loop/writing": (3, "a6933a0e506cdaa9"),
+    "signals/influence": (2, "e243cf00a7ebdf8a"),
+    "signals/influence_of_drafts": (2, "30d013b32aa70087"),
+    "signals/judge": (1, "3c31c772ecbc1d8b"),
+    "signals/one_shot": (3, "ee238c9efbdac28f"),
+    "signals/reference": (1, "846da33a055885bd"),
+    "signals/warm_up": (1, "e4a4072c742c2cd7"),
+}
+
+
+def versioned() -> list[str]:
+    """Return the modules of loop/ and signals/ that have a VERSION, as room/name."""
+    paths = [path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py"))]
+    names = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in paths]
+    return [name for name in names if version_of(name)]
+
+
+def version_of(name: str) -> int:
+    found = re.search(r"^VERSION = (\d+)$", (PACKAGE / f"{name}.py").read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+@cache
+def tree_of(name: str) -> ast.Module:
+    """Return the syntax tree of a module without docstrings, VERSION and, as trees are, comments."""
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    tree.body = [one for one in tree.body if not ast.unparse(one).startswith("VERSION = ")]
+    return tree
+
+
+def with_imports(name: str, known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Return a module and what it imports of the rooms and of SHARED, and these in turn."""
+    known |= {name}
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workbench."):
+            above = node.module.removeprefix("workbench.").replace(".", "/")
+            for other in (above, *(f"{above}/{one.name}" for one in node.names)):
+                counts = other in SHARED or other.partition("/")[0] in ROOMS
+                if counts and (PACKAGE / f"{other}.py").is_file() and other not in known:
+                    known = with_imports(other, known)
+    return known
+
+
+def digest_of(name: str) -> str:
+    return text_id("\n".join(ast.dump(tree_of(one)) for one in sorted(with_imports(name))))
+
+
+@pytest.mark.parametrize("name", versioned())
+def test_the_version_is_raised_with_the_code(name):
+    now = (version, digest) = version_of(name), digest_of(name)
+    assert KNOWN.get(name) == now, (
+        f"workbench/{name}.py, or what it imports of {', '.join(sorted(with_imports(name) - {name})) or 'no other'}, "
+        "changed: raise its VERSION if results can change, or finished steps are not computed again; then write into "
+        f"tests/test_versions.py:\n    {json.dumps(name)}: ({version}, {json.dumps(digest)}),"
+    )
+
+
+def test_no_module_is_known_that_is_gone():
+    assert set(KNOWN) <= set(versioned())
+
+
+def test_the_digest_knows_what_a_module_asks_and_reads():
+    assert {"loop/prompts", "loop/writing", "tasks/answers"} < with_imports("signals/one_shot")
+    assert "models/packed_losses" in with_imports("signals/influence_of_drafts")
+    assert "loop/item_response" in with_imports("loop/preference_set")
+
+
+def test_whatever_is_given_to_a_step_has_a_version():
+    """Or its steps would stay as they are when it changes."""
+    code = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "notebooks").rglob("*.ipynb"))
+    names = set(re.findall(r'\.step\(\\"[a-z_]+\\", wb\.([a-z_.]+)', code))
+    assert {"draft_questions", "build_pairs", "apply_reviews", "influence.influence_of_drafts"} <= names
+    functions = [method.signal for method in ALL.values()]
+    for name in names:
+        function = workbench
+        for part in name.split("."):
+            function = getattr(function, part)
+        functions.append(function)
+    for function in functions:
+        module = importlib.import_module(function.__module__)
+        assert isinstance(getattr(module, "VERSION", None), int), f"{module.__name__} has no VERSION"
