@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from conftest import PROJECT
 
-from workbench.runs.run import NOTEBOOKS
+from workbench.methods import ALL
 
 NUMBERED = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted((PROJECT / "notebooks" / "studies").glob("*.ipynb"))
@@ -28,6 +28,7 @@ FORBIDDEN = {
     r"\.show\(renderer": "a renderer of its own",
 }
 STEMS = [path.stem for path in PATHS]
+OF_METHODS = {name for method in ALL.values() for name in method.notebooks}
 LINK = r"\]\(((?:\.\./)?(?:\w+/)?\w+\.ipynb)\)"
 
 
@@ -60,8 +61,8 @@ def sections(notebook) -> dict[str, list]:
     return found
 
 
-def test_the_notebooks_of_all_stages_are_there():
-    assert STEMS[:1] == ["00_start_here"] and set(NOTEBOOKS.values()) <= set(STEMS)
+def test_the_notebooks_of_all_methods_are_there():
+    assert STEMS[:1] == ["00_start_here"] and set(STEMS) >= OF_METHODS
 
 
 def test_those_that_are_read_in_order_are_numbered_and_studies_are_not():
@@ -97,8 +98,8 @@ def test_third_cell_checks_them(notebook):
     assert re.search(r"wb\.(start|setup)\(.*globals\(\)", notebook.cells[2].source)
 
 
-def test_stage_notebooks_take_the_same_parameters(notebook, request):
-    if request.node.callspec.id in NOTEBOOKS.values():
+def test_notebooks_of_methods_take_the_same_parameters(notebook, request):
+    if request.node.callspec.id in OF_METHODS:
         assert re.findall(r"^(\w+):", notebook.cells[1].source, re.MULTILINE) == ["run", "recipe", "overrides"]
 
 
@@ -114,7 +115,7 @@ def test_long_functions_and_classes_live_in_the_library(notebook):
         for node in ast.walk(ast.parse(source)):
             assert not isinstance(node, ast.ClassDef)
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 8, node.name
+                assert node.end_lineno - node.lineno < 15, node.name
 
 
 def test_nothing_that_stops_or_ties_the_notebook_to_one_machine(notebook):

@@ -1,4 +1,5 @@
 import errno
+import functools
 import json
 import os
 import re
@@ -11,16 +12,20 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from workbench.runs import cache, schemas
-from workbench.runs import run as run_module
+from workbench.models.engine import Decoding
+from workbench.runs import cache, identity, progress, schemas
 from workbench.runs.cache import Cache, StoreError, atomic_write, record_test_access
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import open_run, runs_table
 
+CALLS: list[str] = []
+
 
 @pytest.fixture
 def run(runs, recipe):
-    return open_run("demo", recipe)
+    CALLS.clear()
+    yield open_run("demo", recipe)
+    progress.end()
 
 
 def curve(*values: float) -> pd.DataFrame:
@@ -28,13 +33,27 @@ def curve(*values: float) -> pd.DataFrame:
     return schemas.build([row | {"step": step, "value": value} for step, value in enumerate(values)], "curve")
 
 
-def finish(run, name: str, inputs: dict, **parents: str):
-    stage = run.stage(name)
-    fp = stage.fingerprint(inputs)
-    assert not stage.finished(fp)
-    stage.write("curve", curve(1.0, 0.5))
-    stage.finish(fp, counts={"curve": 2}, seconds=1.5, tokens=20, parents=parents)
-    return stage
+def numbers(n: int) -> pd.DataFrame:
+    """A step of one frame, which counts."""
+    CALLS.append("numbers")
+    frame = pd.DataFrame({"n": range(n), "n_tokens": 2})
+    frame.attrs["counts"] = {"numbers": n, "odd ones": n // 2}
+    return frame
+
+
+def halves(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A step of several frames."""
+    CALLS.append("halves")
+    return {"even": frame[frame["n"] % 2 == 0], "odd": frame[frame["n"] % 2 == 1]}
+
+
+def anything(value) -> pd.DataFrame:
+    CALLS.append("anything")
+    return pd.DataFrame({"said": ["done"]})
+
+
+def breaks(n: int) -> pd.DataFrame:
+    raise ValueError(f"no such luck with {n}")
 
 
 # Runs
@@ -52,7 +71,7 @@ def test_a_run_refused_before_any_work_takes_the_mended_recipe(run, recipe_value
 
 
 def test_another_recipe_is_refused_with_the_difference(run, recipe_values):
-    run.stage("drafting").path.mkdir()
+    run.step("numbers", numbers, 3)
     recipe_values["alignment"]["beta"] = 0.2
     recipe_values["models"]["students"]["mover"] = "data/pocket/mover"
     with pytest.raises(StoreError) as error:
@@ -74,57 +93,277 @@ def test_a_name_that_is_no_folder_name_is_refused(runs, recipe, name):
         open_run(name, recipe)
 
 
-# Stages
+def test_a_run_of_an_earlier_workbench_is_refused_and_nothing_in_it_is_touched(run, recipe):
+    (run.path / "drafting").mkdir()
+    (run.path / "drafting" / "manifest.json").write_text('{"stage": "drafting", "fingerprint": "f00d"}')
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    for given in (None, recipe):
+        with pytest.raises(StoreError) as error:
+            open_run("demo", given)
+        assert "made by an earlier workbench" in str(error.value) and "take another name" in str(error.value)
+        assert "drafting/" in str(error.value) and "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
-def test_a_stage_is_finished_only_by_its_manifest(run, capsys):
-    stage = run.stage("drafting")
-    fp = stage.fingerprint({"model": "a"})
-    assert not stage.finished(fp)
-    stage.write("curve", curve(1.0))
-    assert not stage.finished(fp) and (stage.path / "curve.parquet").exists()
-    with pytest.raises(StoreError, match="no finished drafting"):
-        stage.read("curve")
-    stage.finish(fp, counts={"drafts": 120}, seconds=2, tokens=30, parents={})
-    assert stage.finished(fp)
-    assert f"reusing 120 drafts from run demo (fingerprint {fp[:4]}...)" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(stage.read("curve"), curve(1.0))
+def test_a_step_may_be_called_as_a_folder_of_that_workbench_was(run):
+    run.step("training", numbers, 3)
+    assert open_run("demo").steps() == ["training"]
+
+
+# Steps: when one is computed
+
+
+def test_a_step_is_computed_once_and_says_that_it_is_reused(run, capsys):
+    made = run.step("numbers", numbers, 3)
+    again = open_run("demo").step("numbers", numbers, 3)
+    assert CALLS == ["numbers"] and made["n"].tolist() == [0, 1, 2]
+    pd.testing.assert_frame_equal(again, made)
+    pd.testing.assert_frame_equal(run.read("numbers"), made)
+    key = run.manifest("numbers")["key"]
+    assert f"reusing 3 numbers, 1 odd ones from run demo (key {key[:4]}...)" in capsys.readouterr().out
+
+
+class Keyed:
+    """Like a model or a task: known by what its files are."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+
+def with_beta(recipe, beta: float):
+    return recipe.alignment.model_copy(update={"beta": beta})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 2),
+        (1, 1.5),
+        (None, False),
+        ([1, 2], [2, 1]),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}),
+        (pd.DataFrame({"n": [1, 2]}), pd.DataFrame({"n": [2, 1]})),
+        (pd.DataFrame({"n": [1]}), pd.DataFrame({"m": [1]})),
+        (pd.DataFrame({"n": [1]}), pd.DataFrame({"n": [1.0]})),
+        (Decoding(8), Decoding(9)),
+        (Keyed("a"), Keyed("b")),
+        (functools.partial(curve, 1.0), functools.partial(curve, 2.0)),
+        (numbers, halves),
+    ],
+    ids=str,
+)
+def test_another_argument_is_computed_again(run, one, other):
+    for value in (one, one, other, other):
+        run.step("some", anything, value)
+    assert len(CALLS) == 2
+
+
+def test_a_section_of_the_recipe_counts_by_its_values(run):
+    for beta in (0.1, 0.1, 0.2):
+        run.step("some", anything, with_beta(run.recipe, beta))
+    assert len(CALLS) == 2
+
+
+def test_the_same_said_otherwise_is_the_same(run):
+    frame = pd.DataFrame({"n": [1, 2]})
+    for value in ({"a": frame, "b": (1, 2)}, {"b": [1, 2], "a": frame.set_axis([7, 8])}):
+        run.step("some", anything, value)
+    assert len(CALLS) == 1
+
+
+def test_another_function_or_version_is_computed_again(run, monkeypatch):
+    # On one line, where the text of both is the same.
+    one, other = (lambda n: numbers(n)), (lambda n: numbers(n + 1))
+    for _ in range(2):
+        assert len(run.step("some", one, 3)) == 3 and len(run.step("some", other, 3)) == 4
+    before = identity.function_of(schemas.text_id)
+    monkeypatch.setattr(schemas, "VERSION", 99, raising=False)
+    assert identity.function_of(schemas.text_id) != before
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [(object(), "value"), ({"a": [1, {2}]}, r"value\['a'\]\[1\]"), (range(3), "value")]
+)
+def test_what_cannot_be_told_from_another_is_refused(run, value, named):
+    with pytest.raises(StoreError, match=named + r" is \w+, of which a step cannot tell when it is another; give a"):
+        run.step("some", anything, value)
+    assert not CALLS and not (run.path / "some").exists()
+
+
+def test_a_function_without_a_text_is_refused(run):
+    names = {"__name__": "nowhere"}
+    exec("def mine(n): return n", names)
+    with pytest.raises(StoreError, match="nowhere.mine cannot be read.*define it in a cell or a file"):
+        run.step("some", names["mine"], 1)
+
+
+def test_again_moves_a_step_aside_to_be_computed_again(run):
+    run.step("numbers", numbers, 3)
+    run.again("numbers")
+    assert not run.has("numbers") and run.steps() == []
+    run.step("numbers", numbers, 3)
+    assert CALLS == ["numbers"] * 2 and len(list(run.path.glob("numbers.superseded-*"))) == 1
+
+
+# Steps: what lies where
 
 
 def test_the_manifest_says_where_the_result_came_from(run):
-    stage = finish(run, "drafting", {"model": "a"}, teacher="f00d")
-    manifest = stage.manifest
-    assert manifest["parents"] == {"teacher": "f00d"} and manifest["seeds"] == [0, 1]
-    assert manifest["recipe"]["alignment"]["beta"] == 0.1 and manifest["versions"]["trl"]
-    assert manifest["files"] == {"curve": run_module.file_sha256(stage.path / "curve.parquet")}
-    timings = json.loads((run.path / "timings.json").read_text(encoding="utf-8"))
-    assert timings == {"drafting": {"seconds": 1.5, "tokens": 20}}
+    run.step("numbers", numbers, 4)
+    run.step("halves", halves, run.read("numbers"))
+    manifest = run.manifest("halves")
+    content = run.manifest("numbers")["contents"]["numbers"]
+    assert manifest["parents"] == {"numbers": [content]} and manifest["inputs"] == {"frame": {"frame": content}}
+    assert manifest["function"].startswith("test_run.halves ") and manifest["versions"]["trl"]
+    assert manifest["files"] == {
+        name: identity.file_sha256(run.path / "halves" / f"{name}.parquet") for name in ("even", "odd")
+    }
+    assert manifest["tokens"] == 8 and manifest["seconds"] >= 0 and run.manifest("absent") == {}
+
+
+def test_steps_are_in_the_order_in_which_they_were_finished(run):
+    for name in ("b", "round-2/a", "a"):
+        run.step(name, numbers, 3)
+    assert run.steps() == ["b", "round-2/a", "a"]
+    assert repr(run) == "Run demo of recipe small, finished: b, round-2/a, a"
+
+
+def test_counts_are_those_of_the_frames_or_their_rows(run):
+    run.step("numbers", numbers, 5)
+    run.step("halves", halves, run.read("numbers"))
+    assert run.counts("numbers") == {"numbers": 5, "odd ones": 2} and run.counts("absent") == {}
+    assert run.counts("halves") == {"even": 3, "odd": 2}
+
+
+def test_a_step_of_several_frames_gives_each_by_its_name(run):
+    made = run.step("halves", halves, numbers(5))
+    again = run.step("halves", halves, numbers(5))
+    assert CALLS.count("halves") == 1 and made.path == again.path == run.path / "halves"
+    for found in (made, again, run.result("halves")):
+        assert list(found) == ["even", "odd"] and found["odd"]["n"].tolist() == [1, 3]
+    assert run.read("halves", "even")["n"].tolist() == [0, 2, 4]
+    with pytest.raises(StoreError, match="has no frame 'halves'; it has even, odd"):
+        run.read("halves")
+
+
+def test_a_name_with_slashes_is_folders_in_folders(run):
+    for n in (2, 3):
+        run.step("round-2/numbers", numbers, n)
+    assert len(run.read("round-2/numbers")) == 3 and run.steps() == ["round-2/numbers"]
+    folders = sorted(path.name for path in (run.path / "round-2").iterdir())
+    assert folders[0] == "numbers" and folders[1].startswith("numbers.superseded-") and len(folders) == 2
+
+
+@pytest.mark.parametrize("name", ["", "../demo", "a//b", "/a", "a/", ".hidden", "Drafts", "a.next", "reports"])
+def test_a_name_that_is_no_name_of_a_step_is_refused(run, name):
+    with pytest.raises(StoreError, match="choose another"):
+        run.step(name, numbers, 3)
+    assert not CALLS
+
+
+def test_a_step_that_wants_a_folder_gets_its_own(run):
+    def leaves_a_model(n: int, folder) -> dict[str, pd.DataFrame]:
+        (folder / "model").mkdir()
+        (folder / "model" / "weights").write_text(str(n))
+        return {"curve": curve(float(n))}
+
+    for n in (1, 2):
+        made = run.step("teachers", leaves_a_model, n)
+        assert (made.path / "model" / "weights").read_text() == str(n)
+    assert made.path == run.path / "teachers"
+    (aside,) = run.path.glob("teachers.superseded-*")
+    assert (aside / "model" / "weights").read_text() == "1"
 
 
 def test_equal_frames_are_equal_files(run, recipe):
-    other = open_run("other", recipe)
-    written = [finish(r, "drafting", {}).path / "curve.parquet" for r in (run, other)]
-    assert written[0].read_bytes() == written[1].read_bytes()
+    files = []
+    for of in (run, open_run("other", recipe)):
+        of.step("numbers", numbers, 3)
+        files.append(of.path / "numbers" / "numbers.parquet")
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_stage_of_other_inputs_is_moved_aside_not_deleted(run):
-    first = finish(run, "drafting", {"model": "a"}).manifest["fingerprint"]
-    for model in ("b", "a", "c"):
-        finish(run, "drafting", {"model": model})
-    aside = sorted(path.name for path in run.path.glob("drafting.superseded-*"))
-    assert len(aside) == 3 and {f"drafting.superseded-{first[:8]}", f"drafting.superseded-{first[:8]}-2"} < set(aside)
-    assert all((run.path / name / "curve.parquet").is_file() for name in aside)
+def test_a_frame_that_breaks_its_schema_is_not_stored(run):
+    with pytest.raises(schemas.RecordError):
+        run.step("curve", lambda: curve(1.0).assign(step=0.5))
+    assert not run.has("curve") and not list(run.path.rglob("*.parquet"))
 
 
-def test_partial_work_stays_for_the_same_inputs_and_leaves_for_others(run):
-    stage = run.stage("training")
-    stage.finished(stage.fingerprint({"model": "a"}))
-    (stage.path / "checkpoint").mkdir()
-    stage.finished(stage.fingerprint({"model": "a"}))
-    assert (stage.path / "checkpoint").is_dir()
-    stage.finished(stage.fingerprint({"model": "b"}))
-    assert not (stage.path / "checkpoint").exists()
-    assert len(list(run.path.glob("training.superseded-*/checkpoint"))) == 1
+def test_how_far_it_is_is_shown_only_while_something_is_computed(run):
+    shown = []
+    watching = run.watching
+    run.watching = lambda step: shown.append(step) or watching(step)
+    for _ in range(2):
+        run.step("numbers", numbers, 3)
+    assert shown == ["numbers"]
+
+
+# Steps: what was there before
+
+
+def test_the_old_result_stays_until_the_new_one_is_whole(run, capsys):
+    seen = []
+
+    def looks(n: int) -> pd.DataFrame:
+        seen.append((len(run.read("numbers")) if run.has("numbers") else 0, (run.path / "numbers.next").is_dir()))
+        return numbers(n)
+
+    for n in (3, 4):
+        run.step("numbers", looks, n)
+    assert seen == [(0, False), (3, True)] and len(run.read("numbers")) == 4
+    assert not (run.path / "numbers.next").exists()
+    (aside,) = run.path.glob("numbers.superseded-*")
+    assert len(pd.read_parquet(aside / "numbers.parquet")) == 3
+    assert f"the earlier numbers is kept in {aside.name}" in capsys.readouterr().out
+
+
+def test_nothing_is_ever_deleted(run):
+    run.step("numbers", numbers, 1)
+    first = run.manifest("numbers")["key"]
+    for n in (2, 1, 3):
+        run.step("numbers", numbers, n)
+    aside = sorted(path.name for path in run.path.glob("numbers.superseded-*"))
+    name = f"numbers.superseded-{first[:8]}"
+    assert len(aside) == 3 and {name, f"{name}-2"} < set(aside)
+    assert all((run.path / name / "numbers.parquet").is_file() for name in aside)
+
+
+def test_a_step_that_fails_leaves_the_old_one_readable(run):
+    run.step("numbers", numbers, 3)
+    with pytest.raises(ValueError, match="no such luck with 4"):
+        run.step("numbers", breaks, 4)
+    assert len(run.read("numbers")) == 3 and run.steps() == ["numbers"]
+    (sign,) = progress.read(run.path / "numbers.next")
+    assert sign["stopped"] == "ValueError: no such luck with 4"
+    run.step("numbers", numbers, 3)
+    assert CALLS == ["numbers"] and progress.read(run.path / "numbers.next") == [], "nobody works on it any more"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_partial_work_stays_for_the_same_key_and_leaves_for_another(run, before):
+    there = []
+
+    def interrupted(n: int, folder) -> pd.DataFrame:
+        there.append((folder / "checkpoint").is_dir())
+        (folder / "checkpoint").mkdir(exist_ok=True)
+        if len(there) < 4:
+            raise KeyboardInterrupt
+        return numbers(n)
+
+    if before:
+        run.step("numbers", numbers, 9)
+    for n in (1, 1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run.step("numbers", interrupted, n)
+        assert run.has("numbers") is before
+    assert len(run.step("numbers", interrupted, 2)) == 2
+    assert there == [False, True, False, True]
+    assert len(list(run.path.glob("numbers.superseded-*/checkpoint"))) == 1
+    assert len(list(run.path.glob("numbers.superseded-*"))) == 1 + before
+    assert (run.path / "numbers" / "checkpoint").is_dir() and not (run.path / "numbers.next").exists()
+
+
+# Steps: what is refused when it is read
 
 
 @pytest.mark.parametrize(
@@ -136,46 +375,81 @@ def test_partial_work_stays_for_the_same_inputs_and_leaves_for_others(run):
     ],
 )
 def test_a_corrupt_parquet_file_is_named_with_the_fix(run, damage, says):
-    stage = finish(run, "drafting", {})
-    damage(stage.path / "curve.parquet")
-    with pytest.raises(StoreError) as error:
-        stage.read("curve")
-    assert "curve.parquet" in str(error.value) and says in str(error.value)
-    assert "rename the folder" in str(error.value) and "--to drafting" in str(error.value)
+    run.step("numbers", numbers, 3)
+    damage(run.path / "numbers" / "numbers.parquet")
+    for read in (run.read, run.result, lambda name: run.step(name, numbers, 3)):
+        with pytest.raises(StoreError) as error:
+            read("numbers")
+        assert "numbers.parquet" in str(error.value) and says in str(error.value)
+        assert "rename the folder" in str(error.value) and "workbench run" in str(error.value)
+    (run.path / "numbers").rename(run.path / "damaged")
+    assert len(run.step("numbers", numbers, 3)) == 3
 
 
 def test_a_corrupt_manifest_is_named(run):
-    stage = finish(run, "drafting", {})
-    (stage.path / "manifest.json").write_bytes(b'{"fing')
+    run.step("numbers", numbers, 3)
+    (run.path / "numbers" / "manifest.json").write_bytes(b'{"fing')
     with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
-        stage.read("curve")
+        run.read("numbers")
 
 
-def test_a_frame_that_breaks_its_schema_is_not_stored(run):
-    stage = run.stage("drafting")
-    with pytest.raises(schemas.RecordError):
-        stage.write("curve", curve(1.0).assign(step=0.5))
-    assert not stage.path.exists()
-
-
-def test_a_missing_upstream_names_the_notebook_and_the_command(run):
+def test_a_missing_step_names_the_notebook_and_the_command(run):
     with pytest.raises(StoreError) as error:
-        run.stage("probing").require("drafting")
-    assert "notebooks/01_drafting.ipynb" in str(error.value) and "--name demo --to drafting" in str(error.value)
+        run.read("probes")
+    assert "no finished step 'probes' yet; open notebooks/02_preference_probing.ipynb or run:" in str(error.value)
+    assert str(error.value).endswith(f"workbench run {run.path / 'recipe.yaml'} --name demo")
+    with pytest.raises(StoreError, match="no finished step 'mine' yet; run: workbench run"):
+        run.result("mine")
 
 
-def test_an_upstream_built_from_what_has_since_changed_is_refused(run):
-    drafting = finish(run, "drafting", {"model": "a"})
-    finish(run, "probing", {}, drafting=drafting.manifest["fingerprint"])
-    assert run.stage("alignment").require("probing").read("curve").shape[0] == 2
-    finish(run, "drafting", {"model": "b"})
-    with pytest.raises(StoreError, match=r"probing of run demo was built from an earlier drafting.*02_preference"):
-        run.stage("alignment").require("probing")
+def test_a_step_is_finished_only_by_its_manifest(run):
+    run.step("numbers", numbers, 3)
+    (run.path / "numbers" / "manifest.json").unlink()
+    assert not run.has("numbers") and run.steps() == []
+    with pytest.raises(StoreError, match="no finished step 'numbers'"):
+        run.read("numbers")
 
 
-def test_an_unknown_stage_is_refused(run):
-    with pytest.raises(StoreError, match="no stage 'probe'; the stages are drafting, probing"):
-        run.stage("probe")
+def test_what_was_made_from_what_has_since_changed_is_refused(run):
+    run.step("teachers", numbers, 3)
+    run.step("students", halves, run.read("teachers"))
+    run.step("mine", anything, dict(run.result("students")))
+    assert run.read("mine")["said"].tolist() == ["done"]
+    run.step("teachers", numbers, 4)
+    for name, frame in (("students", "odd"), ("mine", "")):
+        with pytest.raises(StoreError) as error:
+            run.read(name, frame)
+        assert "students of run demo was made from earlier teachers; bring it up to date: open" in str(error.value)
+        assert "notebooks/04_student_training.ipynb or run: workbench run" in str(error.value)
+    run.step("students", halves, run.read("teachers"))
+    with pytest.raises(StoreError, match="mine of run demo was made from earlier students"):
+        run.read("mine")
+    run.step("mine", anything, dict(run.result("students")))
+    assert len(run.read("mine"))
+
+
+def test_what_hangs_on_a_step_that_was_moved_aside_is_refused(run):
+    run.step("teachers", numbers, 3)
+    run.step("students", halves, run.read("teachers"))
+    run.again("teachers")
+    with pytest.raises(StoreError, match="no finished step 'teachers' yet; open notebooks/03_teacher_alignment"):
+        run.read("students", "odd")
+
+
+def test_the_same_content_computed_again_leaves_what_follows_valid(run):
+    run.step("teachers", numbers, 3)
+    run.step("students", halves, run.read("teachers"))
+    assert len(run.step("teachers", lambda n: numbers(n), 3)) == 3
+    assert CALLS.count("numbers") == 2 and len(run.read("students", "odd")) == 1
+    run.step("students", halves, run.read("teachers"))
+    assert CALLS.count("halves") == 1
+
+
+def test_two_steps_that_hold_the_same_frame_do_not_wait_for_one_another(run):
+    run.step("teachers", numbers, 3)
+    run.step("copy", lambda frame: frame, run.read("teachers"))
+    run.step("students", halves, run.read("copy"))
+    assert set(run.manifest("students")["parents"]) == {"teachers", "copy"} and len(run.read("students", "odd")) == 1
 
 
 # Files
@@ -195,14 +469,22 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch, c
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_fills_while_a_stage_is_written_loses_nothing_earlier(run, monkeypatch):
-    drafting = finish(run, "drafting", {})
+@pytest.mark.parametrize("n_written", [0, 1, 2])
+def test_a_disk_that_fills_while_a_step_is_written_loses_nothing_earlier(run, monkeypatch, n_written):
+    """Full when the step begins, at its frame, at its manifest."""
+    run.step("numbers", numbers, 3)
+    fsync, left = os.fsync, [2 * n_written]
+
+    def fills(file):
+        left[0] -= 1
+        return fsync(file) if left[0] >= 0 else no_space()
+
     with monkeypatch.context() as patch:
-        patch.setattr(cache.os, "fsync", no_space)
+        patch.setattr(cache.os, "fsync", fills)
         with pytest.raises(StoreError, match="free some space"):
-            finish(run, "probing", {}, drafting=drafting.manifest["fingerprint"])
-    assert drafting.read("curve").shape[0] == 2 and not run.stage("probing").manifest
-    finish(run, "probing", {}, drafting=drafting.manifest["fingerprint"])
+            run.step("numbers", numbers, 4)
+    assert len(run.read("numbers")) == 3 and run.steps() == ["numbers"]
+    assert len(run.step("numbers", numbers, 4)) == 4
 
 
 # Finished items
@@ -224,18 +506,18 @@ def test_more_keys_than_one_query_holds(runs):
     assert items.get_many("probe", payloads) == payloads
 
 
-def test_a_corrupt_sqlite_file_is_named_and_can_be_renamed(run):
-    finish(run, "drafting", {})
-    run.items.put_many("probe", {"a": {"n": 1}})
-    run.items.close()
-    path = run.items.path
-    path.write_bytes(b"not a database" * 600)
+def test_a_corrupt_sqlite_file_is_named_and_can_be_renamed(run, runs):
+    run.step("numbers", numbers, 3)
+    items = Cache(runs / "items.sqlite")
+    items.put_many("probe", {"a": {"n": 1}})
+    items.close()
+    items.path.write_bytes(b"not a database" * 600)
     with pytest.raises(StoreError, match=r"items\.sqlite is damaged .*no finished stage is lost"):
-        run.items.get_many("probe", ["a"])
-    path.rename(path.with_suffix(".damaged"))
-    assert run.items.get_many("probe", ["a"]) == {}
-    run.items.put_many("probe", {"a": {"n": 2}})
-    assert run.items.get_many("probe", ["a"]) == {"a": {"n": 2}} and run.stage("drafting").read("curve").shape[0] == 2
+        items.get_many("probe", ["a"])
+    items.path.rename(items.path.with_suffix(".damaged"))
+    assert items.get_many("probe", ["a"]) == {}
+    items.put_many("probe", {"a": {"n": 2}})
+    assert items.get_many("probe", ["a"]) == {"a": {"n": 2}} and len(run.read("numbers")) == 3
 
 
 def test_a_page_overwritten_in_the_middle_is_an_error_not_an_answer(runs):
@@ -329,21 +611,23 @@ def test_a_damaged_ledger_is_never_begun_anew(runs):
 
 
 def test_the_table_of_runs(run, recipe):
-    finish(run, "drafting", {})
+    for name in ("numbers", "round-2/numbers"):
+        run.step(name, numbers, 3)
     compared = {"a": "tailored", "b": "untailored", "shots": 0, "difference": 0.1, "low": 0.05, "high": 0.15}
     verdict = {"decision": "better", "primary": {"a": "tailored", "b": "untailored", "shots": 0}}
     verdict["comparisons"] = [compared | {"shots": 3, "difference": 0.9}, compared]
     (run.path / "verdict.json").write_text(json.dumps(verdict), encoding="utf-8")
     (open_run("half", recipe).path / "verdict.json").write_text("{", encoding="utf-8")
     table = runs_table().set_index("name")
-    assert table.loc["demo"].to_dict() == {
+    row = table.loc["demo"].to_dict()
+    assert row.pop("seconds") == pytest.approx(sum(run.manifest(name)["seconds"] for name in run.steps()))
+    assert row == {
         "recipe": "small",
-        "stages": "drafting",
+        "steps": 2,
         "decision": "better",
         "difference": 0.1,
         "low": 0.05,
         "high": 0.15,
-        "seconds": 1.5,
     }
     assert table.loc["half", "decision"] == "unreadable (StoreError)"
 

@@ -20,6 +20,8 @@ from workbench.models.start import (
     sharing,
     start_engine,
     state_of,
+    students_of,
+    teacher_of,
 )
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs.recipe import Recipe
@@ -96,9 +98,27 @@ def process_of(job) -> int:
 
 
 def test_only_transformers_computes_in_several_processes(make):
-    shared = make({"student": "vllm"})
-    assert set(run_engine_jobs(process_of, [1, 2, 3], shared, "student", "looking")) == {os.getpid()}
-    assert os.getpid() not in run_engine_jobs(process_of, [1, 2, 3], make({}), "student", "looking")
+    one, several = (students_of(make(engines))["pupil"] for engines in ({"student": "vllm"}, {}))
+    assert set(run_engine_jobs(process_of, [1, 2, 3], one, "looking")) == {os.getpid()}
+    assert os.getpid() not in run_engine_jobs(process_of, [1, 2, 3], several, "looking")
+
+
+def test_a_model_is_told_from_others_by_its_files_precision_and_engine(make, folder, tmp_path):
+    teacher, student = teacher_of(make({})), students_of(make({}))["pupil"]
+    assert (teacher.role, student.role, teacher.ref) == ("teacher", "student", folder)
+    assert teacher.key == student.key == student.among_trained.key, "the same weights, computed in the same way"
+    half = make({}).model_copy(update={"models": make({}).models.model_copy(update={"dtype": "bfloat16"})})
+    own = tiny_folder(tmp_path / "own", seed=1)
+    others = [teacher_of(half), teacher_of(make({"teacher": "vllm"})), teacher.trained(own)]
+    assert len({teacher.key, *(other.key for other in others)}) == 4
+    key, _ = teacher.trained(own).key, tiny_folder(own, seed=2)
+    assert teacher.trained(own).key != key
+
+
+def test_a_trained_model_is_started_where_it_is_not_asked_of_a_server(make, folder):
+    teacher = teacher_of(make({"teacher": {"engine": "openai", "base_url": "http://localhost:1/v1"}}))
+    assert isinstance(teacher.among_trained.start(), TransformersEngine)
+    assert teacher.fingerprint != teacher.among_trained.fingerprint, "of a name on a server, of files"
 
 
 def test_marks_change_with_the_engine_and_those_of_transformers_stay_as_they_were(make, folder, monkeypatch):

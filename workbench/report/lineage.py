@@ -189,7 +189,7 @@ def _draft(work: Run, draft: dict, depth: int) -> list[str]:
         _line(depth, f"draft {draft['draft_id']}: {draft['task']}, technique {draft['technique']}{right}"),
         f"      question {_text(draft['question'])}",
         f"      rationale {_text(draft['rationale'])}",
-        _line(1, f"teacher {work.recipe.models.teacher} ({_teacher_fp(work)})"),
+        _line(1, f"teacher {work.recipe.models.teacher}{_teacher_key(work)}"),
         *[line.replace("<-", "->", 1) for line in _probes(work, draft["draft_id"], "", 1)],
     ]
     return lines + _pairs_with(work, draft["draft_id"])
@@ -201,7 +201,7 @@ def _question(work: Run, question: dict, depth: int) -> list[str]:
     lines = [
         _line(depth, f"draft question {question['question_id']}: {question['task']}, {kept}"),
         f"      {_text(question['question'])}",
-        _line(1, f"teacher {work.recipe.models.teacher} ({_teacher_fp(work)}), call {question['call']}"),
+        _line(1, f"teacher {work.recipe.models.teacher}{_teacher_key(work)}, call {question['call']}"),
     ]
     drafts = work.read("drafts")
     for draft in drafts[drafts["question_id"] == question["question_id"]].to_dict("records"):
@@ -209,8 +209,10 @@ def _question(work: Run, question: dict, depth: int) -> list[str]:
     return lines + _pairs_with(work, question["question_id"])
 
 
-def _teacher_fp(work: Run) -> str:
-    return work.manifest("questions")["inputs"]["teacher"]["key"][:8]
+def _teacher_key(work: Run) -> str:
+    """Return what tells the teacher from others, in brackets; "" where questions came about without one."""
+    teacher = work.manifest("questions").get("inputs", {}).get("teacher")
+    return f" ({teacher['key'][:8]})" if isinstance(teacher, dict) and "key" in teacher else ""
 
 
 def _pairs_with(work: Run, wanted: str) -> list[str]:

@@ -93,4 +93,7 @@ def function_of(function: Callable) -> str:
         raise StoreError(
             f"The text of {name} cannot be read, so a step cannot tell when it changes; define it in a cell or a file."
         ) from None
-    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if (code := getattr(function, "__code__", None)) and code.co_name == "<lambda>":
+        # Several may stand on one line, which is then the text of each.
+        text += repr([columns for _, _, *columns in code.co_positions()])
+    return f"{name} {text_id(text)}"

@@ -1,7 +1,7 @@
-"""Signs of life: what a stage is doing now, in a small file for each of its processes, for whoever watches the run.
+"""Signs of life: what a step is doing now, in a small file for each of its processes, for whoever watches the run.
 
 Nothing depends on them. Each is written at most once a second, whole or not at all; that one cannot be written is
-never an error. They lie in the stage's folder and go when the stage is finished.
+never an error. They lie in the step's folder and go when the step is finished.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ METRICS = ("loss", "rewards/margins", "rewards/accuracies")
 
 
 class _Pulse:
-    """What one process did for the stage so far."""
+    """What one process did for the step so far."""
 
     def __init__(self, folder: Path, main: bool):
         self.folder, self.last_s = folder, -math.inf
@@ -63,10 +63,10 @@ def this_process() -> dict:
 _pulse: _Pulse | None = None
 
 
-def begin(stage: Path) -> None:
-    """Say that this process begins to compute the stage whose folder is given; earlier signs of it go."""
+def begin(step: Path) -> None:
+    """Say that this process begins to compute the step whose folder is given; earlier signs of it go."""
     global _pulse
-    folder = stage / FOLDER
+    folder = step / FOLDER
     with contextlib.suppress(OSError):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -75,15 +75,20 @@ def begin(stage: Path) -> None:
 
 
 def end() -> None:
-    """Say that the stage is finished: its signs go."""
+    """Say that the step is finished: its signs go."""
     global _pulse
     if _pulse is not None:
         shutil.rmtree(_pulse.folder, ignore_errors=True)
         _pulse = None
 
 
+def forget(step: Path) -> None:
+    """Take the signs away that lie in a step's folder."""
+    shutil.rmtree(step / FOLDER, ignore_errors=True)
+
+
 def stop(reason: str) -> None:
-    """Say that the stage was stopped before its end, and why."""
+    """Say that the step was stopped before its end, and why."""
     global _pulse
     if _pulse is not None:
         _pulse.values["stopped"] = reason[:N_CHARACTERS]
@@ -92,12 +97,12 @@ def stop(reason: str) -> None:
 
 
 def folder() -> Path | None:
-    """Return where the signs of the present stage lie, to be passed on to its other processes."""
+    """Return where the signs of the present step lie, to be passed on to its other processes."""
     return _pulse.folder if _pulse else None
 
 
 def call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
-    """Return fn(job), computed in this process for the stage whose signs lie there."""
+    """Return fn(job), computed in this process for the step whose signs lie there."""
     global _pulse
     if signs is None:
         _pulse = None
@@ -148,10 +153,10 @@ def steps(model: str, step: int, total: int, logs: Mapping | None = None) -> Non
     _pulse.beat()
 
 
-def read(stage: Path) -> list[dict]:
-    """Return the signs of all processes of a stage, the main one first; one that cannot be read is left out."""
+def read(step: Path) -> list[dict]:
+    """Return the signs of all processes of a step, the main one first; one that cannot be read is left out."""
     signs = []
-    for path in sorted((stage / FOLDER).glob("*.json")):
+    for path in sorted((step / FOLDER).glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
             signs.append(json.loads(path.read_text(encoding="utf-8")))
     return sorted(signs, key=lambda sign: not sign["main"])

@@ -77,6 +77,8 @@ class Run:
         inputs, step = _inputs(function, arguments), Step(self, name)
         key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
         if step.manifest.get("key") == key:
+            # Of work on another result, which was stopped and which nobody waits for any more.
+            progress.forget(step.folder)
             print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
             return step.result()
         folder, began = step.begin(key), time.monotonic()
@@ -307,12 +309,6 @@ def _write(path: Path, name: str, frame: pd.DataFrame) -> str:
     return content_of(pd.read_parquet(path))
 
 
-def _tokens(frame: pd.DataFrame) -> int:
-    return int(
-        frame.attrs["tokens"] if "tokens" in frame.attrs else frame["n_tokens"].sum() if "n_tokens" in frame else 0
-    )
-
-
 def _rename(folder: Path, base: Path, key: str) -> None:
     """Rename a folder to a name that says that it was superseded."""
     name, n = f"{base.name}{SUPERSEDED}{key[:8]}", 1
@@ -344,7 +340,7 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         raise StoreError(f"A run's name has letters, digits, '.', '_' and '-' only, got {name!r}; choose another.")
     path = runs_folder() / name
     file = path / "recipe.yaml"
-    if old := [stage for stage in OLD_STAGES if (path / stage / MANIFEST).is_file()]:
+    if old := [stage for stage in OLD_STAGES if "fingerprint" in read_json(path / stage / MANIFEST)]:
         raise StoreError(
             f"Run {name} was made by an earlier workbench, which kept a folder {old[0]}/ where there are steps now; it "
             "is left as it is: take another name, and read its Parquet files with pandas."
