@@ -13,8 +13,9 @@ from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
 from workbench.models.trl import Tuned, model_folder, tuned
 from workbench.runs import schemas
+from workbench.runs.identity import fingerprint, identify
 from workbench.runs.recipe import Alignment, Recipe
-from workbench.runs.run import Frames, fingerprint
+from workbench.runs.run import Frames
 from workbench.runs.seeding import stream_seed
 from workbench.runs.workers import run_jobs
 
@@ -62,7 +63,7 @@ def align_teachers(
             _require_pairs(own, student, arm)
             drawn = stream_seed(seed, "dpo", student)
             texts = own[["prompt", "chosen", "rejected"]].to_numpy().tolist()
-            key = fingerprint([VERSION, teacher.key, settings.model_dump(), drawn, texts])
+            key = fingerprint([VERSION, teacher.key, identify(settings), drawn, texts])
             jobs.append(_Align(recipe, student, arm, own, folder / model_folder(student, arm), drawn, key))
     results = run_jobs(_align_one, jobs, recipe.compute.trained_at_once, "aligning teachers")
     made = list(zip(jobs, results, strict=True))

@@ -16,8 +16,8 @@ from workbench.models.loading import load_tokenizer
 from workbench.models.start import Model
 from workbench.models.trl import Tuned, completion_tokens, model_folder, tuned
 from workbench.runs import schemas
+from workbench.runs.identity import fingerprint, identify
 from workbench.runs.recipe import Recipe, Training
-from workbench.runs.run import fingerprint
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream, stream_seed
 from workbench.runs.workers import run_jobs
@@ -147,7 +147,7 @@ def train_students(
         for arm, own in group.groupby("arm", sort=False):
             own = own.reset_index(drop=True)
             texts = own[["prompt", "completion"]].to_numpy().tolist()
-            key = fingerprint([VERSION, model.key, settings.model_dump(), seed, n_batches, texts])
+            key = fingerprint([VERSION, model.key, identify(settings), seed, n_batches, texts])
             at = folder / model_folder(student, arm, seed)
             jobs.append(_Train(recipe, student, model.ref, arm, seed, own, n_batches, at, key))
     at_once = jobs[0].recipe.compute.trained_at_once if jobs else 1

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from workbench.runs.cache import StoreError
 from workbench.runs.recipe import canonical_json
+from workbench.runs.recipe_parts import ROWS_AT_ONCE
 from workbench.runs.schemas import text_id
 
 PACKAGE = __name__.partition(".")[0]
@@ -48,7 +49,8 @@ def identify(value, name: str = "argument"):
     if isinstance(value, pd.DataFrame):
         return {"frame": content_of(value)}
     if isinstance(value, BaseModel):
-        return {type(value).__name__: value.model_dump()}
+        # How many rows are computed at once changes no result.
+        return {type(value).__name__: value.model_dump(exclude=set(ROWS_AT_ONCE))}
     if isinstance(value, Mapping):
         return {str(one): identify(value[one], f"{name}[{one!r}]") for one in value}
     if isinstance(value, list | tuple):
