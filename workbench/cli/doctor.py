@@ -13,7 +13,6 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-POCKET_RECIPES = ("arte-demo", "arte")
 DISK_GB = 10
 MEMORY_GB = 4
 
@@ -124,6 +123,7 @@ def _gpu() -> list[Finding]:
 
 def _models() -> list[Finding]:
     """Look for the model folders and task files that the shipped pocket recipes name."""
+    from workbench.methods import POCKET_RECIPES
     from workbench.runs.recipe import RecipeError, project_root
     from workbench.runs.recipe_file import load_recipe
     from workbench.tasks.task import task_file
