@@ -1,17 +1,21 @@
 """The house: a room imports only from the rooms before it, and what the rooms must not know of one another."""
 
 import ast
+import json
+import re
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 
 import pytest
 from conftest import PROJECT
 
+from workbench import _MODULE_OF, _MODULES
+
 ROOMS = "runs tasks models loop signals methods verdict figures report notebook cli".split()
 AT_THE_TOP = 6
 FILES_IN_A_ROOM = {room: range(3, 17 if room == "signals" else 13) for room in ROOMS}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 600, 60
-# What a run folder calls a stage; the rest is what stages are made of.
-STAGES = {"loop.drafting", "loop.tailoring", "loop.budgets", "methods.arte", "methods.montessori", "verdict.evaluation"}
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
 MODELS = {"torch", "transformers", "trl", "peft", "vllm"}
 
 
@@ -56,6 +60,41 @@ def ours(module: str) -> set[str]:
     return (named & set(FILES)) - {module}
 
 
+def steps() -> dict[str, str]:
+    """Return the functions of the library that notebooks give to Run.step, with their modules."""
+    code = "\n".join(
+        "".join(cell["source"])
+        for path in NOTEBOOKS
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    )
+    functions = set(re.findall(r"\.step\(\s*\"[^\"]+\",\s*wb\.([\w.]+)", code))
+    return {name: home_of(name) for name in functions}
+
+
+def home_of(name: str) -> str:
+    """Return the module of a public name; "module.name" of a public module."""
+    first, _, rest = name.partition(".")
+    return _MODULES[first] if rest else _MODULE_OF[name]
+
+
+# What is there, and what is to come.
+NAMES = {module.partition(".")[2] for module in FILES if room_of(module) == "methods"} - {"", "base"}
+METHOD = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(NAMES | {'tapir', 'ts_align'}))})(?![a-z0-9])")
+
+
+def words_of(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and content of every text and name of a file but docstrings, in small letters, with _ for hyphens."""
+    tree = ast.parse(text)
+    statements = (node for node in ast.walk(tree) if isinstance(node, ast.Expr))
+    said_of = {id(node.value) for node in statements if isinstance(node.value, ast.Constant)}
+    for node in ast.walk(tree):
+        for _, value in [] if id(node) in said_of else ast.iter_fields(node):
+            if isinstance(value, str):
+                apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value)
+                yield getattr(node, "lineno", 0), apart.lower().replace("-", "_")
+
+
 def test_rooms_are_these_and_of_a_size_that_can_be_looked_over():
     folders = {path.name for path in (PROJECT / "workbench").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders == set(ROOMS)
@@ -79,9 +118,33 @@ def test_no_module_imports_itself_by_a_detour():
     assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)  # raises CycleError, naming the detour
 
 
-@pytest.mark.parametrize("module", [m for m in IN_ROOMS if room_of(m) in ("loop", "signals", "methods")])
-def test_no_stage_is_imported_by_another(module):
-    assert not ours(module) & STAGES
+def test_no_step_calls_another():
+    """Their order is the notebooks'; a step that called another would remember less than it did."""
+    functions = steps()
+    assert len(functions) >= 12 and set(functions.values()) <= set(FILES)
+    names = {name.rpartition(".")[2] for name in functions}
+    for module in set(functions.values()):
+        called = {
+            node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+        }
+        assert not called & names, f"{module} calls {called & names}"
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if room_of(m) not in ("methods", "")])
+def test_no_part_of_the_house_but_methods_names_a_method(module):
+    """A method is one file there; what names it elsewhere has to be changed for the next one."""
+    found = [(line, word) for line, word in words_of(FILES[module].read_text(encoding="utf-8")) if METHOD.search(word)]
+    assert not found, f"{module} names a method; take it from workbench.methods: {found}"
+
+
+def test_no_template_or_script_names_a_method():
+    others = [path for path in (PROJECT / "workbench").rglob("*.*") if path.suffix in (".j2", ".js", ".css", ".html")]
+    assert others
+    for path in others:
+        found = METHOD.search(path.read_text(encoding="utf-8").lower().replace("-", "_"))
+        assert not found, f"{path.name} names {found[0]}; take it from workbench.methods"
 
 
 @pytest.mark.parametrize("module", [m for m in IN_ROOMS if room_of(m) in ("models", "loop", "signals", "methods")])
@@ -102,6 +165,26 @@ def test_modules_and_functions_are_short_enough_to_read(module):
     long = [node.name for node in functions if node.end_lineno - node.lineno >= LINES_OF_A_FUNCTION]
     assert not long, f"{module}: longer than {LINES_OF_A_FUNCTION} lines: {long}"
     assert not {"utils", "helpers", "manager"} & set(module.split("."))
+
+
+def test_the_reader_of_words_sees_them_everywhere_but_in_docstrings_and_comments():
+    text = '''"""ARTE."""\ndef f():\n    """As ARTE does."""\n    return 1  # arte\n'''
+    assert not [word for _, word in words_of(text) if METHOD.search(word)]
+    for said in (
+        "a = 'arte-demo'",
+        "a = f'{b} of arte'",
+        "a.of_montessori",
+        "MontessoriRecipe",
+        "import x.tapir",
+        "from x import ts_align as y",
+        "def run_arte(): pass",
+        "f(arte=1)",
+        "def f(arte): pass",
+        "a = 'TS-Align, 2024'",
+    ):
+        assert [word for _, word in words_of(said) if METHOD.search(word)], said
+    for other in ("a = 'quarter'", "cartesian", "a = 'starte'"):
+        assert not [word for _, word in words_of(other) if METHOD.search(word)], other
 
 
 def test_the_reader_of_imports_sees_every_form(monkeypatch, tmp_path):

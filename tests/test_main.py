@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ import pytest
 from conftest import PROJECT
 from simulated import predictions_of
 
+from workbench import methods
 from workbench.cli import doctor
-from workbench.cli.main import DONE, FAILED, REFUSED, STAGES, main, parser
+from workbench.cli.main import DONE, FAILED, REFUSED, main, parser
+from workbench.methods.base import Amounts
 from workbench.models import loading
 from workbench.report import cost_estimate, plan
 from workbench.runs import schemas
@@ -20,7 +23,7 @@ from workbench.runs.cache import runs_folder
 from workbench.runs.recipe import Recipe, format_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.recipe_parts import Lora
-from workbench.runs.run import NOTEBOOKS, open_run
+from workbench.runs.run import open_run, steps_in
 from workbench.verdict.power import ASSUMED, design_of, simulate
 
 
@@ -44,6 +47,22 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
+def as_it_is(frame: pd.DataFrame) -> pd.DataFrame:
+    """A step."""
+    return frame
+
+
+class Teacher:
+    """Somebody whom a step can tell from others."""
+
+    key = "0123456789"
+
+
+def written_by(teacher: Teacher, frame: pd.DataFrame) -> pd.DataFrame:
+    """A step of a model."""
+    return frame
+
+
 def test_importing_the_package_takes_no_time_and_brings_nothing_heavy():
     code = (
         "import sys, time; began = time.perf_counter(); import workbench; spent = time.perf_counter() - began;"
@@ -57,7 +76,7 @@ def test_importing_the_package_takes_no_time_and_brings_nothing_heavy():
 def test_the_package_lists_its_contents_and_nothing_else():
     import workbench
 
-    assert dir(workbench) == workbench.__all__ and 15 <= len(workbench.__all__) <= 30
+    assert dir(workbench) == sorted(workbench.__all__) and 15 <= len(workbench.__all__) <= 60
     for name in workbench.__all__:
         value = getattr(workbench, name)
         assert value.__doc__ and not name.startswith("_"), name
@@ -71,13 +90,17 @@ def test_help_reads_well(capsys):
     for command in "run runs plan study trace export doctor".split():
         assert re.search(rf"^    {command}\s", said, re.MULTILINE), command
     assert "arte-demo --name demo" in said and "Traceback" not in said
+    named = re.findall(r"^  workbench (?:run|plan) (\S+)", said, re.MULTILINE)
+    assert len(named) >= 5 and all((PROJECT / "notebooks" / "recipes" / f"{name}.yaml").is_file() for name in named)
     status, said, _ = outcome(capsys, "run", "--help")
     assert status == DONE and "exit status" in said and "alignment.beta 0.05" in said
     assert all(len(line) <= 120 for line in said.splitlines())
 
 
-def test_stages_of_the_command_line_are_those_of_the_store():
-    assert tuple(NOTEBOOKS) == STAGES == tuple(cost_estimate.WORK)
+def test_the_plan_knows_every_step_of_every_method():
+    assert list(plan.STEPS) == list(cost_estimate.WORK)
+    made = {step for method in methods.ALL.values() for name in method.notebooks for step in steps_in(name)}
+    assert {step for steps in plan.STEPS.values() for step in steps} == made
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(capsys, runs, small):
@@ -101,26 +124,61 @@ def test_an_unknown_recipe_is_refused(capsys, runs, command):
 
 
 def test_another_recipe_under_the_same_name_is_refused_showing_the_difference(capsys, runs, small):
-    open_run("a", load_recipe(small)).stage("drafting").path.mkdir()
+    open_run("a", load_recipe(small)).step("mine", as_it_is, pd.DataFrame({"n": [1]}))
     status, _, error = outcome(capsys, "run", small, "--name", "a", "-p", "alignment.beta", "0.7")
     assert status == REFUSED and "alignment.beta 0.1 -> 0.7" in error and "another --name" in error
 
 
-@pytest.mark.parametrize("wrong", [("--from", "drawing"), ("--to", "drawing"), ("--form", "drafting")])
-def test_an_unknown_stage_or_option_is_refused(capsys, runs, small, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--from", "drawing"), "--from must be a part of one of 01_drafting, "),
+        (("--to", "0"), "05_evaluation, got '0'; correct it"),
+        (("--from", "training", "--to", "probing"), "--from training comes after --to probing; the order is 01_"),
+        (("--form", "drafting"), "usage:"),
+        (("--method", "no/file.py"), "--method must be a Python file that sets METHOD, got 'no/file.py'"),
+    ],
+)
+def test_an_unknown_notebook_option_or_method_is_refused(capsys, runs, small, wrong, said):
     status, _, error = outcome(capsys, "run", small, "--name", "a", *wrong)
-    assert status == REFUSED and "usage:" in error
-
-
-def test_from_after_to_is_refused(capsys, runs, small):
-    status, _, error = outcome(capsys, "run", small, "--name", "a", "--from", "training", "--to", "probing")
-    assert status == REFUSED and "--from training comes after --to probing" in error
+    assert status == REFUSED and said in error and "Traceback" not in error
     assert not (runs / "a" / "reports").exists()
 
 
-def test_from_needs_the_stage_before(capsys, runs, small):
+def test_from_needs_the_steps_before(capsys, runs, small):
     status, _, error = outcome(capsys, "run", small, "--name", "a", "--from", "training")
-    assert status == FAILED and "03_teacher_alignment" in error and error.count("\n") == 1
+    assert status == FAILED and error.count("\n") == 1
+    assert "no finished step 'questions' yet; open notebooks/01_drafting.ipynb or run: workbench run" in error
+
+
+METHOD = """
+from dataclasses import replace
+from workbench.methods import ALL, FIRST
+METHOD = replace(ALL[FIRST], name="mine", notebooks=("01_drafting", "05_evaluation"))
+"""
+
+
+def test_a_method_of_ones_own_is_brought_before_the_recipe_is_read(capsys, runs, small, tmp_path, monkeypatch):
+    # So that both are afterwards as they were.
+    monkeypatch.setitem(methods.ALL, "mine", None)
+    monkeypatch.setenv(methods.FROM_FILE, "")
+    file = tmp_path / "mine.py"
+    given = ("run", small, "--name", "a", "-p", "method", "mine", "--method", str(file), "--from", "04")
+    file.write_text("METHOD = 1")
+    status, _, error = outcome(capsys, *given)
+    assert status == REFUSED and f"{file} sets no METHOD; write for example: METHOD = replace(ALL[" in error
+    file.write_text(METHOD)
+    status, _, error = outcome(capsys, *given)
+    assert status == REFUSED and "--from must be a part of one of 01_drafting, 05_evaluation, got '04'" in error
+    # The process in which notebooks are computed brings it again.
+    code = "from workbench.methods import ALL; print(ALL['mine'].notebooks)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "('01_drafting', '05_evaluation')"
+
+
+def test_a_method_that_is_not_there_is_refused(capsys, runs, small):
+    status, _, error = outcome(capsys, "run", small, "--name", "a", "-p", "method", "mine")
+    assert status == REFUSED and f"method must be one of {', '.join(methods.ALL)}, got 'mine'" in error
 
 
 def test_a_missing_model_folder_is_one_sentence_and_no_traceback(runs, small):
@@ -129,12 +187,12 @@ def test_a_missing_model_folder_is_one_sentence_and_no_traceback(runs, small):
     assert done.returncode == FAILED
     assert "data/no/" in done.stderr and "make pocket" in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    assert not list((runs / "a").glob("drafting*"))
+    assert not list((runs / "a").glob("questions*"))
 
 
 def test_runs_is_one_row_a_run(capsys, runs, small):
     status, said, _ = outcome(capsys, "runs")
-    assert status == DONE and "no runs" in said and "--name demo" in said
+    assert status == DONE and "no runs" in said and "begin one: workbench run RECIPE --name NAME" in said
     run = open_run("a", load_recipe(small))
     primary = {"a": "tailored", "b": "untailored", "shots": 0}
     compared = primary | {"difference": 0.123, "low": -0.05, "high": 0.2}
@@ -148,7 +206,7 @@ def test_runs_is_one_row_a_run(capsys, runs, small):
 def test_every_shipped_recipe_can_be_planned_without_its_models(capsys, path):
     status, said, _ = outcome(capsys, "plan", path.stem)
     assert status == DONE and "All numbers are estimates" in said
-    for stage in STAGES:
+    for stage in plan.STEPS:
         assert f"\n{stage} " in said
 
 
@@ -173,6 +231,29 @@ def test_plan_counts_what_the_paper_counts(recipe_values, tmp_path):
     wanted = probes["new"] * 2 * 2e9 / (cost_estimate.GPU_FLOPS * cost_estimate.GPU_PARTS["new"])
     wanted += probes["read"] * 2 * 2e9 / (cost_estimate.GPU_FLOPS * cost_estimate.GPU_PARTS["read"])
     assert probes["seconds"] == pytest.approx(wanted)
+
+
+def test_plan_takes_each_methods_own_numbers(monkeypatch):
+    of = load_recipe("montessori")
+    synthesis, settings, n_tasks = of.synthesis, of.influence, len(of.tasks.names)
+    student = next(iter(of.models.students))
+    rows = cost_estimate.estimate(of).set_index("work")
+    n_written = of.drafting.n_questions * synthesis.n_responses * n_tasks
+    assert rows.loc["rationales", "generations"] == n_written and "one-shot probes" not in rows.index
+    scored = n_written - settings.n_warm_up * synthesis.n_responses * n_tasks
+    assert rows.loc[f"influence on {student}", "generations"] == scored
+    asked = of.preference_set.n_items * settings.n_tries * n_tasks
+    assert rows.loc[f"reference answers for {student}", "generations"] == asked
+    bare = {"influence.reference": "target", "influence.estimator": "first_order"}
+    rows = cost_estimate.estimate(load_recipe("montessori", bare)).set_index("work")
+    assert f"reference answers for {student}" not in rows.index and rows.loc[f"influence on {student}", "read"] == 0
+    # And of a method that nobody knows yet.
+    mine = replace(methods.ALL[of.method], plan=lambda recipe: Amounts(shown=3, rationales=7, pairs=1.0, probes=11))
+    monkeypatch.setitem(methods.ALL, of.method, mine)
+    rows = cost_estimate.estimate(of).set_index("work")
+    assert rows.loc["rationales", "generations"] == 7 * of.drafting.n_questions * n_tasks
+    assert set(rows.loc[["one-shot probes"], "generations"]) == {11 * n_tasks}
+    assert not rows.index.str.contains("influence").any()
 
 
 def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
@@ -234,10 +315,7 @@ def evaluated(runs, small):
     world, design = ASSUMED._replace(seed_sd=0.0), design_of(run.recipe)
     made = simulate(world, design, 0.1, np.random.default_rng(0), 1)
     frame = predictions_of(made, design, 0).assign(student="counter")
-    stage = run.stage("evaluation")
-    stage.finished("f")
-    stage.write("predictions", schemas.build(frame.to_dict("records"), "predictions"))
-    stage.finish("f", {}, 0.0, 0, {})
+    run.step("predictions", as_it_is, schemas.build(frame.to_dict("records"), "predictions"))
     return run
 
 
@@ -262,17 +340,16 @@ def test_trace_says_what_it_could_not_find(capsys, runs, small):
 
 
 def test_trace_of_a_beginning_that_fits_several_asks_for_more(capsys, runs, small):
-    stage = open_run("a", load_recipe(small)).stage("drafting")
+    run = open_run("a", load_recipe(small))
     draft = {name: "" for name in schemas.SCHEMAS["drafts"].columns} | {"correct": True, "n_tokens": 1}
     ids = ("abcd1", "abcd2")
-    stage.finished("f")
-    stage.write("drafts", pd.DataFrame([draft | {"draft_id": one} for one in ids]))
-    stage.write("questions", schemas.build([], "questions"))
-    stage.finish("f", {}, 0.0, 0, {"teacher": "0123456789"})
+    run.step("drafts", as_it_is, pd.DataFrame([draft | {"draft_id": one} for one in ids]))
     status, _, error = outcome(capsys, "trace", "a", "abcd")
     assert status == FAILED and "begins 2 ids" in error
     status, said, _ = outcome(capsys, "trace", "a", "abcd2")
-    assert status == DONE and "draft abcd2" in said and "01234567" in said
+    assert status == DONE and "draft abcd2" in said and "<- teacher data/no/teacher\n" in said
+    run.step("questions", written_by, Teacher(), schemas.build([], "questions"))
+    assert "<- teacher data/no/teacher (01234567)\n" in outcome(capsys, "trace", "a", "abcd2")[1]
 
 
 def test_doctor_looks_at_everything_and_changes_nothing(capsys, runs):

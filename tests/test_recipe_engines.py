@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from workbench.runs.cache import StoreError
@@ -5,6 +6,10 @@ from workbench.runs.recipe import RecipeError, format_yaml
 from workbench.runs.recipe_engines import OWN_SETTINGS, EngineChoice
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
+
+
+def one_row(n: int) -> pd.DataFrame:
+    return pd.DataFrame({"n": [n]})
 
 
 @pytest.fixture
@@ -97,7 +102,7 @@ def test_a_run_goes_on_with_a_raised_cap_and_with_no_other_change(load, runs):
     server = {"engines.teacher.engine": "openai"}
     capped = load(server | {"engines.teacher.budget_tokens": "5"})
     raised = load(server | {"engines.teacher.budget_tokens": "50"})
-    open_run("mine", capped).step("begun", len, "work")
+    open_run("mine", capped).step("begun", one_row, 1)
     assert open_run("mine", raised).recipe == open_run("mine").recipe == raised
     with pytest.raises(StoreError, match=r"undo: engines.teacher.max_concurrency 16 -> 2"):
         open_run("mine", load(server | {"engines.teacher.budget_tokens": "50", "engines.teacher.max_concurrency": "2"}))
@@ -105,6 +110,6 @@ def test_a_run_goes_on_with_a_raised_cap_and_with_no_other_change(load, runs):
 
 def test_a_run_goes_on_with_fewer_rows_at_once_and_the_same_fingerprints(load, runs):
     plain, fewer = load(), load({"training.micro_batch_size": "2", "alignment.micro_batch_size": "1"})
-    open_run("mine", plain).step("begun", len, "work")
+    open_run("mine", plain).step("begun", one_row, 1)
     assert open_run("mine", fewer).recipe.training.micro_batch_size == 2
     assert plain.section_json("training", "alignment") == fewer.section_json("training", "alignment")

@@ -339,6 +339,14 @@ def test_a_step_that_fails_leaves_the_old_one_readable(run):
     assert CALLS == ["numbers"] and progress.read(run.path / "numbers.next") == [], "nobody works on it any more"
 
 
+def test_a_kill_before_the_new_result_has_its_place_loses_nothing(run):
+    run.step("numbers", numbers, 3)
+    run.step("numbers", numbers, 4)
+    (run.path / "numbers").rename(run.path / "numbers.next")
+    assert len(run.step("numbers", numbers, 4)) == 4 and CALLS == ["numbers"] * 2
+    assert not (run.path / "numbers.next").exists() and run.steps() == ["numbers"]
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_partial_work_stays_for_the_same_key_and_leaves_for_another(run, before):
     there = []

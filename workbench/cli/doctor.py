@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "arte"  # names the models and tasks of the demo, and more
 DISK_GB = 10
 MEMORY_GB = 4
 
@@ -101,12 +100,13 @@ def _engines_and_backends() -> Iterator[Finding]:
 
 def _models() -> Iterator[Finding]:
     """Look for the model folders and task files of the shipped pocket recipe."""
+    from workbench.methods import POCKET_RECIPE
     from workbench.runs.recipe import RecipeError, project_root
     from workbench.runs.recipe_file import load_recipe
     from workbench.tasks.task import task_file
 
     try:
-        recipe = load_recipe(RECIPE)
+        recipe = load_recipe(POCKET_RECIPE)
     except RecipeError as error:
         yield "models", False, str(error).replace("\n", " ")
         return
@@ -115,4 +115,4 @@ def _models() -> Iterator[Finding]:
     wanted |= set(filter(None, (task_file(recipe, task) for task in recipe.tasks.names)))
     missing = [str(path.relative_to(project_root())) for path in sorted(wanted) if not path.is_file()]
     said = f"missing: {', '.join(missing[:3])} (of {len(wanted)}); get them with the clone, or build them: make pocket"
-    yield "models", not missing, said if missing else f"the pocket models and tasks of {RECIPE} are here"
+    yield "models", not missing, said if missing else f"the pocket models and tasks of {POCKET_RECIPE} are here"

@@ -6,18 +6,20 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 DONE, FAILED, REFUSED = 0, 1, 2
+# {first} stands for the first recipe that the project ships, {demo} for its demo.
 EXAMPLES = """examples:
-  workbench run arte-demo --name demo            the whole loop on the models the project ships, in minutes
-  workbench run arte-demo --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
-  workbench run arte-demo --name demo --from 04         do training and evaluation again
+  workbench run {demo} --name demo            the whole loop on the models the project ships, in minutes
+  workbench run {demo} --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
+  workbench run {demo} --name demo --from 04  do training and evaluation again
   workbench watch demo                           what it is doing now, from another terminal
   workbench runs                                 one row a run
   workbench summary demo                         what it found, a row a student
-  workbench plan arte-paper                      what the paper's own numbers would cost
-  workbench plan arte --measure                  the same for models that are here, after trying them out
-  workbench plan arte --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
+  workbench plan {first}-paper                      what the paper's own numbers would cost
+  workbench plan {first} --measure                  the same for models that are here, after trying them out
+  workbench plan {first} --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench study                                which studies there are: how far can a run be trusted?
   workbench study validity demo                  does what works as a demonstration help in training?
   workbench study goodhart demo -p rounds 2      does the probe go on telling the truth when it is pushed?
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="workbench",
         description="A teacher model learns what its student wants to be taught; see notebooks/00_start_here.ipynb.",
-        epilog=EXAMPLES,
+        epilog=_examples(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -95,6 +97,13 @@ def parser() -> argparse.ArgumentParser:
     _add_export(commands)
     commands.add_parser("doctor", help="say what this machine has", description="Say what this machine has.")
     return top
+
+
+def _examples() -> str:
+    """Return a line for each command, with recipes by what lies in notebooks/recipes: methods are slow to import."""
+    demos = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "recipes").glob("*-demo.yaml"))
+    demo = demos[0].stem if demos else "RECIPE"
+    return EXAMPLES.format(first=demo.removesuffix("-demo"), demo=demo)
 
 
 def _add_summary(commands) -> None:
@@ -266,8 +275,6 @@ def _runs(given: argparse.Namespace) -> int:
 
 
 def _summary(given: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from workbench.report.summary import in_words, keep
     from workbench.runs.run import open_run
 

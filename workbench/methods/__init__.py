@@ -13,6 +13,7 @@ from workbench.methods.montessori import MONTESSORI
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"
+POCKET_RECIPE = "arte"  # names all models and tasks that the first notebooks need, and more
 
 ALL: dict[str, Method] = {method.name: method for method in (ARTE, MONTESSORI)}
 

@@ -75,6 +75,7 @@ class Run:
             drafts = work.step("drafts", wb.draft_rationales, teacher, tasks, questions, techniques, sampling, seed)
         """
         inputs, step = _inputs(function, arguments), Step(self, name)
+        step.settle()
         key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
         if step.manifest.get("key") == key:
             # Of work on another result, which was stopped and which nobody waits for any more.
@@ -165,6 +166,12 @@ class Step:
     def folder(self) -> Path:
         """Where the step is computed: beside what it replaces, which stays until the new one is whole."""
         return self.path.with_name(self.path.name + NEXT) if self.manifest else self.path
+
+    def settle(self) -> None:
+        """Give a whole result its place, where a kill came after the old one was moved aside and before that."""
+        whole = self.path.with_name(self.path.name + NEXT)
+        if not self.path.exists() and (whole / MANIFEST).is_file():
+            whole.rename(self.path)
 
     def begin(self, key: str) -> Path:
         """Return the folder to work in; unfinished work of the same key is in it, of another one is moved aside."""

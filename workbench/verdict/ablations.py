@@ -26,7 +26,7 @@ class Contrast(NamedTuple):
 CONTRASTS = (
     Contrast("tailored", "untailored"),
     Contrast("tailored", "random_pairs"),
-    Contrast("tailored", "most_preferred", 4.41, "table 2, BBH zero-shot, ARTE - original teacher"),
+    Contrast("tailored", "most_preferred", 4.41, "table 2, BBH zero-shot, aligned - original teacher"),
     Contrast("question_only", "most_preferred", 4.18, "table 2, BBH zero-shot, question only - original teacher"),
     Contrast("rationale_only", "most_preferred", 0.39, "table 2, BBH zero-shot, rationale only - original teacher"),
     Contrast("random_rationale", "most_preferred", -0.10, "table 6, 3-shot"),
