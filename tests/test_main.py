@@ -76,7 +76,7 @@ def test_importing_the_package_takes_no_time_and_brings_nothing_heavy():
 def test_the_package_lists_its_contents_and_nothing_else():
     import workbench
 
-    assert dir(workbench) == sorted(workbench.__all__) and 15 <= len(workbench.__all__) <= 60
+    assert dir(workbench) == sorted(workbench.__all__) and 15 <= len(workbench.__all__) <= 40
     for name in workbench.__all__:
         value = getattr(workbench, name)
         assert value.__doc__ and not name.startswith("_"), name

@@ -72,7 +72,7 @@ class Run:
             StoreError: If it cannot be told whether an argument is another, or the disk is full.
 
         Example:
-            drafts = work.step("drafts", wb.draft_rationales, teacher, tasks, questions, techniques, sampling, seed)
+            rows = work.step("rows", wb.loop.equal_tokens, students, tasks, examples)
         """
         inputs, step = _inputs(function, arguments), Step(self, name)
         step.settle()

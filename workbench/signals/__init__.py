@@ -1,1 +1,17 @@
 """What a student says of a draft, one file a signal."""
+
+from workbench.runs.lazy import lazily
+
+__getattr__, __all__ = lazily(
+    __name__,
+    {
+        "one_shot": "probe_drafts share_right",
+        "reference": "build_reference",
+        "warm_up": "load_warmed texts_of",
+        "influence_of_drafts": "as_signal measure_influence influence_of_examples texts_to_learn",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -43,7 +43,7 @@ class Influence(Section):
     learning_rate: Positive = 3.0e-4
 
 
-def influence_of_drafts(
+def measure_influence(
     students: dict[str, Model],
     tasks: dict[str, Task],
     questions: pd.DataFrame,

@@ -1,1 +1,15 @@
 """What a run shows, and how far to trust it."""
+
+from workbench.runs.lazy import lazily
+
+__getattr__, __all__ = lazily(
+    __name__,
+    {
+        "evaluation": "SealedTests answer_tests decide verdict_of",
+        "verdict": "paired",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,7 +15,7 @@ from workbench.models.start import students_of, teacher_of
 from workbench.runs.cache import StoreError
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
-from workbench.signals.influence_of_drafts import Influence, influence_of_drafts, texts_to_learn
+from workbench.signals.influence_of_drafts import Influence, measure_influence, texts_to_learn
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import texts_of
 from workbench.tasks.task import load_tasks
@@ -58,7 +58,7 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
     given = (writers, students, tasks, chosen, settings.n_tries, longest, seed)
     reference = run.step("signal_agreement/reference", build_reference, *given)
     given = (students, tasks, run.read("questions"), drafts, reference, settings, seed)
-    found = run.step("signal_agreement/influences", influence_of_drafts, *given)
+    found = run.step("signal_agreement/influences", measure_influence, *given)
     table = drafts[COPIED]
     for name, signals in (("one_shot", run.read("signals")), ("influence", found["influences"])):
         own = signals[signals["item_kind"] == "rationale"][["student", "draft_id", "value", "stderr", "tokens"]]
