@@ -35,8 +35,8 @@ def test_what_a_study_does_not_know_is_refused_before_anything_runs(capsys, runs
     status, _, error = outcome(capsys, "study", "validty")
     assert status == REFUSED and "did you mean validity?" in error
     status, _, error = outcome(capsys, "study", "validity", "a", "-p", "sedes", "3", "-p", "seeds", "few")
-    assert status == REFUSED and "sedes is not a parameter of study validity; it has seeds." in error
-    assert "seeds must be of type int, got 'few': training seeds" in error and error.count("\n") == 1
+    assert status == REFUSED and "sedes is not a parameter of study validity; did you mean seeds?" in error
+    assert "seeds must be of type int, got 'few' (str)" in error and error.count("\n") == 1
     status, _, error = outcome(capsys, "study", "validity", "a", "-p", "run", "b")
     assert status == REFUSED and not runs.exists()
     status, _, error = outcome(capsys, "study", "validity", "a")
