@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
+from workbench import methods
 from workbench.cli.main import DONE, FAILED, main
 from workbench.notebook import watch
-from workbench.notebook.session import record_status
 from workbench.notebook.watch import RunMonitor, look, spark_lines, visible
 from workbench.runs import progress
 from workbench.runs.cache import StoreError
 from workbench.runs.recipe_file import load_recipe
-from workbench.runs.run import NOTEBOOKS, open_run
+from workbench.runs.run import NEXT, Step, open_run, steps_in
 
 EVIL = "\x1b[31m<img src=x onerror=alert(1)>\u202egpj\x07\r"
 # Drafts for real and stops for ever after the second batch, so that there is somebody to kill.
@@ -35,9 +35,9 @@ def once_more(self, *arguments):
     if len(calls) == 2:
         time.sleep(600)
 Cache.put_many = once_more
-from workbench.loop.drafting import draft
+from notebook_steps import compute
 from workbench.runs.run import open_run
-draft(open_run("watched"))
+compute("drafting", open_run("watched"))
 """
 
 
@@ -49,16 +49,28 @@ def work(runs):
 
 @pytest.fixture
 def begun(work, monkeypatch):
-    """The run with its drafting begun in this process."""
+    """The run with its first step begun in this process."""
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
-    work.stage("drafting").finished("f" * 16)
+    begin(work, "questions")
     yield work
     progress.end()
 
 
-def finish(work, stage: str) -> None:
-    work.stage(stage).finished("f" * 16)
-    work.stage(stage).finish("f" * 16, {"things": 3}, 2.0, 10, {})
+def begin(work, step: str):
+    return Step(work, step).begin("f" * 16)
+
+
+def things(n: int) -> dict[str, pd.DataFrame]:
+    return {"things": pd.DataFrame({"n_tokens": [5] * n})}
+
+
+def finish(work, *steps: str) -> None:
+    for step in steps:
+        work.step(step, things, 3)
+
+
+def row_of(now, step: str) -> pd.Series:
+    return now.steps.set_index("step").loc[step]
 
 
 def wait_for(what, seconds: float = 120):
@@ -71,18 +83,17 @@ def wait_for(what, seconds: float = 120):
 
 
 def test_a_run_that_is_killed_is_said_to_be_gone_and_how_to_go_on(work, capsys):
-    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])}
     process = subprocess.Popen([sys.executable, "-c", DRAFTING], env=env, cwd=PROJECT, stderr=subprocess.PIPE)
     try:
-        signs = lambda: [sign for sign in progress.read(work.path / "drafting") if sign["texts"]]  # noqa: E731
-        wait_for(lambda: signs() or process.poll() is not None)
+        wait_for(lambda: look(work).texts or process.poll() is not None)
         now = look(work)
         assert now.state == "working", process.stderr.read() if process.poll() is not None else now
-        row = now.stages.set_index("stage").loc["drafting"]
-        assert row["items"].endswith(f"of about {watch.n_items(work.recipe, 'drafting')}") and row["tokens"]
+        (row,) = now.steps[now.steps["state"] == "working"].to_dict("records")
+        assert row["items"].endswith(" items") and row["tokens"]
         assert row["rate"].endswith("a second") and now.texts and now.doing
-        assert main(["watch", "watched", "--once"]) == DONE
-        assert "drafting is being computed" in capsys.readouterr().out
+        assert main(["watch", "watched"]) == DONE
+        assert f"{row['step']} is being computed" in capsys.readouterr().out
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -97,80 +108,98 @@ def test_a_run_that_is_killed_is_said_to_be_gone_and_how_to_go_on(work, capsys):
 
 def test_every_state_has_its_words(work):
     assert look(work).state == "not begun" and "begin with: workbench run" in look(work).said
-    finish(work, "drafting")
-    assert look(work).state == "between stages" and "probing has not begun" in look(work).said
-    work.stage("probing").finished("f" * 16)
-    assert look(work).state == "working" and look(work).stages["state"].tolist()[:2] == ["finished", "working"]
+    finish(work, "questions")
+    assert look(work).state == "between steps"
+    assert "questions is finished, drafts has not begun; to go on: workbench run" in look(work).said
+    begin(work, "drafts")
+    assert look(work).state == "working" and look(work).steps["state"].tolist()[:2] == ["finished", "working"]
+    assert row_of(look(work), "questions")[["items", "tokens"]].tolist() == ["3 things", "15"]
     late = look(work, time.time() + 100)
-    assert late.state == "silent" and "though process" in late.said and "for 100 s" in late.said
-    record_status(work.path / "metrics.json", NOTEBOOKS["probing"], {"status": "failed", "error": f"no {EVIL}"})
+    assert late.state == "silent" and "though process" in late.said and "of drafts for 100 s" in late.said
+    progress.stop(f"no {EVIL}")
     stopped = look(work)
     assert stopped.state == "stopped" and "Finished items are kept" in stopped.said and "\x1b" not in stopped.said
+    finish(work, *watch.expected_steps(work))
+    assert look(work).state == "finished" and set(look(work).steps["state"]) == {"finished"}
+
+
+def test_there_is_a_row_for_every_step_of_the_methods_notebooks_and_of_ones_own(work, monkeypatch):
+    of_first, of_other = (
+        [step for name in method.notebooks for step in steps_in(name)] for method in list(methods.ALL.values())[:2]
+    )
+    finish(work, "round-2/scores")
+    assert look(work).steps["step"].tolist() == [*of_first, "round-2/scores"]
+    assert {"drafts", "signals", "teachers", "predictions"} <= {*of_first} & {*of_other} and of_first != of_other
+    monkeypatch.setitem(methods.ALL, work.recipe.method, list(methods.ALL.values())[1])
+    assert look(work).steps["step"].tolist() == [*of_other, "round-2/scores"]
+
+
+def test_a_step_that_is_computed_again_is_at_work_until_the_new_one_is_whole(begun):
     progress.end()
-    for stage in NOTEBOOKS:
-        finish(work, stage)
-    assert look(work).state == "finished" and set(look(work).stages["state"]) == {"finished"}
-
-
-def test_an_error_of_an_earlier_try_is_not_taken_for_one_of_this(work):
-    record_status(work.path / "metrics.json", NOTEBOOKS["drafting"], {"status": "failed", "error": "disk full"})
-    old = time.time() - 60
-    os.utime(work.path / "metrics.json", (old, old))
-    work.stage("drafting").finished("f" * 16)
-    assert look(work).state == "working"
-    progress.end()
-
-
-def test_a_cell_that_stops_says_so_though_its_kernel_lives(begun):
-    from workbench.notebook import display
-
-    with pytest.raises(ValueError, match="no such luck"), display.watch(begun, "drafting"):
-        raise ValueError("no such luck")
+    finish(begun, *watch.expected_steps(begun))
+    assert begin(begun, "pairs").name == f"pairs{NEXT}"
     now = look(begun)
-    assert now.state == "stopped" and "ValueError: no such luck" in now.said
+    assert now.state == "working" and now.said.startswith("pairs is being computed")
+    assert row_of(now, "pairs")["state"] == "working" and not now.steps["step"].duplicated().any()
 
 
-def test_time_left_comes_from_new_items_and_half_trained_models_count_as_halves(begun, monkeypatch):
-    total = watch.n_items(begun.recipe, "drafting")
-    progress.found(total // 2)
-    progress.made([{"text": "a", "n_tokens": 3}] * (total // 4))
-    (sign,) = progress.read(begun.path / "drafting")
-    row = look(begun, sign["began"] + 10).stages.iloc[0]
-    left = (total - total // 2 - total // 4) / (total // 4) * 10
-    assert row["time left"] == f"about {left:.0f} s" and row["tokens"] == f"{3 * (total // 4):,}"
+def test_work_that_was_stopped_and_is_no_longer_wanted_is_no_news(begun):
     progress.end()
-    begun.stage("training").finished("f" * 16)
+    finish(begun, *watch.expected_steps(begun))
+    with pytest.raises(ValueError, match="no such luck"):
+        begun.step("pairs", breaks)
+    assert look(begun).state == "stopped"
+    finish(begun, "pairs")
+    assert look(begun).state == "finished"
+
+
+def breaks() -> pd.DataFrame:
+    raise ValueError("no such luck")
+
+
+def not_as_described() -> pd.DataFrame:
+    return pd.DataFrame({"draft_id": [1]})
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(breaks, "ValueError: no such luck"), (not_as_described, "RecordError: The frame 'drafts' breaks")],
+)
+def test_a_cell_that_stops_says_so_though_its_kernel_lives(work, function, said):
+    with pytest.raises(ValueError, match=said.partition(": ")[2]):
+        work.step("drafts", function)
+    now = look(work)
+    assert now.state == "stopped" and f"drafts was stopped ({said}" in now.said
+
+
+def test_items_are_counted_and_half_trained_models_count_as_halves(begun):
+    progress.found(5)
+    progress.made([{"text": "a", "n_tokens": 3}] * 4)
+    (sign,) = progress.read(begun.path / "questions")
+    row = row_of(look(begun, sign["began"] + 10), "questions")
+    assert row[["items", "rate", "time left", "tokens"]].tolist() == ["9 items", "0.4 a second", "", "12"]
+    progress.end()
+    begin(begun, "students")
     progress.jobs("training", 1, 4)
     progress.steps("x", 5, 10)
-    (sign,) = progress.read(begun.path / "training")
-    row = look(begun, sign["began"] + 30).stages.set_index("stage").loc["training"]
+    (sign,) = progress.read(begun.path / "students")
+    row = row_of(look(begun, sign["began"] + 30), "students")
     assert row["items"] == "1 of 4 jobs" and row["time left"] == "about 50 s"
 
 
-def test_the_curve_joins_finished_models_and_those_in_training(begun):
-    progress.end()
-    stage = begun.stage("alignment")
-    stage.finished("f" * 16)
-    student = next(iter(begun.recipe.models.students))
-    there = stage.path / "teachers" / f"{student}-random_pairs"
-    there.mkdir(parents=True)
-    (there / "tuned.json").write_text('{"curve": [{"step": 1, "metric": "rewards/margins", "value": 0.25}]}')
-    progress.steps(f"{student}-tailored", 2, 9, {"rewards/margins": 0.5, "loss": float("nan"), "epoch": 1})
-    curve = look(begun).curve
-    assert sorted(curve[["arm", "step", "value"]].itertuples(index=False, name=None)) == [
-        ("random_pairs", 1, 0.25),
-        ("tailored", 2, 0.5),
-    ]
-    shown = RunMonitor("watched")
-    assert "Reward margin at the last step" in watch.figures.sentence(shown.figure())
-    assert "rewards/margins, tailored: 0.5 to 0.5 in 2 steps" in look(begun).in_words()
+def test_a_model_in_training_has_a_spark_line_for_each_metric(begun):
+    progress.steps("s-tailored", 1, 9, {"rewards/margins": 0.25, "loss": float("nan"), "epoch": 1})
+    progress.steps("s-tailored", 2, 9, {"rewards/margins": 0.5, "loss": 0.7})
+    now = look(begun)
+    assert now.curve[1].startswith("loss, s-tailored: 0.7 to 0.7 in 2 steps") and len(now.curve) == 2
+    assert "rewards/margins, s-tailored: 0.25 to 0.5 in 2 steps  ▁█" in now.in_words()
+    assert "▁█\nloss, s-tailored" in now.to_html() and now.doing == ("starting, step 2 of 9",)
 
 
 def test_spark_lines_show_a_fall_as_a_fall():
-    rows = [("training", "tailored", "a", 0, step, "loss", 2.0 - step / 10) for step in range(11)]
-    (line,) = spark_lines(pd.DataFrame(rows, columns="stage arm student seed step metric value".split()))
-    assert line.startswith("loss, tailored: 2 to 1 in 10 steps") and line.endswith("▁")
-    assert "█" in line
+    (line,) = spark_lines("s-tailored", [(step, "loss", 2.0 - step / 100) for step in range(101)])
+    assert line.startswith("loss, s-tailored: 2 to 1 in 100 steps  █") and line.endswith("▁")
+    assert len(line.rpartition(" ")[2]) <= watch.SPARK_POINTS
 
 
 def test_what_a_model_wrote_acts_on_no_terminal_and_on_no_page(begun):
@@ -178,7 +207,7 @@ def test_what_a_model_wrote_acts_on_no_terminal_and_on_no_page(begun):
     now = look(begun)
     said = now.in_words()
     assert all(letter.isprintable() or letter == "\n" for letter in said)
-    assert all(len(line) < 130 for line in said.splitlines()[8:])
+    assert all(len(line) < 130 for line in said.partition("Last written:")[2].splitlines())
     assert "<img" not in now.to_html() and "&lt;img" in now.to_html()
     assert visible("a\x1b[31mb\n\u202ec\u200b", 20) == "a [31mb c"
 
@@ -189,24 +218,23 @@ def test_a_terminal_is_redrawn_until_the_run_is_finished(begun, monkeypatch):
 
     def meanwhile(_):
         progress.end()
-        for stage in NOTEBOOKS:
-            finish(begun, stage)
+        finish(begun, *watch.expected_steps(begun))
 
     monkeypatch.setattr(watch.time, "sleep", meanwhile)
-    assert watch.watch("watched", False, screen) is True
+    assert watch.watch("watched", screen) is True
     first, second = screen.getvalue().split("\x1b[2J\x1b[H")[1:]
-    assert "Ctrl-C stops watching" in first and "all stages are finished" in second
+    assert "Ctrl-C stops watching" in first and "all steps are finished" in second
 
 
 def test_ctrl_c_leaves_the_run_alone(begun, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    before = progress.read(begun.path / "drafting")
+    before = progress.read(begun.path / "questions")
     monkeypatch.setattr(watch, "look", interrupted)
     assert main(["watch", "watched"]) == DONE
     assert "the run was left alone" in capsys.readouterr().out
-    assert progress.read(begun.path / "drafting") == before
+    assert progress.read(begun.path / "questions") == before
 
 
 def test_a_run_that_is_not_there_is_refused(runs, capsys):
@@ -220,8 +248,8 @@ def test_the_view_follows_the_run_and_stops_when_told(begun, monkeypatch):
     monkeypatch.setattr(watch, "REFRESH_S", 0.01)
     shown = RunMonitor("watched")
     view, keep_looking = shown.view()
-    table, _, stop = view.children
-    assert "drafting is being computed" in table.value
+    table, stop = view.children
+    assert "questions is being computed" in table.value
 
     async def lesson():
         task = asyncio.ensure_future(keep_looking())
@@ -240,4 +268,4 @@ def test_headless_it_is_a_plain_table(begun, monkeypatch):
     watched = RunMonitor("watched")
     monkeypatch.setattr(watched, "view", None)
     watched.show()
-    assert len(shown) == 1 and "probing not begun" in shown[0] and "drafting is being computed" in repr(watched)
+    assert len(shown) == 1 and "probes not begun" in shown[0] and "questions is being computed" in repr(watched)

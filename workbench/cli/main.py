@@ -115,7 +115,7 @@ def watch(given: argparse.Namespace) -> int | None:
     from workbench.notebook.watch import watch
 
     try:
-        return DONE if watch(given.name, False, sys.stdout) else FAILED
+        return DONE if watch(given.name, sys.stdout) else FAILED
     except KeyboardInterrupt:
         print("Stopped watching; the run was left alone.")
 

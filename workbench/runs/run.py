@@ -77,6 +77,8 @@ class Run:
         inputs, step = _inputs(function, arguments), Step(self, name)
         key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
         if step.manifest.get("key") == key:
+            # Of work on another result, which was stopped and which nobody waits for any more.
+            progress.forget(step.folder)
             print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
             return step.result()
         folder, began = step.begin(key), time.monotonic()
@@ -84,11 +86,11 @@ class Run:
         try:
             with self.watching(name):
                 made = function(*arguments, **given)
+            step.finish(key, function, inputs, self._parents(name, arguments), made, time.monotonic() - began)
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
             progress.stop(f"{type(error).__name__}: {error}")
             raise
-        step.finish(key, function, inputs, self._parents(name, arguments), made, time.monotonic() - began)
         return step.result()
 
     def read(self, name: str, frame: str = "") -> pd.DataFrame:
