@@ -47,5 +47,5 @@ def test_what_a_study_does_not_know_is_refused_before_anything_runs(capsys, runs
 def test_a_study_that_cannot_be_made_is_one_sentence(capsys, runs, small):
     run = open_run("new", load_recipe(small))
     status, _, error = outcome(capsys, "study", "goodhart", "new")
-    assert status == FAILED and "no finished alignment" in error and error.count("\n") == 1
+    assert status == FAILED and "no finished step 'examples'" in error and error.count("\n") == 1
     assert json.loads((run.path / "metrics.json").read_text())["goodhart"]["status"] == "failed"
