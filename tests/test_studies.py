@@ -35,8 +35,8 @@ def test_what_a_study_does_not_know_is_refused_before_anything_runs(capsys, runs
     status, _, error = outcome(capsys, "study", "validty")
     assert status == REFUSED and "did you mean validity?" in error
     status, _, error = outcome(capsys, "study", "validity", "a", "-p", "sedes", "3", "-p", "seeds", "few")
-    assert status == REFUSED and "sedes is not a parameter of study validity; it has seeds." in error
-    assert "seeds must be of type int, got 'few': training seeds" in error and error.count("\n") == 1
+    assert status == REFUSED and "sedes is not a parameter of study validity; did you mean seeds?" in error
+    assert "seeds must be of type int, got 'few' (str)" in error and error.count("\n") == 1
     status, _, error = outcome(capsys, "study", "validity", "a", "-p", "run", "b")
     assert status == REFUSED and not runs.exists()
     status, _, error = outcome(capsys, "study", "validity", "a")
@@ -47,5 +47,5 @@ def test_what_a_study_does_not_know_is_refused_before_anything_runs(capsys, runs
 def test_a_study_that_cannot_be_made_is_one_sentence(capsys, runs, small):
     run = open_run("new", load_recipe(small))
     status, _, error = outcome(capsys, "study", "goodhart", "new")
-    assert status == FAILED and "no finished alignment" in error and error.count("\n") == 1
+    assert status == FAILED and "no finished step 'examples'" in error and error.count("\n") == 1
     assert json.loads((run.path / "metrics.json").read_text())["goodhart"]["status"] == "failed"

@@ -15,7 +15,6 @@ from conftest import PROJECT
 from workbench import methods
 from workbench.cli.main import DONE, FAILED, main
 from workbench.notebook import watch
-from workbench.notebook.session import record_status
 from workbench.notebook.watch import RunMonitor, look, spark_lines, visible
 from workbench.runs import progress
 from workbench.runs.cache import StoreError
@@ -93,7 +92,7 @@ def test_a_run_that_is_killed_is_said_to_be_gone_and_how_to_go_on(work, capsys):
         (row,) = now.steps[now.steps["state"] == "working"].to_dict("records")
         assert row["items"].endswith(" items") and row["tokens"]
         assert row["rate"].endswith("a second") and now.texts and now.doing
-        assert main(["watch", "watched", "--once"]) == DONE
+        assert main(["watch", "watched"]) == DONE
         assert f"{row['step']} is being computed" in capsys.readouterr().out
     finally:
         process.send_signal(signal.SIGKILL)
@@ -117,10 +116,9 @@ def test_every_state_has_its_words(work):
     assert row_of(look(work), "questions")[["items", "tokens"]].tolist() == ["3 things", "15"]
     late = look(work, time.time() + 100)
     assert late.state == "silent" and "though process" in late.said and "of drafts for 100 s" in late.said
-    record_status(work.path / "metrics.json", "01_drafting", {"status": "failed", "error": f"no {EVIL}"})
+    progress.stop(f"no {EVIL}")
     stopped = look(work)
     assert stopped.state == "stopped" and "Finished items are kept" in stopped.said and "\x1b" not in stopped.said
-    progress.end()
     finish(work, *watch.expected_steps(work))
     assert look(work).state == "finished" and set(look(work).steps["state"]) == {"finished"}
 
@@ -155,24 +153,23 @@ def test_work_that_was_stopped_and_is_no_longer_wanted_is_no_news(begun):
     assert look(begun).state == "finished"
 
 
-def test_an_error_of_an_earlier_try_is_not_taken_for_one_of_this(work):
-    record_status(work.path / "metrics.json", "01_drafting", {"status": "failed", "error": "disk full"})
-    old = time.time() - 60
-    os.utime(work.path / "metrics.json", (old, old))
-    begin(work, "questions")
-    assert look(work).state == "working"
-    progress.end()
-
-
 def breaks() -> pd.DataFrame:
     raise ValueError("no such luck")
 
 
-def test_a_cell_that_stops_says_so_though_its_kernel_lives(work):
-    with pytest.raises(ValueError, match="no such luck"):
-        work.step("drafts", breaks)
+def not_as_described() -> pd.DataFrame:
+    return pd.DataFrame({"draft_id": [1]})
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(breaks, "ValueError: no such luck"), (not_as_described, "RecordError: The frame 'drafts' breaks")],
+)
+def test_a_cell_that_stops_says_so_though_its_kernel_lives(work, function, said):
+    with pytest.raises(ValueError, match=said.partition(": ")[2]):
+        work.step("drafts", function)
     now = look(work)
-    assert now.state == "stopped" and "drafts was stopped (ValueError: no such luck)" in now.said
+    assert now.state == "stopped" and f"drafts was stopped ({said}" in now.said
 
 
 def test_items_are_counted_and_half_trained_models_count_as_halves(begun):
@@ -190,31 +187,19 @@ def test_items_are_counted_and_half_trained_models_count_as_halves(begun):
     assert row["items"] == "1 of 4 jobs" and row["time left"] == "about 50 s"
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_the_curve_joins_finished_models_and_those_in_training(begun, again):
-    progress.end()
-    if again:
-        finish(begun, "teachers")
-    student = next(iter(begun.recipe.models.students))
-    there = begin(begun, "teachers") / f"{student}-random_pairs"
-    there.mkdir(parents=True)
-    (there / "tuned.json").write_text('{"curve": [{"step": 1, "metric": "rewards/margins", "value": 0.25}]}')
-    progress.steps(f"{student}-tailored", 2, 9, {"rewards/margins": 0.5, "loss": float("nan"), "epoch": 1})
-    curve = look(begun).curve
-    assert sorted(curve[["arm", "step", "value"]].itertuples(index=False, name=None)) == [
-        ("random_pairs", 1, 0.25),
-        ("tailored", 2, 0.5),
-    ]
-    shown = RunMonitor("watched")
-    assert "Reward margin at the last step" in watch.figures.sentence(shown.figure())
-    assert "rewards/margins, tailored: 0.5 to 0.5 in 2 steps" in look(begun).in_words()
+def test_a_model_in_training_has_a_spark_line_for_each_metric(begun):
+    progress.steps("s-tailored", 1, 9, {"rewards/margins": 0.25, "loss": float("nan"), "epoch": 1})
+    progress.steps("s-tailored", 2, 9, {"rewards/margins": 0.5, "loss": 0.7})
+    now = look(begun)
+    assert now.curve[1].startswith("loss, s-tailored: 0.7 to 0.7 in 2 steps") and len(now.curve) == 2
+    assert "rewards/margins, s-tailored: 0.25 to 0.5 in 2 steps  ▁█" in now.in_words()
+    assert "▁█\nloss, s-tailored" in now.to_html() and now.doing == ("starting, step 2 of 9",)
 
 
 def test_spark_lines_show_a_fall_as_a_fall():
-    rows = [("training", "tailored", "a", 0, step, "loss", 2.0 - step / 10) for step in range(11)]
-    (line,) = spark_lines(pd.DataFrame(rows, columns="stage arm student seed step metric value".split()))
-    assert line.startswith("loss, tailored: 2 to 1 in 10 steps") and line.endswith("▁")
-    assert "█" in line
+    (line,) = spark_lines("s-tailored", [(step, "loss", 2.0 - step / 100) for step in range(101)])
+    assert line.startswith("loss, s-tailored: 2 to 1 in 100 steps  █") and line.endswith("▁")
+    assert len(line.rpartition(" ")[2]) <= watch.SPARK_POINTS
 
 
 def test_what_a_model_wrote_acts_on_no_terminal_and_on_no_page(begun):
@@ -236,7 +221,7 @@ def test_a_terminal_is_redrawn_until_the_run_is_finished(begun, monkeypatch):
         finish(begun, *watch.expected_steps(begun))
 
     monkeypatch.setattr(watch.time, "sleep", meanwhile)
-    assert watch.watch("watched", False, screen) is True
+    assert watch.watch("watched", screen) is True
     first, second = screen.getvalue().split("\x1b[2J\x1b[H")[1:]
     assert "Ctrl-C stops watching" in first and "all steps are finished" in second
 
@@ -263,7 +248,7 @@ def test_the_view_follows_the_run_and_stops_when_told(begun, monkeypatch):
     monkeypatch.setattr(watch, "REFRESH_S", 0.01)
     shown = RunMonitor("watched")
     view, keep_looking = shown.view()
-    table, _, stop = view.children
+    table, stop = view.children
     assert "questions is being computed" in table.value
 
     async def lesson():

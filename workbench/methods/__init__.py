@@ -10,6 +10,7 @@ from pathlib import Path
 from workbench.methods.arte import ARTE
 from workbench.methods.base import Method
 from workbench.methods.montessori import MONTESSORI
+from workbench.runs.recipe import RecipeError
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"
@@ -22,17 +23,17 @@ def bring(path: str | Path) -> Method:
     """Add the method that a Python file sets as METHOD; the file is executed, so it must be yours.
 
     Raises:
-        ValueError: If there is no such file, or it sets no METHOD.
+        RecipeError: If there is no such file, or it sets no METHOD.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"--method must be a Python file that sets METHOD, got {str(path)!r}, which is no file.")
+        raise RecipeError(f"--method must be a Python file that sets METHOD, got {str(path)!r}, which is no file.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Method):
-        raise ValueError(
+        raise RecipeError(
             f"{path} sets no METHOD; write for example: METHOD = replace(ALL['{FIRST}'], name='mine', ...)"
         )
     ALL[method.name] = method

@@ -3,16 +3,15 @@
 import html
 import inspect
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import pandas as pd
 
 from workbench import figures
-from workbench.runs.cache import runs_folder
+from workbench.runs import progress as heartbeat
 
 HEADLESS = "WORKBENCH_HEADLESS"
 REPORT_EVERY_S = 10
@@ -68,11 +67,10 @@ class Progress:
     Args:
         what: What is going on.
         total: How much there is to do; 0 when that is not known.
-        about: True when the total is an estimate.
     """
 
-    def __init__(self, what: str, total: int = 0, about: bool = False):
-        self.what, self.total, self.about, self.done = what, total, about, 0
+    def __init__(self, what: str, total: int = 0):
+        self.what, self.total, self.done = what, total, 0
         self.began = self.said = time.monotonic()
         self.handle = None if is_headless() else _display("", what)
 
@@ -97,7 +95,7 @@ class Progress:
         spent = time.monotonic() - self.began
         if not self.done:
             return f"{self.what}: {spent:.0f} s"
-        of = f" of {'about ' if self.about else ''}{self.total:,}" if self.total else ""
+        of = f" of {self.total:,}" if self.total else ""
         said = f"{self.what}: {self.done:,}{of}, {spent:.0f} s"
         if self.done > spent > 1:
             said += f", {self.done / spent:.0f} a second"
@@ -127,12 +125,12 @@ def progress(items: Iterable, what: str) -> Iterator:
 
 @contextmanager
 def watching(step: str) -> Iterator[None]:
-    """Show how far a step is, by the finished items that it records."""
-    before, over, shown = _n_recorded(), threading.Event(), Progress(step)
+    """Show how far a step is, by the items that its processes say they recorded."""
+    signs, over, shown = heartbeat.folder(), threading.Event(), Progress(step)
 
     def look() -> None:
-        while not over.wait(1):
-            shown(_n_recorded() - before)
+        while signs and not over.wait(1):
+            shown(sum(sign["items"] for sign in heartbeat.read(signs.parent)))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -142,16 +140,6 @@ def watching(step: str) -> Iterator[None]:
         over.set()
         watcher.join()
         shown.close()
-
-
-def _n_recorded() -> int:
-    """Return how many items are recorded; 0 when the file cannot be read now, since this is for show only."""
-    path = runs_folder() / "items.sqlite"
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
-            return connection.execute("SELECT COUNT(*) FROM items").fetchone()[0]
-    except sqlite3.Error:
-        return 0
 
 
 def is_headless() -> bool:

@@ -1,11 +1,12 @@
-"""The notebooks of a recipe's method run in order by papermill; what is wrong is said before they start."""
+"""Notebooks run by papermill: those of a recipe's method in order, or a study; what is wrong is said before."""
 
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,9 +23,7 @@ from workbench.runs.run import Run, open_run, steps_in
 from workbench.verdict.in_words import sentence
 
 KERNEL = "python3"
-# On a busy machine a kernel takes its time, to start and to pass on what a finished cell showed.
-PATIENCE_S = 600
-PATIENT = {"kernel_name": KERNEL, "startup_timeout": PATIENCE_S, "iopub_timeout": PATIENCE_S}
+PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to pass on what a finished cell showed
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.notebook.headless import preflight\npreflight({name!r})"
@@ -79,7 +78,8 @@ def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
 def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
     """Run the notebooks of the run's method from first to last; return the report.
 
-    All of them share one Python process, emptied in between, since starting one takes as long as a small step.
+    All of them share one Python process, emptied in between: starting one, with its imports and workers, takes as long
+    as a small step.
 
     Args:
         work: The run.
@@ -93,18 +93,28 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
     notebooks = wanted(work, first, last)
     if first:
         begin_again(work, notebooks[0])
-    reports = work.path / "reports"
-    reports.mkdir(parents=True, exist_ok=True)
-    _quieten()
-    with TemporaryDirectory(prefix="workbench-") as folder:
-        kernel = _kernel(Path(folder))
-        try:
-            _execute_cell(kernel, PREFLIGHT.format(name=work.name))
-            for name in notebooks:
-                _run_notebook(work, name, reports, kernel)
-        finally:
-            _shut_down(kernel)
+    with _kernel() as kernel:
+        _execute_cell(kernel, PREFLIGHT.format(name=work.name))
+        for name in notebooks:
+            _execute_cell(kernel, EMPTY)
+            _run_notebook(work, name, kernel)
     return build_report(work)
+
+
+def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
+    """Run a study on a run, in a process of its own; return its page.
+
+    Args:
+        work: The run.
+        name: Of a notebook in notebooks/studies.
+        parameters: Of that notebook, but the run.
+
+    Raises:
+        NotebookFailed: If it ends with an error.
+    """
+    with _kernel() as kernel:
+        executed = _run_notebook(work, f"studies/{name}", kernel, parameters)
+    return _page(work, [executed], executed.with_suffix(".html"))
 
 
 def begin_again(work: Run, first: str) -> None:
@@ -119,17 +129,18 @@ def begin_again(work: Run, first: str) -> None:
             work.again(step)
 
 
-def _run_notebook(work: Run, name: str, reports: Path, kernel) -> None:
-    """Execute one notebook and print a line about it."""
+def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object] | None = None) -> Path:
+    """Execute one notebook of the folder notebooks, print a line about it, and return the executed copy."""
     import papermill
 
-    began = time.monotonic()
-    _execute_cell(kernel, EMPTY)
+    began, executed = time.monotonic(), work.path / "reports" / f"{Path(name).name}.ipynb"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    _quieten()
     try:
         papermill.execute_notebook(
             project_root() / "notebooks" / f"{name}.ipynb",
-            reports / f"{name}.ipynb",
-            parameters={"run": work.name},
+            executed,
+            parameters={"run": work.name, **(parameters or {})},
             kernel_name=KERNEL,
             start_timeout=PATIENCE_S,
             iopub_timeout=PATIENCE_S,
@@ -143,15 +154,18 @@ def _run_notebook(work: Run, name: str, reports: Path, kernel) -> None:
         )
     except papermill.PapermillExecutionError as error:
         said = " ".join(str(error.evalue).split())
-        record_status(metrics_path(work), name, {"status": "failed", "error": said})
+        record_status(metrics_path(work), executed.stem, {"status": "failed", "error": said})
         raise NotebookFailed(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
     counts = [f"{n:,} {what}" for step in steps_in(name) for what, n in list(work.counts(step).items())[:1]]
     print(f"{name:<22} {time.monotonic() - began:4.0f} s   {', '.join(counts)}", flush=True)
+    return executed
 
 
-def _kernel(folder: Path):
-    """Return a kernel manager of this environment's own Python, not yet started, with its sockets in the folder."""
+@contextmanager
+def _kernel() -> Iterator:
+    """Yield a kernel manager of this environment's own Python, started by the first that uses it and ended after."""
     from nbclient import NotebookClient
+    from nbclient.util import run_sync
 
     # Without it a kernelspec of the same name in the home folder, of another Python, would come first.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -159,10 +173,14 @@ def _kernel(folder: Path):
     # Bars of libraries, drawn by processes whose output no notebook catches.
     os.environ["TQDM_DISABLE"] = "1"
     kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
-    # Sockets in a folder of this user's own instead of open ports.
-    kernel.transport = "ipc"
-    kernel.connection_file = str(folder / "kernel.json")
-    return kernel
+    with TemporaryDirectory(prefix="workbench-") as folder:
+        # Sockets in a folder of this user's own instead of open ports.
+        kernel.transport, kernel.connection_file = "ipc", str(Path(folder) / "kernel.json")
+        try:
+            yield kernel
+        finally:
+            if kernel.has_kernel:
+                run_sync(kernel.shutdown_kernel)(now=True)
 
 
 def _execute_cell(kernel, source: str) -> None:
@@ -170,18 +188,11 @@ def _execute_cell(kernel, source: str) -> None:
     from nbclient.exceptions import CellExecutionError
 
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    resources = {"metadata": {"path": str(project_root())}}
+    patient = {"kernel_name": KERNEL, "startup_timeout": PATIENCE_S, "iopub_timeout": PATIENCE_S}
     try:
-        NotebookClient(notebook, km=kernel, resources=resources, **PATIENT).execute()
+        NotebookClient(notebook, km=kernel, resources={"metadata": {"path": str(project_root())}}, **patient).execute()
     except CellExecutionError as error:
         raise NotebookFailed(" ".join(str(error.evalue).split())) from None
-
-
-def _shut_down(kernel) -> None:
-    from nbclient.util import run_sync
-
-    if kernel.has_kernel:
-        run_sync(kernel.shutdown_kernel)(now=True)
 
 
 def _quieten() -> None:
@@ -208,12 +219,17 @@ class _Indented:
 
 def build_report(work: Run) -> Path:
     """Write the page of all notebooks of the run that were executed so far."""
-    from workbench.report.page import build
-
     reports = work.path / "reports"
     executed = [path for name in ALL[work.recipe.method].notebooks if (path := reports / f"{name}.ipynb").is_file()]
-    title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
-    return build(executed, reports / "report.html", title, verdict_in_words(work))
+    return _page(work, executed, reports / "report.html", verdict_in_words(work))
+
+
+def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") -> Path:
+    from workbench.report.page import build
+
+    return build(
+        executed, path, f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", verdict
+    )
 
 
 def verdict_in_words(work: Run) -> str:

@@ -4,6 +4,7 @@ import ast
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from workbench import figures
 from workbench.loop.reviews import newer_than_alignment
@@ -103,15 +104,29 @@ def check_parameters(given: Mapping) -> None:
         given: The notebook's globals().
     """
     declared = given.get("__annotations__", {})
+    values = {name: given[name] for name in declared if name in given}
+    require("this notebook", declared, dict.fromkeys(_injected(given.get("In", []))) | values)
+
+
+def require(what: str, declared: Mapping[str, object], values: Mapping) -> None:
+    """Refuse values of parameters that are not declared, or that are not of the type declared, all faults at once.
+
+    Args:
+        what: Whose parameters they are.
+        declared: Type by name, as annotations are; what is no type is not looked at.
+        values: Value by name.
+
+    Raises:
+        ParameterError: Naming each fault, and a parameter that was perhaps meant.
+    """
     faults = []
-    for name in _injected(given.get("In", [])):
+    for name, value in values.items():
+        kind = declared.get(name)
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(declared)}."
-            faults.append(f"{name} is not a parameter of this notebook; {hint}")
-    for name, kind in declared.items():
-        if isinstance(kind, type) and name in given and type(given[name]) is not kind:
-            value = given[name]
+            faults.append(f"{name} is not a parameter of {what}; {hint}")
+        elif isinstance(kind, type) and type(value) is not kind:
             faults.append(f"{name} must be of type {kind.__name__}, got {value!r} ({type(value).__name__}).")
     if faults:
         raise ParameterError(" ".join(faults))
@@ -141,12 +156,12 @@ def finish(work: Run | None, notebook: str, metrics: Mapping[str, float | int | 
     say(f"Written to {path.parent.name}/{path.name}: {', '.join(metrics) or 'the status'}.")
 
 
-def metrics_path(work: Run | None) -> "os.PathLike[str]":
+def metrics_path(work: Run | None) -> Path:
     """Return where a run's metrics are kept."""
     return (work.path if work else runs_folder() / "start-here") / "metrics.json"
 
 
-def record_status(path, notebook: str, values: Mapping) -> None:
+def record_status(path: Path, notebook: str, values: Mapping) -> None:
     """Set one notebook's entry of a metrics.json."""
     try:
         there = read_json(path)

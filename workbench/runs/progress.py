@@ -23,35 +23,27 @@ N_TEXTS, N_CHARACTERS, N_POINTS = 3, 600, 400
 METRICS = ("loss", "rewards/margins", "rewards/accuracies")
 
 
-class _Pulse:
+class _Signs:
     """What one process did for the step so far."""
 
     def __init__(self, folder: Path, main: bool):
-        self.folder, self.last_s = folder, -math.inf
-        self.values = {
-            "main": main,
-            **this_process(),
-            "began": time.time(),
-            "what": "",
-            "jobs": [0, 0],
-            "steps": [0, 0],
-            "items": 0,
-            "fresh": 0,
-            "tokens": 0,
-            "texts": [],
-            "curve": {},
-            "stopped": "",
-        }
+        self.folder, self.written_s = folder, -math.inf
+        self.values = {"main": main, **this_process(), "began": time.time(), "what": "", "stopped": ""}
+        self.values |= {"jobs": [0, 0], "steps": [0, 0], "items": 0, "fresh": 0, "tokens": 0, "texts": [], "curve": {}}
 
-    def beat(self, at_once: bool = False) -> None:
-        if not at_once and time.monotonic() - self.last_s < EVERY_S:
+    def give(self, at_once: bool = False, **changed: Any) -> None:
+        self.values |= changed
+        if not at_once and time.monotonic() - self.written_s < EVERY_S:
             return
-        self.last_s = time.monotonic()
+        self.written_s = time.monotonic()
         path = self.folder / f"{os.getpid()}.json"
         with contextlib.suppress(OSError):
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({**self.values, "at": time.time()}), encoding="utf-8")
             os.replace(temporary, path)
+
+
+_signs: _Signs | None = None
 
 
 def this_process() -> dict:
@@ -60,26 +52,22 @@ def this_process() -> dict:
     return {"pid": os.getpid(), "born": psutil.Process().create_time(), "host": socket.gethostname()}
 
 
-_pulse: _Pulse | None = None
-
-
 def begin(step: Path) -> None:
     """Say that this process begins to compute the step whose folder is given; earlier signs of it go."""
-    global _pulse
-    folder = step / FOLDER
+    global _signs
+    forget(step)
     with contextlib.suppress(OSError):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    _pulse = _Pulse(folder, main=True)
-    _pulse.beat()
+        (step / FOLDER).mkdir(parents=True)
+    _signs = _Signs(step / FOLDER, main=True)
+    _signs.give()
 
 
 def end() -> None:
     """Say that the step is finished: its signs go."""
-    global _pulse
-    if _pulse is not None:
-        shutil.rmtree(_pulse.folder, ignore_errors=True)
-        _pulse = None
+    global _signs
+    if _signs is not None:
+        forget(_signs.folder.parent)
+        _signs = None
 
 
 def forget(step: Path) -> None:
@@ -89,68 +77,63 @@ def forget(step: Path) -> None:
 
 def stop(reason: str) -> None:
     """Say that the step was stopped before its end, and why."""
-    global _pulse
-    if _pulse is not None:
-        _pulse.values["stopped"] = reason[:N_CHARACTERS]
-        _pulse.beat(at_once=True)
-        _pulse = None
+    global _signs
+    if _signs is not None:
+        _signs.give(at_once=True, stopped=reason[:N_CHARACTERS])
+        _signs = None
 
 
 def folder() -> Path | None:
     """Return where the signs of the present step lie, to be passed on to its other processes."""
-    return _pulse.folder if _pulse else None
+    return _signs.folder if _signs else None
 
 
 def call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
     """Return fn(job), computed in this process for the step whose signs lie there."""
-    global _pulse
+    global _signs
     if signs is None:
-        _pulse = None
-    elif _pulse is None or _pulse.folder != signs:
-        _pulse = _Pulse(signs, main=False)
-    if _pulse is not None:
-        told = job[0] if isinstance(job, tuple) else job
-        _pulse.values |= {"what": repr(told)[:N_CHARACTERS], "steps": [0, 0], "curve": {}}
-        _pulse.beat()
+        _signs = None
+    elif _signs is None or _signs.folder != signs:
+        _signs = _Signs(signs, main=False)
+    if _signs is not None:
+        name = job[0] if isinstance(job, tuple) else job
+        _signs.give(what=repr(name)[:N_CHARACTERS], steps=[0, 0], curve={})
     return fn(job)
 
 
 def jobs(what: str, done: int, total: int) -> None:
     """Say how many of the present jobs are done."""
-    if _pulse is not None:
-        _pulse.values |= {"what": what, "jobs": [done, total]}
-        _pulse.beat()
+    if _signs is not None:
+        _signs.give(what=what, jobs=[done, total])
 
 
 def found(n: int) -> None:
     """Say that so many items were there already."""
-    if _pulse is not None:
-        _pulse.values["items"] += n
-        _pulse.beat()
+    if _signs is not None:
+        _signs.give(items=_signs.values["items"] + n)
 
 
 def made(payloads: Iterable[Mapping]) -> None:
     """Say that these items were computed; their tokens are counted, the last of their texts kept."""
-    if _pulse is None:
+    if _signs is None:
         return
-    payloads, values = list(payloads), _pulse.values
-    values["items"] += len(payloads)
-    values["fresh"] += len(payloads)
-    values["tokens"] += sum(int(payload.get("n_tokens", 0)) for payload in payloads)
+    payloads, before = list(payloads), _signs.values
     texts = [payload["text"][:N_CHARACTERS] for payload in payloads[-N_TEXTS:] if payload.get("text")]
-    values["texts"] = [*values["texts"], *texts][-N_TEXTS:]
-    _pulse.beat()
+    _signs.give(
+        items=before["items"] + len(payloads),
+        fresh=before["fresh"] + len(payloads),
+        tokens=before["tokens"] + sum(int(payload.get("n_tokens", 0)) for payload in payloads),
+        texts=[*before["texts"], *texts][-N_TEXTS:],
+    )
 
 
 def steps(model: str, step: int, total: int, logs: Mapping | None = None) -> None:
     """Say how far the training of a model is, and what it logged there."""
-    if _pulse is None:
+    if _signs is None:
         return
-    _pulse.values["steps"] = [step, total]
     points = [[step, name, logs[name]] for name in METRICS if logs and isinstance(logs.get(name), int | float)]
-    points = [point for point in points if math.isfinite(point[2])]
-    _pulse.values["curve"] = {model: [*_pulse.values["curve"].get(model, []), *points][-N_POINTS:]}
-    _pulse.beat()
+    points = [*_signs.values["curve"].get(model, []), *(point for point in points if math.isfinite(point[2]))]
+    _signs.give(steps=[step, total], curve={model: points[-N_POINTS:]})
 
 
 def read(step: Path) -> list[dict]:

@@ -87,11 +87,11 @@ class Run:
         try:
             with self.watching(name):
                 made = function(*arguments, **given)
+            step.finish(key, function, inputs, self._parents(name, arguments), made, time.monotonic() - began)
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
             progress.stop(f"{type(error).__name__}: {error}")
             raise
-        step.finish(key, function, inputs, self._parents(name, arguments), made, time.monotonic() - began)
         return step.result()
 
     def read(self, name: str, frame: str = "") -> pd.DataFrame:
