@@ -302,9 +302,9 @@ def _plan(given: argparse.Namespace) -> int:
     recipe = load_recipe(given.recipe, dict(given.parameter))
     measured = {}
     if given.measure:
-        from workbench.report.throughput import measure_throughput
+        from workbench.report.cost_estimate import measure
 
-        measured = measure_throughput(recipe)
+        measured = measure(recipe)
     print(in_words(recipe, given.run, given.detect, measured))
     return DONE
 
