@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,11 @@ from simulated import predictions_of
 from workbench import methods
 from workbench.cli import doctor
 from workbench.cli.main import DONE, FAILED, REFUSED, main, parser
-from workbench.methods.base import Amounts
-from workbench.models import loading
 from workbench.report import cost_estimate, plan
 from workbench.runs import schemas
 from workbench.runs.cache import runs_folder
 from workbench.runs.recipe import Recipe, format_yaml
 from workbench.runs.recipe_file import load_recipe
-from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import open_run, steps_in
 from workbench.verdict.power import ASSUMED, design_of, simulate
 
@@ -208,81 +204,6 @@ def test_every_shipped_recipe_can_be_planned_without_its_models(capsys, path):
     assert status == DONE and "All numbers are estimates" in said
     for stage in plan.STEPS:
         assert f"\n{stage} " in said
-
-
-def test_plan_counts_what_the_paper_counts(recipe_values, tmp_path):
-    """The paper's numbers for one task: 1,000 drafts, 40 probes each, 300 pairs, 250 examples."""
-    recipe_values |= {
-        "profile": "real",
-        "models": {"teacher": "hub/Teacher-70B", "students": {"small": "hub/student-2b"}, "dtype": "bfloat16"},
-        "drafting": {"n_questions": 250, "max_new_tokens": 512},
-        "pairs": {"n_question_pairs": 50},
-        "tailoring": {"n_examples": 250, "max_new_tokens": 512},
-    }
-    path = tmp_path / "paper.yaml"
-    path.write_text(format_yaml(recipe_values))
-    rows = cost_estimate.estimate(load_recipe(str(path))).set_index("work")
-    assert rows.loc["rationales", "generations"] == 1000
-    assert rows.loc["one-shot probes", "generations"] == 40_000
-    tokens = cost_estimate.QUESTION_TOKENS["real"]
-    assert rows.filter(like="DPO", axis=0)["trained"].iloc[0] == 300 * 2 * (2 * tokens + 256) * 2
-    # Two operations a parameter and token, at the stated part of a GPU's rate.
-    probes = rows.loc["one-shot probes"]
-    wanted = probes["new"] * 2 * 2e9 / (cost_estimate.GPU_FLOPS * cost_estimate.GPU_PARTS["new"])
-    wanted += probes["read"] * 2 * 2e9 / (cost_estimate.GPU_FLOPS * cost_estimate.GPU_PARTS["read"])
-    assert probes["seconds"] == pytest.approx(wanted)
-
-
-def test_plan_takes_each_methods_own_numbers(monkeypatch):
-    of = load_recipe("montessori")
-    synthesis, settings, n_tasks = of.synthesis, of.influence, len(of.tasks.names)
-    student = next(iter(of.models.students))
-    rows = cost_estimate.estimate(of).set_index("work")
-    n_written = of.drafting.n_questions * synthesis.n_responses * n_tasks
-    assert rows.loc["rationales", "generations"] == n_written and "one-shot probes" not in rows.index
-    scored = n_written - settings.n_warm_up * synthesis.n_responses * n_tasks
-    assert rows.loc[f"influence on {student}", "generations"] == scored
-    asked = of.preference_set.n_items * settings.n_tries * n_tasks
-    assert rows.loc[f"reference answers for {student}", "generations"] == asked
-    bare = {"influence.reference": "target", "influence.estimator": "first_order"}
-    rows = cost_estimate.estimate(load_recipe("montessori", bare)).set_index("work")
-    assert f"reference answers for {student}" not in rows.index and rows.loc[f"influence on {student}", "read"] == 0
-    # And of a method that nobody knows yet.
-    mine = replace(methods.ALL[of.method], plan=lambda recipe: Amounts(shown=3, rationales=7, pairs=1.0, probes=11))
-    monkeypatch.setitem(methods.ALL, of.method, mine)
-    rows = cost_estimate.estimate(of).set_index("work")
-    assert rows.loc["rationales", "generations"] == 7 * of.drafting.n_questions * n_tasks
-    assert set(rows.loc[["one-shot probes"], "generations"]) == {11 * n_tasks}
-    assert not rows.index.str.contains("influence").any()
-
-
-def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
-    import torch
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
-    assert cost_estimate.parameters_of(str(tmp_path)) == 22
-    assert cost_estimate.parameters_of("org/Some-7B-Instruct") == 7e9
-
-
-@pytest.mark.parametrize("targets", [[], ["q_proj", "v_proj"]])
-def test_an_adapter_is_counted_as_peft_makes_it(targets):
-    from peft import LoraConfig, get_peft_model
-
-    model = loading.load("data/pocket/tally-strong", "float32", "cpu").model
-    real = get_peft_model(model, LoraConfig(r=4, target_modules=targets or "all-linear"))
-    lora = Lora(rank=4, targets=targets)
-    assert (
-        cost_estimate.adapter_parameters_of("data/pocket/tally-strong", lora) == real.get_nb_trainable_parameters()[0]
-    )
-    assert cost_estimate.adapter_parameters_of("org/Some-7B", lora) == pytest.approx(7e7)
-
-
-def test_training_an_adapter_needs_less_memory():
-    full = cost_estimate.memory(load_recipe("arte-demo"))
-    adapted = cost_estimate.memory(load_recipe("arte-demo", {"alignment.lora.rank": 4, "training.lora.rank": 4}))
-    for whole, small in zip(full, adapted, strict=True):
-        assert small["generate"] == whole["generate"] < small["train"] < whole["train"] / 2 and small["adapter"]
 
 
 def test_plan_says_what_the_verdict_can_find(capsys):

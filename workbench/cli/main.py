@@ -168,9 +168,9 @@ def plan(given: argparse.Namespace) -> None:
     recipe = load_recipe(given.recipe, dict(given.parameter))
     measured = {}
     if given.measure:
-        from workbench.report.throughput import measure_throughput
+        from workbench.report.cost_estimate import measure
 
-        measured = measure_throughput(recipe)
+        measured = measure(recipe)
     print(in_words(recipe, given.run, given.detect, measured))
 
 

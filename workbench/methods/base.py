@@ -51,12 +51,10 @@ class Amounts:
         pairs: That a student's signals form, about.
         side: "rationale" or "question": what both sides of most pairs are.
         probes: One-shot probes of a student; 0 where it is not asked so.
-        scored: Texts that a student takes a step on.
-        warm_up_texts: Texts that it is warmed up on.
-        reference: Texts of the reference set; 0 where there is none.
-        reference_by: "student", "teacher" or "" for who writes them.
-        tries: Answers sampled for each.
-        reads: How often the reference set is read for a scored text.
+        steps: Texts that a student takes a step on, warm-up included.
+        reads: Texts that it reads after these steps, all of them together.
+        reference: Answers written for its reference set; 0 where none are.
+        reference_by: "student" or "teacher": who writes them.
     """
 
     shown: int
@@ -64,9 +62,7 @@ class Amounts:
     pairs: float
     side: str = "rationale"
     probes: int = 0
-    scored: int = 0
-    warm_up_texts: int = 0
-    reference: int = 0
-    reference_by: str = ""
-    tries: int = 0
+    steps: float = 0.0
     reads: float = 0.0
+    reference: int = 0
+    reference_by: str = "teacher"

@@ -69,19 +69,20 @@ class MontessoriRecipe(Recipe):
 
 def plan(recipe: MontessoriRecipe) -> Amounts:
     """Return what a run of a recipe does, a task; with signs as by a coin, n siblings form n (n - 1) / 4 pairs."""
-    synthesis, settings = recipe.synthesis, recipe.influence
-    scored = recipe.drafting.n_questions - settings.n_warm_up
+    synthesis, settings, n_reference = recipe.synthesis, recipe.influence, recipe.preference_set.n_items
+    n_tasks, scored = len(recipe.tasks.names), recipe.drafting.n_questions - settings.n_warm_up
+    steps = scored * synthesis.n_responses
+    written = settings.reference != "target"
     return Amounts(
         shown=synthesis.n_seeds + synthesis.n_own,
         rationales=synthesis.n_responses,
         pairs=scored * (synthesis.n_siblings - 1) / 4,
         side="question",
-        scored=scored * synthesis.n_responses,
-        warm_up_texts=settings.n_steps * settings.batch_size,
-        reference=recipe.preference_set.n_items,
-        reference_by="" if settings.reference == "target" else settings.reference,
-        tries=settings.n_tries,
-        reads=1.0 if settings.estimator == "exact" else 0.0,
+        steps=steps + settings.n_steps * settings.batch_size / n_tasks,
+        # The references of all tasks are read after each step.
+        reads=steps * n_reference * n_tasks if settings.estimator == "exact" else 0.0,
+        reference=n_reference * settings.n_tries if written else 0,
+        reference_by=settings.reference if written else "teacher",
     )
 
 

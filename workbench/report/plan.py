@@ -1,6 +1,5 @@
 """What a recipe will cost before it runs, in words: models, memory, stages, time, and what its verdict can find."""
 
-import math
 import os
 import textwrap
 from collections.abc import Iterable
@@ -10,17 +9,7 @@ import psutil
 
 from workbench.models.openai_engine import URL_VARIABLE
 from workbench.models.start import models_of
-from workbench.report.cost_estimate import (
-    CPU_RATES,
-    GPU_FLOPS,
-    GPU_PARTS,
-    JUDGED,
-    QUESTION_TOKENS,
-    CostModel,
-    Throughput,
-    estimate,
-    memory,
-)
+from workbench.report.cost_estimate import JUDGED, RATES, Throughput, estimate, memory
 from workbench.runs.recipe import Recipe, project_root
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
@@ -42,8 +31,6 @@ STEPS = {
     "training": ("rows", "students"),
     "evaluation": ("predictions",),
 }
-STAGE_START_S = 6.0  # processes that import torch and load models
-GPU_MEMORY = 80e9
 
 
 def world_of(run: str, design: ExperimentDesign) -> VarianceModel:
@@ -71,7 +58,7 @@ def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[
         run: A finished run: its spread over seeds and items is taken, and what its stages took is put beside the
             estimate. "" for the spread that is assumed.
         detect: The true difference wanted, as a share; 0 for the recipe's margin.
-        measured: What models that were tried out do, as throughput.measure_throughput returns it.
+        measured: What models that were tried out do, as cost_estimate.measure returns it.
     """
     design = design_of(recipe)
     finds = detection_in_words(world_of(run, design), design, detect or design.margin)
@@ -154,15 +141,13 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
     lines = [head + f"{'time' if here else 'GPU hours':>11}" + (f"{'took':>9}" if run else "")]
     for stage in STEPS:
         own = frame[frame["stage"] == stage]
-        seconds = own["seconds"].sum() + (STAGE_START_S if here else 0)
         beside = f"{_time(took[stage], True):>9}" if stage in took else ""
-        lines.append(f"{stage:<54}{'':>34}{_time(seconds, here):>11}{beside}")
+        lines.append(f"{stage:<54}{'':>34}{_time(own['seconds'].sum(), here):>11}{beside}")
         for row in own.to_dict("records"):
-            counts = _counts(row[name] for name in columns)
-            lines.append(f"  {_short(row['work'] + ', ' + Path(row['model']).name, 50):<52}{counts}")
-    seconds = frame["seconds"].sum() + (STAGE_START_S * len(STEPS) if here else 0)
+            work = f"{row['work']}, {Path(row['model']).name}"
+            lines.append(f"  {work[:50]:<52}{_counts(row[name] for name in columns)}")
     beside = f"{_time(sum(took.values()), True):>9}" if took else ""
-    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{_time(seconds, here):>11}{beside}")
+    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{_time(frame['seconds'].sum(), here):>11}{beside}")
     if took:
         lines.append(f"What run {run} took is less where it found items or models of other runs finished.")
     return lines
@@ -182,39 +167,24 @@ def _counts(numbers: Iterable[float]) -> str:
 
 
 def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
+    """Return what the estimate rests on."""
     tried = "; ".join(
-        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f}, {_trained(rates)} and {rates.completion:.0f}"
+        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f} and {rates.completion:.0f}"
         for model, rates in measured.items()
     )
-    tried = tried and (
-        "Tried out here, one process: tokens generated, read and trained a second, and tokens of a completion: "
-        f"{tried}. "
-    )
+    tried = tried and f"Tried out here: tokens generated and read a second, and tokens of a completion: {tried}. "
+    rates, rest = RATES[recipe.profile], "; training a token is taken as three times the work of reading one. "
     if recipe.profile == "pocket":
         return (
-            f"{tried}Time on this machine with {CostModel(recipe).processes} processes. Assumed "
-            f"{'for other models, ' if measured else ''}for one core and a million parameters: "
-            f"{CPU_RATES['new']:,.0f} generated, {CPU_RATES['read']:,.0f} read and {CPU_RATES['trained']:,.0f} trained "
-            "tokens a second. Finished items are reused, so a second run takes less."
+            f"{tried}Time on this machine, start of the notebooks aside. {'For other models' if measured else 'It is'} "
+            f"assumed that one core generates {rates.new:,.0f} and reads {rates.read:,.0f} tokens a second with a "
+            f"million parameters{rest}Finished items are reused, so a second run takes less."
         )
-    largest = max(memory(recipe), key=lambda row: row["train"])
-    n_gpus = math.ceil(largest["train"] / GPU_MEMORY)
     return (
-        f"{tried}GPU hours of one A100 (80 GB, {GPU_FLOPS / 1e12:.0f} TFLOP/s in bfloat16), assuming that generating "
-        f"reaches {GPU_PARTS['new']:.0%} of that, reading prompts {GPU_PARTS['read']:.0%} and training "
-        f"{GPU_PARTS['trained']:.0%}, {QUESTION_TOKENS['real']} tokens a question and completions of half of "
-        "max_new_tokens. Memory to train is for AdamW in mixed precision, of all weights or of the recipe's adapter, "
-        f"without activations. Parameters are read from the names. Training the {largest['role']} "
-        f"{'with an adapter' if largest['adapter'] else 'in full'} needs {n_gpus} such GPUs at once."
+        f"{tried}GPU hours of one A100, assuming that it generates {_count(rates.new)} and reads {_count(rates.read)} "
+        f"tokens a second with a million parameters{rest}Parameters of models that are not here are read from their "
+        "names; memory to train is AdamW's in mixed precision, of all weights or of an adapter, without activations."
     )
-
-
-def _trained(rates: Throughput) -> str:
-    return "none" if math.isinf(rates.trained) else f"{rates.trained:,.0f}"
-
-
-def _short(text: str, n: int) -> str:
-    return text if len(text) <= n else text[: n - 3] + "..."
 
 
 def _count(n: float) -> str:
