@@ -19,17 +19,23 @@ from test_notebook_style import PATHS, STUDIES
 from test_validity import outcome as groups
 
 from workbench.cli.main import main
+from workbench.methods import ALL
 from workbench.notebook import display, headless
 from workbench.notebook.display import Progress
 from workbench.notebook.session import ParameterError, check_parameters, parse_overrides
+from workbench.report import cost_estimate
 from workbench.report import page as page_module
 from workbench.report.lineage import lineage
+from workbench.runs.cache import StoreError
 from workbench.runs.recipe import format_yaml, parse_yaml
 from workbench.runs.recipe_file import load_recipe
-from workbench.runs.run import NOTEBOOKS, open_run, runs_table
+from workbench.runs.run import open_run, runs_table, steps_in
 from workbench.verdict.in_words import share_of
 
 pytestmark = pytest.mark.slow
+
+NOTEBOOKS = ALL["arte"].notebooks
+STEPS = [step for name in NOTEBOOKS for step in steps_in(name)]
 
 # The demo at its smallest: the same models, the least of everything.
 TINY = """
@@ -80,12 +86,12 @@ def test_the_command_ends_with_the_verdict_and_the_report(tiny):
     *_, last = said.strip().splitlines()
     assert last == f"Report: {path / 'reports' / 'report.html'}"
     assert verdict["decision"] in said and "On pocket models" in said
-    for name in NOTEBOOKS.values():
+    for name in NOTEBOOKS:
         assert re.search(rf"^{name} +\d+ s ", said, re.MULTILINE), name
 
 
 def test_every_notebook_left_an_executed_copy_without_errors(tiny):
-    for name in NOTEBOOKS.values():
+    for name in NOTEBOOKS:
         executed = nbformat.read(tiny[0] / "reports" / f"{name}.ipynb", as_version=4)
         outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
         assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code" and cell.source)
@@ -99,7 +105,7 @@ def test_the_report_is_one_page_that_asks_nobody_for_anything(tiny):
     assert page.count('class="plotly-graph-div"') >= 8
     # plotly.js names hosts for its maps; the page itself loads nothing.
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", page)
-    for name in NOTEBOOKS.values():
+    for name in NOTEBOOKS:
         assert f'<section id="{name}">' in page
 
 
@@ -135,25 +141,26 @@ def test_figures_are_drawn_offline(tiny, chromium, tmp_path, made_by):
 
 def test_metrics_of_all_notebooks_say_that_they_went_well(tiny):
     metrics = json.loads((tiny[0] / "metrics.json").read_text())
-    assert {name: metrics[name]["status"] for name in NOTEBOOKS.values()} == dict.fromkeys(NOTEBOOKS.values(), "ok")
+    assert {name: metrics[name]["status"] for name in NOTEBOOKS} == dict.fromkeys(NOTEBOOKS, "ok")
 
 
-def test_running_again_reuses_every_stage_and_says_so(tiny):
+def test_running_again_reuses_every_step_and_says_so(tiny):
     before = (tiny[0] / "verdict.json").read_bytes()
     done = workbench("run", str(tiny[2]), "--name", "tiny", WORKBENCH_RUNS=str(tiny[0].parent))
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^ +reusing ", done.stdout, re.MULTILINE)) == len(NOTEBOOKS)
+    assert len(re.findall(r"^ +reusing ", done.stdout, re.MULTILINE)) == len(STEPS)
     assert (tiny[0] / "verdict.json").read_bytes() == before
 
 
-def test_from_moves_later_stages_aside_and_ends_with_the_same_verdict(tiny):
+def test_from_moves_later_steps_aside_and_ends_with_the_same_verdict(tiny):
     path = tiny[0]
     before = (path / "verdict.json").read_bytes()
-    arguments = ("run", str(tiny[2]), "--name", "tiny", "--from", "evaluation")
+    # A part of the notebook's name that no other has.
+    arguments = ("run", str(tiny[2]), "--name", "tiny", "--from", "eval", "--to", "05")
     done = workbench(*arguments, WORKBENCH_RUNS=str(path.parent))
     assert done.returncode == 0, done.stderr
-    (aside,) = path.glob("evaluation.superseded-*")
-    assert (aside / "verdict.json").read_bytes() == before == (path / "verdict.json").read_bytes()
+    assert len(list(path.glob("predictions.superseded-*"))) == 1 and not list(path.glob("rows.superseded-*"))
+    assert (path / "verdict.json").read_bytes() == before and "reusing" not in done.stdout
     assert "05_evaluation" in done.stdout and "04_student_training" not in done.stdout
 
 
@@ -223,7 +230,7 @@ def test_what_a_command_of_its_own_made_is_shown_where_it_is_there(tiny, work, t
         ("02_preference_probing", {"rnu": "tiny"}, "rnu is not a parameter of this notebook; did you mean run?"),
         ("02_preference_probing", {"run": 3}, "run must be of type str, got 3 (int)"),
         ("01_drafting", {"run": "new", "overrides": "alignment.bta=1"}, "did you mean alignment.beta?"),
-        ("03_teacher_alignment", {"run": "new"}, "run notebooks/01_drafting.ipynb or: workbench run"),
+        ("03_teacher_alignment", {"run": "new"}, "open notebooks/01_drafting.ipynb or run: workbench run"),
     ],
 )
 def test_a_notebook_refuses_what_it_cannot_use(runs, tmp_path, name, parameters, said):
@@ -243,15 +250,16 @@ def test_the_first_notebook_runs_by_itself(runs, tmp_path):
 
 
 def test_a_failing_cell_is_one_sentence_and_exit_status_1(tiny, tmp_path):
-    """The drafts of a finished run are damaged; the next stage that reads them has to say so."""
+    """The drafts of a finished run are damaged; the next notebook that reads them has to say so."""
     runs = tmp_path / "runs"
     subprocess.run(["cp", "-r", tiny[0].parent, runs], check=True)
-    (runs / "tiny" / "drafting" / "drafts.parquet").write_bytes(b"damaged")
-    done = workbench("run", str(tiny[2]), "--name", "tiny", "--from", "probing", WORKBENCH_RUNS=str(runs))
-    assert done.returncode == 1
-    assert "drafts.parquet" in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    assert json.loads((runs / "tiny" / "metrics.json").read_text())["02_preference_probing"]["status"] == "failed"
-    assert list((runs / "tiny").glob("probing.superseded-*")), "nothing earlier may be lost"
+    (runs / "tiny" / "drafts" / "drafts.parquet").write_bytes(b"damaged")
+    for arguments in ([], ["--from", "probing"]):
+        done = workbench("run", str(tiny[2]), "--name", "tiny", *arguments, WORKBENCH_RUNS=str(runs))
+        assert done.returncode == 1
+        assert "drafts.parquet" in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert json.loads((runs / "tiny" / "metrics.json").read_text())["01_drafting"]["status"] == "failed"
+    assert not list((runs / "tiny").glob("*.superseded-*")), "what is refused moves nothing"
 
 
 def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work):
@@ -275,11 +283,9 @@ def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work
 
 
 def test_the_number_of_recorded_items_is_about_what_the_plan_says(tiny, work):
-    counted = display._n_recorded()
-    stages = ("drafting", "probing", "alignment", "evaluation")
-    planned = sum(display.n_items(work.recipe, stage) for stage in stages)
+    planned = cost_estimate.estimate(work.recipe)["generations"].sum()
     # Requests alike are recorded once, and questions that cannot be used are asked for again.
-    assert 0.4 * planned < counted < 2.5 * planned
+    assert 0.4 * planned < display._n_recorded() < 2.5 * planned
 
 
 def test_injected_names_are_checked_against_the_parameters_cell():
@@ -343,14 +349,36 @@ def test_text_of_a_model_cannot_break_out_of_a_table_or_the_report(tmp_path, mon
     assert bad not in Path(page).read_text()
 
 
-def test_moving_aside_takes_the_verdict_along(runs, tmp_path):
+def test_beginning_again_takes_the_verdict_and_moves_later_steps_aside(runs, tmp_path, monkeypatch):
     run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
-    for name in ("training", "evaluation"):
-        run.stage(name).path.mkdir(parents=True)
+    monkeypatch.setattr(headless, "steps_in", lambda name: [f"step-of-{name[:2]}"])
+    for name in NOTEBOOKS[1:]:
+        run.step(f"step-of-{name[:2]}", lambda: pd.DataFrame({"n": [1]}))
     (run.path / "verdict.json").write_text("{}")
-    headless.move_aside(run, "evaluation")
-    assert not (run.path / "verdict.json").exists() and run.stage("training").path.exists()
-    assert [found.name for found in run.path.glob("evaluation.superseded-*/verdict.json")] == ["verdict.json"]
+    with pytest.raises(StoreError, match="no finished step 'step-of-01'"):
+        headless.begin_again(run, NOTEBOOKS[3])
+    assert (run.path / "verdict.json").exists() and len(run.steps()) == 4
+    run.step("step-of-01", lambda: pd.DataFrame({"n": [1]}))
+    headless.begin_again(run, NOTEBOOKS[3])
+    assert not (run.path / "verdict.json").exists()
+    assert sorted(run.steps()) == ["step-of-01", "step-of-02", "step-of-03"]
+    assert len(list(run.path.glob("step-of-0[45].superseded-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "names"),
+    [
+        ("", "", NOTEBOOKS),
+        ("03", "", NOTEBOOKS[2:]),
+        ("", "probing", NOTEBOOKS[:2]),
+        ("student", "04_student_training", NOTEBOOKS[3:4]),
+    ],
+)
+def test_a_part_of_a_name_says_where_to_begin_and_end(runs, tmp_path, first, last, names):
+    run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
+    assert headless.wanted(run, first, last) == list(names)
+    with pytest.raises(StoreError, match="--to must be a part of one of 01_drafting, .*, got '0'; correct it"):
+        headless.wanted(run, first, "0")
 
 
 def test_what_a_busy_kernel_passes_on_late_is_waited_for(runs, tmp_path, monkeypatch):
@@ -364,5 +392,5 @@ def test_what_a_busy_kernel_passes_on_late_is_waited_for(runs, tmp_path, monkeyp
     monkeypatch.setattr(headless, "_execute_cell", lambda kernel, code: None)
     run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
     (run.path / "reports").mkdir()
-    headless._run_stage(run, "drafting", run.path / "reports", None)
+    headless._run_notebook(run, NOTEBOOKS[0], run.path / "reports", None)
     assert waits == [headless.PATIENCE_S] * 2
