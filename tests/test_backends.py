@@ -17,9 +17,9 @@ from test_loading import TEMPLATE, tiny_folder, tiny_tokenizer
 from test_trl import LORA, curve, pairs, rows, weights
 
 from workbench.models import backend_process, backends, trl
-from workbench.models.loading import TuningError
 from workbench.models.trl import tuned
 from workbench.runs import progress
+from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.workers import one_thread
 
@@ -100,7 +100,7 @@ def test_unsloth_stays_in_its_own_process(apart):
 
 def test_what_goes_wrong_in_another_process_is_said_here(folder, tmp_path):
     recipe = recipe_of(folder, compute=TWO, training={"max_length": 5})
-    with pytest.raises(TuningError, match=r"training\.max_length is 5 tokens, but one example has \d+; raise it"):
+    with pytest.raises(ModelError, match=r"training\.max_length is 5 tokens, but one example has \d+; raise it"):
         tuned(tmp_path / "student", "k", lambda work: backends.tune_sft(recipe, str(folder), rows(), 3, work, 1))
     assert not (tmp_path / "student").exists()
 
@@ -109,7 +109,7 @@ def test_a_process_that_dies_leaves_its_last_words(folder, tmp_path, monkeypatch
     dying = [sys.executable, "-c", "print('first'); raise SystemExit('out of luck')"]
     monkeypatch.setattr(backends, "_command", lambda _: dying)
     recipe = recipe_of(folder, training=UNSLOTH)
-    with pytest.raises(TuningError, match=r"of the training ended with status 1 \(first \| out of luck\); what"):
+    with pytest.raises(ModelError, match=r"of the training ended with status 1 \(first \| out of luck\); what"):
         backends.tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
 
 
@@ -147,26 +147,26 @@ CONFIGS = {
 def test_a_launcher_config_that_cannot_be_used_is_named_before_the_work(recipe_values, tmp_path, content):
     path = tmp_path / "config.yaml"
     recipe_values["compute"] = TWO | {"launcher_config": str(path)}
-    with pytest.raises(TuningError, match=r"config\.yaml cannot be read \(No such file or directory\); name"):
+    with pytest.raises(ModelError, match=r"config\.yaml cannot be read \(No such file or directory\); name"):
         backends.check(Recipe.model_validate(recipe_values))
     path.write_text(content)
-    with pytest.raises(TuningError, match=CONFIGS[content]):
+    with pytest.raises(ModelError, match=CONFIGS[content]):
         backends.check(Recipe.model_validate(recipe_values))
 
 
 def test_what_is_not_here_is_said_before_the_work(recipe_values, monkeypatch):
     recipe_values["training"] |= UNSLOTH
     monkeypatch.setattr(backends, "unsloth_version", lambda: "")
-    with pytest.raises(TuningError, match=r"training\.backend is unsloth, which is not installed; run: make unsloth"):
+    with pytest.raises(ModelError, match=r"training\.backend is unsloth, which is not installed; run: make unsloth"):
         backends.check(Recipe.model_validate(recipe_values))
     recipe_values["training"] |= {"backend": "trl", "lora": LORA | {"load_in_4bit": True}}
     recipe = Recipe.model_validate(recipe_values)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(TuningError, match=r"training\.lora\.load_in_4bit needs a GPU, and there is none to use here"):
+    with pytest.raises(ModelError, match=r"training\.lora\.load_in_4bit needs a GPU, and there is none to use here"):
         backends.check(recipe)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TuningError, match="needs bitsandbytes, which is not installed; run: make bitsandbytes"):
+    with pytest.raises(ModelError, match="needs bitsandbytes, which is not installed; run: make bitsandbytes"):
         backends.check(recipe)
 
 
@@ -179,7 +179,7 @@ def test_every_backend_says_how_it_is_and_how_to_install_it(monkeypatch):
 
 def test_unsloth_in_a_process_that_did_not_import_it_first_is_refused(folder, tmp_path):
     with pytest.raises(
-        TuningError, match="Unsloth changes transformers and TRL when it is imported; train through models"
+        ModelError, match="Unsloth changes transformers and TRL when it is imported; train through models"
     ):
         trl.tune_sft(recipe_of(folder, training=UNSLOTH), str(folder), rows(), 3, tmp_path, 1)
 

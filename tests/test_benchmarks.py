@@ -7,9 +7,10 @@ from conftest import PROJECT, not_run
 from workbench.models.engine import prompt_ids
 from workbench.models.packed_losses import Text, Texts
 from workbench.models.transformers_engine import TransformersEngine
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.verdict import benchmarks
-from workbench.verdict.benchmarks import BenchmarkError, ask_model
+from workbench.verdict.benchmarks import ask_model
 
 STUDENT = "data/pocket/no-preference"
 YAML = """
@@ -59,17 +60,13 @@ def test_the_harness_scores_a_pocket_model_as_its_likelihoods_say(recipe, tmp_pa
     right = [int(three.argmin()) == row["answer"] for three, row in zip(losses, rows, strict=True)]
     assert found["value"] == pytest.approx(sum(right) / 12)
     unknown = recipe.model_copy(update={"benchmarks": recipe.benchmarks.model_copy(update={"tasks": ["countin"]})})
-    with pytest.raises(
-        BenchmarkError, match="names 'countin', which lm-evaluation-harness does not know; did you mean"
-    ):
+    with pytest.raises(DataError, match="names 'countin', which lm-evaluation-harness does not know; did you mean"):
         ask_model(unknown, STUDENT)
 
 
 def test_a_missing_harness_is_one_sentence_before_any_model_is_loaded(recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(
-        BenchmarkError, match="lm-evaluation-harness, which is not installed; run: make lm-eval, or take"
-    ):
+    with pytest.raises(DataError, match="lm-evaluation-harness, which is not installed; run: make lm-eval, or take"):
         ask_model(recipe, "nowhere")
 
 

@@ -5,7 +5,6 @@ from workbench.models.engine import (
     Completion,
     Decoding,
     Engine,
-    EngineError,
     Finished,
     Request,
     TokenizedRequest,
@@ -13,8 +12,9 @@ from workbench.models.engine import (
     prompt_ids,
     refuse_unfit,
 )
-from workbench.models.loading import ModelError, load_tokenizer
+from workbench.models.loading import load_tokenizer
 from workbench.runs.cache import Cache
+from workbench.runs.errors import ModelError
 
 GREEDY = Decoding(max_new_tokens=4)
 
@@ -40,7 +40,7 @@ class Echo(Engine):
     def _shout(self, batch):
         prompts = [row.request.prompt for row in batch]
         if self.dies_at in prompts:
-            raise EngineError("died")
+            raise ModelError("died")
         self.asked += prompts
         return [Completion(prompt.upper(), 1, True) for prompt in prompts]
 
@@ -52,7 +52,7 @@ def items(tmp_path):
 
 def test_what_was_finished_before_an_end_is_kept_and_not_asked_again(items):
     requests = [Request(letter) for letter in "abcdef"]
-    with pytest.raises(EngineError):
+    with pytest.raises(ModelError):
         Echo(dies_at="e").generate(requests, GREEDY, items=items)
     again, seen = Echo(), []
     found = again.generate(requests, GREEDY, items=items, progress=lambda n, of: seen.append((n, of)))

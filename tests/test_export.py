@@ -18,7 +18,8 @@ from workbench.report import cards, facts
 from workbench.report.export import export
 from workbench.report.facts import Facts
 from workbench.runs import schemas
-from workbench.runs.cache import StoreError, record_test_access
+from workbench.runs.cache import record_test_access
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.run import NOTEBOOKS, Run, open_run
 from workbench.verdict.verdict import verdict
@@ -333,10 +334,10 @@ def test_an_unfinished_run_is_refused_naming_stage_and_command(work, capsys):
 def test_a_lost_verdict_or_teacher_is_named_and_leaves_nothing_half_done(work):
     weights = teacher_folder(work.stage("alignment").path, "bo-b", "tailored") / "model.safetensors"
     weights.unlink()
-    with pytest.raises(StoreError, match=r"bo-b-tailored holds no weights; .*--from alignment"):
+    with pytest.raises(RunError, match=r"bo-b-tailored holds no weights; .*--from alignment"):
         export(work)
     (work.path / "verdict.json").unlink()
-    with pytest.raises(StoreError, match=r"no verdict, which its card needs; .*--from evaluation"):
+    with pytest.raises(RunError, match=r"no verdict, which its card needs; .*--from evaluation"):
         export(work)
     assert not list(work.path.glob("*export*"))
 
@@ -350,6 +351,6 @@ def test_an_earlier_export_is_replaced_and_nothing_else_is(work, tmp_path, capsy
     export(work, to)
     assert (to / "tailored").is_dir() and not (to / "student").exists()
     (to / "tailored" / "mine.txt").write_text("keep me")
-    with pytest.raises(StoreError, match=r"holds what no export wrote \(tailored/mine.txt\); .*--to"):
+    with pytest.raises(RunError, match=r"holds what no export wrote \(tailored/mine.txt\); .*--to"):
         export(work, to)
     assert (to / "tailored" / "mine.txt").read_text() == "keep me"

@@ -13,6 +13,7 @@ from simulated import two_arms
 from workbench import figures
 from workbench.figures import scores as scores_module
 from workbench.figures import style
+from workbench.runs.errors import DataError
 from workbench.verdict import intervals, verdict
 
 EVIL = "<img src=x onerror=alert(1)>%{x}$a$</script>"
@@ -235,7 +236,7 @@ def test_decidedness_reads_the_probability_of_unflipped_pairs():
     table = figures.decidedness(pairs)
     assert table["pair_id"].tolist() == ["p", "q"] and table["decided"].tolist() == [True, False]
     assert "50 % of 2 rationale pairs" in figures.sentence(figures.pair_decidedness(pairs))
-    with pytest.raises(figures.FigureError, match="'q' has no p_chosen"):
+    with pytest.raises(DataError, match="'q' has no p_chosen"):
         figures.decidedness(pairs.assign(p_chosen=[0.9, float("nan"), 0.1]))
 
 
@@ -269,7 +270,7 @@ def test_empty_frames_are_refused():
         lambda: figures.probe_roc(signals_frame(drafts), drafts, {}),
         lambda: figures.comparisons(evaluated()[1], "eve"),
     ):
-        with pytest.raises(figures.FigureError):
+        with pytest.raises(DataError):
             draw()
 
 
@@ -339,7 +340,7 @@ def test_png(tmp_path, all_figures):
 
 def test_png_without_a_browser(tmp_path, all_figures, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(figures.FigureError, match="install one"):
+    with pytest.raises(DataError, match="install one"):
         figures.save_png(all_figures["comparisons"], tmp_path / "x.png")
 
 

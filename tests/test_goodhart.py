@@ -10,7 +10,7 @@ import pytest
 import small_classroom
 
 from workbench import figures
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 from workbench.runs.seeding import stream
 from workbench.verdict.goodhart import by_round, findings, follow, partings, stored
@@ -95,7 +95,7 @@ def test_the_figure_says_what_was_found():
     figure = figures.score_and_gain(by_round(table), findings(table))
     assert "score and gain part" in figures.sentence(figure) and len(figure.data) == 2
     assert all("<b>eve" not in note.text for note in figure.layout.annotations)
-    with pytest.raises(figures.FigureError, match="workbench study goodhart"):
+    with pytest.raises(DataError, match="workbench study goodhart"):
         figures.score_and_gain(by_round(table)[:0], [])
 
 
@@ -141,9 +141,9 @@ def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsy
 def test_what_cannot_be_followed_is_said(aligned, monkeypatch):
     monkeypatch.setenv("WORKBENCH_RUNS", str(aligned))
     run = open_run("loop")
-    with pytest.raises(StoreError, match="must be 2 .* to 2 .* got 3"):
+    with pytest.raises(RunError, match="must be 2 .* to 2 .* got 3"):
         follow(run, 1, 3, 2)
-    with pytest.raises(StoreError, match="its students are pupil"):
+    with pytest.raises(RunError, match="its students are pupil"):
         follow(run, 1, 2, 2, ["eve"])
-    with pytest.raises(StoreError, match="no finished drafting|no finished alignment"):
+    with pytest.raises(RunError, match="no finished drafting|no finished alignment"):
         follow(open_run("empty", run.recipe), 1, 2, 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workbench.loop.writing import OnePrompt
 from workbench.runs import identity
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of, fingerprint, function_of, identify
 from workbench.runs.recipe import Pairs, canonical_json
 
@@ -162,7 +162,7 @@ def test_a_partial_is_the_same_by_function_and_what_it_is_given():
     ids=["object", "set in a list", "array", "path"],
 )
 def test_what_cannot_be_told_is_refused_by_name(value, said):
-    with pytest.raises(StoreError, match=said) as error:
+    with pytest.raises(RunError, match=said) as error:
         identify(value, "settings")
     assert "\n" not in str(error.value) and "give a frame" in str(error.value)
 
@@ -170,5 +170,5 @@ def test_what_cannot_be_told_is_refused_by_name(value, said):
 def test_a_function_whose_text_cannot_be_read_is_refused():
     names: dict = {"__name__": "nowhere"}
     exec("def mine(x):\n    return x\n", names)
-    with pytest.raises(StoreError, match=r"The text of nowhere\.mine cannot be read.*define it in a cell or a file"):
+    with pytest.raises(RunError, match=r"The text of nowhere\.mine cannot be read.*define it in a cell or a file"):
         identify(names["mine"])

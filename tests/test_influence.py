@@ -15,17 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.models.loading import fingerprint_model, load
 from workbench.runs import schemas
+from workbench.runs.errors import ModelError
 from workbench.signals import influence
-from workbench.signals.influence import InfluenceError, SnapshotStudent, measure
-from workbench.signals.warm_up import (
-    KINDS,
-    OptimizerSnapshot,
-    WarmingError,
-    load_warmed,
-    save_warmed,
-    trainable,
-    warm_up,
-)
+from workbench.signals.influence import SnapshotStudent, measure
+from workbench.signals.warm_up import KINDS, OptimizerSnapshot, load_warmed, save_warmed, trainable, warm_up
 from workbench.tasks.contamination import Guard
 
 NOTHING = Guard({})
@@ -364,17 +357,17 @@ def test_one_candidate_or_none_is_fine(student, warm, runs, estimator):
 
 
 def test_a_reference_set_is_needed_and_apart_from_the_test_set(student, warm, runs):
-    with pytest.raises(InfluenceError, match=r"^There is no reference set; give at least one"):
+    with pytest.raises(ModelError, match=r"^There is no reference set; give at least one"):
         measured(student, warm, reference=REFERENCE[:0])
     guard = Guard({"test": [REFERENCE["question"][2].upper() + " !"]})
     message = r"^Reference question '.*' is the same as a test item but for case.*; take it out of the reference set\.$"
-    with pytest.raises(InfluenceError, match=message):
+    with pytest.raises(ModelError, match=message):
         measure(student, warm, CANDIDATES, REFERENCE, guard, device="cpu")
 
 
 def test_a_state_of_another_model_is_refused(warm, runs, tmp_path):
     other = str(tiny_folder(tmp_path / "other", seed=3))
-    with pytest.raises(WarmingError, match=r"^The warmed state was made from model"):
+    with pytest.raises(ModelError, match=r"^The warmed state was made from model"):
         measured(other, warm)
 
 
@@ -386,7 +379,7 @@ def test_a_loss_that_is_not_finite_names_the_candidate_and_keeps_the_rest(studen
         return movement * math.nan if candidate.name == "d4" else movement
 
     monkeypatch.setattr(influence, "_movement_on", wild)
-    with pytest.raises(InfluenceError, match=r"after a step on candidate d4 is not finite; lower the learning rate"):
+    with pytest.raises(ModelError, match=r"after a step on candidate d4 is not finite; lower the learning rate"):
         measured(student, warm)
     n_done = len(stepped) - 1
     monkeypatch.setattr(influence, "_movement_on", movement_on)
@@ -397,5 +390,5 @@ def test_a_loss_that_is_not_finite_names_the_candidate_and_keeps_the_rest(studen
 
 def test_a_reference_loss_that_is_not_finite_is_refused(paper):
     student, warmed = paper
-    with pytest.raises(InfluenceError, match=r"^The reference loss before any step is not finite; warm the student up"):
+    with pytest.raises(ModelError, match=r"^The reference loss before any step is not finite; warm the student up"):
         one(student, warmed(eos_weight=3e38), ("w1", ""), [("w1", "")])

@@ -12,11 +12,12 @@ import pytest
 from conftest import PROJECT
 from probed_run import STUDENTS, store, write_run
 
-from workbench.loop.reviews import ReviewError, Reviews, apply_reviews
+from workbench.loop.reviews import Reviews, apply_reviews
 from workbench.loop.tailoring import align
 from workbench.notebook import display
 from workbench.notebook.inspector import Inspector, inspect
 from workbench.report.lineage import lineage
+from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 
 BAD = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
@@ -114,7 +115,7 @@ def test_filters_leave_what_fits_and_keep_the_pair_in_sight(inspector):
     assert set(left["student"]) == {"bo"} and set(left["kind"]) == {last["kind"]}
     inspector.student = "nobody"
     assert inspector.pair == {} and inspector.sight() == {} and inspector.counts()["left"] == 0
-    with pytest.raises(ReviewError, match="no such pair"):
+    with pytest.raises(RunError, match="no such pair"):
         inspector.keep()
     inspector.widen()
     assert len(inspector.order) == len(inspector.pairs)
@@ -250,7 +251,7 @@ def test_pairs_without_a_recipe_are_inspected_too(inspector, tmp_path):
     bare = Inspector(inspector.pairs, Reviews(tmp_path / "r.sqlite"), inspector.evidence)
     bare.flip()
     assert bare.said[0] == "flip"
-    with pytest.raises(ReviewError, match="wb.inspect"):
+    with pytest.raises(RunError, match="wb.inspect"):
         _ = bare.what_if
 
 

@@ -9,17 +9,15 @@ import pytest
 from local_server import LocalServer
 from small_classroom import build, compute, recipe_of
 
-from workbench.models.engine import EngineError
-from workbench.models.loading import ModelError
 from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
 from workbench.models.start import check
 from workbench.notebook.headless import preflight
 from workbench.report import cards, cost_estimate, plan
 from workbench.report.facts import Facts
 from workbench.runs.cache import runs_folder
+from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
-from workbench.runs.workers import JobError
 from workbench.signals import judge as judge_module
 from workbench.tasks.task import load_tasks
 from workbench.verdict import in_words
@@ -116,7 +114,7 @@ def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, mo
         monkeypatch.setenv(KEY_VARIABLE, "sk-judge")
         by_server = of(run, "big", engine="openai", endpoint="chat", max_retries=0, max_concurrency=1)
         check(by_server.recipe)
-        with pytest.raises(JobError, match="all answers so far are kept"):
+        with pytest.raises(RunError, match="all answers so far are kept"):
             judge_module.judge(by_server)
         assert len(server.answered) == 10 and judge_module.stored(by_server) is None
         judged = judge_module.judge(by_server)
@@ -124,7 +122,7 @@ def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, mo
         rationales = [text for text in run.read("examples")["rationale"] if text]
         assert not any(text in prompt for prompt in server.prompts for text in rationales)
     assert set(judged.validation.query("task == 'object_counting'")["said"]) == {"2"}
-    with pytest.raises(EngineError, match="no server at"):
+    with pytest.raises(ModelError, match="no server at"):
         check(by_server.recipe)
 
 

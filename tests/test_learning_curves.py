@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import small_classroom
 
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict import learning_curves, validity
@@ -99,12 +99,12 @@ def test_examples_are_those_kept_for_the_student_under_the_seeds_of_the_run(run)
 
 
 def test_what_cannot_be_measured_is_said(run):
-    with pytest.raises(StoreError, match="its students are pupil"):
+    with pytest.raises(RunError, match="its students are pupil"):
         measure(run, "eve")
-    with pytest.raises(StoreError, match="must lie between 1 and"):
+    with pytest.raises(RunError, match="must lie between 1 and"):
         measure(run, "pupil", [1, 99])
-    with pytest.raises(StoreError, match="no finished alignment"):
+    with pytest.raises(RunError, match="no finished alignment"):
         measure(open_run("empty", run.recipe), "pupil")
     one = run.recipe.model_copy(update={"seeds": run.recipe.seeds[:1]})
-    with pytest.raises(StoreError, match="needs two or more"):
+    with pytest.raises(RunError, match="needs two or more"):
         measure(learning_curves.Run("one", run.path, one), "pupil")

@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from workbench.models.loading import ModelError, fingerprint_model, load, render, render_shared, resolve
+from workbench.models.loading import fingerprint_model, load, render, render_shared, resolve
+from workbench.runs.errors import ModelError
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<reply>", *(f"w{n}" for n in range(26))]
 TEMPLATE = "{{ bos_token }}{% for turn in messages %} <user> {{ turn.content }}{% endfor %} <reply>"

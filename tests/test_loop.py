@@ -16,20 +16,17 @@ from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed,
 from workbench.loop import prompts
 from workbench.loop.budgets import _take
 from workbench.models.engine import Decoding, Request
-from workbench.models.loading import ModelError, load
+from workbench.models.loading import load
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.report.card import rungs
 from workbench.report.summary import markdown, summarise
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import DataError, ModelError, RecipeError, RunError
 from workbench.runs.identity import fingerprint
-from workbench.runs.recipe import RecipeError
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Run, open_run
-from workbench.runs.workers import JobError
 from workbench.tasks import answers as answers_module
 from workbench.tasks.contamination import normalise
 from workbench.tasks.pocket_styles import STYLES
-from workbench.tasks.sources import TaskError
 from workbench.tasks.task import load_tasks
 from workbench.verdict.evaluation import verdict_of
 
@@ -277,7 +274,7 @@ def test_another_guard_drafts_anew_and_goes_on_where_the_same_came_out(copy, cap
     if again.read("questions").equals(before):
         assert len(again.read("rows"))
     else:
-        with pytest.raises(StoreError, match="was made from earlier questions"):
+        with pytest.raises(RunError, match="was made from earlier questions"):
             again.read("rows")
 
 
@@ -350,9 +347,7 @@ def test_a_damaged_frame_is_named_and_nothing_else_is_lost(copy):
     undo(copy, "alignment", "training", "evaluation")
     file = copy.path / "signals" / "signals.parquet"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(
-        StoreError, match=r"signals\.parquet is not what its manifest describes; rename the folder"
-    ) as e:
+    with pytest.raises(RunError, match=r"signals\.parquet is not what its manifest describes; rename the folder") as e:
         compute("alignment", copy)
     assert is_one_sentence(e.value) and len(copy.read("drafts")) and len(copy.read("probes"))
     # As the message says: the folder renamed, the step comes back.
@@ -368,7 +363,7 @@ def test_a_damaged_record_of_items_is_named_and_no_stage_is_lost(copy):
     for suffix in ("-wal", "-shm"):
         record.with_name(record.name + suffix).unlink(missing_ok=True)
     record.write_bytes(b"not a database at all" * 500)
-    with pytest.raises((StoreError, JobError), match=r"items\.sqlite is damaged .*rename it and run again") as error:
+    with pytest.raises(RunError, match=r"items\.sqlite is damaged .*rename it and run again") as error:
         compute("evaluation", copy)
     assert is_one_sentence(error.value) and len(copy.read("rows"))
     record.rename(record.with_suffix(".damaged"))
@@ -387,7 +382,7 @@ def test_a_task_file_that_cannot_be_read_stops_before_any_work(copy, classroom, 
     copy.recipe = copy.recipe.model_copy(update={"tasks": changed})
     (tasks / f"{TASKS[1]}.json").write_text(content)
     for stage in ("drafting", "probing", "alignment", "evaluation"):
-        with pytest.raises(TaskError, match=said) as error:
+        with pytest.raises(DataError, match=said) as error:
             compute(stage, copy)
         assert is_one_sentence(error.value) and TASKS[1] in str(error.value)
     assert is_whole(copy)
@@ -407,7 +402,7 @@ def test_a_misspelt_parameter_stops_before_any_work(copy):
     recipe = str(copy.path / "recipe.yaml")
     with pytest.raises(RecipeError, match=r"alignment\.bta is not a key of a recipe .*did you mean alignment\.beta\?"):
         load_recipe(recipe, {"alignment.bta": "0.2"})
-    with pytest.raises(StoreError, match=r"begun with another recipe; .*alignment\.beta 0\.1 -> 0\.2"):
+    with pytest.raises(RunError, match=r"begun with another recipe; .*alignment\.beta 0\.1 -> 0\.2"):
         open_run("loop", load_recipe(recipe, {"alignment.beta": "0.2"}))
 
 
@@ -427,7 +422,7 @@ def test_no_room_left_is_one_sentence_and_the_run_goes_on_afterwards(copy, stage
     verdict = (copy.path / "verdict.json").read_bytes()
     after = STAGES[STAGES.index(stage) :]
     undo(copy, *after)
-    with little_room(n_bytes), pytest.raises((StoreError, JobError), match="could not be written") as error:
+    with little_room(n_bytes), pytest.raises(RunError, match="could not be written") as error:
         compute(stage, copy)
     assert is_one_sentence(error.value) and "nothing earlier is lost" in str(error.value)
     assert not copy.has(STEPS[stage][-1])
@@ -447,7 +442,7 @@ def test_another_student_is_probed_anew_and_what_hung_on_the_old_one_is_refused(
     new = copy.read("probes")
     assert len(list(copy.path.glob("probes.superseded-*"))) == 1
     assert new["draft_id"].tolist() == old["draft_id"].tolist() and not np.array_equal(new["answer"], old["answer"])
-    with pytest.raises(StoreError, match="was made from earlier signals; bring it up to date"):
+    with pytest.raises(RunError, match="was made from earlier signals; bring it up to date"):
         compute("training", copy)
 
 
@@ -455,6 +450,6 @@ def test_a_teacher_that_writes_no_question_is_named_as_the_fault(copy, classroom
     undo(copy, *STAGES)
     changed = copy.recipe.models.model_copy(update={"teacher": str(classroom / "babbler")})
     copy.recipe = copy.recipe.model_copy(update={"models": changed})
-    with pytest.raises((ValueError, JobError), match=r"wrote no usable question of \w+") as error:
+    with pytest.raises((ValueError, RunError), match=r"wrote no usable question of \w+") as error:
         compute("drafting", copy)
     assert is_one_sentence(error.value)

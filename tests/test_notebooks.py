@@ -22,11 +22,11 @@ from workbench.cli.main import main
 from workbench.methods import ALL
 from workbench.notebook import display, headless
 from workbench.notebook.display import Progress
-from workbench.notebook.session import ParameterError, check_parameters, parse_overrides
+from workbench.notebook.session import check_parameters, parse_overrides
 from workbench.report import cost_estimate
 from workbench.report import page as page_module
 from workbench.report.lineage import lineage
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RecipeError, RunError
 from workbench.runs.recipe import format_yaml, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run, runs_table, steps_in
@@ -295,9 +295,9 @@ def test_injected_names_are_checked_against_the_parameters_cell():
         "In": ["", "run: str = 'demo'", "# Parameters\nrun = 'x'\n"],
     }
     check_parameters(given)
-    with pytest.raises(ParameterError, match="bta is not a parameter"):
+    with pytest.raises(RecipeError, match="bta is not a parameter"):
         check_parameters({**given, "In": ["# Parameters\nbta = 1\n"]})
-    with pytest.raises(ParameterError, match="run must be of type str, got True"):
+    with pytest.raises(RecipeError, match="run must be of type str, got True"):
         check_parameters({**given, "run": True})
 
 
@@ -312,7 +312,7 @@ def test_the_parameters_cell_is_help_that_papermill_can_read(path):
 
 @pytest.mark.parametrize("text", ["alignment.beta", "=3", "a=1; b"])
 def test_overrides_that_cannot_be_read_are_refused(text):
-    with pytest.raises(ParameterError, match="key=value"):
+    with pytest.raises(RecipeError, match="key=value"):
         parse_overrides(text)
 
 
@@ -355,7 +355,7 @@ def test_beginning_again_takes_the_verdict_and_moves_later_steps_aside(runs, tmp
     for name in NOTEBOOKS[1:]:
         run.step(f"step-of-{name[:2]}", lambda: pd.DataFrame({"n": [1]}))
     (run.path / "verdict.json").write_text("{}")
-    with pytest.raises(StoreError, match="no finished step 'step-of-01'"):
+    with pytest.raises(RunError, match="no finished step 'step-of-01'"):
         headless.begin_again(run, NOTEBOOKS[3])
     assert (run.path / "verdict.json").exists() and len(run.steps()) == 4
     run.step("step-of-01", lambda: pd.DataFrame({"n": [1]}))
@@ -377,7 +377,7 @@ def test_beginning_again_takes_the_verdict_and_moves_later_steps_aside(runs, tmp
 def test_a_part_of_a_name_says_where_to_begin_and_end(runs, tmp_path, first, last, names):
     run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
     assert headless.wanted(run, first, last) == list(names)
-    with pytest.raises(StoreError, match="--to must be a part of one of 01_drafting, .*, got '0'; correct it"):
+    with pytest.raises(RunError, match="--to must be a part of one of 01_drafting, .*, got '0'; correct it"):
         headless.wanted(run, first, "0")
 
 

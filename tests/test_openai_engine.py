@@ -9,10 +9,10 @@ from local_server import FAULTS, LocalServer
 from test_loading import tiny_folder
 
 from workbench.models import openai_engine
-from workbench.models.engine import KIND, REFUSED, Completion, Decoding, EngineError, Request
-from workbench.models.loading import ModelError
-from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE, Budget, BudgetSpent, OpenAIEngine
+from workbench.models.engine import KIND, REFUSED, Completion, Decoding, Request
+from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE, Budget, OpenAIEngine
 from workbench.runs.cache import Cache
+from workbench.runs.errors import ModelError
 
 GREEDY = Decoding(max_new_tokens=8)
 KEY = "sk-planted-7d41f0"
@@ -103,7 +103,7 @@ def test_a_storm_of_every_fault_loses_and_doubles_nothing(items, folder):
 def test_a_server_that_stays_ill_ends_the_call_and_keeps_what_it_answered(items):
     with LocalServer(told, lambda n, prompt: "500" if prompt.endswith("7") else "") as server:
         with pytest.raises(
-            EngineError, match=r"did not answer in 3 tries \(the last: Error code: 500 - busy.*all answers so far"
+            ModelError, match=r"did not answer in 3 tries \(the last: Error code: 500 - busy.*all answers so far"
         ):
             engine(server, max_concurrency=1, max_retries=2).generate(asked(20), GREEDY, items=items)
         before = len(kept(items))
@@ -135,12 +135,12 @@ def test_the_budget_stops_cleanly_is_never_passed_and_goes_on_when_raised(items)
     # The server counts 2 tokens in and 5 out for each; at most 11 + 50 bytes in and 8 out are reserved.
     with LocalServer(told) as server:
         budget = Budget("loop/teacher", max_tokens=200)
-        with pytest.raises(BudgetSpent, match="200 tokens leaves no room .* run the same command again"):
+        with pytest.raises(ModelError, match="200 tokens leaves no room .* run the same command again"):
             engine(server, budget=budget).generate(asked(40), GREEDY, items=items)
         n_answered = len(kept(items))
         assert 10 <= n_answered == len(server.prompts) and n_answered * 7 <= 200
         # A process of its own knows what was spent before.
-        with pytest.raises(BudgetSpent):
+        with pytest.raises(ModelError):
             engine(server, budget=budget).generate(asked(40), GREEDY, items=Cache(items.path))
         assert len(server.prompts) == n_answered
         raised = Budget("loop/teacher", max_money=1.0, price_in=1000.0, price_out=1000.0)
@@ -156,10 +156,10 @@ def test_an_answer_that_comes_in_drops_without_end_or_from_elsewhere_is_not_wait
         assert engine(server).generate(asked(1), GREEDY)[0].text == "answer to question 0"
         assert 2 * 0.5 < time.monotonic() - began < 3 and len(server.prompts) == 3
         monkeypatch.setattr(openai_engine, "MOST_BYTES", 100)
-        with pytest.raises(EngineError, match="in 1 tries .the last: the answer is longer than 100 bytes"):
+        with pytest.raises(ModelError, match="in 1 tries .the last: the answer is longer than 100 bytes"):
             engine(server, max_retries=0).generate(asked(1), GREEDY)
     with LocalServer(told) as other, LocalServer(told, lambda n, prompt: f"to {other.url}") as server:
-        with pytest.raises(EngineError, match=r"sends requests elsewhere \(Error code: 307.*correct engines' base_url"):
+        with pytest.raises(ModelError, match=r"sends requests elsewhere \(Error code: 307.*correct engines' base_url"):
             engine(server).generate(asked(1), GREEDY)
         assert other.prompts == []
 
@@ -199,25 +199,25 @@ def test_a_change_of_anything_that_matters_is_asked_anew(items, folder):
 def test_errors_before_any_work(folder, monkeypatch):
     with LocalServer(told, key=KEY, limit=12) as server:
         monkeypatch.setenv(KEY_VARIABLE, "sk-wrong-1234")
-        with pytest.raises(EngineError, match="refuses the key in OPENAI_API_KEY") as error:
+        with pytest.raises(ModelError, match="refuses the key in OPENAI_API_KEY") as error:
             engine(server)
         assert "sk-wrong-1234" not in str(error.value) and "[key]" in str(error.value)
         monkeypatch.setenv(KEY_VARIABLE, KEY)
-        with pytest.raises(EngineError, match="serves m, not 'x'"):
+        with pytest.raises(ModelError, match="serves m, not 'x'"):
             engine(server, model_name="x")
         with pytest.raises(ModelError, match="takes 1 to 4"):
             engine(server, folder, endpoint="completions").generate([Request("w1 w2 w3 w4 w5")], GREEDY)
         assert server.prompts == []
         server.fault = lambda n, prompt: "400"
-        with pytest.raises(EngineError, match="refuses a request .*maximum context length"):
+        with pytest.raises(ModelError, match="refuses a request .*maximum context length"):
             engine(server).generate(asked(1), GREEDY)
         gone = server.url
-    with pytest.raises(EngineError, match="There is no server at http://127"):
+    with pytest.raises(ModelError, match="There is no server at http://127"):
         OpenAIEngine("m", gone, endpoint="chat")
-    with pytest.raises(EngineError, match="set OPENAI_BASE_URL or"):
+    with pytest.raises(ModelError, match="set OPENAI_BASE_URL or"):
         OpenAIEngine("m", endpoint="chat")
     monkeypatch.delenv(KEY_VARIABLE)
-    with pytest.raises(EngineError, match="needs a key and OPENAI_API_KEY is not set"):
+    with pytest.raises(ModelError, match="needs a key and OPENAI_API_KEY is not set"):
         OpenAIEngine("m", "https://models.example.org/v1", endpoint="chat")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.runs.errors import DataError
 from workbench.verdict.pair_reliability import (
     ALL,
     AT_RANDOM,
@@ -11,7 +12,6 @@ from workbench.verdict.pair_reliability import (
     GAP,
     LIKELY,
     PAPER,
-    ReproductionError,
     selection_bias,
     split_half_reliability,
 )
@@ -118,5 +118,5 @@ def test_questions_with_fewer_drafts_are_taken_as_they_are():
 
 
 def test_too_few_questions_are_refused():
-    with pytest.raises(ReproductionError, match="3 questions"):
+    with pytest.raises(DataError, match="3 questions"):
         split_half_reliability(*stored(0.1, n_items=3))

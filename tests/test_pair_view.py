@@ -6,7 +6,7 @@ from probed_run import recipe_of, write_run
 
 from workbench.loop.pairs import build_pairs
 from workbench.notebook.pair_view import Evidence, Lookup, columns, interval, word_differences
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import wilson
@@ -112,5 +112,5 @@ def test_a_word_is_worth_most_where_chosen_is_wrong_and_rejected_right(seen):
 
 
 def test_a_run_without_probes_names_the_notebook(runs):
-    with pytest.raises(StoreError, match="02_preference_probing|01_drafting"):
+    with pytest.raises(RunError, match="02_preference_probing|01_drafting"):
         Evidence.of_run(open_run("new", recipe_of()))

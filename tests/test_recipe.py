@@ -3,7 +3,8 @@ import json
 import pytest
 from conftest import PROJECT
 
-from workbench.runs.recipe import Recipe, RecipeError, flatten, format_yaml, parse_yaml, project_root
+from workbench.runs.errors import RecipeError
+from workbench.runs.recipe import Recipe, flatten, format_yaml, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
 
 

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from workbench.runs.cache import StoreError
-from workbench.runs.recipe import RecipeError, format_yaml
+from workbench.runs.errors import RecipeError, RunError
+from workbench.runs.recipe import format_yaml
 from workbench.runs.recipe_engines import OWN_SETTINGS, EngineChoice
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
@@ -104,7 +104,7 @@ def test_a_run_goes_on_with_a_raised_cap_and_with_no_other_change(load, runs):
     raised = load(server | {"engines.teacher.budget_tokens": "50"})
     open_run("mine", capped).step("begun", one_row, 1)
     assert open_run("mine", raised).recipe == open_run("mine").recipe == raised
-    with pytest.raises(StoreError, match=r"undo: engines.teacher.max_concurrency 16 -> 2"):
+    with pytest.raises(RunError, match=r"undo: engines.teacher.max_concurrency 16 -> 2"):
         open_run("mine", load(server | {"engines.teacher.budget_tokens": "50", "engines.teacher.max_concurrency": "2"}))
 
 

@@ -9,7 +9,6 @@ from probed_run import recipe_of, store
 
 from workbench.loop.pairs import flip_half
 from workbench.loop.reviews import (
-    ReviewError,
     Reviews,
     apply_reviews,
     digest,
@@ -21,7 +20,7 @@ from workbench.loop.reviews import (
 )
 from workbench.notebook.display import watch
 from workbench.runs import schemas
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 
 FORK = multiprocessing.get_context("fork")
@@ -123,7 +122,7 @@ def test_what_is_stored_cannot_be_changed(path):
     [("review", "delete", "keep, flip, drop"), ("mark", "x", "review, note"), ("note", "x" * 10_001, "10,000")],
 )
 def test_what_is_no_review_is_refused(path, field, value, words):
-    with pytest.raises(ReviewError, match=words):
+    with pytest.raises(RunError, match=words):
         Reviews(path).add(pair(), field, value)
     assert not path.exists()
 
@@ -131,7 +130,7 @@ def test_what_is_no_review_is_refused(path, field, value, words):
 def test_a_damaged_file_is_said_in_one_sentence(path):
     path.parent.mkdir()
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(StoreError, match="reviews.sqlite is damaged .*rename it"):
+    with pytest.raises(RunError, match="reviews.sqlite is damaged .*rename it"):
         Reviews(path).events()
 
 

@@ -14,7 +14,8 @@ from conftest import PROJECT
 
 from workbench.models.engine import Decoding
 from workbench.runs import cache, identity, progress, schemas
-from workbench.runs.cache import Cache, StoreError, atomic_write, record_test_access
+from workbench.runs.cache import Cache, atomic_write, record_test_access
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import open_run, runs_table
 
@@ -74,7 +75,7 @@ def test_another_recipe_is_refused_with_the_difference(run, recipe_values):
     run.step("numbers", numbers, 3)
     recipe_values["alignment"]["beta"] = 0.2
     recipe_values["models"]["students"]["mover"] = "data/pocket/mover"
-    with pytest.raises(StoreError) as error:
+    with pytest.raises(RunError) as error:
         open_run("demo", Recipe.model_validate(recipe_values))
     assert "alignment.beta 0.1 -> 0.2" in str(error.value) and "take another --name" in str(error.value)
     assert "models.students.mover absent -> data/pocket/mover" in str(error.value)
@@ -83,13 +84,13 @@ def test_another_recipe_is_refused_with_the_difference(run, recipe_values):
 
 
 def test_an_unknown_run_names_the_known_ones(run):
-    with pytest.raises(StoreError, match=r"no run 'dmeo' \(there are: demo\); begin it with: workbench run"):
+    with pytest.raises(RunError, match=r"no run 'dmeo' \(there are: demo\); begin it with: workbench run"):
         open_run("dmeo")
 
 
 @pytest.mark.parametrize("name", ["", "../demo", "a/b", ".hidden"])
 def test_a_name_that_is_no_folder_name_is_refused(runs, recipe, name):
-    with pytest.raises(StoreError, match="choose another"):
+    with pytest.raises(RunError, match="choose another"):
         open_run(name, recipe)
 
 
@@ -98,7 +99,7 @@ def test_a_run_of_an_earlier_workbench_is_refused_and_nothing_in_it_is_touched(r
     (run.path / "drafting" / "manifest.json").write_text('{"stage": "drafting", "fingerprint": "f00d"}')
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     for given in (None, recipe):
-        with pytest.raises(StoreError) as error:
+        with pytest.raises(RunError) as error:
             open_run("demo", given)
         assert "made by an earlier workbench" in str(error.value) and "take another name" in str(error.value)
         assert "drafting/" in str(error.value) and "\n" not in str(error.value)
@@ -185,7 +186,7 @@ def test_another_function_or_version_is_computed_again(run, monkeypatch):
     ("value", "named"), [(object(), "value"), ({"a": [1, {2}]}, r"value\['a'\]\[1\]"), (range(3), "value")]
 )
 def test_what_cannot_be_told_from_another_is_refused(run, value, named):
-    with pytest.raises(StoreError, match=named + r" is \w+, of which a step cannot tell when it is another; give a"):
+    with pytest.raises(RunError, match=named + r" is \w+, of which a step cannot tell when it is another; give a"):
         run.step("some", anything, value)
     assert not CALLS and not (run.path / "some").exists()
 
@@ -193,7 +194,7 @@ def test_what_cannot_be_told_from_another_is_refused(run, value, named):
 def test_a_function_without_a_text_is_refused(run):
     names = {"__name__": "nowhere"}
     exec("def mine(n): return n", names)
-    with pytest.raises(StoreError, match="nowhere.mine cannot be read.*define it in a cell or a file"):
+    with pytest.raises(RunError, match="nowhere.mine cannot be read.*define it in a cell or a file"):
         run.step("some", names["mine"], 1)
 
 
@@ -242,7 +243,7 @@ def test_a_step_of_several_frames_gives_each_by_its_name(run):
     for found in (made, again, run.result("halves")):
         assert list(found) == ["even", "odd"] and found["odd"]["n"].tolist() == [1, 3]
     assert run.read("halves", "even")["n"].tolist() == [0, 2, 4]
-    with pytest.raises(StoreError, match="has no frame 'halves'; it has even, odd"):
+    with pytest.raises(RunError, match="has no frame 'halves'; it has even, odd"):
         run.read("halves")
 
 
@@ -256,7 +257,7 @@ def test_a_name_with_slashes_is_folders_in_folders(run):
 
 @pytest.mark.parametrize("name", ["", "../demo", "a//b", "/a", "a/", ".hidden", "a.next", "reports"])
 def test_a_name_that_is_no_name_of_a_step_is_refused(run, name):
-    with pytest.raises(StoreError, match="choose another"):
+    with pytest.raises(RunError, match="choose another"):
         run.step(name, numbers, 3)
     assert not CALLS
 
@@ -284,7 +285,7 @@ def test_equal_frames_are_equal_files(run, recipe):
 
 
 def test_a_frame_that_breaks_its_schema_is_not_stored(run):
-    with pytest.raises(schemas.RecordError):
+    with pytest.raises(schemas.DataError):
         run.step("curve", lambda: curve(1.0).assign(step=0.5))
     assert not run.has("curve") and not list(run.path.rglob("*.parquet"))
 
@@ -386,7 +387,7 @@ def test_a_corrupt_parquet_file_is_named_with_the_fix(run, damage, says):
     run.step("numbers", numbers, 3)
     damage(run.path / "numbers" / "numbers.parquet")
     for read in (run.read, run.result, lambda name: run.step(name, numbers, 3)):
-        with pytest.raises(StoreError) as error:
+        with pytest.raises(RunError) as error:
             read("numbers")
         assert "numbers.parquet" in str(error.value) and says in str(error.value)
         assert "rename the folder" in str(error.value) and "workbench run" in str(error.value)
@@ -397,16 +398,16 @@ def test_a_corrupt_parquet_file_is_named_with_the_fix(run, damage, says):
 def test_a_corrupt_manifest_is_named(run):
     run.step("numbers", numbers, 3)
     (run.path / "numbers" / "manifest.json").write_bytes(b'{"fing')
-    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+    with pytest.raises(RunError, match=r"manifest\.json is damaged"):
         run.read("numbers")
 
 
 def test_a_missing_step_names_the_notebook_and_the_command(run):
-    with pytest.raises(StoreError) as error:
+    with pytest.raises(RunError) as error:
         run.read("probes")
     assert "no finished step 'probes' yet; open notebooks/02_preference_probing.ipynb or run:" in str(error.value)
     assert str(error.value).endswith(f"workbench run {run.path / 'recipe.yaml'} --name demo")
-    with pytest.raises(StoreError, match="no finished step 'mine' yet; run: workbench run"):
+    with pytest.raises(RunError, match="no finished step 'mine' yet; run: workbench run"):
         run.result("mine")
 
 
@@ -414,7 +415,7 @@ def test_a_step_is_finished_only_by_its_manifest(run):
     run.step("numbers", numbers, 3)
     (run.path / "numbers" / "manifest.json").unlink()
     assert not run.has("numbers") and run.steps() == []
-    with pytest.raises(StoreError, match="no finished step 'numbers'"):
+    with pytest.raises(RunError, match="no finished step 'numbers'"):
         run.read("numbers")
 
 
@@ -425,12 +426,12 @@ def test_what_was_made_from_what_has_since_changed_is_refused(run):
     assert run.read("mine")["said"].tolist() == ["done"]
     run.step("teachers", numbers, 4)
     for name, frame in (("students", "odd"), ("mine", "")):
-        with pytest.raises(StoreError) as error:
+        with pytest.raises(RunError) as error:
             run.read(name, frame)
         assert "students of run demo was made from earlier teachers; bring it up to date: open" in str(error.value)
         assert "notebooks/04_student_training.ipynb or run: workbench run" in str(error.value)
     run.step("students", halves, run.read("teachers"))
-    with pytest.raises(StoreError, match="mine of run demo was made from earlier students"):
+    with pytest.raises(RunError, match="mine of run demo was made from earlier students"):
         run.read("mine")
     run.step("mine", anything, dict(run.result("students")))
     assert len(run.read("mine"))
@@ -440,7 +441,7 @@ def test_what_hangs_on_a_step_that_was_moved_aside_is_refused(run):
     run.step("teachers", numbers, 3)
     run.step("students", halves, run.read("teachers"))
     run.again("teachers")
-    with pytest.raises(StoreError, match="no finished step 'teachers' yet; open notebooks/03_teacher_alignment"):
+    with pytest.raises(RunError, match="no finished step 'teachers' yet; open notebooks/03_teacher_alignment"):
         run.read("students", "odd")
 
 
@@ -472,7 +473,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch, c
     path = tmp_path / "manifest.json"
     atomic_write(path, b"old")
     monkeypatch.setattr(cache.os, call, no_space)
-    with pytest.raises(StoreError, match=r"manifest\.json could not be written \(No space left.*free some space"):
+    with pytest.raises(RunError, match=r"manifest\.json could not be written \(No space left.*free some space"):
         atomic_write(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
@@ -489,7 +490,7 @@ def test_a_disk_that_fills_while_a_step_is_written_loses_nothing_earlier(run, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(cache.os, "fsync", fills)
-        with pytest.raises(StoreError, match="free some space"):
+        with pytest.raises(RunError, match="free some space"):
             run.step("numbers", numbers, 4)
     assert len(run.read("numbers")) == 3 and run.steps() == ["numbers"]
     assert len(run.step("numbers", numbers, 4)) == 4
@@ -520,7 +521,7 @@ def test_a_corrupt_sqlite_file_is_named_and_can_be_renamed(run, runs):
     items.put_many("probe", {"a": {"n": 1}})
     items.close()
     items.path.write_bytes(b"not a database" * 600)
-    with pytest.raises(StoreError, match=r"items\.sqlite is damaged .*no finished stage is lost"):
+    with pytest.raises(RunError, match=r"items\.sqlite is damaged .*no finished stage is lost"):
         items.get_many("probe", ["a"])
     items.path.rename(items.path.with_suffix(".damaged"))
     assert items.get_many("probe", ["a"]) == {}
@@ -536,7 +537,7 @@ def test_a_page_overwritten_in_the_middle_is_an_error_not_an_answer(runs):
     data = bytearray(items.path.read_bytes())
     data[8192:16384] = b"\xff" * 8192
     items.path.write_bytes(data)
-    with pytest.raises(StoreError, match="is damaged"):
+    with pytest.raises(RunError, match="is damaged"):
         items.get_many("probe", payloads)
 
 
@@ -556,7 +557,7 @@ def test_a_full_disk_under_sqlite_keeps_the_earlier_batches(runs):
     items = Cache(runs / "items.sqlite")
     items.put_many("probe", {"a": {"n": 1}})
     items._connection.execute("PRAGMA max_page_count = 8")
-    with pytest.raises(StoreError, match=r"items\.sqlite could not be written .*free some space"):
+    with pytest.raises(RunError, match=r"items\.sqlite could not be written .*free some space"):
         items.put_many("probe", {f"k{n}": {"text": "x" * 2000} for n in range(50)})
     assert items.get_many("probe", ["a", "k0"]) == {"a": {"n": 1}}
 
@@ -614,7 +615,7 @@ def test_a_resumed_look_is_not_another_look(runs):
 def test_a_damaged_ledger_is_never_begun_anew(runs):
     record_test_access("sha", "bbh", "a")
     (runs / "looks.json").write_text("{", encoding="utf-8")
-    with pytest.raises(StoreError, match=r"looks\.json is damaged"):
+    with pytest.raises(RunError, match=r"looks\.json is damaged"):
         record_test_access("sha", "bbh", "b")
 
 
@@ -637,7 +638,7 @@ def test_the_table_of_runs(run, recipe):
         "low": 0.05,
         "high": 0.15,
     }
-    assert table.loc["half", "decision"] == "unreadable (StoreError)"
+    assert table.loc["half", "decision"] == "unreadable (RunError)"
 
 
 def test_no_runs_is_an_empty_table(runs):

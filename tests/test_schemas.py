@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from workbench.runs import schemas
-from workbench.runs.schemas import RecordError
+from workbench.runs.errors import DataError
 
 
 def draft(**changes) -> dict:
@@ -47,25 +47,25 @@ def test_a_good_frame_passes_unchanged():
 )
 def test_each_fault_is_named(change, says):
     frame = change(pd.DataFrame([draft(), draft(draft_id="d2")]))
-    with pytest.raises(RecordError) as error:
+    with pytest.raises(DataError) as error:
         schemas.check(frame, "drafts")
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_all_faults_come_at_once():
-    with pytest.raises(RecordError) as error:
+    with pytest.raises(DataError) as error:
         schemas.check(pd.DataFrame([draft(n_tokens=0.5, extra=1)]), "drafts")
     assert "n_tokens" in str(error.value) and "extra" in str(error.value)
 
 
 def test_a_value_that_is_not_a_number_is_refused():
     row = {"stage": "training", "arm": "tailored", "student": "s", "seed": 0, "step": 1, "metric": "loss"}
-    with pytest.raises(RecordError, match="column 'value' has empty values"):
+    with pytest.raises(DataError, match="column 'value' has empty values"):
         schemas.check(pd.DataFrame([row | {"value": float("nan")}]), "curve")
 
 
 def test_an_unknown_frame_is_refused_with_the_known_ones():
-    with pytest.raises(RecordError, match="no frame called 'draft'; the frames are questions, exemplars"):
+    with pytest.raises(DataError, match="no frame called 'draft'; the frames are questions, exemplars"):
         schemas.check(pd.DataFrame(), "draft")
 
 

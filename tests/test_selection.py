@@ -6,15 +6,10 @@ import pytest
 from small_classroom import compute, recipe_of
 from test_pair_reliability import stored
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import open_run
-from workbench.verdict.pair_reliability import (
-    AT_RANDOM,
-    BY_IRT,
-    ReproductionError,
-    probe_validation,
-    split_half_reliability,
-)
+from workbench.verdict.pair_reliability import AT_RANDOM, BY_IRT, probe_validation, split_half_reliability
 
 
 def compared(*frames: pd.DataFrame) -> pd.DataFrame:
@@ -55,5 +50,5 @@ def test_drafts_are_asked_every_validation_question(classroom, runs):
 def test_a_random_preference_set_has_nothing_to_compare(classroom, runs):
     values = recipe_of(classroom).model_dump()
     values["preference_set"]["selection"] = "random"
-    with pytest.raises(ReproductionError, match="drawn at random"):
+    with pytest.raises(DataError, match="drawn at random"):
         probe_validation(probed(Recipe.model_validate(values)), 2)

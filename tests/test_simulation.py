@@ -5,6 +5,7 @@ import pytest
 import simulated
 from scipy import stats
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import TAILORED_FOR
 from workbench.runs.recipe_file import load_recipe
 from workbench.verdict import power
@@ -20,7 +21,6 @@ from workbench.verdict.power import (
     minimum_detectable_effect,
     simulate,
 )
-from workbench.verdict.verdict import VerdictError
 
 DESIGN = ExperimentDesign(
     "tailored",
@@ -103,7 +103,7 @@ def test_a_task_that_was_not_seen_counts_as_the_mean():
 
 def test_a_run_of_one_seed_tells_nothing():
     run = simulate(WORLD, DESIGN._replace(n_seeds=1), 0.0, np.random.default_rng(0), 1)
-    with pytest.raises(VerdictError, match="two or more seeds"):
+    with pytest.raises(DataError, match="two or more seeds"):
         estimate_variance(predictions_of(run), DESIGN, "it")
 
 

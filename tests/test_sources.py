@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.tasks.answers import Answers
-from workbench.tasks.sources import TaskError
 from workbench.tasks.task import SETS, load_task, load_tasks, load_test_items, name_of_test_set, task_file
 
 ROWS = [{"Q": f"What is {n} plus one?", "A": str(n + 1), "note": "x"} for n in range(20)]
@@ -63,7 +63,7 @@ def test_a_folder_is_read_by_datasets_with_its_splits(of, tmp_path):
     task = load_tasks(of("set", **NUMBER, test="test"))["mine"]
     assert [len(getattr(task, part)) for part in SETS] == [3, 6, 5]
     assert task.test["question"].str.endswith("plus ten?").all()
-    with pytest.raises(TaskError, match=r"split dev cannot be read \(.*dev"):
+    with pytest.raises(DataError, match=r"split dev cannot be read \(.*dev"):
         load_tasks(of("set", **NUMBER, test="dev"))
 
 
@@ -85,21 +85,21 @@ def test_the_answer_is_found_in_its_column_by_a_pattern(of, tmp_path):
     task = load_tasks(of("mine.jsonl", **NUMBER, gold_pattern=r"#### (.+)"))["mine"]
     assert {"1,000", "996"} <= {row.target for part in SETS for row in getattr(task, part).itertuples()}
     assert task.answers.same("1000", "1,000")
-    with pytest.raises(TaskError, match=r"gold_pattern '=(.*)' finds nothing in the answer 'Well.*of row 1; correct"):
+    with pytest.raises(DataError, match=r"gold_pattern '=(.*)' finds nothing in the answer 'Well.*of row 1; correct"):
         load_tasks(of("mine.jsonl", **NUMBER, gold_pattern="=(.*)"))
 
 
 def test_questions_that_stand_there_twice(of, tmp_path):
     write(tmp_path / "mine.csv", [*ROWS, ROWS[3]])
-    with pytest.raises(TaskError, match=r"question of row 21, 'What is 3 plus one\?', stands there twice; remove one"):
+    with pytest.raises(DataError, match=r"question of row 21, 'What is 3 plus one\?', stands there twice; remove one"):
         load_tasks(of(**NUMBER))
     assert len(questions(load_tasks(of(**NUMBER, duplicates="drop"))["mine"])) == 20
     write(tmp_path / "mine.csv", [*ROWS, ROWS[3] | {"A": "5"}])
-    with pytest.raises(TaskError, match=r"of row 21, .* stands there with two answers, '4' and '5'; keep the right"):
+    with pytest.raises(DataError, match=r"of row 21, .* stands there with two answers, '4' and '5'; keep the right"):
         load_tasks(of(**NUMBER, duplicates="drop"))
     write(tmp_path / "mine.csv", ROWS)
     write(tmp_path / "test.csv", [ROWS[0], {"Q": "What is 50 plus one?", "A": "51"}])
-    with pytest.raises(TaskError, match=r"test\.csv: the question of row 1, .* stands there twice"):
+    with pytest.raises(DataError, match=r"test\.csv: the question of row 1, .* stands there twice"):
         load_tasks(of(**NUMBER, test=str(tmp_path / "test.csv")))
 
 
@@ -135,7 +135,7 @@ def test_questions_that_stand_there_twice(of, tmp_path):
 def test_a_source_that_cannot_be_used_is_one_sentence(of, tmp_path, content, source, said):
     if content is not None:
         (tmp_path / "mine.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(DataError, match=said) as raised:
         load_tasks(of(**source))
     assert "\n" not in str(raised.value) and "mine" in str(raised.value) and len(str(raised.value)) < 500
 
@@ -151,7 +151,7 @@ def test_a_source_that_cannot_be_used_is_one_sentence(of, tmp_path, content, sou
 )
 def test_other_files_that_cannot_be_used(of, tmp_path, name, content, said):
     (tmp_path / name).write_text(content)
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(DataError, match=said) as raised:
         load_tasks(of(name, **NUMBER))
     assert "\n" not in str(raised.value)
 
@@ -160,7 +160,7 @@ def test_a_data_set_that_cannot_be_fetched_is_one_sentence(recipe_values, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     recipe_values["tasks"] = {"names": ["mine"], "sources": {"mine": {"path": "some/questions"} | NUMBER}}
-    with pytest.raises(TaskError, match=r"Task mine, some/questions, split train cannot be read") as raised:
+    with pytest.raises(DataError, match=r"Task mine, some/questions, split train cannot be read") as raised:
         load_tasks(Recipe.model_validate(recipe_values))
     assert "\n" not in str(raised.value)
 
@@ -175,7 +175,7 @@ def test_a_task_file_keeps_its_items_and_takes_a_kind_of_answer(recipe_values, t
     typed = load_tasks(Recipe.model_validate(recipe_values))["even"]
     assert plain.answers == Answers() and typed.answers == Answers("boolean") and typed.test.equals(plain.test)
     recipe_values["tasks"]["sources"] = {"even": {"answer_type": "number"}}
-    with pytest.raises(TaskError, match=r"cannot be read as number; .*boolean or exact would fit"):
+    with pytest.raises(DataError, match=r"cannot be read as number; .*boolean or exact would fit"):
         load_tasks(Recipe.model_validate(recipe_values))
 
 

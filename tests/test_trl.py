@@ -12,11 +12,10 @@ from test_loading import TEMPLATE, tiny_folder, tiny_tokenizer
 
 from workbench.models import loading
 from workbench.models.engine import Decoding, Request
-from workbench.models.loading import TuningError
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import DONE, completion_tokens, deal, tune_dpo, tune_sft, tuned
 from workbench.runs import progress
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Recipe
 
 BETA = 0.3
@@ -97,7 +96,7 @@ def test_dealing_hangs_on_the_generator_alone():
 
 
 def test_more_batches_than_rows_are_refused():
-    with pytest.raises(TuningError, match=r"2 rows cannot fill 3 batches; lower training\.batch_size"):
+    with pytest.raises(ModelError, match=r"2 rows cannot fill 3 batches; lower training\.batch_size"):
         deal([5, 5], 3, np.random.default_rng(0))
 
 
@@ -200,7 +199,7 @@ def test_a_text_that_would_lose_its_end_is_refused(of, folder, tmp_path, seen, s
             tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
 
     said = rf"{section}\.max_length is {longest - 1} tokens, but one example has {longest}; raise it"
-    with pytest.raises(TuningError, match=said):
+    with pytest.raises(ModelError, match=said):
         tune(longest - 1)
     assert not seen and not any(tmp_path.iterdir())
     tune(longest)
@@ -326,9 +325,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, fu
     with monkeypatch.context() as patched:
         if full == "rename":
             patched.setattr("workbench.models.trl.os.replace", no_space)
-        with pytest.raises(
-            StoreError, match="No space left on device.*nothing earlier is lost; free some space and run"
-        ):
+        with pytest.raises(RunError, match="No space left on device.*nothing earlier is lost; free some space and run"):
             tuned(tmp_path / "student", "a", train)
     assert not (tmp_path / "student").exists()
 
@@ -400,7 +397,7 @@ def test_an_adapter_in_training_is_killed_and_resumed(of, folder, tmp_path, monk
 
 def test_layers_that_are_not_there_are_named_before_training(of, folder, tmp_path, seen):
     said = r"training\.lora\.targets names 'query', which is no linear layer of the model; it has down_proj, gate_proj"
-    with pytest.raises(TuningError, match=said):
+    with pytest.raises(ModelError, match=said):
         adapted(of, folder, tmp_path, "training", targets=["q_proj", "query"])
     assert not seen and not any(tmp_path.iterdir())
 

@@ -6,8 +6,8 @@ import torch
 from test_backends import folder, recipe_of  # noqa: F401 (a fixture)
 from test_trl import LORA, curve, pairs, rows, weights
 
-from workbench.models.loading import TuningError
 from workbench.models.trl import tune_dpo, tune_sft
+from workbench.runs.errors import ModelError
 from workbench.runs.workers import one_thread
 
 
@@ -53,7 +53,7 @@ def test_memory_that_runs_out_is_one_sentence_with_the_next_setting_to_try(stage
         said = (
             rf"{stage} with {rows_at_once or n} examples at once \(CUDA out of memory\); set {stage}\.micro_batch_size "
         )
-        with pytest.raises(TuningError, match=f"{said}to {halved},"):
+        with pytest.raises(ModelError, match=f"{said}to {halved},"):
             run(folder, tmp_path / str(rows_at_once), stage, micro_batch_size=rows_at_once)
     run(folder, tmp_path / "fits", stage, micro_batch_size=1)
     assert tried[-1] == 1
@@ -64,7 +64,7 @@ def test_memory_that_suffices_for_nothing_is_one_sentence(folder, tmp_path, monk
 
     short_of_memory(monkeypatch, 0, SFTTrainer)
     said = r"does not suffice for one example at a time \(CUDA out of memory\); lower training\.max_length, set"
-    with pytest.raises(TuningError, match=said):
+    with pytest.raises(ModelError, match=said):
         run(folder, tmp_path / "none", "training", micro_batch_size=1)
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from simulated import two_arms
 
+from workbench.runs.errors import DataError
 from workbench.verdict import in_words, intervals, verdict
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE
-from workbench.verdict.verdict import VerdictError
 
 MARGIN, ALPHA = 0.05, 0.05
 SETTINGS = {
@@ -307,12 +307,12 @@ def test_further_comparisons_are_corrected_and_the_primary_one_is_not():
     ],
 )
 def test_refusals(spoil, words):
-    with pytest.raises(VerdictError, match=words):
+    with pytest.raises(DataError, match=words):
         verdict.compare(spoil(predictions()), "tailored", "untailored", 0, MARGIN, ALPHA)
 
 
 def test_base_alone_cannot_be_compared():
-    with pytest.raises(VerdictError, match="one seed"):
+    with pytest.raises(DataError, match="one seed"):
         verdict.compare(predictions(), "base", "base", 0, MARGIN, ALPHA)
 
 
@@ -372,7 +372,7 @@ def test_warnings():
 
 
 def test_missing_student_is_refused():
-    with pytest.raises(VerdictError, match="no predictions of student 'eve'"):
+    with pytest.raises(DataError, match="no predictions of student 'eve'"):
         full_verdict(student="eve")
 
 

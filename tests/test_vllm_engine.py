@@ -11,12 +11,12 @@ from conftest import not_run
 from test_loading import tiny_folder
 
 from workbench.models import vllm_engine
-from workbench.models.engine import Decoding, EngineError, Request
-from workbench.models.loading import ModelError
+from workbench.models.engine import Decoding, Request
 from workbench.models.openai_engine import OpenAIEngine
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import VllmEngine
 from workbench.runs.cache import Cache
+from workbench.runs.errors import ModelError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 N_PROBES = 200
@@ -127,7 +127,7 @@ def test_too_long_a_prompt_is_refused_before_any_work(engine, monkeypatch):
 def test_an_adapter_is_refused_with_the_way_on(tmp_path):
     folder = tiny_folder(tmp_path / "adapter")
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(EngineError, match="holds an adapter"):
+    with pytest.raises(ModelError, match="holds an adapter"):
         VllmEngine(str(folder))
 
 

@@ -8,17 +8,8 @@ from peft import LoraConfig, get_peft_model
 from test_loading import tiny_folder, tiny_tokenizer
 
 from workbench.models.loading import fingerprint_model, load
-from workbench.signals.warm_up import (
-    KINDS,
-    STATE,
-    WarmingError,
-    WarmUp,
-    load_warmed,
-    require_fit,
-    save_warmed,
-    trainable,
-    warm_up,
-)
+from workbench.runs.errors import ModelError
+from workbench.signals.warm_up import KINDS, STATE, WarmUp, load_warmed, require_fit, save_warmed, trainable, warm_up
 
 ROWS = pd.DataFrame({"prompt": ["w1 w2", "w3", "w4 w5 w6"], "completion": ["w7", "w8 w9", "w1"]})
 SETTINGS = WarmUp(n_steps=4, batch_size=2, learning_rate=1e-2, weight_decay=0.1)
@@ -107,7 +98,7 @@ def test_a_state_that_does_not_fit_is_refused(student, warm, tmp_path):
     warmed, parameters = load_warmed(warm), trainable(load(student, device="cpu").model)
     source = fingerprint_model(student)
     require_fit(warmed, source, parameters)
-    with pytest.raises(WarmingError, match=r"was made from model \w+, but the student is other; warm this one up\.$"):
+    with pytest.raises(ModelError, match=r"was made from model \w+, but the student is other; warm this one up\.$"):
         require_fit(warmed, "other", parameters)
     first = min(parameters)
     for kind in KINDS:
@@ -117,31 +108,31 @@ def test_a_state_that_does_not_fit_is_refused(student, warm, tmp_path):
         ):
             tensors = {name: dict(found) for name, found in warmed.tensors.items()}
             change(tensors[kind])
-            with pytest.raises(WarmingError, match=rf"warmed state's {kind} do not fit the model: 1 of .*{first}"):
+            with pytest.raises(ModelError, match=rf"warmed state's {kind} do not fit the model: 1 of .*{first}"):
                 require_fit(replace(warmed, tensors=tensors), source, parameters)
     tensors = {name: dict(found) for name, found in warmed.tensors.items()}
     tensors["exp_avg"][first] = tensors["exp_avg"][first] * float("nan")
-    with pytest.raises(WarmingError, match="exp_avg are not finite; warm up again"):
+    with pytest.raises(ModelError, match="exp_avg are not finite; warm up again"):
         require_fit(replace(warmed, tensors=tensors), source, parameters)
 
 
 def test_a_missing_or_damaged_state_says_what_to_do(warm, tmp_path):
-    with pytest.raises(WarmingError, match=r"There is no warmed state .*; make it with warm_up\.$"):
+    with pytest.raises(ModelError, match=r"There is no warmed state .*; make it with warm_up\.$"):
         load_warmed(tmp_path)
     save_warmed(load_warmed(warm), tmp_path)
     whole = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WarmingError, match=r"is damaged \(.*\); remove its folder and warm up again\.$"):
+    with pytest.raises(ModelError, match=r"is damaged \(.*\); remove its folder and warm up again\.$"):
         load_warmed(tmp_path)
 
 
 def test_what_cannot_be_warmed_up_is_refused(student, tmp_path):
-    with pytest.raises(WarmingError, match="warm-up set is empty"):
+    with pytest.raises(ModelError, match="warm-up set is empty"):
         warm_up(str(student), ROWS[:0], SETTINGS, 0, tmp_path / "state", "cpu")
-    with pytest.raises(WarmingError, match=r"The text that begins '' has a prompt of 0 tokens"):
+    with pytest.raises(ModelError, match=r"The text that begins '' has a prompt of 0 tokens"):
         warm_up(str(student), ROWS.assign(prompt=""), SETTINGS, 0, tmp_path / "state", "cpu")
     wild = WarmUp(n_steps=3, batch_size=1, learning_rate=1e38)
-    with pytest.raises(WarmingError, match="Loss or gradient of warm-up step 2 is not finite"):
+    with pytest.raises(ModelError, match="Loss or gradient of warm-up step 2 is not finite"):
         warm_up(str(student), ROWS, wild, 0, tmp_path / "state", "cpu")
     for wrong in ({"n_steps": 0}, {"learning_rate": float("nan")}, {"beta2": 1.0}, {"weight_decay": -1.0}):
         with pytest.raises(ValueError, match="A warm-up needs n_steps and batch_size >= 1"):

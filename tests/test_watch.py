@@ -17,7 +17,7 @@ from workbench.cli.main import DONE, FAILED, main
 from workbench.notebook import watch
 from workbench.notebook.watch import RunMonitor, look, spark_lines, visible
 from workbench.runs import progress
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import NEXT, Step, open_run, steps_in
 
@@ -163,7 +163,7 @@ def not_as_described() -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("function", "said"),
-    [(breaks, "ValueError: no such luck"), (not_as_described, "RecordError: The frame 'drafts' breaks")],
+    [(breaks, "ValueError: no such luck"), (not_as_described, "DataError: The frame 'drafts' breaks")],
 )
 def test_a_cell_that_stops_says_so_though_its_kernel_lives(work, function, said):
     with pytest.raises(ValueError, match=said.partition(": ")[2]):
@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_the_run_alone(begun, capsys, monkeypatch):
 def test_a_run_that_is_not_there_is_refused(runs, capsys):
     assert main(["watch", "nobody"]) == FAILED
     assert "There is no run 'nobody'" in capsys.readouterr().err
-    with pytest.raises(StoreError):
+    with pytest.raises(RunError):
         RunMonitor("nobody")
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import PROJECT
 
-from workbench.runs.workers import JobError, run_jobs
+from workbench.runs.errors import RunError
+from workbench.runs.workers import run_jobs
 
 
 def square(n: int) -> int:
@@ -56,13 +57,13 @@ def test_every_job_has_one_thread_and_this_process_keeps_its_own(workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_names_its_job(workers):
-    with pytest.raises(JobError, match="squares failed at job 99: ValueError: 99 is too many") as error:
+    with pytest.raises(RunError, match="squares failed at job 99: ValueError: 99 is too many") as error:
         run_jobs(square, [99, 1], workers, "squares")
     assert isinstance(error.value.__cause__, ValueError)
 
 
 def test_a_process_that_dies_is_reported():
-    with pytest.raises(JobError, match="A process of dying died at or near job"):
+    with pytest.raises(RunError, match="A process of dying died at or near job"):
         run_jobs(die, [0, 1], 2, "dying")
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from workbench import figures
+from workbench.runs.errors import DataError
 from workbench.runs.seeding import stream
 from workbench.verdict.learning_curves import needed, points, worth
 from workbench.verdict.verdict import BASE_SEED
@@ -122,5 +123,5 @@ def test_the_figure_and_the_words_say_what_was_found():
     plain = figures.learning_curve(points(table))
     assert len(plain.data) == 3 and "level line" not in figures.caption(plain)
     assert "worth" not in figures.sentence(plain) and figures.sentence(plain).endswith(".")
-    with pytest.raises(figures.FigureError, match="workbench study learning_curves"):
+    with pytest.raises(DataError, match="workbench study learning_curves"):
         figures.learning_curve(points(table)[:0])

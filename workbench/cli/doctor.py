@@ -12,6 +12,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench.runs.errors import RecipeError
+
 ROOT = Path(__file__).resolve().parents[2]
 DISK_GB = 10
 MEMORY_GB = 4
@@ -101,7 +103,7 @@ def _engines_and_backends() -> Iterator[Finding]:
 def _models() -> Iterator[Finding]:
     """Look for the model folders and task files of the shipped pocket recipe."""
     from workbench.methods import POCKET_RECIPE
-    from workbench.runs.recipe import RecipeError, project_root
+    from workbench.runs.recipe import project_root
     from workbench.runs.recipe_file import load_recipe
     from workbench.tasks.task import task_file
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from workbench.runs.errors import RecipeError, RunError
+
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 # {first} stands for the first recipe that the project ships, {demo} for its demo.
 EXAMPLES = """examples:
@@ -87,12 +89,11 @@ def run(given: argparse.Namespace) -> int | None:
     from workbench import methods
     from workbench.notebook import headless
     from workbench.report.card import rungs
-    from workbench.runs.cache import StoreError
 
     try:
         work = headless.prepare(given.recipe, given.name, dict(given.parameter))
         notebooks = headless.wanted(work, given.first, given.last)
-    except (StoreError, ValueError) as error:
+    except (RunError, ValueError) as error:
         return _say(error, REFUSED)
     print(f"run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", flush=True)
     report = headless.run_notebooks(work, given.first, given.last)
@@ -275,7 +276,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0 done, 1 failed, 2 refused before anything ran."""
     given = parser().parse_args(arguments)
-    from workbench.runs.recipe import RecipeError
 
     try:
         if method := getattr(given, "method", ""):

@@ -36,7 +36,7 @@ def parameters_of(name: str, given: Sequence[tuple[str, str]]) -> dict[str, obje
         given: Each a name and a value as text.
 
     Raises:
-        ValueError: If there is no such study; a ParameterError if there is no such parameter or it is no such value.
+        ValueError: If there is no such study; a RecipeError if there is no such parameter or it is no such value.
     """
     from workbench.notebook.session import require
 

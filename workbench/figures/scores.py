@@ -14,7 +14,6 @@ from workbench.figures.style import (
     LEVEL,
     LIGHT,
     POCKET,
-    FigureError,
     bars,
     dots_and_means,
     finish,
@@ -27,6 +26,7 @@ from workbench.figures.style import (
     spell_each,
 )
 from workbench.loop.pairs import DECIDED
+from workbench.runs.errors import DataError
 from workbench.verdict.in_words import percent
 from workbench.verdict.intervals import auc, clustered_mean, wilson
 
@@ -167,7 +167,7 @@ def probe_roc(
     scores = scored(signals, drafts)
     known = [student for student in native if student in set(scores["student"])]
     if not known:
-        raise FigureError("No student with a native technique has scores; pass native={student: technique}.")
+        raise DataError("No student with a native technique has scores; pass native={student: technique}.")
     found, curves = [], []
     for student in known:
         own = scores[scores["student"] == student]
@@ -236,7 +236,7 @@ def decidedness(pairs: pd.DataFrame) -> pd.DataFrame:
     own = pairs[~pairs["flipped"]]
     if own["p_chosen"].isna().any():
         lost = own.loc[own["p_chosen"].isna(), "pair_id"].iloc[0]
-        raise FigureError(f"Pair {lost!r} has no p_chosen: its sides were not probed; pass pairs built from probes.")
+        raise DataError(f"Pair {lost!r} has no p_chosen: its sides were not probed; pass pairs built from probes.")
     columns = ["pair_id", "student", "kind", "task", "score_gap", "p_chosen"]
     return own[columns].assign(decided=own["p_chosen"] >= DECIDED)
 

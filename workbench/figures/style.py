@@ -19,6 +19,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from workbench.runs.errors import DataError
 from workbench.verdict.in_words import percent
 
 CHOSEN, REJECTED, CONTROL, TAILORED, LIGHT = "#0072B2", "#D55E00", "#595959", "#009E73", "#C9D3DC"
@@ -58,10 +59,6 @@ _script_shown = False
 _theme, _times = "light", 1.0
 
 
-class FigureError(ValueError):
-    """A figure cannot be drawn from what was given, and what to do about it."""
-
-
 def escape(text: object, limit: int = 60) -> str:
     """Return a text that plotly and HTML show literally, on one line and shortened to the limit.
 
@@ -98,7 +95,7 @@ def arm_style(arm: str) -> Style:
 def need(frame: pd.DataFrame, what: str, do: str) -> pd.DataFrame:
     """Return the frame, or say what is missing when it is empty."""
     if frame.empty:
-        raise FigureError(f"There are no {what} to draw; {do}.")
+        raise DataError(f"There are no {what} to draw; {do}.")
     return frame
 
 
@@ -215,7 +212,7 @@ def use_theme(theme: str) -> None:
     """Draw figures from now on for a "light" or a "dark" page; they bring their own ground and are read on both."""
     global _theme
     if theme not in ("light", "dark"):
-        raise FigureError(f"A theme is 'light' or 'dark', got {theme!r}; they differ in ground and colours alone.")
+        raise DataError(f"A theme is 'light' or 'dark', got {theme!r}; they differ in ground and colours alone.")
     _theme = theme
 
 
@@ -223,7 +220,7 @@ def use_large_type(times: float = 1.35) -> None:
     """Draw figures from now on with larger type and marks, to be read from the back row; 1 ends that."""
     global _times
     if not 1 <= times <= 3:
-        raise FigureError(f"Type can be 1 to 3 times as large, got {times}; 1.35 suits a projector.")
+        raise DataError(f"Type can be 1 to 3 times as large, got {times}; 1.35 suits a projector.")
     _times = times
 
 
@@ -355,11 +352,11 @@ def save_png(fig: go.Figure, path: str | Path, width: int = 960) -> Path:
     """Save a figure as a picture with Chromium or Chrome.
 
     Raises:
-        FigureError: If there is no browser, or it does not draw.
+        DataError: If there is no browser, or it does not draw.
     """
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise FigureError(f"A picture needs one of {', '.join(BROWSERS)}; install one, or read the table instead.")
+        raise DataError(f"A picture needs one of {', '.join(BROWSERS)}; install one, or read the table instead.")
     path = Path(path).resolve()
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "figure.html")
@@ -372,5 +369,5 @@ def save_png(fig: go.Figure, path: str | Path, width: int = 960) -> Path:
         command = [browser, *flags, profile, size, f"--screenshot={path}", page.as_uri()]
         done = subprocess.run(command, capture_output=True, timeout=120, text=True)
     if done.returncode or not path.exists():
-        raise FigureError(f"{browser} did not draw {path.name}: {done.stderr.strip()[-200:]}; try it by hand.")
+        raise DataError(f"{browser} did not draw {path.name}: {done.stderr.strip()[-200:]}; try it by hand.")
     return path

@@ -16,7 +16,6 @@ from workbench.figures.style import (
     POCKET,
     REJECTED,
     TAILORED,
-    FigureError,
     arm_style,
     bars,
     finish,
@@ -24,6 +23,7 @@ from workbench.figures.style import (
     named,
     spell_each,
 )
+from workbench.runs.errors import DataError
 from workbench.verdict.in_words import level, percent
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict.verdict import paired
@@ -51,7 +51,7 @@ def block_of(verdict: Mapping, student: str = "") -> Mapping:
         return verdict
     if student not in verdict.get("students", {}):
         known = ", ".join(verdict.get("students", {})) or verdict["student"]
-        raise FigureError(f"The verdict has no student {student!r}; it has {known}.")
+        raise DataError(f"The verdict has no student {student!r}; it has {known}.")
     return verdict["students"][student]
 
 

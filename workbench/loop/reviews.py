@@ -18,7 +18,8 @@ import pandas as pd
 
 from workbench.loop.pairs import swap_sides
 from workbench.runs import schemas
-from workbench.runs.cache import Database, StoreError
+from workbench.runs.cache import Database
+from workbench.runs.errors import RunError
 from workbench.runs.run import Run
 from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
 
@@ -28,10 +29,6 @@ VERSION = 1
 FIELDS = ("review", "note")
 NOTE_LIMIT = 10_000  # characters; a note is not a place for documents
 NAMES = ("pair_id", "student", "kind", "task", "chosen_id", "rejected_id")
-
-
-class ReviewError(ValueError):
-    """A review cannot be taken: what was wrong with it, and what is allowed."""
 
 
 class Event(NamedTuple):
@@ -104,14 +101,14 @@ class Reviews(Database):
             left: The id shown on the left.
 
         Raises:
-            ReviewError: If field or value is none of these.
+            RunError: If field or value is none of these.
         """
         if field not in FIELDS:
-            raise ReviewError(f"A pair has a review and a note, not {field!r}; give one of {', '.join(FIELDS)}.")
+            raise RunError(f"A pair has a review and a note, not {field!r}; give one of {', '.join(FIELDS)}.")
         if field == "review" and value not in ("", *REVIEWS):
-            raise ReviewError(f"A review is {', '.join(REVIEWS)} (or empty to take it back), got {value!r}; use these.")
+            raise RunError(f"A review is {', '.join(REVIEWS)} (or empty to take it back), got {value!r}; use these.")
         if len(value) > NOTE_LIMIT:
-            raise ReviewError(f"A note has at most {NOTE_LIMIT:,} characters, got {len(value):,}; shorten it.")
+            raise RunError(f"A note has at most {NOTE_LIMIT:,} characters, got {len(value):,}; shorten it.")
         names = {name: str(pair[name]) for name in NAMES}
         self._add(names | {"field": field, "value": value, "blind": blind, "left": left}, event_id)
 
@@ -244,7 +241,7 @@ def newer_than_alignment(run: Run) -> str:
         return ""
     try:
         used, now = run.read("reviewed", "reviews"), reviews_of(run, run.read("pairs"))
-    except StoreError:
+    except RunError:
         # What is not up to date is said where it is used.
         return ""
     changing = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from workbench.methods.arte import ARTE
 from workbench.methods.base import Method
 from workbench.methods.montessori import MONTESSORI
-from workbench.runs.recipe import RecipeError
+from workbench.runs.errors import RecipeError
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"

@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+from workbench.runs.errors import RunError
+
 # Unsloth goes through vLLM's compiled parts when it finds them, of which not all run on every processor.
 HIDDEN_FROM_UNSLOTH = ("vllm",)
 
@@ -26,14 +28,14 @@ def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parents, args=(job["parent"], os.getppid()), daemon=True).start()
     if job["backend"] == "unsloth":
         _import_unsloth()
-    from workbench.runs.cache import StoreError, atomic_write
+    from workbench.runs.cache import atomic_write
 
     first = os.environ.get("RANK", "0") == "0"
     try:
         outcome = _train(folder, job)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         # The first to fail knows why; the others only miss it.
-        kind = type(error).__name__ if isinstance(error, ValueError | StoreError) else ""
+        kind = type(error).__name__ if isinstance(error, ValueError | RunError) else ""
         if not (folder / "error.json").exists():
             atomic_write(folder / "error.json", json.dumps({"kind": kind, "said": str(error)}).encode())
         raise

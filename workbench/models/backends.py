@@ -14,9 +14,9 @@ import torch
 
 from workbench.models import trl
 from workbench.models.backend_process import unsloth_folder
-from workbench.models.loading import TuningError
 from workbench.runs import progress
-from workbench.runs.cache import StoreError, read_json
+from workbench.runs.cache import read_json
+from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Alignment, Recipe, Training, parse_yaml, project_root
 
 INSTALL = {"unsloth": "make unsloth", "bitsandbytes": "make bitsandbytes"}
@@ -42,23 +42,23 @@ def check(recipe: Recipe) -> None:
     """Find out before any work whether what the recipe trains with is here.
 
     Raises:
-        TuningError: If it is not, with the way on.
+        ModelError: If it is not, with the way on.
     """
     for section in ("alignment", "training"):
         settings = getattr(recipe, section)
         if settings.backend == "unsloth" and not unsloth_version():
-            raise TuningError(
+            raise ModelError(
                 f"{section}.backend is unsloth, which is not installed; run: {INSTALL['unsloth']}, or take trl."
             )
         if not settings.lora.load_in_4bit:
             continue
         if recipe.compute.device == "cpu" or not torch.cuda.is_available():
-            raise TuningError(
+            raise ModelError(
                 f"{section}.lora.load_in_4bit needs a GPU, and there is none to use here; take it out to train the "
                 "adapter beside whole weights."
             )
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise TuningError(
+            raise ModelError(
                 f"{section}.lora.load_in_4bit needs bitsandbytes, which is not installed; run: "
                 f"{INSTALL['bitsandbytes']}, or take it out."
             )
@@ -98,11 +98,11 @@ def _launcher_config(recipe: Recipe) -> list[str]:
         config = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise TuningError(
+        raise ModelError(
             f"compute.launcher_config {path} cannot be read ({reason}); name a file that `accelerate config` wrote."
         ) from None
     if not isinstance(config, dict) or "num_processes" not in config:
-        raise TuningError(
+        raise ModelError(
             f"compute.launcher_config {path} does not say num_processes; name a file that `accelerate config` wrote."
         )
     # Two runs on one machine must not meet at one port; across machines the file says which.
@@ -161,9 +161,9 @@ def _outcome(folder: Path, status: int, last: list[str], stage: str) -> dict:
         return outcome
     error = read_json(folder / "error.json")
     if kind := error.get("kind"):
-        raise (StoreError if kind == "StoreError" else TuningError)(error["said"])
+        raise (RunError if kind == "RunError" else ModelError)(error["said"])
     reason = error.get("said") or " | ".join(last)
-    raise TuningError(
+    raise ModelError(
         f"The process of the {stage} ended with status {status} ({reason}); what was trained up to its last "
         "checkpoint is kept, so mend that and run again."
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from workbench.models.loading import ModelError, render, render_shared
+from workbench.models.loading import render, render_shared
+from workbench.runs.errors import ModelError
 from workbench.runs.run import fingerprint
 
 if TYPE_CHECKING:
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 KIND = "completion"
 REFUSED = "refusal"  # recorded, and never given as an answer: the next run asks again
 Report = Callable[[int, int], None]
-
-
-class EngineError(RuntimeError):
-    """An engine cannot do what is asked; the message is one sentence with the fix."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Engine(ABC):
 
         Raises:
             ModelError: If a prompt is empty or too long for the model; nothing is computed then.
-            EngineError: If the engine cannot go on; what is finished is kept.
+            ModelError: If the engine cannot go on; what is finished is kept.
         """
         keys = [self._key(request, decoding, seed) for request in requests]
         rows = self._rows(dict(zip(keys, requests, strict=True)), decoding)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from workbench.runs.errors import ModelError
 from workbench.runs.recipe import project_root
 from workbench.runs.run import file_sha256, fingerprint
 
@@ -37,14 +38,6 @@ FINGERPRINTED = (
 # Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class ModelError(ValueError):
-    """A model cannot be used as asked; the message is one sentence with the fix."""
-
-
-class TuningError(ValueError):
-    """A training set cannot be trained on as the recipe says."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,6 @@ from workbench.models.engine import (
     Completion,
     Decoding,
     Engine,
-    EngineError,
     Finished,
     Request,
     TokenizedRequest,
@@ -30,6 +29,7 @@ from workbench.models.engine import (
 )
 from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
 from workbench.runs.cache import SPENDING
+from workbench.runs.errors import ModelError
 from workbench.runs.run import fingerprint
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def url_of(base_url: str) -> str:
     """Return where the server is: as the recipe says, else as the environment does.
 
     Raises:
-        EngineError: If neither says.
+        ModelError: If neither says.
     """
     url = (base_url or os.environ.get(URL_VARIABLE, "")).rstrip("/")
     if not url:
-        raise EngineError(
+        raise ModelError(
             f"The engine openai needs a server: set {URL_VARIABLE} or engines' base_url, such as "
             "http://localhost:8000/v1."
         )
@@ -79,7 +79,7 @@ def http_client(timeout_s: float, check: Callable[[dict], object], stopping: thr
     class LimitedClient(openai.DefaultHttpxClient):
         def send(self, request, **options):
             if stopping.is_set():
-                raise EngineError("The work was stopped; all answers so far are kept.")
+                raise ModelError("The work was stopped; all answers so far are kept.")
             ends, body = time.monotonic() + timeout_s, bytearray()
             response = super().send(request, **options | {"stream": True})
             try:
@@ -105,10 +105,6 @@ def http_client(timeout_s: float, check: Callable[[dict], object], stopping: thr
                 self.close()
 
     return LimitedClient(timeout=timeout_s, follow_redirects=False)
-
-
-class BudgetSpent(EngineError):
-    """The cap leaves no room for another request; what was answered is kept."""
 
 
 @dataclass
@@ -157,11 +153,11 @@ class Budget:
         within = not self.max_money or self._cost(n_in, n_out) <= self.max_money
         return within and (not self.max_tokens or n_in + n_out <= self.max_tokens)
 
-    def spent(self, n_left: int) -> BudgetSpent:
+    def spent(self, n_left: int) -> ModelError:
         """Return the error that ends the work with so many requests unanswered."""
         cap = f"{self.max_tokens} tokens" if self.max_tokens else f"{self.max_money:g} in money"
         cost = self._cost(self.n_in, self.n_out)
-        return BudgetSpent(
+        return ModelError(
             f"The budget of {cap} leaves no room for another request: {self.n_in + self.n_out} tokens are spent"
             f"{f' ({cost:.4g} in money)' if cost else ''} by {self.account or 'this account'} and {n_left} requests "
             "are not answered yet; all answers are kept, so raise budget_tokens or budget_money in the recipe and run "
@@ -193,7 +189,7 @@ class OpenAIEngine(Engine):
         limit: Most tokens of prompt and completion together, as the server tells; 0 if it does not.
 
     Raises:
-        EngineError: If the server is not there, refuses the key, or does not know the model.
+        ModelError: If the server is not there, refuses the key, or does not know the model.
     """
 
     name = "openai"
@@ -238,7 +234,7 @@ class OpenAIEngine(Engine):
         """Return one completion per request, in their order, as Engine.generate says; within the budget.
 
         Raises:
-            BudgetSpent: If the cap leaves no room for another request; all answers are kept.
+            ModelError: If the cap leaves no room for another request; all answers are kept.
         """
         self._items = items
         if items:
@@ -269,7 +265,7 @@ class OpenAIEngine(Engine):
             yield {key: Finished(completion) for key, completion in done.items()}
         left = deque(sorted((row for row in rows.values() if row.key not in done), key=lambda row: row.request.prompt))
         under_way: dict[Future, tuple[TokenizedRequest, tuple[int, int]]] = {}
-        fault: EngineError | None = None
+        fault: ModelError | None = None
         self._stopping.clear()
         pool = ThreadPoolExecutor(self.max_concurrency, "server")
         try:
@@ -289,7 +285,7 @@ class OpenAIEngine(Engine):
                     try:
                         part[row.key], took = future.result()
                         self.budget.add(took[0] - most[0], took[1] - most[1])
-                    except EngineError as error:
+                    except ModelError as error:
                         fault = error
                 if self._items:
                     self.budget.save(self._items)
@@ -350,9 +346,9 @@ class OpenAIEngine(Engine):
         try:
             import openai
         except ImportError as error:
-            raise EngineError(f"The engine openai is not installed ({error}); run: make openai") from error
+            raise ModelError(f"The engine openai is not installed ({error}); run: make openai") from error
         if not self._secret and urlsplit(self.base_url).hostname not in LOOPBACK:
-            raise EngineError(
+            raise ModelError(
                 f"The server {self.base_url} needs a key and {KEY_VARIABLE} is not set; export it in the shell that "
                 "starts the workbench, never in a recipe or notebook."
             )
@@ -367,7 +363,7 @@ class OpenAIEngine(Engine):
             listed = self.client.with_options(max_retries=0).models.with_raw_response.list()
             known = {entry["id"]: entry for entry in json.loads(listed.http_response.content)["data"]}
         except openai.APIConnectionError as error:
-            raise EngineError(
+            raise ModelError(
                 f"There is no server at {self.base_url} ({self._words(error.__cause__ or error)}); start it or correct "
                 f"engines' base_url or {URL_VARIABLE}."
             ) from None
@@ -378,7 +374,7 @@ class OpenAIEngine(Engine):
         except (ValueError, KeyError, TypeError):
             return
         if known and self.model_name not in known:
-            raise EngineError(
+            raise ModelError(
                 f"The server {self.base_url} serves {', '.join(sorted(known)[:5])}, not {self.model_name!r}; correct "
                 "the model, or engines' model_name."
             )
@@ -389,7 +385,7 @@ class OpenAIEngine(Engine):
         """Return the body of the answer to one completion; the client waits and tries again.
 
         Raises:
-            EngineError: If there is none.
+            ModelError: If there is none.
         """
         import openai
 
@@ -404,28 +400,28 @@ class OpenAIEngine(Engine):
             raise self._gave_up(self._words(error.__cause__ or error)) from None
         return json.loads(raw.http_response.content)
 
-    def _gave_up(self, last: str) -> EngineError:
-        return EngineError(
+    def _gave_up(self, last: str) -> ModelError:
+        return ModelError(
             f"The server {self.base_url} did not answer in {self.client.max_retries + 1} tries (the last: {last}); all "
             "answers so far are kept, so run the same command again when it is well, or lower engines' max_concurrency."
         )
 
-    def _fault_of(self, error) -> EngineError:
+    def _fault_of(self, error) -> ModelError:
         """Return what an answer with an error status means."""
         words, status, server = self._words(error), error.status_code, f"The server {self.base_url}"
         if status in (401, 403):
-            return EngineError(f"{server} refuses the key in {KEY_VARIABLE} ({words}); export a valid one.")
+            return ModelError(f"{server} refuses the key in {KEY_VARIABLE} ({words}); export a valid one.")
         if error.code == "insufficient_quota":
-            return EngineError(
+            return ModelError(
                 f"The account at {self.base_url} has nothing left ({words}); all answers so far are kept."
             )
         if status in (408, 409, 429) or status >= 500:
             return self._gave_up(words)
         if status // 100 == 3:
-            return EngineError(f"{server} sends requests elsewhere ({words}); correct engines' base_url.")
+            return ModelError(f"{server} sends requests elsewhere ({words}); correct engines' base_url.")
         if status == 404:
-            return EngineError(f"{server} does not know {self.model_name!r} or what is asked of it ({words}).")
-        return EngineError(
+            return ModelError(f"{server} does not know {self.model_name!r} or what is asked of it ({words}).")
+        return ModelError(
             f"{server} refuses a request ({words}); is the context too long or an option unknown to it? Lower "
             "max_new_tokens or correct the recipe."
         )

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 
-from workbench.models.engine import Engine, EngineError
+from workbench.models.engine import Engine
 from workbench.models.loading import fingerprint_model, resolve
 from workbench.models.openai_engine import Budget, OpenAIEngine, url_of
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import VllmEngine
+from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_engines import ROLES, EngineChoice
 from workbench.runs.run import fingerprint
@@ -98,7 +99,7 @@ def start_engine(recipe: Recipe, role: Role, ref: str, compared: bool = False) -
     """Start the engine of a role with a model, or return the one that is running with it.
 
     Raises:
-        EngineError: If it cannot be started, with the way on.
+        ModelError: If it cannot be started, with the way on.
         ModelError: If the model cannot be used.
     """
     choice = choice_of(recipe, role, compared)
@@ -166,12 +167,12 @@ def check(recipe: Recipe) -> None:
     """Find out before any work whether the engines can be used: installed, reachable, the key good, the model known.
 
     Raises:
-        EngineError: If one cannot, with the way on.
+        ModelError: If one cannot, with the way on.
     """
     for role in ROLES:
         choice = choice_of(recipe, role)
         if lacks := missing(choice.engine):
-            raise EngineError(
+            raise ModelError(
                 f"engines.{role} is {choice.engine}, which is not installed (no {lacks[0]}); run: "
                 f"{INSTALL[choice.engine]}, or take transformers."
             )

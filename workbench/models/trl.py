@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 
 from workbench.models import loading
-from workbench.models.loading import TuningError
 from workbench.runs import progress
-from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
+from workbench.runs.cache import atomic_write, read_json, runs_folder
+from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NEXT
@@ -33,7 +33,7 @@ def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> li
         [[0, 1, 2], [3]]
     """
     if len(lengths) < n_batches:
-        raise TuningError(f"{len(lengths)} rows cannot fill {n_batches} batches; lower training.batch_size.")
+        raise ModelError(f"{len(lengths)} rows cannot fill {n_batches} batches; lower training.batch_size.")
     order = sorted(rng.permutation(len(lengths)).tolist(), key=lambda i: -lengths[i])
     batches: list[list[int]] = [[] for _ in range(n_batches)]
     totals = np.zeros(n_batches)
@@ -195,7 +195,7 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
             if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
                 raise
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise StoreError(
+            raise RunError(
                 f"{folder} could not be written ({reason}), nothing earlier is lost; "
                 "free some space and run the same command again."
             ) from error
@@ -222,7 +222,7 @@ def _last_checkpoint(work: Path) -> str | None:
     """Return the newest checkpoint that was written to its end."""
     for path in sorted(work.glob(f"{CHECKPOINTS}/checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1])):
         # The trainer writes its state last, so a kill in the middle leaves none of it, or half a file.
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(RunError):
             if read_json(path / "trainer_state.json"):
                 return str(path)
     return None
@@ -275,7 +275,7 @@ def _train(
     """Train on these batches from where an earlier try was stopped, save the model, and return the trainer.
 
     Raises:
-        TuningError: If memory does not suffice.
+        ModelError: If memory does not suffice.
     """
     section = "training" if isinstance(settings, Training) else "alignment"
     # A second GPU is not the trainer's to take: one process trains on one, several are for the launcher.
@@ -304,14 +304,14 @@ def _train(
     return trainer
 
 
-def _too_large(section: str, settings: Alignment | Training, reason: str) -> TuningError:
+def _too_large(section: str, settings: Alignment | Training, reason: str) -> ModelError:
     rows = settings.micro_batch_size or settings.batch_size
     if rows == 1:
-        return TuningError(
+        return ModelError(
             f"Memory does not suffice for one example at a time ({reason}); lower {section}.max_length, set "
             "gradient_checkpointing or lora, or take a smaller model."
         )
-    return TuningError(
+    return ModelError(
         f"Memory does not suffice for {section} with {rows} examples at once ({reason}); set {section}."
         f"micro_batch_size to {rows // 2} in the recipe, which changes nothing learned, and run the same command again."
     )
@@ -347,7 +347,7 @@ def adapter_config(lora: Lora, model, section: str, seed: int):
     """Return PEFT's configuration of an adapter to train, or None when all weights are trained.
 
     Raises:
-        TuningError: If the model lacks a layer that is to be adapted, naming those it has.
+        ModelError: If the model lacks a layer that is to be adapted, naming those it has.
     """
     if not lora.rank:
         return None
@@ -357,7 +357,7 @@ def adapter_config(lora: Lora, model, section: str, seed: int):
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not output]
     there = sorted({name.rsplit(".", 1)[-1] for name in linear})
     if unknown := [name for name in lora.targets if name not in there]:
-        raise TuningError(
+        raise ModelError(
             f"{section}.lora.targets names {unknown[0]!r}, which is no linear layer of the model; it has "
             f"{', '.join(there)}, or name none to adapt all."
         )
@@ -482,7 +482,7 @@ def _plain_ids(tokenizer, texts: list[str]) -> list[list[int]]:
 
 def _refuse_too_long(longest: int, limit: int, section: str) -> None:
     if longest > limit:
-        raise TuningError(
+        raise ModelError(
             f"{section}.max_length is {limit} tokens, but one example has {longest}; raise it, because a longer "
             "example would lose its end, the answer."
         )

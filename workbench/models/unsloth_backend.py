@@ -3,7 +3,7 @@
 import sys
 
 from workbench.models import loading
-from workbench.models.loading import TuningError
+from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Alignment, Training
 
 
@@ -11,18 +11,18 @@ def load(ref: str, dtype: str, device: str, settings: Alignment | Training) -> l
     """Load a model folder through Unsloth, with the tokenizer as everything else here reads it.
 
     Raises:
-        TuningError: If Unsloth was not imported first, or the folder is an adapter.
+        ModelError: If Unsloth was not imported first, or the folder is an adapter.
         ModelError: If the folder cannot be used.
     """
     if "unsloth" not in sys.modules:
-        raise TuningError(
+        raise ModelError(
             "Unsloth changes transformers and TRL when it is imported; train through models.backends instead."
         )
     from unsloth import FastLanguageModel
 
     folder = loading.resolve(ref)
     if (folder / "adapter_config.json").is_file():
-        raise TuningError(f"Model {ref} is an adapter, which Unsloth would not merge; merge it first, or take trl.")
+        raise ModelError(f"Model {ref} is an adapter, which Unsloth would not merge; merge it first, or take trl.")
     loading.require_safetensors(folder)
     model, _ = FastLanguageModel.from_pretrained(
         str(folder),

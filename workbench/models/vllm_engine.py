@@ -14,7 +14,6 @@ from workbench.models.engine import (
     Completion,
     Decoding,
     Engine,
-    EngineError,
     Finished,
     Request,
     TokenizedRequest,
@@ -23,6 +22,7 @@ from workbench.models.engine import (
     refuse_unfit,
 )
 from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
+from workbench.runs.errors import ModelError
 from workbench.runs.seeding import stream_seed
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class VllmEngine(Engine):
     ) -> None:
         folder = resolve(ref)
         if (folder / "adapter_config.json").is_file():
-            raise EngineError(
+            raise ModelError(
                 f"{folder} holds an adapter, and the engine vllm takes whole models only; merge it into its base, or "
                 "take the engine transformers instead."
             )
@@ -96,11 +96,11 @@ class VllmEngine(Engine):
                 seed=0,
             )
         except ImportError as error:
-            raise EngineError(
+            raise ModelError(
                 f"The engine vllm is not installed ({error}); `workbench doctor` says how, or take transformers."
             ) from error
         except (ValueError, RuntimeError, OSError) as error:
-            raise EngineError(
+            raise ModelError(
                 f"vLLM does not start with {ref} ({_last_line(error)}); lower engines' gpu_memory_utilization or "
                 "max_model_len, or take the engine transformers."
             ) from error
@@ -164,7 +164,7 @@ class VllmEngine(Engine):
         try:
             return self.llm.generate(tokens, asked, use_tqdm=False)
         except RuntimeError as error:
-            raise EngineError(
+            raise ModelError(
                 f"vLLM cannot compute with {self.ref} ({_last_line(error)}); take the engine transformers instead."
             ) from error
         finally:

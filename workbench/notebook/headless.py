@@ -15,7 +15,8 @@ import nbformat
 from workbench.methods import ALL
 from workbench.notebook.display import HEADLESS
 from workbench.notebook.session import metrics_path, record_status
-from workbench.runs.cache import StoreError, read_json
+from workbench.runs.cache import read_json
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
 from workbench.runs.recipe_file import load_recipe
@@ -27,10 +28,6 @@ PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to p
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.notebook.headless import preflight\npreflight({name!r})"
-
-
-class NotebookFailed(RuntimeError):
-    """A notebook ended with an error; the message is that error in one sentence."""
 
 
 def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
@@ -61,17 +58,17 @@ def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
         last: The same; "" for the last one.
 
     Raises:
-        StoreError: If there is no such notebook, or first comes after last.
+        RunError: If there is no such notebook, or first comes after last.
     """
     names = list(ALL[work.recipe.method].notebooks)
     places = []
     for option, part, otherwise in (("--from", first, 0), ("--to", last, len(names) - 1)):
         found = [place for place, name in enumerate(names) if part in name] if part else [otherwise]
         if len(found) != 1:
-            raise StoreError(f"{option} must be a part of one of {', '.join(names)}, got {part!r}; correct it.")
+            raise RunError(f"{option} must be a part of one of {', '.join(names)}, got {part!r}; correct it.")
         places += found
     if places[0] > places[1]:
-        raise StoreError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}.")
+        raise RunError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}.")
     return names[places[0] : places[1] + 1]
 
 
@@ -87,8 +84,8 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
         last: Notebook to end with.
 
     Raises:
-        NotebookFailed: If one ends with an error.
-        StoreError: If a step that comes before is not finished.
+        RunError: If one ends with an error.
+        RunError: If a step that comes before is not finished.
     """
     notebooks = wanted(work, first, last)
     if first:
@@ -110,7 +107,7 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
         parameters: Of that notebook, but the run.
 
     Raises:
-        NotebookFailed: If it ends with an error.
+        RunError: If it ends with an error.
     """
     with _kernel() as kernel:
         executed = _run_notebook(work, f"studies/{name}", kernel, parameters)
@@ -155,7 +152,7 @@ def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object]
     except papermill.PapermillExecutionError as error:
         said = " ".join(str(error.evalue).split())
         record_status(metrics_path(work), executed.stem, {"status": "failed", "error": said})
-        raise NotebookFailed(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
+        raise RunError(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
     counts = [f"{n:,} {what}" for step in steps_in(name) for what, n in list(work.counts(step).items())[:1]]
     print(f"{name:<22} {time.monotonic() - began:4.0f} s   {', '.join(counts)}", flush=True)
     return executed
@@ -192,7 +189,7 @@ def _execute_cell(kernel, source: str) -> None:
     try:
         NotebookClient(notebook, km=kernel, resources={"metadata": {"path": str(project_root())}}, **patient).execute()
     except CellExecutionError as error:
-        raise NotebookFailed(" ".join(str(error.evalue).split())) from None
+        raise RunError(" ".join(str(error.evalue).split())) from None
 
 
 def _quieten() -> None:

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from traitlets import Bool, Enum, HasTraits, Int, Unicode, observe
 
 from workbench import figures
-from workbench.loop.reviews import PAST, Event, Key, ReviewError, Reviews, describe, key_of, review_of, standing
+from workbench.loop.reviews import PAST, Event, Key, Reviews, describe, key_of, review_of, standing
 from workbench.notebook.display import TABLE_STYLE, is_headless, say, show
 from workbench.notebook.pair_view import FILTERS, LEFT, NOTED, OPEN, SORTS, Evidence, Lookup, columns, word_differences
 from workbench.notebook.what_if import WhatIf
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run
 from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
@@ -211,7 +212,7 @@ class Inspector(HasTraits):
     def _write(self, field: str, value: str, pair_id: str, event_id: str, sides: str | None = None) -> None:
         pair = self._by_id(pair_id) if pair_id else self.pair
         if not pair:
-            raise ReviewError("There is no such pair to review; widen the filters, or take another run.")
+            raise RunError("There is no such pair to review; widen the filters, or take another run.")
         left = "chosen_id" if self.chosen_is_left(pair["pair_id"], sides) else "rejected_id"
         blind = self.blind if sides is None else bool(sides)
         self.reviews.add(pair, field, value, event_id, blind, pair[left])
@@ -358,7 +359,7 @@ class Inspector(HasTraits):
     def what_if(self) -> WhatIf:
         """Other rules and signals to be tried on what is stored."""
         if self.recipe is None or self.tasks is None:
-            raise ReviewError("Pairs without recipe and tasks cannot be formed anew; inspect a run: wb.inspect(work).")
+            raise RunError("Pairs without recipe and tasks cannot be formed anew; inspect a run: wb.inspect(work).")
         return WhatIf(self.recipe, self.tasks, self.evidence, self.pairs)
 
     @cached_property

@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
         """Read what a run has drafted and probed.
 
         Raises:
-            StoreError: If it has not, naming the notebook and the command that do it.
+            RunError: If it has not, naming the notebook and the command that do it.
         """
         frames = [run.read(name) for name in ("questions", "drafts", "signals")]
         probes = run.read("probes") if run.has("probes") else schemas.build([], "probes")

@@ -10,16 +10,13 @@ from workbench import figures
 from workbench.loop.reviews import newer_than_alignment
 from workbench.methods import FIRST_RECIPE
 from workbench.notebook.display import HEADLESS, is_headless, say, watching
-from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
+from workbench.runs.cache import atomic_write, read_json, runs_folder
+from workbench.runs.errors import RecipeError, RunError
 from workbench.runs.recipe import Recipe, canonical_json
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Run, open_run
 
 INJECTED = "# Parameters"
-
-
-class ParameterError(ValueError):
-    """A notebook was given a parameter it does not have, or a value of the wrong kind."""
 
 
 def start(
@@ -35,9 +32,9 @@ def start(
         first: The recipe of a new run, where none is named.
 
     Raises:
-        ParameterError: If a parameter is unknown or of the wrong type.
+        RecipeError: If a parameter is unknown or of the wrong type.
         RecipeError: If recipe and overrides do not make a valid recipe.
-        StoreError: If the run was begun with another recipe.
+        RunError: If the run was begun with another recipe.
 
     Example:
         work = wb.start("demo", overrides="alignment.beta=0.05")
@@ -89,7 +86,7 @@ def parse_overrides(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(";") if part.strip()]
     for key, sign, _ in pairs:
         if not sign or not key.strip():
-            raise ParameterError(
+            raise RecipeError(
                 f"overrides must read 'key=value; key=value', got {text!r}; write for example 'alignment.beta=0.05'."
             )
     return {key.strip(): value.strip() for key, _, value in pairs}
@@ -117,7 +114,7 @@ def require(what: str, declared: Mapping[str, object], values: Mapping) -> None:
         values: Value by name.
 
     Raises:
-        ParameterError: Naming each fault, and a parameter that was perhaps meant.
+        RecipeError: Naming each fault, and a parameter that was perhaps meant.
     """
     faults = []
     for name, value in values.items():
@@ -129,7 +126,7 @@ def require(what: str, declared: Mapping[str, object], values: Mapping) -> None:
         elif isinstance(kind, type) and type(value) is not kind:
             faults.append(f"{name} must be of type {kind.__name__}, got {value!r} ({type(value).__name__}).")
     if faults:
-        raise ParameterError(" ".join(faults))
+        raise RecipeError(" ".join(faults))
 
 
 def _injected(cells: Iterable[str]) -> list[str]:
@@ -165,7 +162,7 @@ def record_status(path: Path, notebook: str, values: Mapping) -> None:
     """Set one notebook's entry of a metrics.json."""
     try:
         there = read_json(path)
-    except StoreError:
+    except RunError:
         # Metrics are derived: a damaged file is written anew by the notebooks.
         there = {}
     atomic_write(path, (canonical_json({**there, notebook: dict(values)}) + "\n").encode("utf-8"))

@@ -14,7 +14,8 @@ import pandas as pd
 from workbench.models.trl import DONE, model_folder
 from workbench.report.cards import data_card, model_card
 from workbench.report.facts import Facts
-from workbench.runs.cache import StoreError, atomic_write, read_json
+from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.errors import RunError
 from workbench.runs.identity import file_sha256
 from workbench.runs.run import Run
 
@@ -41,11 +42,11 @@ def export(work: Run, to: Path | None = None, students: bool = False) -> list[Pa
         The folders, each ready to be pushed to a hub.
 
     Raises:
-        StoreError: If the run is not finished, or the folder holds what no export wrote.
+        RunError: If the run is not finished, or the folder holds what no export wrote.
     """
     work.read("predictions")
     if TAILORED not in work.recipe.evaluation.arms:
-        raise StoreError(f"Run {work.name} has no arm {TAILORED!r} in evaluation.arms, so there is nothing to export.")
+        raise RunError(f"Run {work.name} has no arm {TAILORED!r} in evaluation.arms, so there is nothing to export.")
     to = Path(to or work.path / "export").absolute()
     _refuse_foreign(to)
     making = to.with_name(f".{to.name}.{os.getpid()}.unfinished")
@@ -70,7 +71,7 @@ def _refuse_foreign(folder: Path) -> None:
     strange = [path for path in folder.rglob("*") if not path.is_dir() and str(path.relative_to(folder)) not in known]
     if folder.is_file() or strange:
         first = f" ({strange[0].relative_to(folder)})" if strange else ""
-        raise StoreError(f"{folder} holds what no export wrote{first}; give a new folder with --to.")
+        raise RunError(f"{folder} holds what no export wrote{first}; give a new folder with --to.")
 
 
 def _of_student(work: Run, student: str, to: Path, students: bool) -> Iterator[Path]:
@@ -109,7 +110,7 @@ def _with_messages(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _write_model(facts: Facts, kind: str, source: Path, to: Path, seed: int | None = None) -> Path:
     if not any(source.glob("*.safetensors")):
-        raise StoreError(
+        raise RunError(
             f"{source} holds no weights; compute them again with: workbench run {facts.work.path / 'recipe.yaml'} "
             f"--name {facts.work.name} --from {'alignment' if kind == 'teacher' else 'training'}"
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.runs.cache import StoreError, read_json, runs_folder
+from workbench.runs.cache import read_json, runs_folder
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import TAILORED_FOR, project_root
 from workbench.runs.run import Run
 from workbench.signals.judge import Judged, stored
@@ -38,14 +39,14 @@ class Facts:
     """What a finished run says of one student, read when first asked for.
 
     Raises:
-        StoreError: If the run is not finished, naming the stage and the command that finishes it.
+        RunError: If the run is not finished, naming the stage and the command that finishes it.
     """
 
     def __init__(self, work: Run, student: str):
         self.work, self.student, self.recipe = work, student, work.recipe
         self.verdict = read_json(work.path / "verdict.json")
         if not self.verdict:
-            raise StoreError(
+            raise RunError(
                 f"Run {work.name} has no verdict, which its card needs; write it with: "
                 f"workbench run {work.path / 'recipe.yaml'} --name {work.name} --to evaluation"
             )

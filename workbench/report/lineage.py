@@ -4,7 +4,7 @@ import pandas as pd
 
 from workbench.loop.arms import aligned_arms
 from workbench.loop.reviews import PAST
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import DRAFT_ARMS
 from workbench.runs.run import Run
 
@@ -26,7 +26,7 @@ def lineage(work: Run, wanted: str) -> str:
         wanted: A row_id, example_id, pair_id, draft_id or question_id, or the beginning of one.
 
     Raises:
-        StoreError: If the run has nothing of that id, or several things.
+        RunError: If the run has nothing of that id, or several things.
 
     Example:
         print(wb.lineage(work, "3fa9c1"))
@@ -39,13 +39,13 @@ def lineage(work: Run, wanted: str) -> str:
     ]
     if not found:
         kinds = ", ".join(words for _, words in KINDS.values())
-        raise StoreError(
+        raise RunError(
             f"Run {work.name} has nothing of the id {wanted!r}; give the id of a {kinds}, as its tables show it."
         )
     ids = {(kind, row[kind]) for kind, row in found}
     if len(ids) > 1:
         some = ", ".join(sorted(one for _, one in ids)[:3])
-        raise StoreError(f"{wanted!r} begins {len(ids)} ids of run {work.name} ({some}, ...); give more of it.")
+        raise RunError(f"{wanted!r} begins {len(ids)} ids of run {work.name} ({some}, ...); give more of it.")
     kind, row = found[0]
     lines = {"row_id": _row, "example_id": _example, "pair_id": _pair, "draft_id": _draft, "question_id": _question}
     return "\n".join([f"run {work.name}, recipe {work.recipe.name}", *lines[kind](work, row, 0)])

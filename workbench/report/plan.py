@@ -37,8 +37,8 @@ def world_of(run: str, design: ExperimentDesign) -> VarianceModel:
     """Return how the answers of a finished run vary, those of its first student; what is assumed when run is "".
 
     Raises:
-        StoreError: If there is no such run or its evaluation is not finished.
-        VerdictError: If its predictions lack an arm or the primary shots of the design.
+        RunError: If there is no such run or its evaluation is not finished.
+        DataError: If its predictions lack an arm or the primary shots of the design.
     """
     if not run:
         return ASSUMED

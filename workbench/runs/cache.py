@@ -13,16 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from workbench.runs import progress
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import canonical_json, project_root
 from workbench.runs.schemas import text_id
 
 BUSY_S = 60
 SPENDING = "spending"  # running totals: kept here too, and no finished items
 KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
-
-
-class StoreError(RuntimeError):
-    """Something on disk is missing, damaged, in the way, or cannot be written."""
 
 
 def runs_folder() -> Path:
@@ -35,7 +32,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
 
     Raises:
-        StoreError: If it cannot be written; what was there before is untouched.
+        RunError: If it cannot be written; what was there before is untouched.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -54,7 +51,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise StoreError(_cannot_write(path, error.errno == errno.ENOSPC, error.strerror or str(error))) from error
+        raise RunError(_cannot_write(path, error.errno == errno.ENOSPC, error.strerror or str(error))) from error
 
 
 def _cannot_write(path: Path, full: bool, reason: str) -> str:
@@ -66,14 +63,14 @@ def read_json(path: Path) -> dict:
     """Return a JSON file's content, {} when there is no such file.
 
     Raises:
-        StoreError: If it is there and cannot be read.
+        RunError: If it is there and cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); rename it or its folder and run again.") from error
+        raise RunError(f"{path} is damaged ({error}); rename it or its folder and run again.") from error
 
 
 class Database:
@@ -101,14 +98,14 @@ class Database:
             self.close()
             code = getattr(error, "sqlite_errorname", "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-                raise StoreError(
+                raise RunError(
                     f"{self.path} is damaged ({error}); rename it and run again: {self.IF_DAMAGED}."
                 ) from error
             if code.startswith("SQLITE_BUSY"):
-                raise StoreError(
+                raise RunError(
                     f"{self.path} was in use by another process for {BUSY_S} s; let that finish, then run again."
                 ) from error
-            raise StoreError(_cannot_write(self.path, code == "SQLITE_FULL", str(error))) from error
+            raise RunError(_cannot_write(self.path, code == "SQLITE_FULL", str(error))) from error
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import canonical_json
 from workbench.runs.recipe_parts import ROWS_AT_ONCE
 from workbench.runs.schemas import text_id
@@ -40,7 +40,7 @@ def identify(value, name: str = "argument"):
         name: What to call it in an error.
 
     Raises:
-        StoreError: If it cannot be told when it is another.
+        RunError: If it cannot be told when it is another.
     """
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -64,7 +64,7 @@ def identify(value, name: str = "argument"):
         return {function_of(type(value)): identify(parts, name)}
     if callable(value):
         return function_of(value)
-    raise StoreError(
+    raise RunError(
         f"{name} is {type(value).__name__}, of which a step cannot tell when it is another; give a frame, plain "
         "values, a section of the recipe, or something with a `key`."
     )
@@ -92,7 +92,7 @@ def function_of(function: Callable) -> str:
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
-        raise StoreError(
+        raise RunError(
             f"The text of {name} cannot be read, so a step cannot tell when it changes; define it in a cell or a file."
         ) from None
     if (code := getattr(function, "__code__", None)) and code.co_name == "<lambda>":

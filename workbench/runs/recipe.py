@@ -40,10 +40,6 @@ TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tail
 Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
 
 
-class RecipeError(ValueError):
-    """Everything wrong with a recipe, one line per fault."""
-
-
 class Models(Section):
     """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards.
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from workbench.runs.recipe import Recipe, RecipeError, parse_yaml, project_root, recipe_class
+from workbench.runs.errors import RecipeError
+from workbench.runs.recipe import Recipe, parse_yaml, project_root, recipe_class
 
 KINDS = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}
 KINDS |= {dict: "a mapping", type(None): "nothing"}

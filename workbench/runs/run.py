@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.runs import progress, schemas
-from workbench.runs.cache import StoreError, atomic_write, read_json, runs_folder
+from workbench.runs.cache import atomic_write, read_json, runs_folder
+from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify
 from workbench.runs.recipe import Recipe, canonical_json, flatten, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
@@ -69,7 +70,7 @@ class Run:
             The frame or Frames, as they will be read back.
 
         Raises:
-            StoreError: If it cannot be told whether an argument is another, or the disk is full.
+            RunError: If it cannot be told whether an argument is another, or the disk is full.
 
         Example:
             rows = work.step("rows", wb.loop.equal_tokens, students, tasks, examples)
@@ -102,7 +103,7 @@ class Run:
             frame: Its name where the step made several; empty for the one that is called like the step.
 
         Raises:
-            StoreError: If the step is not finished, was made from something that is another now, has no such frame, or
+            RunError: If the step is not finished, was made from something that is another now, has no such frame, or
                 a file is not what was written; naming what to do.
         """
         step = Step(self, name)
@@ -151,7 +152,7 @@ class Step:
     def __init__(self, run: Run, name: str):
         part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
         if not re.fullmatch(f"{part}(/{part})*", name) or _is_aside(Path(name)) or name == "reports":
-            raise StoreError(
+            raise RunError(
                 f"A step's name has letters, digits, '.', '_', '-' and, between folders, '/', got {name!r}; choose "
                 "another."
             )
@@ -234,17 +235,17 @@ class Step:
             seen: Steps that are being looked at already; two that hold the same frame may name each other.
 
         Raises:
-            StoreError: If it is not, naming the notebook and the command that make it so.
+            RunError: If it is not, naming the notebook and the command that make it so.
         """
         manifest = self.manifest
         if not manifest:
-            raise StoreError(f"Run {self.run.name} has no finished step {self.name!r} yet; {self._make_it()}")
+            raise RunError(f"Run {self.run.name} has no finished step {self.name!r} yet; {self._make_it()}")
         for parent, built_from in manifest["parents"].items():
             if parent in seen:
                 continue
             there = Step(self.run, parent).require(seen | {self.name})["contents"].values()
             if not set(built_from) <= set(there):
-                raise StoreError(
+                raise RunError(
                     f"{self.name} of run {self.run.name} was made from earlier {parent}; bring it up to date: "
                     f"{self._make_it()}"
                 )
@@ -254,11 +255,11 @@ class Step:
         """Return one frame of the finished step, checked against what was written."""
         files = self.manifest["files"]
         if name not in files:
-            raise StoreError(f"Step {self.name} has no frame {name!r}; it has {', '.join(files)}.")
+            raise RunError(f"Step {self.name} has no frame {name!r}; it has {', '.join(files)}.")
         path = self.path / f"{name}.parquet"
         if not path.is_file() or file_sha256(path) != files[name]:
             fault = "is not what its manifest describes" if path.is_file() else "is missing"
-            raise StoreError(f"{path} {fault}; rename the folder {self.path} and compute it again: {self._make_it()}")
+            raise RunError(f"{path} {fault}; rename the folder {self.path} and compute it again: {self._make_it()}")
         return pd.read_parquet(path)
 
     def result(self):
@@ -340,15 +341,15 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
     Raises:
-        StoreError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
+        RunError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
             runs otherwise, or does not exist and no recipe is given.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise StoreError(f"A run's name has letters, digits, '.', '_' and '-' only, got {name!r}; choose another.")
+        raise RunError(f"A run's name has letters, digits, '.', '_' and '-' only, got {name!r}; choose another.")
     path = runs_folder() / name
     file = path / "recipe.yaml"
     if old := [stage for stage in OLD_STAGES if "fingerprint" in read_json(path / stage / MANIFEST)]:
-        raise StoreError(
+        raise RunError(
             f"Run {name} was made by an earlier workbench, which kept a folder {old[0]}/ where there are steps now; it "
             "is left as it is: take another name, and read its Parquet files with pandas."
         )
@@ -357,12 +358,12 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         if recipe is None or recipe == stored:
             return Run(name, path, stored)
         if set(os.listdir(path)) - BEFORE_WORK and recipe.without_limits() != stored.without_limits():
-            raise StoreError(
+            raise RunError(
                 f"Run {name} was begun with another recipe; take another --name or undo: {_difference(stored, recipe)}."
             )
     elif recipe is None:
         known = sorted(found.parent.name for found in runs_folder().glob("*/recipe.yaml"))
-        raise StoreError(
+        raise RunError(
             f"There is no run {name!r} (there are: {', '.join(known) or 'none'}); "
             f"begin it with: workbench run RECIPE --name {name}"
         )
@@ -396,7 +397,7 @@ def _run_row(path: Path) -> dict:
         for compared in verdict.get("comparisons", []):
             if all(compared[key] == primary[key] for key in ("a", "b", "shots")):
                 row |= {key: compared[key] for key in ("difference", "low", "high")}
-    except (StoreError, KeyError, TypeError, ValueError) as error:
+    except (RunError, KeyError, TypeError, ValueError) as error:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"
     return row

@@ -6,12 +6,10 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
+from workbench.runs.errors import DataError
+
 ITEM_KINDS = ("rationale", "question")
 REVIEWS = KEEP, FLIP, DROP = "keep", "flip", "drop"
-
-
-class RecordError(ValueError):
-    """A frame does not have the columns, types or values its schema declares."""
 
 
 def text_id(text: str) -> str:
@@ -171,15 +169,15 @@ def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the frame when it follows the schema of that name.
 
     Raises:
-        RecordError: If it does not, naming every column at fault in one sentence.
+        DataError: If it does not, naming every column at fault in one sentence.
     """
     if name not in SCHEMAS:
-        raise RecordError(f"There is no frame called {name!r}; the frames are {', '.join(SCHEMAS)}.")
+        raise DataError(f"There is no frame called {name!r}; the frames are {', '.join(SCHEMAS)}.")
     try:
         return SCHEMAS[name].validate(frame, lazy=True)
     except SchemaErrors as errors:
         faults = "; ".join(dict.fromkeys(_fault(error) for error in errors.schema_errors))
-        raise RecordError(f"The frame {name!r} breaks its schema: {faults}.") from None
+        raise DataError(f"The frame {name!r} breaks its schema: {faults}.") from None
 
 
 def build(rows: list[dict], name: str) -> pd.DataFrame:

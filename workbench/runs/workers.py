@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench.runs import progress
+from workbench.runs.errors import RunError
 
 REPORT_EVERY_S = 10
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
-
-
-class JobError(RuntimeError):
-    """A job failed; the message names it and the first cause."""
 
 
 def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) -> list:
@@ -35,7 +32,7 @@ def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) 
         describe: What the jobs are, for the progress line, such as "training".
 
     Raises:
-        JobError: If a job fails; jobs not yet begun are dropped.
+        RunError: If a job fails; jobs not yet begun are dropped.
     """
     workers = n_processes(workers)
     report = _Progress(describe, len(jobs))
@@ -110,12 +107,12 @@ def _outcome(compute: Callable[[], Any], job: Any, describe: str) -> Any:
     try:
         return compute()
     except BrokenProcessPool as error:
-        raise JobError(
+        raise RunError(
             f"A process of {describe} died at or near job {job!r}, often for want of memory; finished items are kept, "
             "so lower compute.workers or batch_size and run again."
         ) from error
     except Exception as error:
-        raise JobError(f"{describe} failed at job {job!r}: {type(error).__name__}: {error}") from error
+        raise RunError(f"{describe} failed at job {job!r}: {type(error).__name__}: {error}") from error
 
 
 def _prepare_worker() -> None:

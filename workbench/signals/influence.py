@@ -27,9 +27,10 @@ from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
 from workbench.models.packed_losses import Pack, Text, Texts, single, token_losses
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
+from workbench.runs.errors import ModelError, RunError
 from workbench.runs.run import fingerprint
-from workbench.runs.workers import JobError, run_jobs
-from workbench.signals.warm_up import OptimizerSnapshot, WarmingError, load_warmed, require_fit, texts_of, trainable
+from workbench.runs.workers import run_jobs
+from workbench.signals.warm_up import OptimizerSnapshot, load_warmed, require_fit, texts_of, trainable
 from workbench.tasks.contamination import Guard
 
 VERSION = 2
@@ -37,10 +38,6 @@ KIND = "influence"
 # First-order figures are made and stored this many at a time: their movements are multiplied with all reference
 # gradients in one go. Fewer where the model is large.
 BLOCK, BLOCK_NUMBERS = 16, 2**26
-
-
-class InfluenceError(ValueError):
-    """Influence cannot be measured with these sets, or a loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def _zero_step(student: SnapshotStudent, job: StepJob):
     start, zero = reference.losses(), student.after_update(student.zero_gradient_update, reference.losses)
     for when, losses in (("before any step", start), ("after the step at zero gradient", zero)):
         if not torch.isfinite(losses).all():
-            raise InfluenceError(
+            raise ModelError(
                 f"The reference loss {when} is not finite; warm the student up at a lower learning rate, or lower "
                 f"that of the step ({job.learning_rate:g})."
             )
@@ -194,7 +191,7 @@ def _movement_on(student: SnapshotStudent, candidate: Candidate) -> Tensor:
 
 def _finite(change: Tensor, candidate: Candidate) -> list[float]:
     if not torch.isfinite(change).all():
-        raise InfluenceError(
+        raise ModelError(
             f"The reference loss after a step on candidate {candidate.name} is not finite; lower the learning rate of "
             "the step, or leave this candidate out."
         )
@@ -232,8 +229,8 @@ def measure(
         reference texts, tokens read for it, and how: "exact" or "first_order".
 
     Raises:
-        InfluenceError: If there is no reference set, it overlaps the guard's sets, or a loss is not finite.
-        WarmingError: If the warmed state is missing, damaged or does not fit, or a text is too long.
+        ModelError: If there is no reference set, it overlaps the guard's sets, or a loss is not finite.
+        ModelError: If the warmed state is missing, damaged or does not fit, or a text is too long.
     """
     _require_apart(reference, guard)
     tokenizer = load_tokenizer(student)
@@ -273,10 +270,10 @@ def _with_figures(
 
 def _require_apart(reference: pd.DataFrame, guard: Guard) -> None:
     if reference.empty:
-        raise InfluenceError("There is no reference set; give at least one question with its prompt and completion.")
+        raise ModelError("There is no reference set; give at least one question with its prompt and completion.")
     for question in reference["question"]:
         if reason := guard.overlap(question):
-            raise InfluenceError(
+            raise ModelError(
                 f"Reference question {question[:60]!r} is the {reason}, so influence would be measured on what is "
                 "tested later; take it out of the reference set."
             )
@@ -325,8 +322,8 @@ class _Steps:
         try:
             for done in run_jobs(step_job, jobs, self.workers, "measuring influence"):
                 known |= done
-        except JobError as error:
-            if isinstance(error.__cause__, InfluenceError | WarmingError):
+        except RunError as error:
+            if isinstance(error.__cause__, ModelError):
                 raise error.__cause__ from None
             raise
         return [known[candidate.key] for candidate in candidates]

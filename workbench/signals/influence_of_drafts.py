@@ -70,8 +70,8 @@ def measure_influence(
         (positive = the example helps), raw (with the step at zero gradient left in) and zero_step.
 
     Raises:
-        InfluenceError: If there is no reference set, it overlaps a test set, or a loss is not finite.
-        WarmingError: If a warmed state is damaged or does not fit, or a text is too long.
+        ModelError: If there is no reference set, it overlaps a test set, or a loss is not finite.
+        ModelError: If a warmed state is damaged or does not fit, or a text is too long.
     """
     warm, rows = warm_up_questions(questions, settings.n_warm_up), texts_to_learn(tasks, drafts)
     warming, probing = (rows[rows["question_id"].isin(warm) == inside] for inside in (True, False))

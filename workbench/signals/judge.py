@@ -13,7 +13,8 @@ import pandas as pd
 from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.start import Model, engine_fingerprint, model_fingerprint, run_engine_jobs
-from workbench.runs.cache import StoreError, atomic_write, read_json
+from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe, canonical_json
 from workbench.runs.run import Run, fingerprint
 from workbench.tasks.answers import Answers
@@ -64,8 +65,8 @@ def judge(run: Run) -> Judged | None:
         None if the recipe names no judge.
 
     Raises:
-        JobError: If the judge's engine fails; what was answered is kept, so the same call goes on.
-        StoreError: If the run's alignment is not finished, or kept no example.
+        RunError: If the judge's engine fails; what was answered is kept, so the same call goes on.
+        RunError: If the run's alignment is not finished, or kept no example.
     """
     if not run.recipe.models.judge:
         return None
@@ -98,7 +99,7 @@ def _asked(run: Run) -> _Asked:
     examples = run.read("examples")
     examples = examples[examples["kept"]].reset_index(drop=True)
     if examples.empty:
-        raise StoreError(f"Run {run.name} kept no example, so there is nothing to judge; see why they were dropped.")
+        raise RunError(f"Run {run.name} kept no example, so there is nothing to judge; see why they were dropped.")
     frames = [task.validation.head(recipe.preference_set.n_validation).assign(task=n) for n, task in tasks.items()]
     validation = pd.concat(frames, ignore_index=True)[["task", "item_id", "question", "target"]]
     for frame in (examples, validation):

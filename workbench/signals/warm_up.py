@@ -19,16 +19,13 @@ from workbench.models import loading
 from workbench.models.packed_losses import Text, single, token_losses
 from workbench.models.trl import Tuned, encode, tuned
 from workbench.runs.cache import atomic_write
+from workbench.runs.errors import ModelError
 from workbench.runs.run import file_sha256, fingerprint
 from workbench.runs.seeding import stream
 
 VERSION = 1
 STATE = "warmed.safetensors"
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
-
-
-class WarmingError(ValueError):
-    """A student cannot be warmed up as asked, or a warmed state does not fit it."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +85,13 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, rows: pd.DataFrame) -> list[Tex
     """Return prompts and completions (without their end token) as SFT sees them.
 
     Raises:
-        WarmingError: If one has no prompt, or is longer than the tokenizer's model_max_length.
+        ModelError: If one has no prompt, or is longer than the tokenizer's model_max_length.
     """
     limit = tokenizer.model_max_length
     texts = [Text(*ids) for ids in encode(tokenizer, list(rows["prompt"]), list(rows["completion"]))]
     for text, prompt in zip(texts, rows["prompt"], strict=True):
         if not text.prompt or len(text) > limit:
-            raise WarmingError(
+            raise ModelError(
                 f"The text that begins {prompt[:40]!r} has a prompt of {len(text.prompt)} tokens and a completion of "
                 f"{len(text.completion)}; the student reads 1 to {limit} together, so shorten it or leave it out."
             )
@@ -113,10 +110,10 @@ def warm_up(student: str, rows: pd.DataFrame, settings: WarmUp, seed: int, folde
         device: As models.load takes it.
 
     Raises:
-        WarmingError: If there are no rows, one is too long, or a loss is not finite.
+        ModelError: If there are no rows, one is too long, or a loss is not finite.
     """
     if rows.empty:
-        raise WarmingError("The warm-up set is empty; give at least one prompt with its completion.")
+        raise ModelError("The warm-up set is empty; give at least one prompt with its completion.")
     source = loading.fingerprint_model(student)
     key = fingerprint([VERSION, source, asdict(settings), seed, rows[["prompt", "completion"]].to_numpy().tolist()])
     return tuned(folder, key, lambda work: _warm(student, source, rows, settings, seed, work, device))
@@ -145,7 +142,7 @@ def _warm(student: str, source: str, rows: pd.DataFrame, settings: WarmUp, seed:
             loss += part.item()
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
         if not torch.isfinite(norm):
-            raise WarmingError(f"Loss or gradient of warm-up step {step} is not finite; lower the learning rate.")
+            raise ModelError(f"Loss or gradient of warm-up step {step} is not finite; lower the learning rate.")
         adamw.param_groups[0]["lr"] = settings.learning_rate * step / settings.n_steps
         adamw.step()
         adamw.zero_grad()
@@ -175,11 +172,11 @@ def load_warmed(folder: Path) -> OptimizerSnapshot:
     """Read a warmed state.
 
     Raises:
-        WarmingError: If there is none, or it is damaged.
+        ModelError: If there is none, or it is damaged.
     """
     path = Path(folder) / STATE
     if not path.is_file():
-        raise WarmingError(f"There is no warmed state {path}; make it with warm_up.")
+        raise ModelError(f"There is no warmed state {path}; make it with warm_up.")
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["warmed"])
@@ -189,7 +186,7 @@ def load_warmed(folder: Path) -> OptimizerSnapshot:
                 tensors[kind][name] = file.get_tensor(key)
         return OptimizerSnapshot(facts["student"], facts["steps"], facts["adamw"], tensors, file_sha256(path)[:16])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise WarmingError(
+        raise ModelError(
             f"The warmed state {path} is damaged ({error}); remove its folder and warm up again."
         ) from error
 
@@ -203,19 +200,19 @@ def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, to
         parameters: What of the student is trained.
 
     Raises:
-        WarmingError: If it was warmed from another model, or its tensors are not those of the parameters.
+        ModelError: If it was warmed from another model, or its tensors are not those of the parameters.
     """
     if warmed.student != source:
-        raise WarmingError(
+        raise ModelError(
             f"The warmed state was made from model {warmed.student}, but the student is {source}; warm this one up."
         )
     for kind in KINDS:
         found = warmed.tensors[kind]
         wrong = set(found) ^ set(parameters) or {n for n in found if found[n].shape != parameters[n].shape}
         if wrong:
-            raise WarmingError(
+            raise ModelError(
                 f"The warmed state's {kind} do not fit the model: {len(wrong)} of {len(parameters)} parameters are "
                 f"missing, unknown or of another shape (first: {min(wrong)}); warm this student up again."
             )
         if not all(torch.isfinite(tensor).all() for tensor in found.values()):
-            raise WarmingError(f"The warmed state's {kind} are not finite; warm up again at a lower learning rate.")
+            raise ModelError(f"The warmed state's {kind} are not finite; warm up again at a lower learning rate.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import canonical_json, project_root
 from workbench.runs.recipe_parts import AnswerType, TaskSource
 from workbench.tasks.answers import Answers
@@ -24,15 +25,11 @@ READERS = {
 }
 
 
-class TaskError(ValueError):
-    """A task's file or source is missing, empty or not in the format."""
-
-
 def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
     """Return (examples, test items) of a task's source as rows of input and target; no test items if it names none.
 
     Raises:
-        TaskError: If it cannot be read, is empty, lacks a column, repeats a question, or holds an answer that is not of
+        DataError: If it cannot be read, is empty, lacks a column, repeats a question, or holds an answer that is not of
             the kind declared.
     """
     named = {"examples": (source.path, source.split)}
@@ -58,14 +55,14 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
     """Refuse answers that their own reader cannot read, naming the kinds that could read them all.
 
     Raises:
-        TaskError: If there are any, naming the first.
+        DataError: If there are any, naming the first.
     """
     unread = [(at, target) for at, target in enumerate(targets, 1) if not answers.read_gold(target)]
     if unread:
         typed: tuple[AnswerType, ...] = ("option", "number", "boolean")
         fitting = [kind for kind in typed if all(map(Answers(kind).read_gold, targets))] + ["exact"]
         at, target = unread[0]
-        raise TaskError(
+        raise DataError(
             f"{where}: the answer {_short(target)} of row {at} ({len(unread)} of {len(targets)}) cannot be read as "
             f"{answers.kind}; correct the rows, or set {key}, for which {' or '.join(fitting)} would fit."
         )
@@ -89,7 +86,7 @@ def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
     # Readers of files and the hub raise many unrelated types; each means that the items are not to be had.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise TaskError(
+        raise DataError(
             f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
             "or a hub id that `datasets` loads, with its config and split."
         ) from None
@@ -104,10 +101,10 @@ def _loaded(path: str, config: str, split: str) -> pd.DataFrame:
 
 def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]:
     if table.empty:
-        raise TaskError(f"{where} has no rows; give one with a question and its answer in each row.")
+        raise DataError(f"{where} has no rows; give one with a question and its answer in each row.")
     for key in ("question", "answer"):
         if getattr(source, key) not in table.columns:
-            raise TaskError(
+            raise DataError(
                 f"{where} has no column {getattr(source, key)!r}; it has {', '.join(map(str, table.columns))}, so name "
                 f"one of these as {key} in tasks.sources."
             )
@@ -119,7 +116,7 @@ def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]
         if source.gold_pattern:
             found = list(re.finditer(source.gold_pattern, row["target"]))
             if not found:
-                raise TaskError(
+                raise DataError(
                     f"{where}: gold_pattern {source.gold_pattern!r} finds nothing in the answer "
                     f"{_short(row['target'])} of row {at}; correct the pattern or the row."
                 )
@@ -133,7 +130,7 @@ def _as_text(value: Any, column: str, where: str, at: int) -> str:
         value = int(value)
     empty = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
     if empty or isinstance(value, (list, tuple, dict)) or hasattr(value, "tolist") and getattr(value, "ndim", 0):
-        raise TaskError(
+        raise DataError(
             f"{where}: column {column!r} of row {at} must hold text, a number or a truth value, got "
             f"{'nothing' if empty else _short(str(value))}; correct or remove the row."
         )
@@ -152,12 +149,12 @@ def _distinct(rows: list[dict], seen: dict[str, str], duplicates: str, where: st
             seen[row["input"]] = row["target"]
             kept.append(row)
         elif before != row["target"]:
-            raise TaskError(
+            raise DataError(
                 f"{where}: the question of row {at}, {question}, stands there with two answers, {_short(before)} and "
                 f"{_short(row['target'])}; keep the right one."
             )
         elif duplicates == "refuse":
-            raise TaskError(
+            raise DataError(
                 f"{where}: the question of row {at}, {question}, stands there twice; remove one, or set duplicates to "
                 "drop."
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe, project_root
 from workbench.runs.run import file_sha256
 from workbench.runs.schemas import text_id
@@ -13,7 +14,7 @@ from workbench.runs.seeding import stream
 from workbench.tasks import pocket_questions, pocket_styles
 from workbench.tasks.answers import Answers
 from workbench.tasks.contamination import Guard, Overlap, copies, guard_for
-from workbench.tasks.sources import TaskError, check_golds, items_of, sha256_of
+from workbench.tasks.sources import check_golds, items_of, sha256_of
 
 GENERAL_TECHNIQUES = {
     "procedure": "You are an expert in this kind of question. Work through it in a fixed order, one step at a time.",
@@ -69,7 +70,7 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
     """Return the recipe's tasks by name, in its order.
 
     Raises:
-        TaskError: If a file or source is missing, empty, not in the format, or holds too few items for the recipe.
+        DataError: If a file or source is missing, empty, not in the format, or holds too few items for the recipe.
     """
     tasks = {name: _task_of(recipe, name) for name in recipe.tasks.names}
     for task in tasks.values():
@@ -80,7 +81,7 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
         }
         for name, n in wanted.items():
             if len(getattr(task, name)) < n:
-                raise TaskError(
+                raise DataError(
                     f"Task {task.name} has {len(getattr(task, name))} {name} items, the recipe asks for {n}; "
                     "lower the recipe's number or add items."
                 )
@@ -129,9 +130,9 @@ def load_task(path: Path, recipe: Recipe) -> Task:
     techniques = raw.get("techniques") or GENERAL_TECHNIQUES
     solver = raw.get("solver", "")
     if not isinstance(techniques, dict) or not all(isinstance(text, str) and text for text in techniques.values()):
-        raise TaskError(f"{path}: `techniques` must be an object of name and text; correct it or leave it out.")
+        raise DataError(f"{path}: `techniques` must be an object of name and text; correct it or leave it out.")
     if solver and solver not in list(pocket_questions.READERS):
-        raise TaskError(
+        raise DataError(
             f"{path} names the solver {solver!r}; there are {', '.join(pocket_questions.READERS)}, or leave it out."
         )
     return Task(path.stem, str(description), dict(techniques), **sets, sha256=file_sha256(path), solver=solver)
@@ -143,13 +144,13 @@ def load_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
     Items that copy a seed or validation item are left out before the first `evaluation.n_items` are taken.
 
     Raises:
-        TaskError: If there are such items and the recipe's guard.test_overlap is refuse, naming the first.
+        DataError: If there are such items and the recipe's guard.test_overlap is refuse, naming the first.
     """
     items, sha256 = all_test_items(recipe, task)
     found = copied_items(recipe, task)
     if found and recipe.guard.test_overlap == "refuse":
         first = "; ".join(f"{text_id(item)} {item[:50]!r}: {one.reason}" for item, one in list(found.items())[:3])
-        raise TaskError(
+        raise DataError(
             f"{len(found)} of the {len(items)} test items of {task.name} copy what the run sees before ({first}); take "
             "them out of the task file or set guard.test_overlap to remove."
         )
@@ -191,23 +192,23 @@ def guard_of_sets(recipe: Recipe, sets: dict[str, pd.Series]) -> Guard:
 
 def _read(path: Path) -> dict:
     if not path.is_file():
-        raise TaskError(f"There is no task file {path}; check tasks.folder, tasks.names or evaluation.bbh_dir.")
+        raise DataError(f"There is no task file {path}; check tasks.folder, tasks.names or evaluation.bbh_dir.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TaskError(f"{path} is not JSON in UTF-8 ({error}); correct the file.") from None
+        raise DataError(f"{path} is not JSON in UTF-8 ({error}); correct the file.") from None
     if not isinstance(raw, dict) or not ({"examples", "test"} & set(raw)):
-        raise TaskError(f"{path} must hold an object with `examples`, as BIG-Bench Hard's files do, or with {SETS}.")
+        raise DataError(f"{path} must hold an object with `examples`, as BIG-Bench Hard's files do, or with {SETS}.")
     return raw
 
 
 def _items(rows: list, path: Path, name: str) -> pd.DataFrame:
     if not isinstance(rows, list) or not rows:
-        raise TaskError(f"{path} has no items under {name!r}; each is an object with `input` and `target`.")
+        raise DataError(f"{path} has no items under {name!r}; each is an object with `input` and `target`.")
     for n, row in enumerate(rows):
         texts = [row.get("input"), row.get("target")] if isinstance(row, dict) else []
         if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise TaskError(
+            raise DataError(
                 f"{path}: item {n} of {name!r} must have texts `input` and `target`, got {str(row)[:80]!r}."
             )
     frame = pd.DataFrame({"question": [r["input"] for r in rows], "target": [r["target"] for r in rows]})
@@ -226,7 +227,7 @@ def _split(raw: dict, name: str, recipe: Recipe, has_test: bool = False) -> dict
     order = stream(0, "split", name).permutation(len(examples))
     n_seeds, n_validation = recipe.drafting.n_seed_questions, recipe.preference_set.n_validation
     if 0 < len(examples) + has_test <= n_seeds + n_validation:
-        raise TaskError(
+        raise DataError(
             f"Task {name} holds {len(examples)} examples, but the recipe asks for {n_seeds} seeds, {n_validation} "
             f"validation items{'' if has_test else ' and some to test on'}; lower preference_set.n_validation or add "
             "examples."

@@ -16,16 +16,13 @@ from workbench.loop.alignment import models_of
 from workbench.models.loading import load
 from workbench.models.start import students_of
 from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe, canonical_json, project_root
 from workbench.runs.run import Run, file_sha256, fingerprint
 from workbench.verdict.evaluation import everyone
 
 VERSION = 1
 COLUMNS = ["student", "arm", "benchmark", "metric", "value", "stderr", "n"]
-
-
-class BenchmarkError(ValueError):
-    """Benchmarks cannot be asked as the recipe says."""
 
 
 def ask(run: Run) -> pd.DataFrame:
@@ -35,7 +32,7 @@ def ask(run: Run) -> pd.DataFrame:
         Columns student, arm, benchmark, metric, value, stderr and n (items); empty if the recipe names none.
 
     Raises:
-        BenchmarkError: If the harness is not installed or does not know a benchmark.
+        DataError: If the harness is not installed or does not know a benchmark.
     """
     recipe, rows = run.recipe, []
     if not recipe.benchmarks.tasks:
@@ -97,7 +94,7 @@ def _folder(recipe: Recipe) -> Path | None:
 
 def _require_installed() -> None:
     if importlib.util.find_spec("lm_eval") is None:
-        raise BenchmarkError(
+        raise DataError(
             "benchmarks.tasks are asked through lm-evaluation-harness, which is not installed; run: "
             "make lm-eval, or take them out."
         )
@@ -107,14 +104,14 @@ def _known(recipe: Recipe):
     """Return the harness's list of tasks, the folder's own alone if they are all that is asked for.
 
     Raises:
-        BenchmarkError: If it lacks one, or is not installed.
+        DataError: If it lacks one, or is not installed.
     """
     _require_installed()
     from lm_eval.tasks import TaskManager
 
     folder, wanted = _folder(recipe), recipe.benchmarks.tasks
     if folder and not folder.is_dir():
-        raise BenchmarkError(f"benchmarks.folder {folder} is no folder; name the one that holds the YAML files.")
+        raise DataError(f"benchmarks.folder {folder} is no folder; name the one that holds the YAML files.")
     if folder:
         tasks = TaskManager(include_path=str(folder), include_defaults=False)
         if set(wanted) <= set(tasks.all_tasks):
@@ -123,5 +120,5 @@ def _known(recipe: Recipe):
     if unknown := [name for name in wanted if name not in tasks.all_tasks]:
         close = difflib.get_close_matches(unknown[0], tasks.all_tasks, n=1)
         fix = f"did you mean {close[0]}?" if close else "correct it, or put its YAML file into benchmarks.folder."
-        raise BenchmarkError(f"benchmarks.tasks names {unknown[0]!r}, which lm-evaluation-harness does not know; {fix}")
+        raise DataError(f"benchmarks.tasks names {unknown[0]!r}, which lm-evaluation-harness does not know; {fix}")
     return tasks

@@ -16,7 +16,8 @@ from workbench.loop.reviews import newer_than_alignment
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
-from workbench.runs.cache import StoreError, atomic_write, read_json, record_test_access
+from workbench.runs.cache import atomic_write, read_json, record_test_access
+from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of, fingerprint
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Frames, Run
@@ -181,11 +182,11 @@ def verdict_of(run: Run) -> dict:
     """Return the run's verdict as stored.
 
     Raises:
-        StoreError: If the run has none yet.
+        RunError: If the run has none yet.
     """
     found = read_json(run.path / "verdict.json")
     if not found:
-        raise StoreError(
+        raise RunError(
             f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
             f"workbench run {run.recipe.name} --name {run.name}"
         )

@@ -25,7 +25,8 @@ from workbench.loop.writing import Guards, OnePrompt
 from workbench.methods import ALL
 from workbench.models.engine import Decoding
 from workbench.models.start import students_of, teacher_of
-from workbench.runs.cache import StoreError, atomic_write
+from workbench.runs.cache import atomic_write
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Frames, Run
 from workbench.runs.seeding import stream
@@ -61,17 +62,15 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     recipe = run.recipe
     missing = {BEFORE, AFTER} - set(recipe.evaluation.arms)
     if missing:
-        raise StoreError(
-            f"Run {run.name} has no arm {missing.pop()!r}, where the rounds begin; take a run that has it."
-        )
+        raise RunError(f"Run {run.name} has no arm {missing.pop()!r}, where the rounds begin; take a run that has it.")
     if not 2 <= n_seeds <= len(recipe.seeds):
-        raise StoreError(
+        raise RunError(
             f"Seeds must be 2 (for an interval) to {len(recipe.seeds)} (run {run.name} has that many), got {n_seeds}."
         )
     students = students or list(recipe.models.students)
     if unknown := [name for name in students if name not in recipe.models.students]:
         known = ", ".join(recipe.models.students)
-        raise StoreError(f"Run {run.name} has no student {unknown[0]!r}; its students are {known}.")
+        raise RunError(f"Run {run.name} has no student {unknown[0]!r}; its students are {known}.")
     run.read("examples")
     parts = []
     for student in students:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.arms import examples_of_arm
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import half_width, spread
@@ -45,16 +45,16 @@ def usable(run: Run, student: str) -> pd.DataFrame:
     """Return the kept examples of both arms that were written for a student, under the run's seeds.
 
     Raises:
-        StoreError: If the run has no such student or arm, fewer than two seeds, or no finished alignment.
+        RunError: If the run has no such student or arm, fewer than two seeds, or no finished alignment.
     """
     recipe = run.recipe
     if student not in recipe.models.students:
         known = ", ".join(recipe.models.students)
-        raise StoreError(f"Run {run.name} has no student {student!r}; its students are {known}.")
+        raise RunError(f"Run {run.name} has no student {student!r}; its students are {known}.")
     if missing := {BEFORE, AFTER} - set(recipe.evaluation.arms):
-        raise StoreError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
+        raise RunError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
     if len(recipe.seeds) < 2:
-        raise StoreError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
+        raise RunError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
     made = run.read("examples")
     made = made[made["kept"] & made["seed"].isin(recipe.seeds)]
     return pd.concat([examples_of_arm(made, student, arm) for arm in (BEFORE, AFTER)], ignore_index=True)
@@ -102,7 +102,7 @@ def _checked(run: Run, examples: pd.DataFrame, sizes: Sequence[int]) -> list[int
     most, (arm, seed, task) = int(counts.min()), counts.idxmin()
     sizes = sorted(set(sizes)) or doubling(most)
     if not most or sizes[0] < 1 or sizes[-1] > most:
-        raise StoreError(
+        raise RunError(
             f"Sizes must lie between 1 and {most}: so many usable examples of {task} has arm {arm!r}, seed {seed} of "
             f"run {run.name}; lower them, or begin a run with a larger tailoring.n_examples."
         )

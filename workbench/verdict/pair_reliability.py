@@ -17,6 +17,7 @@ import pandas as pd
 
 from workbench.loop.pairs import outcomes, probability_better
 from workbench.models.start import students_of
+from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
 from workbench.signals.one_shot import probe_drafts
@@ -27,10 +28,6 @@ LEAST = (0.8, 0.9, 0.95)
 PAPER, GAP, LIKELY = "paper's rule", "widest gaps", "p_chosen >= {:g}"
 ALL, BY_IRT, AT_RANDOM = "half of the questions", "some of these, by discrimination", "as many of these, at random"
 COLUMNS = ["student", "kind", "questions", "rule", "pairs", "agreement", "low", "high", "gain", "gain_low", "gain_high"]
-
-
-class ReproductionError(ValueError):
-    """What is missing for looking at pairs again, and what to do about it."""
 
 
 class ResponseMatrix(NamedTuple):
@@ -63,7 +60,7 @@ def response_matrices(
             right = np.full((question.max() + 1, place.max() + 1, rows.shape[1]), np.nan)
             right[question, place] = rows.to_numpy()
             if right.shape[2] < 4:
-                raise ReproductionError(
+                raise DataError(
                     f"Student {student} was probed on {right.shape[2]} questions of a task; halves need 4 or more."
                 )
             found.setdefault(student, []).append(ResponseMatrix(right, known.reindex(rows.columns).to_numpy()))
@@ -250,7 +247,7 @@ def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataF
     """
     items = run.read("preference_set").assign(chosen=True)
     if items["discrimination"].isna().any():
-        raise ReproductionError(
+        raise DataError(
             f"The preference set of run {run.name} was drawn at random, so there is no fit to compare with; take a run "
             "with preference_set.selection=irt."
         )

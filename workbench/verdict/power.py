@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.verdict.intervals import (
     BETTER,
@@ -42,7 +43,7 @@ from workbench.verdict.intervals import (
     sign_flip_p_values,
     spread,
 )
-from workbench.verdict.verdict import VerdictError, answers
+from workbench.verdict.verdict import answers
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 
@@ -145,7 +146,7 @@ def estimate_variance(predictions: pd.DataFrame, design: ExperimentDesign, sourc
     main = design.shots[0]
     tables = [answers(predictions, arm, main) for arm in design.arms if arm != "base"]
     if len({len(table) for table in tables}) > 1 or len(tables[0]) < 2:
-        raise VerdictError("The trained arms need the same two or more seeds; evaluate all of them.")
+        raise DataError("The trained arms need the same two or more seeds; evaluate all of them.")
     tasks = tables[0].columns.get_level_values("task")
     stack = np.stack([table.to_numpy() for table in tables])
     of = spread(stack, tasks)

@@ -12,7 +12,7 @@ from scipy import stats
 from workbench.methods import FIRST_RECIPE
 from workbench.models.loading import load_tokenizer
 from workbench.models.start import students_of, teacher_of
-from workbench.runs.cache import StoreError
+from workbench.runs.errors import RunError
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
 from workbench.signals.influence_of_drafts import Influence, measure_influence, texts_to_learn
@@ -42,10 +42,10 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
         (generated) and influence_tokens (read).
 
     Raises:
-        StoreError: If it was not probed.
+        RunError: If it was not probed.
     """
     if not run.has("probes"):
-        raise StoreError(
+        raise RunError(
             f"The drafts of run {run.name} were not probed one-shot; take a run whose were, for example: "
             f"workbench run {FIRST_RECIPE} --name demo --to probing"
         )

@@ -24,7 +24,8 @@ from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
 from workbench.models.start import Model
 from workbench.models.trl import tuned
-from workbench.runs.cache import StoreError, atomic_write, read_json
+from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_engines import Engines
 from workbench.runs.run import Run, fingerprint
@@ -124,7 +125,7 @@ def train_on_groups(
         (after - before), n (questions asked).
     """
     if len(seeds) < 2:
-        raise StoreError(f"An interval needs two training seeds or more, got {len(seeds)}; ask for more.")
+        raise RunError(f"An interval needs two training seeds or more, got {len(seeds)}; ask for more.")
     recipe, tasks = run.recipe, load_tasks(run.recipe)
     scored = ranked(run, seeds, signals)
     names, asked, targets = held_out(run, tasks)
@@ -163,14 +164,14 @@ def ranked(run: Run, seeds: list[int], signals: pd.DataFrame | None = None) -> p
     """Return every draft with student, seed, score `value` and group: 1 is the best of its question.
 
     Raises:
-        StoreError: If every question has a single rationale, so that there is nothing to rank.
+        RunError: If every question has a single rationale, so that there is nothing to rank.
     """
     drafts = run.read("drafts")
     signals = run.read("signals") if signals is None else signals
     own = signals[signals["item_kind"] == "rationale"][["draft_id", "student", "value"]].merge(drafts, on="draft_id")
     own = own[own["answer"] != ""]
     if own.groupby(["student", "question_id"]).size().max() < 2:
-        raise StoreError(
+        raise RunError(
             f"Run {run.name} has one rationale for each question, so none is better than another; begin another run "
             "with synthesis.n_responses of 2 or more."
         )
@@ -202,7 +203,7 @@ def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[st
     """Return task, prompt and target (as jobs take them) of the validation questions outside the preference set.
 
     Raises:
-        StoreError: If there is none.
+        RunError: If there is none.
     """
     chosen = run.read("preference_set")
     probed = set(chosen[chosen["chosen"]]["item_id"])
@@ -213,7 +214,7 @@ def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[st
         if item.item_id not in probed
     ]
     if not found:
-        raise StoreError(
+        raise RunError(
             f"The preference set of run {run.name} holds all its validation questions, so none is held out; begin "
             "another run with a smaller preference_set.n_items."
         )

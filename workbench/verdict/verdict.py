@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from workbench.runs.errors import DataError
 from workbench.runs.recipe import TAILORED_FOR
 from workbench.verdict.in_words import level, opened_in_words
 from workbench.verdict.intervals import (
@@ -33,32 +34,24 @@ from workbench.verdict.intervals import (
 BASE_SEED = -1
 
 
-class VerdictError(ValueError):
-    """What stands in the way of a verdict, and what to do about it."""
-
-
 def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
     """Return 1.0 for right and 0.0 for wrong: a row a seed, a column a (task, item_id).
 
     Raises:
-        VerdictError: If the arm is missing, an item is there twice, or a seed lacks an item, naming the first.
+        DataError: If the arm is missing, an item is there twice, or a seed lacks an item, naming the first.
     """
     students = predictions["student"].unique()
     if len(students) > 1:
-        raise VerdictError(
-            f"the predictions hold {len(students)} students ({', '.join(map(str, students))}); pass one."
-        )
+        raise DataError(f"the predictions hold {len(students)} students ({', '.join(map(str, students))}); pass one.")
     rows = predictions[(predictions["arm"] == arm) & (predictions["shots"] == shots)]
     if rows.empty:
         known = ", ".join(sorted(predictions["arm"].unique())) or "none"
-        raise VerdictError(
-            f"no predictions of arm {arm!r} with {shots} shots (arms there: {known}); run the evaluation."
-        )
+        raise DataError(f"no predictions of arm {arm!r} with {shots} shots (arms there: {known}); run the evaluation.")
     key = ["seed", "task", "item_id"]
     twice = rows[rows.duplicated(key)]
     if len(twice):
         seed, task, item = twice[key].iloc[0]
-        raise VerdictError(f"arm {arm!r} answered item {item!r} of {task!r} twice under seed {seed}; keep one answer.")
+        raise DataError(f"arm {arm!r} answered item {item!r} of {task!r} twice under seed {seed}; keep one answer.")
     table = rows.assign(correct=rows["correct"].astype(float)).pivot(
         index="seed", columns=["task", "item_id"], values="correct"
     )
@@ -66,7 +59,7 @@ def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
     missing = np.argwhere(table.isna().to_numpy())
     if len(missing):
         seed, (task, item) = table.index[missing[0][0]], table.columns[missing[0][1]]
-        raise VerdictError(
+        raise DataError(
             f"arm {arm!r} lacks item {item!r} of {task!r} under seed {seed}; evaluate it on the same items."
         )
     return table
@@ -79,19 +72,19 @@ def paired(predictions: pd.DataFrame, a: str, b: str, shots: int) -> pd.DataFram
     if len(odd):
         task, item = odd[0]
         lacks = b if odd[0] in left.columns else a
-        raise VerdictError(f"arm {lacks!r} lacks item {item!r} of {task!r}; arms are compared on the same items only.")
+        raise DataError(f"arm {lacks!r} lacks item {item!r} of {task!r}; arms are compared on the same items only.")
     seeds = [table.index for table in (left, right) if list(table.index) != [BASE_SEED]]
     if not seeds or any(len(index) < 2 for index in seeds):
         short = a if list(left.index) == [BASE_SEED] or len(left) < 2 else b
-        raise VerdictError(
+        raise DataError(
             f"arm {short!r} has one seed; an interval needs two or more (five for a reported run): add seeds."
         )
     odd_seeds = seeds[0].symmetric_difference(seeds[-1])
     if len(odd_seeds):
         lacks = b if odd_seeds[0] in left.index else a
-        raise VerdictError(f"arm {lacks!r} lacks seed {odd_seeds[0]}; train and evaluate it under the same seeds.")
+        raise DataError(f"arm {lacks!r} lacks seed {odd_seeds[0]}; train and evaluate it under the same seeds.")
     if left.shape[1] < 2:
-        raise VerdictError(f"arms {a!r} and {b!r} share one item; an interval needs two or more: add test items.")
+        raise DataError(f"arms {a!r} and {b!r} share one item; an interval needs two or more: add test items.")
     sides = [table.to_numpy() for table in (left, right)]
     return pd.DataFrame(sides[0] - sides[1], index=seeds[0], columns=left.columns)
 
@@ -124,7 +117,7 @@ def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float
         stderr, seed_sd (of the seed means), low_equivalence, high_equivalence.
 
     Raises:
-        VerdictError: If arms, seeds or items do not match, naming the first that is missing.
+        DataError: If arms, seeds or items do not match, naming the first that is missing.
     """
     return _compare(predictions, a, b, shots, margin, alpha)[0]
 
@@ -221,7 +214,7 @@ def verdict(
     for name in names:
         own = predictions[predictions["student"] == name]
         if own.empty:
-            raise VerdictError(f"no predictions of student {name!r}; run the evaluation for it.")
+            raise DataError(f"no predictions of student {name!r}; run the evaluation for it.")
         blocks[name] = _student_verdict(own, settings, _training_of(training, name), dict(test_set or {}))
     top = {"recipe": recipe, "run": run, "models": models} | blocks[student]
     top["warnings"] = [*warnings, *top["warnings"]]
