@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_a_raised_cap_and_with_no_other_change(load, runs):
     server = {"engines.teacher.engine": "openai"}
     capped = load(server | {"engines.teacher.budget_tokens": "5"})
     raised = load(server | {"engines.teacher.budget_tokens": "50"})
-    open_run("mine", capped).stage("drafting").path.mkdir()
+    (open_run("mine", capped).path / "questions").mkdir()
     assert open_run("mine", raised).recipe == open_run("mine").recipe == raised
     with pytest.raises(StoreError, match=r"undo: engines.teacher.n_parallel 16 -> 2"):
         open_run("mine", load(server | {"engines.teacher.budget_tokens": "50", "engines.teacher.n_parallel": "2"}))
