@@ -29,10 +29,11 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/tailoring": (3, "6667f2396bc46d60"),
     "loop/writing": (3, "a6933a0e506cdaa9"),
     "signals/influence": (2, "e243cf00a7ebdf8a"),
-    "signals/influence_of_drafts": (2, "30d013b32aa70087"),
+    "signals/influence_of_drafts": (2, "e3231e5f9a6297ae"),
     "signals/judge": (1, "3c31c772ecbc1d8b"),
-    "signals/one_shot": (3, "ee238c9efbdac28f"),
+    "signals/one_shot": (3, "85d0ae791cc9b33d"),
     "signals/reference": (1, "846da33a055885bd"),
+    "signals/scores": (1, "f0cc4273a39ba89e"),
     "signals/warm_up": (1, "e4a4072c742c2cd7"),
 }
 

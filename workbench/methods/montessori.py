@@ -11,7 +11,7 @@ from workbench.loop.pairs import helpful_against_harmful
 from workbench.methods.base import Amounts, Method
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_parts import Count, CountOrZero, Positive, Section, Text, require_distinct
-from workbench.signals.influence_of_drafts import as_signal
+from workbench.signals.scores import as_signal
 
 TopP = Annotated[float, Field(gt=0, le=1)]
 

@@ -11,7 +11,6 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.models.start import Model
-from workbench.runs import schemas
 from workbench.runs.recipe_parts import Section
 from workbench.runs.seeding import stream, stream_seed
 from workbench.signals.influence import measure
@@ -110,12 +109,6 @@ def influence_of_examples(
         known = drawn[["draft_id", "arm", "task", "question_id"]].merge(values, on="draft_id")
         parts.append(known[["student", "arm", "task", "question_id", "value", "raw"]])
     return pd.concat(parts, ignore_index=True)
-
-
-def as_signal(influences: pd.DataFrame, sign: str) -> pd.DataFrame:
-    """Return influences as signals; sign is "corrected", or "raw" for the step at zero gradient left in."""
-    signals = influences[list(schemas.SCHEMAS["signals"].columns)]
-    return signals.assign(value=influences["raw"]) if sign == "raw" else signals
 
 
 def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:
