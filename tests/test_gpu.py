@@ -21,7 +21,7 @@ from workbench.models.engine import Decoding, Request
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import tune_dpo, tune_sft
 from workbench.runs.recipe import Recipe
-from workbench.signals.influence import InfluenceSettings, measure
+from workbench.signals.influence import measure
 from workbench.signals.warm_up import WarmUp, warm_up
 from workbench.tasks.contamination import Guard
 
@@ -207,8 +207,7 @@ def test_influence_on_a_billion_parameters(recipe_of, billion, tmp_path, runs):
     taught, asked = rows(N_CANDIDATES), rows(N_REFERENCE).assign(question=lambda frame: frame["prompt"])
     warm_up(str(student), rows(32), WarmUp(4, 4, 1e-4), 1, tmp_path / "warmed", DEVICE)
     candidates = taught.assign(draft_id=[str(n) for n in range(len(taught))], item_kind="rationale")
-    settings = InfluenceSettings(way="exact")
     with measured(f"influence, exact, {N_CANDIDATES} x {N_REFERENCE}") as seen:
-        frame = measure(str(student), tmp_path / "warmed", candidates, asked, Guard({}), settings, device=DEVICE)
+        frame = measure(str(student), tmp_path / "warmed", candidates, asked, Guard({}), device=DEVICE)
         seen["tokens"] = int(frame["tokens"].sum())
     assert len(frame) == N_CANDIDATES and np.isfinite(frame["value"]).all() and frame["value"].abs().max() > 0
