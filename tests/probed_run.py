@@ -10,7 +10,7 @@ from workbench.models.start import students_of
 from workbench.runs import schemas
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
-from workbench.signals import one_shot
+from workbench.signals import scores
 from workbench.tasks.pocket_styles import STYLES, rationale_for
 from workbench.tasks.task import load_tasks, seed_pairs
 
@@ -94,7 +94,7 @@ def write_run(name: str = "probed", recipe: Recipe | None = None, rationales: li
     columns = list(schemas.SCHEMAS["preference_set"].columns)
     store(work, questions=questions, drafts=drafts, preference_set=items[columns], probes=probes)
     students = students_of(recipe)
-    work.step("signals", one_shot.share_right, work.read("probes"), work.read("drafts"), students)
+    work.step("signals", scores.share_right, work.read("probes"), work.read("drafts"), students)
     return work
 
 

@@ -102,31 +102,33 @@ def recipe_of(folder: Path) -> Recipe:
     )
 
 
-def run_whole(runs: Path, recipe: Recipe) -> Path:
+def run_whole(runs: Path, recipe: Recipe, stages=STAGES) -> Path:
     """Run all stages of a recipe under the name "loop", uninterrupted; return the folder of runs."""
     from workbench.runs.run import open_run
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(runs))
         run = open_run("loop", recipe)
-        for stage in STAGES:
+        for stage in stages:
             compute(stage, run)
     return runs
 
 
-def run_until_killed(runs: str, recipe: Recipe, kill: tuple[str, str, int] | None) -> None:
+def run_until_killed(runs: str, recipe: Recipe, kill: tuple[str, str, int] | None, stages=STAGES) -> None:
     """Run all stages in this process; die by SIGKILL in a stage, after the n-th call of a method there.
 
     Args:
         runs: The folder of runs.
         recipe: What to run, under the name "loop".
         kill: Stage, "module:Class.method" and n; None to live.
+        stages: Of the method, in order.
+        stages: Of the method, in order.
     """
     os.environ["WORKBENCH_RUNS"] = runs
     from workbench.runs.run import open_run
 
     run = open_run("loop", recipe)
-    for stage in STAGES:
+    for stage in stages:
         if kill and kill[0] == stage:
             _arm(*kill[1:])
         compute(stage, run)

@@ -10,7 +10,7 @@ import pytest
 import small_classroom
 
 from workbench import figures
-from workbench.runs.errors import RunError
+from workbench.runs.errors import DataError, RunError
 from workbench.runs.run import open_run
 from workbench.runs.seeding import stream
 from workbench.verdict.goodhart import by_round, findings, follow, partings, stored

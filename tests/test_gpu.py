@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import RECIPE, not_run
 from test_loading import TEMPLATE, WORDS, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,8 +20,8 @@ from workbench.models import loading
 from workbench.models.engine import Decoding, Request
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import tune_dpo, tune_sft
-from workbench.runs.recipe import Recipe, parse_yaml
-from workbench.signals.influence import InfluenceSettings, measure
+from workbench.runs.recipe import Recipe
+from workbench.signals.influence import measure
 from workbench.signals.warm_up import WarmUp, warm_up
 from workbench.tasks.contamination import Guard
 
@@ -50,7 +51,7 @@ def billion(tmp_path_factory):
 @pytest.fixture
 def recipe_of(billion):
     def build(**changes) -> Recipe:
-        values = parse_yaml(RECIPE)
+        values = yaml.safe_load(RECIPE)
         values["models"] = {"teacher": str(billion), "students": {"s": str(billion)}, "dtype": "bfloat16"}
         values["alignment"] |= {"learning_rate": 1.0e-3, "n_epochs": 2, "batch_size": 16, "max_length": 1024}
         values["training"] |= {"learning_rate": 2.0e-4, "n_epochs": 2, "batch_size": 32, "max_length": 1024}
@@ -206,8 +207,7 @@ def test_influence_on_a_billion_parameters(recipe_of, billion, tmp_path, runs):
     taught, asked = rows(N_CANDIDATES), rows(N_REFERENCE).assign(question=lambda frame: frame["prompt"])
     warm_up(str(student), rows(32), WarmUp(4, 4, 1e-4), 1, tmp_path / "warmed", DEVICE)
     candidates = taught.assign(draft_id=[str(n) for n in range(len(taught))], item_kind="rationale")
-    settings = InfluenceSettings(way="exact")
     with measured(f"influence, exact, {N_CANDIDATES} x {N_REFERENCE}") as seen:
-        frame = measure(str(student), tmp_path / "warmed", candidates, asked, Guard({}), settings, device=DEVICE)
+        frame = measure(str(student), tmp_path / "warmed", candidates, asked, Guard({}), device=DEVICE)
         seen["tokens"] = int(frame["tokens"].sum())
     assert len(frame) == N_CANDIDATES and np.isfinite(frame["value"]).all() and frame["value"].abs().max() > 0

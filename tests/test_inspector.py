@@ -1,6 +1,5 @@
 import html
 import json
-import shutil
 import subprocess
 import sys
 
@@ -10,10 +9,9 @@ import pandas as pd
 import papermill
 import pytest
 from conftest import PROJECT
-from probed_run import STUDENTS, store, write_run
+from probed_run import STUDENTS, form_pairs, write_run
 
-from workbench.loop.reviews import Reviews, apply_reviews
-from workbench.loop.tailoring import align
+from workbench.loop.reviews import Reviews
 from workbench.notebook import display
 from workbench.notebook.inspector import Inspector, inspect
 from workbench.report.lineage import lineage
@@ -25,11 +23,11 @@ BAD = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """A folder of runs with a probed run."""
+    """A folder of runs with a probed run and its pairs."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(folder))
-        write_run()
+        form_pairs(write_run())
     return folder
 
 
@@ -47,7 +45,7 @@ def inspector(work):
 
 
 def test_it_needs_no_view_and_no_alignment(inspector, work):
-    assert inspector.pair == inspector.pairs.iloc[0].to_dict() and not work.stage("alignment").manifest
+    assert inspector.pair == inspector.pairs.iloc[0].to_dict() and not work.has("teachers")
     assert repr(inspector) == f"Inspector: 0 of {len(inspector.pairs)} pairs reviewed."
     assert "view" not in vars(inspector)
 
@@ -277,43 +275,25 @@ def test_papermill_replays_the_reviews_that_a_person_made(inspector, work, tmp_p
     inspector.next()
     inspector.drop()
     source = nbformat.read(PROJECT / "notebooks" / "03_teacher_alignment.ipynb", as_version=4)
-    end = next(n for n, cell in enumerate(source.cells) if "wb.align(" in cell.source and cell.cell_type == "code")
+    end = next(n for n, cell in enumerate(source.cells) if '"teachers"' in cell.source and cell.cell_type == "code")
     source.cells = source.cells[: end + 1]
     nbformat.write(source, tmp_path / "part.ipynb")
     done = papermill.execute_notebook(
         tmp_path / "part.ipynb", tmp_path / "out.ipynb", {"run": "probed"}, cwd=PROJECT, progress_bar=False
     )
-    counts = work.stage("alignment").manifest["counts"]
+    counts = work.counts("reviewed")
     assert counts["pairs flipped by review"] == counts["pairs dropped by review"] == 1
-    used = work.read("reviews")
-    assert used["review"].tolist() == ["flip", "drop"]
-    pairs = work.read("pairs")
-    before = inspector.pairs.iloc[0]
-    assert pairs["chosen"].iloc[0] == before["rejected"] and len(pairs) == len(inspector.pairs) - 1
+    assert work.read("reviewed", "reviews")["review"].tolist() == ["flip", "drop"]
+    left, before = work.read("reviewed"), inspector.pairs.iloc[0]
+    assert left["chosen"].iloc[0] == before["rejected"] and len(left) == len(inspector.pairs) - 1
     text = json.dumps(done)
     assert "2 of 14 pairs reviewed" in text and "anywidget" not in text
-    # A keep changes no pair, so nothing is computed again.
-    inspector.next()
-    inspector.keep()
-    assert align(work)["pairs"].equals(pairs) and "reusing" in capsys.readouterr().out
+    used = work.read("teachers", "pairs_used").query("arm == 'tailored'").drop(columns="arm").reset_index(drop=True)
+    pd.testing.assert_frame_equal(used, left)
+    # The pairs that are shown stay those of the signal.
+    pd.testing.assert_frame_equal(inspect(work).pairs, inspector.pairs)
     assert f"pair {before['pair_id']}" in lineage(work, before["pair_id"])
     assert "flipped by review" in lineage(work, before["pair_id"])
-
-
-def test_pairs_of_a_finished_alignment_are_read_unless_people_changed_them(inspector, work, monkeypatch):
-    # The test before leaves an alignment with reviews.
-    shutil.rmtree(work.stage("alignment").path, ignore_errors=True)
-    parents = {name: work.stage(name).manifest["fingerprint"] for name in ("drafting", "probing")}
-    store(work, "alignment", parents, pairs=inspector.pairs)
-    again = inspect(work)
-    assert again.counted == {"pairs": 14}
-    pd.testing.assert_frame_equal(again.pairs, inspector.pairs)
-    store(work, "alignment", parents | {"probing": "earlier"}, pairs=inspector.pairs.head(3))
-    assert len(inspect(work).pairs) == 14 and "rationale groups" in inspect(work).counted
-    changed = apply_reviews(inspector.pairs, {}).reviews
-    store(work, "alignment", parents, pairs=inspector.pairs.head(3), reviews=changed)
-    assert len(inspect(work).pairs) == 14
-    shutil.rmtree(work.stage("alignment").path)
 
 
 def test_looking_at_pairs_brings_no_models_and_no_widget():

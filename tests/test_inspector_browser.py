@@ -8,7 +8,7 @@ import time
 
 import pytest
 from lab import THEMES, axe_finds_nothing, lab, use_theme, write_notebook
-from probed_run import write_run
+from probed_run import form_pairs, write_run
 
 from workbench.loop.reviews import Reviews, standing
 from workbench.runs.run import open_run
@@ -22,8 +22,9 @@ from workbench.runs.run import open_run
 work = open_run("probed")
 wb.inspect(work).show()
 print("pid", os.getpid())"""
-ALIGN = """aligned = wb.align(work)
-print({what: n for what, n in work.stage("alignment").manifest["counts"].items() if "review" in what})"""
+REVIEWED = """pairs = work.read("pairs")
+work.step("reviewed", wb.apply_reviews, pairs, wb.reviews_of(work, pairs))
+print({what: n for what, n in work.counts("reviewed").items() if "review" in what})"""
 MONITOR = """from workbench.notebook.watch import RunMonitor
 
 RunMonitor("hostile").show()"""
@@ -52,12 +53,12 @@ READ = """box => {
 def folder(tmp_path_factory):
     """Notebooks beside a folder of runs: one with real texts, one with hostile ones."""
     folder = tmp_path_factory.mktemp("lab")
-    write_notebook(folder / "review.ipynb", START, ALIGN)
+    write_notebook(folder / "review.ipynb", START, REVIEWED)
     write_notebook(folder / "hostile.ipynb", START.replace("probed", "hostile"), MONITOR)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        write_run()
-        write_run("hostile", rationales=TEXTS)
+        form_pairs(write_run())
+        form_pairs(write_run("hostile", rationales=TEXTS))
     return folder
 
 
@@ -198,8 +199,8 @@ def test_pairs_are_reviewed_by_keyboard_survive_a_killed_kernel_and_count(folder
     lab.run(1)
     said = lab.page.locator(".jp-Cell").nth(1).inner_text()
     assert re.search(r"'pairs flipped by review': 1, 'pairs dropped by review': 1", said), said
-    alignment = json.loads((folder / "runs" / "probed" / "alignment" / "manifest.json").read_text())
-    assert alignment["counts"]["pairs"] == 13
+    reviewed = json.loads((folder / "runs" / "probed" / "reviewed" / "manifest.json").read_text())
+    assert reviewed["counts"]["pairs"] == 13
 
 
 def _shortcuts_stay_inside(lab: Page) -> None:
@@ -281,7 +282,7 @@ def _is_shown_as_text(lab: Page, n: int, text: str) -> None:
 def _axe_finds_nothing(lab: Page) -> None:
     """Look at every view of the inspector and at the run monitor, in both of Lab's themes."""
     lab.run(1)
-    lab.wait_for("[role=status] table", "probing")
+    lab.wait_for("[role=status] table", "probes")
     for theme in THEMES:
         use_theme(lab.page, theme)
         axe_finds_nothing(lab.page, ".jp-OutputArea:has([role=status] table)")

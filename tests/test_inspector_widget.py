@@ -2,7 +2,7 @@ import json
 import threading
 
 import pytest
-from probed_run import write_run
+from probed_run import form_pairs, write_run
 
 from workbench.notebook.inspector import inspect
 from workbench.notebook.inspector_widget import HERE, STATE, InspectorView
@@ -10,7 +10,7 @@ from workbench.notebook.inspector_widget import HERE, STATE, InspectorView
 
 @pytest.fixture
 def inspector(runs):
-    return inspect(write_run())
+    return inspect(form_pairs(write_run()))
 
 
 @pytest.fixture

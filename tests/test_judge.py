@@ -7,13 +7,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from local_server import LocalServer
-from small_classroom import build, compute, recipe_of
+from small_classroom import recipe_of
 
 from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
 from workbench.models.start import check
 from workbench.notebook.headless import preflight
-from workbench.report import cards, cost_estimate, plan
-from workbench.report.facts import Facts
+from workbench.report import cost_estimate, plan
 from workbench.runs.cache import runs_folder
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Recipe
@@ -22,29 +21,19 @@ from workbench.signals import judge as judge_module
 from workbench.tasks.task import load_tasks
 from workbench.verdict import in_words
 
-STAGES = ("drafting", "probing", "alignment")
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The small classroom's models, and a run whose examples are written."""
-    folder = tmp_path_factory.mktemp("judged")
-    build(folder)
-    recipe = judged_by(recipe_of(folder), str(folder / "teacher"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
-        run = open_run("loop", recipe)
-        for stage in STAGES:
-            compute(stage, run)
-    return folder
+def made(small_run, tmp_path_factory):
+    """A folder of runs with one whose examples are written."""
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("judged") / "runs")
 
 
 @pytest.fixture
-def run(made, monkeypatch) -> Run:
-    monkeypatch.setenv("WORKBENCH_RUNS", str(made / "runs"))
+def run(made, small_models, monkeypatch) -> Run:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(made))
     opened = open_run("loop")
     (opened.path / judge_module.FILE).unlink(missing_ok=True)
-    return opened
+    return of(opened, str(small_models / "teacher"))
 
 
 def judged_by(recipe: Recipe, judge: str, **engine) -> Recipe:
@@ -96,9 +85,9 @@ def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monk
     assert judge_module.stored(run).validation.equals(validation)
 
 
-def test_another_judge_and_other_examples_are_judged_anew(run, made):
+def test_another_judge_and_other_examples_are_judged_anew(run, small_models):
     first = judge_module.judge(run)
-    other = of(run, str(made / "babbler"))
+    other = of(run, str(small_models / "babbler"))
     assert judge_module.stored(other) is None
     babbled = judge_module.judge(other)
     assert babbled.validation["right"].mean() < first.validation["right"].mean()
@@ -142,9 +131,9 @@ def test_refusals_are_asked_again(run, monkeypatch):
     assert len(asked) == 2 and judge_module.stored(run).examples.equals(again.examples)
 
 
-def test_what_a_judge_said_is_known_without_it(run, made, monkeypatch):
-    gone = made / "gone"
-    shutil.copytree(made / "teacher", gone)
+def test_what_a_judge_said_is_known_without_it(run, small_models, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(small_models / "teacher", gone)
     by_copy = of(run, str(gone))
     said = judge_module.judge(by_copy)
     shutil.rmtree(gone)
@@ -153,23 +142,10 @@ def test_what_a_judge_said_is_known_without_it(run, made, monkeypatch):
         judge_module.judge(by_copy)
 
 
-def test_a_judge_that_is_not_here_stops_the_run_before_it_begins(made, monkeypatch, tmp_path):
-    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
-    open_run("new", judged_by(recipe_of(made), str(made / "nowhere")))
+def test_a_judge_that_is_not_here_stops_the_run_before_it_begins(small_models, runs, tmp_path):
+    open_run("new", judged_by(recipe_of(small_models), str(tmp_path / "nowhere")))
     with pytest.raises(ModelError, match="nowhere does not exist"):
         preflight("new")
-
-
-def test_questions_written_for_another_task_are_asked_as_that_task(run):
-    values = run.recipe.model_dump() | {"method": "montessori"}
-    first, second = run.recipe.tasks.names
-    values |= {"synthesis": {"seeds_from": {first: second}, "n_seeds": 2, "n_own": 1}, "influence": {"n_warm_up": 2}}
-    asked = judge_module._asked(Run(run.name, run.path, Recipe.model_validate(values)))
-    tasks = load_tasks(run.recipe)
-    own = asked.examples[asked.examples["task"] == first]["prompt"]
-    assert len(own) and own.str.contains(tasks[second].description, regex=False).all()
-    known = asked.validation[asked.validation["task"] == first]["prompt"]
-    assert known.str.contains(tasks[first].description, regex=False).all()
 
 
 def test_answers_that_cannot_be_read_are_counted_apart(run):
@@ -198,7 +174,10 @@ def test_the_plan_counts_the_judge(run, monkeypatch):
     assert row["generate"] > 0 and row["train"] == 0
 
 
-def test_the_card_tells_what_the_judge_found(run, monkeypatch):
+def test_the_card_tells_what_the_judge_found(run):
+    from workbench.report import cards
+    from workbench.report.facts import Facts
+
     (run.path / "verdict.json").write_text(json.dumps({"students": {}}))
     card = cards.TEMPLATES.get_template("card.md.j2")
 

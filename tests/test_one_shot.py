@@ -11,7 +11,7 @@ from workbench.runs import schemas
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import PreferenceSet, Recipe
 from workbench.signals import one_shot
-from workbench.signals.one_shot import share_right
+from workbench.signals.scores import share_right
 from workbench.tasks.task import Task
 
 # Right answers of one student: two questions, two rationales each, four items.

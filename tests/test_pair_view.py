@@ -2,22 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from probed_run import recipe_of, write_run
+from probed_run import form_pairs, recipe_of, write_run
 
-from workbench.loop.pairs import build_pairs
 from workbench.notebook.pair_view import Evidence, Lookup, columns, interval, word_differences
 from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
-from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import wilson
 
 
 @pytest.fixture
 def seen(runs):
-    work = write_run()
-    evidence = Evidence.of_run(work)
-    pairs, _ = build_pairs(work.recipe, load_tasks(work.recipe), *evidence[:4])
-    return evidence, pairs
+    work = form_pairs(write_run())
+    return Evidence.of_run(work), work.read("pairs")
 
 
 def kinds(pairs, kind):

@@ -5,20 +5,11 @@ import sqlite3
 
 import pandas as pd
 import pytest
-from probed_run import recipe_of, store
+from probed_run import as_it_is, recipe_of, store
 
 from workbench.loop.pairs import flip_half
-from workbench.loop.reviews import (
-    Reviews,
-    apply_reviews,
-    digest,
-    key_of,
-    newer_than_alignment,
-    review_of,
-    standing,
-    used_in,
-)
-from workbench.notebook.display import watch
+from workbench.loop.reviews import Reviews, apply_reviews, key_of, newer_than_alignment, review_of, reviews_of, standing
+from workbench.notebook.session import start
 from workbench.runs import schemas
 from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
@@ -53,6 +44,12 @@ def pairs(n: int = 4) -> pd.DataFrame:
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "run" / "reviews.sqlite"
+
+
+@pytest.fixture
+def work(runs):
+    """A run that nothing was computed in yet."""
+    return open_run("reviewed", recipe_of())
 
 
 def said(path, n: int = 1, **more) -> tuple[str, str]:
@@ -171,89 +168,78 @@ def test_a_killed_process_loses_nothing_that_it_said(path):
     assert all(key_of(pair(n)) in held for n in heard) and len(held) <= len(heard) + 1
 
 
-def test_people_overrule_the_signal(path):
-    reviews = Reviews(path)
+def test_people_overrule_the_signal(work):
+    reviews = Reviews.of_run(work)
     for n, review in ((0, "keep"), (1, "flip"), (2, "drop")):
         reviews.add(pair(n), "review", review)
     reviews.add(pair(1), "note", "the other one is right")
     reviews.add(pair(9), "review", "drop")
-    changed, used, counts = apply_reviews(pairs(), standing(reviews.events()))
-    assert changed["pair_id"].tolist() == ["p0adaFalse", "p1adaFalse", "p3adaFalse"]
+    used = reviews_of(work, pairs())
+    assert used["review"].tolist() == ["keep", "flip", "drop"] and used["note"].tolist()[1] == "the other one is right"
+    left = apply_reviews(pairs(), used)
+    changed = schemas.check(left["reviewed"], "pairs")
+    assert changed["pair_id"].tolist() == ["p0adaFalse", "p1adaFalse", "p3adaFalse"] and left["reviews"].equals(used)
     turned = changed.iloc[1]
     assert (turned["chosen"], turned["chosen_id"], turned["rejected_id"]) == ("text b1", "b1", "a1")
     assert turned["score_gap"] == -0.5 and turned["p_chosen"] == pytest.approx(0.1) and not turned["flipped"]
-    assert used["review"].tolist() == ["keep", "flip", "drop"] and used["note"].tolist()[1] == "the other one is right"
-    assert counts == {
-        "pairs kept by review": 1,
-        "pairs flipped by review": 1,
-        "pairs dropped by review": 1,
-    }
-    schemas.check(changed, "pairs")
+    by_review = {"pairs kept by review": 1, "pairs flipped by review": 1, "pairs dropped by review": 1}
+    assert changed.attrs["counts"] == {"pairs": 3} | by_review
+    # The control flips half of what people left.
+    assert flip_half(changed, 0)["flipped"].sum() == 1
 
 
-def test_without_reviews_nothing_changes():
-    changed, used, counts = apply_reviews(pairs(), {})
-    pd.testing.assert_frame_equal(changed, pairs())
-    assert used.empty and counts == {} and digest(used) == ""
+def test_without_reviews_nothing_changes(work):
+    used = reviews_of(work, pairs())
+    assert used.empty
+    pd.testing.assert_frame_equal(apply_reviews(pairs(), used)["reviewed"], pairs())
 
 
-def test_a_review_is_of_the_two_drafts_whichever_way_they_are_turned(path):
-    reviews = Reviews(path)
+def test_a_review_is_of_the_two_drafts_whichever_way_they_are_turned(work):
+    reviews = Reviews.of_run(work)
     reviews.add(pair(1), "review", "keep")
     reviews.add(pair(2), "review", "flip")
     reviews.add(pair(3), "review", "drop")
     other = schemas.build([pair(n, turned=True) for n in (1, 2, 3)], "pairs")
-    changed, used, _ = apply_reviews(other, standing(reviews.events()))
+    used = reviews_of(work, other)
     assert used["review"].tolist() == ["flip", "keep", "drop"]
-    assert changed["chosen_id"].tolist() == ["a1", "b2"]
+    assert apply_reviews(other, used)["reviewed"]["chosen_id"].tolist() == ["a1", "b2"]
 
 
-def test_the_digest_knows_what_changes_pairs_and_nothing_else(path):
-    reviews, all_pairs = Reviews(path), pairs()
-    now = lambda: digest(apply_reviews(all_pairs, standing(Reviews(path).events())).reviews)  # noqa: E731
-    reviews.add(pair(1), "review", "keep")
-    reviews.add(pair(1), "note", "fine")
-    assert now() == ""
-    reviews.add(pair(2), "review", "flip")
-    flipped = now()
-    assert flipped
-    Reviews(path, reviewer="Bob").add(pair(2), "note", "why")
-    Reviews(path, reviewer="Bob").add(pair(2), "review", "flip")
-    assert now() == flipped
-    reviews.add(pair(3), "review", "drop")
-    assert now() not in ("", flipped)
+def align(work) -> str:
+    """Store as finished what the reviews leave of the pairs, and what was aligned to it; return what was said."""
+    work.step("reviewed", apply_reviews, pairs(), reviews_of(work, pairs()))
+    work.step("teachers", as_it_is, work.read("reviewed"))
+    return newer_than_alignment(work)
 
 
-def test_the_control_flips_half_of_what_people_left(path):
-    reviews = Reviews(path)
-    reviews.add(pair(0), "review", "drop")
-    changed = apply_reviews(pairs(5), standing(reviews.events())).pairs
-    assert flip_half(changed, 0)["flipped"].sum() == 2
-
-
-def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(runs, capsys):
-    work = open_run("reviewed", recipe_of())
+def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(work, capsys):
     reviews = Reviews.of_run(work, "Ann")
+    store(work, pairs=pairs())
     reviews.add(pair(1), "review", "flip")
-    assert newer_than_alignment(work) == "" and used_in(work).empty
-    changed, used, _ = apply_reviews(pairs(), standing(reviews.events()))
-    store(work, "alignment", {}, pairs=changed, reviews=used)
+    assert newer_than_alignment(work) == ""
+    assert align(work) == ""
+    # Keeps, notes and pairs that are not formed here change nothing.
     reviews.add(pair(0), "review", "keep")
     reviews.add(pair(9), "review", "flip")
     reviews.add(pair(1), "note", "sure")
-    assert newer_than_alignment(work) == "" and used_in(work)["review"].tolist() == ["flip"]
-    with watch(work, "training"):
-        pass
-    assert "people say" not in capsys.readouterr().out
+    assert newer_than_alignment(work) == ""
     reviews.add(pair(2), "review", "drop")
     assert "Of 1 pair people say something else now" in newer_than_alignment(work)
     reviews.add(pair(1), "review", "")
-    said = newer_than_alignment(work)
-    assert "Of 2 pairs people say" in said and said.endswith("workbench run probed --name reviewed --from alignment")
-    for stage, told in (("training", True), ("evaluation", True), ("alignment", False)):
-        with watch(work, stage):
-            pass
-        assert ("Of 2 pairs people say" in capsys.readouterr().out) == told, stage
-    changed, used, _ = apply_reviews(pairs(), standing(reviews.events()))
-    store(work, "alignment", {}, pairs=changed, reviews=used)
-    assert newer_than_alignment(work) == ""
+    told = newer_than_alignment(work)
+    assert "Of 2 pairs people say" in told and told.endswith("recipe.yaml --name reviewed")
+    start("reviewed")
+    assert "Of 2 pairs people say" in " ".join(capsys.readouterr().out.split())
+    assert align(work) == ""
+
+
+def test_a_keep_or_a_note_computes_no_alignment_anew(work, capsys):
+    reviews = Reviews.of_run(work, "Ann")
+    reviews.add(pair(1), "review", "flip")
+    align(work)
+    reviews.add(pair(2), "review", "keep")
+    reviews.add(pair(1), "note", "fine")
+    capsys.readouterr()
+    align(work)
+    assert "reusing" in capsys.readouterr().out and len(work.read("reviewed", "reviews")) == 2
+    assert not list(work.path.glob("teachers.superseded-*")) and list(work.path.glob("reviewed.superseded-*"))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from trl import chat_template_utils as packaged
 
 from workbench.loop import prompts
-from workbench.loop.writing import answer_questions
+from workbench.loop.alignment import models_of
 from workbench.models import loading
 from workbench.models.engine import Decoding, Request
 from workbench.models.transformers_engine import TransformersEngine
@@ -45,18 +45,16 @@ def texts(n: int) -> list[tuple[str, str]]:
 def test_the_whole_loop_runs(shape, folder_of, runs):
     folder = folder_of(shape)
     run = open_run("loop", model_shapes.recipe_of(folder))
-    frames = {}
     for stage in STAGES:
-        frames |= {f"{stage}/{name}": frame for name, frame in compute(stage, run).items()}
-    assert all(len(frame) for frame in frames.values()), {name: len(frame) for name, frame in frames.items()}
-    assert frames["drafting/questions"]["kept"].sum() == 5 and len(frames["drafting/drafts"]) == 10
-    scores = (
-        frames["probing/signals"].merge(frames["drafting/drafts"], on="draft_id").groupby("technique")["value"].mean()
-    )
+        compute(stage, run)
+    n_rows = {step: len(run.read(step)) for step in run.steps()}
+    assert len(n_rows) == 13 and all(n_rows.values()), n_rows
+    assert run.read("questions")["kept"].sum() == 5 and n_rows["drafts"] == 10
+    scores = run.read("signals").merge(run.read("drafts"), on="draft_id").groupby("technique")["value"].mean()
     assert scores["short"] > scores["long"], "the preference that is there by construction was not found"
     verdict = json.loads((run.path / "verdict.json").read_text())
     assert verdict["decision"] and verdict["test_set"]["name"] == "items of last_colour"
-    (student,) = (run.stage("training").path / "students").glob("pupil-tailored-1")
+    student = models_of(run.result("students"), "students")["pupil", "tailored", 1]
     # Training must not take away an end token, or the student would write on behind its answer.
     ends = set(TransformersEngine(str(folder), device="cpu").ends)
     assert set(TransformersEngine(str(student), device="cpu").ends) == ends
@@ -122,7 +120,8 @@ def test_the_engine_writes_what_the_model_alone_writes(shape, folder_of):
     questions = ("red blue", "pink", "white white red", "blue", "a", "b c")
     asked = [prompts.one_shot_prompt("Count.", "red pink green", "so : <ans>green</ans>", one) for one in questions]
     asked += [("", prompt) for prompt, _ in texts(6)]
-    written = [one.text for one in answer_questions(engine, asked, 16, None)]
+    requests = [Request(prompt, prefix=prefix) for prompt, prefix in (engine.render_shared(*one) for one in asked)]
+    written = [one.text for one in engine.generate(requests, Decoding(16))]
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     ids = [torch.tensor([reference_ids(engine.tokenizer, prefix + rest)]) for prefix, rest in asked]
     with torch.inference_mode():

@@ -63,10 +63,9 @@ class Served:
 
 
 def first_stages(run: Run) -> dict[str, pd.DataFrame]:
-    frames = {}
     for stage in ("drafting", "probing"):
-        frames |= compute(stage, run)
-    return frames
+        compute(stage, run)
+    return {step: run.read(step) for step in run.steps()}
 
 
 @pytest.fixture(scope="module")

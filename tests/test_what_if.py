@@ -1,12 +1,13 @@
 import pandas as pd
 import pytest
-from probed_run import recipe_of, write_run
+from probed_run import form_pairs, recipe_of, write_run
 from traitlets import TraitError
 
 from workbench.loop.pairs import build_pairs
+from workbench.methods.arte import ARTE
 from workbench.notebook.pair_view import Evidence
 from workbench.notebook.what_if import FIRST_HALF, OTHER_HALF, RIGHT_ANSWERS, SETTINGS, WhatIf
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Pairs
 from workbench.tasks.task import load_tasks
 
 
@@ -14,9 +15,8 @@ from workbench.tasks.task import load_tasks
 def stored(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
-        work = write_run(recipe=recipe_of(n_questions=12))
-        evidence, tasks = Evidence.of_run(work), load_tasks(work.recipe)
-    return work.recipe, tasks, evidence, build_pairs(work.recipe, tasks, *evidence[:4])[0]
+        work = form_pairs(write_run(recipe=recipe_of(n_questions=12)))
+        return work.recipe, load_tasks(work.recipe), Evidence.of_run(work), work.read("pairs")
 
 
 @pytest.fixture
@@ -27,9 +27,8 @@ def what_if(stored):
 def with_rule(stored, **rule) -> pd.DataFrame:
     """Build the pairs anew, as a run with that rule would."""
     recipe, tasks, evidence, _ = stored
-    values = recipe.model_dump()
-    values["pairs"] |= rule
-    return build_pairs(Recipe.model_validate(values), tasks, *evidence[:4])[0]
+    settings = Pairs.model_validate(recipe.pairs.model_dump() | rule)
+    return build_pairs(ARTE.pair_rules, tasks, *evidence[:4], settings, recipe.seeds[0])
 
 
 def test_it_begins_with_the_pairs_of_the_run(what_if, stored):
@@ -77,7 +76,7 @@ def test_what_is_lost_new_and_turned_is_counted(what_if, stored):
 
 
 def test_other_signals_are_tried_without_a_model(what_if):
-    assert what_if.signals == ["icl", FIRST_HALF, OTHER_HALF, RIGHT_ANSWERS]
+    assert what_if.signals == ["one_shot", FIRST_HALF, OTHER_HALF, RIGHT_ANSWERS]
     halves = {}
     for what_if.signal in (FIRST_HALF, OTHER_HALF):
         halves[what_if.signal] = set(what_if.pairs["pair_id"])
@@ -94,7 +93,7 @@ def test_other_signals_are_tried_without_a_model(what_if):
 
 
 def test_impossible_settings_are_refused(what_if):
-    with pytest.raises(TraitError, match="icl, icl, first half"):
+    with pytest.raises(TraitError, match="one_shot, one_shot, first half"):
         what_if.signal = "reward"
     for name, value in (("min_gap", -0.1), ("min_probability", 1.5), ("quantile", 0.9), ("n_question_pairs", -1)):
         with pytest.raises(TraitError):

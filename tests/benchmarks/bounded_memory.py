@@ -22,7 +22,7 @@ from workbench.models.start import students_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
 from workbench.runs.schemas import text_id
-from workbench.signals import one_shot
+from workbench.signals import one_shot, scores
 from workbench.tasks.task import Task
 
 TECHNIQUES = ("tally", "meter", "story", "diary")
@@ -131,7 +131,7 @@ def _write_probes(work: Run, tasks: dict[str, Task]) -> str:
 
 def _write_signals(work: Run) -> str:
     probes, drafts = work.read("probes"), work.read("drafts")
-    signals = work.step("signals", one_shot.share_right, probes, drafts, students_of(work.recipe))
+    signals = work.step("signals", scores.share_right, probes, drafts, students_of(work.recipe))
     return f"{len(signals):,} scores"
 
 

@@ -26,7 +26,7 @@ from probed_run import TASK, form_pairs, recipe_of, store
 from workbench.models.start import students_of
 from workbench.runs import schemas
 from workbench.runs.run import Run, open_run
-from workbench.signals import one_shot
+from workbench.signals import scores
 from workbench.tasks.pocket_styles import STYLES
 from workbench.tasks.task import load_tasks
 
@@ -96,7 +96,7 @@ def write_large(n_questions: int, students: list[str], n_items: int) -> Run:
     ]
     probes = pd.concat(parts, ignore_index=True).assign(parsed=True, n_tokens=40)
     store(work, questions=questions, drafts=drafts, preference_set=items, probes=probes)
-    work.step("signals", one_shot.share_right, probes, drafts, students_of(recipe))
+    work.step("signals", scores.share_right, probes, drafts, students_of(recipe))
     return work
 
 

@@ -6,7 +6,7 @@ Source: ARTE, arXiv:2406.19227.
 from workbench.loop.pairs import best_against_worst, top_against_bottom
 from workbench.methods.base import Amounts, Method
 from workbench.runs.recipe import Recipe
-from workbench.signals.one_shot import share_right
+from workbench.signals.scores import share_right
 
 N_TECHNIQUES = 4  # that a task has, unless its file names others
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from workbench.runs import schemas
 from workbench.runs.run import Run
-from workbench.signals.one_shot import SIGNAL
+from workbench.signals.scores import SIGNAL
 from workbench.verdict.intervals import wilson
 
 WORD = re.compile(r"\w+|[^\w\s]")

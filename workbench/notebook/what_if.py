@@ -11,6 +11,7 @@ from workbench.loop.pairs import DECIDED, build_pairs
 from workbench.methods import ALL
 from workbench.notebook.pair_view import Evidence
 from workbench.runs.recipe import Pairs, Recipe
+from workbench.signals.scores import share_right
 from workbench.tasks.task import Task
 
 SETTINGS = ("min_gap", "min_probability", "quantile", "n_question_pairs")
@@ -88,11 +89,10 @@ class WhatIf(HasTraits):
         drafts, signals, probes = self.evidence.drafts, self.evidence.signals, self.evidence.probes
         if signal in (FIRST_HALF, OTHER_HALF):
             from workbench.models.start import students_of  # brings torch, which looking at pairs does not need
-            from workbench.signals import one_shot
 
             items = sorted(probes["item_id"].unique())[signal == OTHER_HALF :: 2]
             own = probes[probes["item_id"].isin(items)]
-            return one_shot.share_right(own, drafts, students_of(self.recipe))
+            return share_right(own, drafts, students_of(self.recipe))
         if signal == RIGHT_ANSWERS:
             checked = drafts[drafts["gold"] != ""]
             right = dict(zip(checked["draft_id"], checked["correct"].astype(float), strict=True))

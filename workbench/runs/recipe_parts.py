@@ -157,3 +157,22 @@ class Tasks(Section):
             if name not in self.names:
                 raise ValueError(f"sources names {name!r}, which is not among names {self.names}; add it there")
         return self
+
+
+class Influence(Section):
+    """How local data influence is measured, and on what.
+
+    The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
+    holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
+    answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
+    sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
+    """
+
+    estimator: Literal["exact", "first_order"] = "exact"
+    sign: Literal["corrected", "raw"] = "corrected"
+    reference: Literal["student", "teacher", "target"] = "student"
+    n_tries: Count = 8
+    n_warm_up: Count = 16
+    n_steps: Count = 10
+    batch_size: Count = 8
+    learning_rate: Positive = 3.0e-4

@@ -5,10 +5,11 @@ from workbench.runs.lazy import lazily
 __getattr__, __all__ = lazily(
     __name__,
     {
-        "one_shot": "probe_drafts share_right",
+        "one_shot": "probe_drafts",
+        "scores": "as_signal share_right",
         "reference": "build_reference",
         "warm_up": "load_warmed texts_of",
-        "influence_of_drafts": "as_signal measure_influence influence_of_examples texts_to_learn",
+        "influence_of_drafts": "measure_influence influence_of_examples texts_to_learn",
     },
 )
 

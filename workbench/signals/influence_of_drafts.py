@@ -6,14 +6,12 @@ responses.
 """
 
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from workbench.loop import prompts
 from workbench.models.start import Model
-from workbench.runs import schemas
-from workbench.runs.recipe_parts import Count, Positive, Section
+from workbench.runs.recipe_parts import Influence
 from workbench.runs.seeding import stream, stream_seed
 from workbench.signals.influence import measure
 from workbench.signals.reference import guard_of_tests
@@ -22,25 +20,6 @@ from workbench.tasks.task import Task
 
 VERSION = 2
 WARMED = "warmed"
-
-
-class Influence(Section):
-    """How local data influence is measured, and on what.
-
-    The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
-    holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
-    answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
-    sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
-    """
-
-    estimator: Literal["exact", "first_order"] = "exact"
-    sign: Literal["corrected", "raw"] = "corrected"
-    reference: Literal["student", "teacher", "target"] = "student"
-    n_tries: Count = 8
-    n_warm_up: Count = 16
-    n_steps: Count = 10
-    batch_size: Count = 8
-    learning_rate: Positive = 3.0e-4
 
 
 def measure_influence(
@@ -130,12 +109,6 @@ def influence_of_examples(
         known = drawn[["draft_id", "arm", "task", "question_id"]].merge(values, on="draft_id")
         parts.append(known[["student", "arm", "task", "question_id", "value", "raw"]])
     return pd.concat(parts, ignore_index=True)
-
-
-def as_signal(influences: pd.DataFrame, sign: str) -> pd.DataFrame:
-    """Return influences as signals; sign is "corrected", or "raw" for the step at zero gradient left in."""
-    signals = influences[list(schemas.SCHEMAS["signals"].columns)]
-    return signals.assign(value=influences["raw"]) if sign == "raw" else signals
 
 
 def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:

@@ -6,17 +6,14 @@ Source: ARTE, arXiv:2406.19227, sections 3.2 and 3.3, equations 1 to 4. A reply 
 import itertools
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.writing import AskJob, generate_answers
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
-from workbench.runs.run import fingerprint
 from workbench.tasks.task import Task
 
-SIGNAL = "one_shot"
 VERSION = 3
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
 
@@ -87,35 +84,3 @@ def _probe_job(job: _Probe) -> pd.DataFrame:
         for (draft, item), (answer, n_tokens) in zip(pairs, answers, strict=True)
     ]
     return schemas.build(rows, "probes")
-
-
-def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: dict[str, Model]) -> pd.DataFrame:
-    """Return preference scores of rationales (s_r) and of questions (s_q, the mean over a question's rationales).
-
-    A score is the share of the preference questions answered right: in [0, 1], higher is better. The standard error is
-    over preference questions, which all drafts of a task share: of s_r by the binomial formula, of s_q by the spread of
-    each question's mean over the rationales.
-
-    Args:
-        probes: One row for every student, draft and preference question.
-        drafts: With the question that each belongs to.
-        students: By name.
-    """
-    known = probes.merge(drafts[["draft_id", "question_id"]], on="draft_id")
-    known["correct"] = known["correct"].astype(float)
-    of_drafts = known.groupby(["student", "draft_id"], sort=False).agg(
-        value=("correct", "mean"), n=("correct", "size"), tokens=("n_tokens", "sum")
-    )
-    of_drafts["stderr"] = np.sqrt(of_drafts["value"] * (1 - of_drafts["value"]) / of_drafts["n"])
-    by_item = known.groupby(["student", "question_id", "item_id"], sort=False)["correct"].mean()
-    of_questions = known.groupby(["student", "question_id"], sort=False).agg(
-        value=("correct", "mean"), n=("correct", "size"), tokens=("n_tokens", "sum")
-    )
-    by_question = by_item.groupby(["student", "question_id"], sort=False)
-    of_questions["stderr"] = (by_question.std(ddof=0) / np.sqrt(by_question.size())).reindex(of_questions.index)
-    of_questions.index.names = ["student", "draft_id"]
-    both = pd.concat([of_drafts.assign(item_kind="rationale"), of_questions.assign(item_kind="question")])
-    asked = fingerprint(sorted(probes["item_id"].unique()))
-    both = both.reset_index().assign(signal=SIGNAL, set_fp=asked)
-    both["student_fp"] = both["student"].map({name: model.fingerprint for name, model in students.items()})
-    return both[list(schemas.SCHEMAS["signals"].columns)]

@@ -13,9 +13,10 @@ from workbench.methods import FIRST_RECIPE
 from workbench.models.loading import load_tokenizer
 from workbench.models.start import students_of, teacher_of
 from workbench.runs.errors import RunError
+from workbench.runs.recipe_parts import Influence
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
-from workbench.signals.influence_of_drafts import Influence, measure_influence, texts_to_learn
+from workbench.signals.influence_of_drafts import measure_influence, texts_to_learn
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import texts_of
 from workbench.tasks.task import load_tasks
