@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -11,17 +12,18 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
 
 from workbench.cli.main import DONE, FAILED, main
-from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment, standing
+from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment, reviews_of
 from workbench.models import loading
-from workbench.models.trl import student_folder, teacher_folder
+from workbench.models.trl import model_folder
 from workbench.report import cards, facts
 from workbench.report.export import export
 from workbench.report.facts import Facts
 from workbench.runs import schemas
 from workbench.runs.cache import record_test_access
 from workbench.runs.errors import RunError
+from workbench.runs.identity import file_sha256
 from workbench.runs.recipe import Recipe, parse_yaml
-from workbench.runs.run import NOTEBOOKS, Run, open_run
+from workbench.runs.run import Run, open_run
 from workbench.verdict.verdict import verdict
 
 EVIL = "```\n---\nlicense: evil\n---\n<script>alert(1)</script> ````` | [a](b) \u2028 \x1b[31m \u202e end"
@@ -61,15 +63,11 @@ def _run() -> Run:
     recipe_values["models"]["students"] = {"ada": "data/pocket/tally-strong", "bo-b": "some/student"}
     recipe_values["models"]["licences"] = {"bo-b": "Gemma Terms"}
     run = open_run("done", Recipe.model_validate(recipe_values))
-    record_test_access("file", "items", "of this run")
-    parents = {"test object_counting": "file"}
-    for n, stage in enumerate(NOTEBOOKS):
-        frames = {"alignment": _alignment, "training": _training, "evaluation": _evaluation}.get(stage, dict)()
-        for name, frame in frames.items():
-            run.stage(stage).write(name, frame)
-        models_used = {"teacher": "teacher-print", **{name: f"{name}-print" for name in STUDENTS}}
-        run.stage(stage).finish(stage, {"made": 10, "made, dropped": n}, 60.0 + n, 1000, parents | models_used)
-        parents = {stage: stage, "test object_counting": "file"}
+    sha256 = file_sha256(PROJECT / "data" / "pocket" / "tasks" / "object_counting.json")
+    record_test_access(sha256, "items", "of this run")
+    models = Known("teacher-print"), {name: Known(f"{name}-print") for name in STUDENTS}
+    for n, (step, frames) in enumerate(_frames().items()):
+        run.step(step, made_of, *models, frames, n)
     settings = run.recipe.evaluation.model_dump()
     settings |= {"shots": [0]}
     test_set = {"name": "generated items", "sha256": "sha", "times_opened": 1}
@@ -85,11 +83,39 @@ def _run() -> Run:
     )
     (run.path / "verdict.json").write_text(json.dumps(result))
     for student in STUDENTS:
-        _put_model("teacher", teacher_folder(run.stage("alignment").path, student, "tailored"))
+        _put_model("teacher", run.path / "teachers" / model_folder(student, "tailored"))
         for seed in run.recipe.seeds:
-            folder = student_folder(run.stage("training").path, student, "tailored", seed)
-            _put_model("tally-strong", folder)
+            _put_model("tally-strong", run.path / "students" / model_folder(student, "tailored", seed))
     return run
+
+
+class Known(NamedTuple):
+    """A model, as steps tell one from another."""
+
+    key: str
+
+
+def made_of(teacher, students, frames: dict[str, pd.DataFrame], n: int):
+    """Stand for what made a step: return its frames, so many of what was made dropped."""
+    for frame in frames.values():
+        frame.attrs |= {"counts": {"made": 10, "made, dropped": n}, "tokens": 1000 // len(frames)}
+    return frames if len(frames) > 1 else next(iter(frames.values()))
+
+
+def _frames() -> dict[str, dict[str, pd.DataFrame]]:
+    aligned, listed = _alignment(), pd.DataFrame({"student": STUDENTS, "arm": "tailored", "model": "x"})
+    pairs, reviews = aligned["pairs"], schemas.build([], "reviews")
+    used = {"teachers": listed, "curve": aligned["curve"], "pairs_used": pairs.assign(arm="tailored")}
+    return {
+        "questions": {"questions": schemas.build([], "questions")},
+        "pairs": {"pairs": pairs},
+        "teachers": used,
+        "reviewed": {"reviewed": pairs, "reviews": reviews},
+        "examples": {"examples": aligned["examples"]},
+        "rows": _training(),
+        "students": {"students": listed.assign(seed=0), "curve": aligned["curve"]},
+        "predictions": _evaluation(),
+    }
 
 
 def _put_model(name: str, folder) -> None:
@@ -290,12 +316,7 @@ def test_a_card_says_what_people_made_of_the_pairs(work):
     reviews.add(own.iloc[0], "review", "flip")
     text = DatasetCard.load(export(work)[0] / "README.md").text
     assert "Of 1 pair people say something else now than when the teachers were aligned" in text
-    used = apply_reviews(pairs, standing(reviews.events()))
-    stage, manifest = work.stage("alignment"), work.stage("alignment").manifest
-    for name, frame in ({name: stage.read(name) for name in manifest["files"]} | used._asdict()).items():
-        if name != "counts":
-            stage.write(name, frame)
-    stage.finish(manifest["fingerprint"], manifest["counts"], 1.0, 1, manifest["parents"])
+    work.step("reviewed", apply_reviews, pairs, reviews_of(work, pairs))
     text = DatasetCard.load(export(work)[0] / "README.md").text
     assert "People reviewed 1 of the pairs: 0 kept, 1 flipped, 0 dropped." in text
     assert newer_than_alignment(work) == "" and "people say something else" not in text and "Somebody" not in text
@@ -305,7 +326,7 @@ def test_a_card_says_what_did_not_work(made):
     said = "\n".join(Facts(made, "bo-b").troubles())
     assert "Trained on untailored, the student is right less often than untrained: 25.0 % (" in said
     assert "against 62.5 %." in said and "Trained on tailored" not in said
-    assert "Counted in alignment, all students together: 2 made, dropped." in said
+    assert "Counted in teachers, all students together: 2 made, dropped." in said
     assert "Something to hold against it." in said and "2 seeds" in said
     own = Facts(made, "ada")
     own.block["comparisons"][0] |= {"decision": "worse", "difference": -0.1, "low": -0.2, "high": -0.05}
@@ -324,20 +345,20 @@ def test_places_on_this_machine_are_not_told():
 
 
 def test_an_unfinished_run_is_refused_naming_stage_and_command(work, capsys):
-    (work.stage("training").path / "manifest.json").unlink()
+    (work.path / "predictions" / "manifest.json").unlink()
     assert main(["export", "done"]) == FAILED
     said = capsys.readouterr().err
-    assert "no finished training" in said and "--to training" in said and said.count("\n") == 1
+    assert "no finished step 'predictions'" in said and "05_evaluation" in said and said.count("\n") == 1
     assert not (work.path / "export").exists()
 
 
 def test_a_lost_verdict_or_teacher_is_named_and_leaves_nothing_half_done(work):
-    weights = teacher_folder(work.stage("alignment").path, "bo-b", "tailored") / "model.safetensors"
+    weights = work.path / "teachers" / model_folder("bo-b", "tailored") / "model.safetensors"
     weights.unlink()
     with pytest.raises(RunError, match=r"bo-b-tailored holds no weights; .*--from alignment"):
         export(work)
     (work.path / "verdict.json").unlink()
-    with pytest.raises(RunError, match=r"no verdict, which its card needs; .*--from evaluation"):
+    with pytest.raises(RunError, match=r"no verdict, which its card needs; .*--to evaluation"):
         export(work)
     assert not list(work.path.glob("*export*"))
 

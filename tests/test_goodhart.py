@@ -13,7 +13,7 @@ from workbench import figures
 from workbench.runs.errors import DataError, RunError
 from workbench.runs.run import open_run
 from workbench.runs.seeding import stream
-from workbench.verdict.goodhart import by_round, findings, follow, partings, stored
+from workbench.verdict.goodhart import by_round, findings, follow, partings
 
 SCORES = (0.4, 0.5, 0.6, 0.65)
 
@@ -114,22 +114,23 @@ def follow_until_killed(runs: str, kill: tuple[str, int]) -> None:
 def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsys):
     monkeypatch.setenv("WORKBENCH_RUNS", str(aligned))
     run = open_run("loop")
-    assert stored(run) is None
+    kept = run.path / "goodhart.parquet"
+    assert not kept.exists()
     process = multiprocessing.get_context("spawn").Process(
         target=follow_until_killed, args=(str(aligned), ("workbench.runs.cache:Cache.put_many", 6))
     )
     process.start()
     process.join()
-    assert process.exitcode == -9 and stored(run) is None
-    before = {name: run.stage(name).manifest for name in ("drafting", "probing", "alignment")}
+    assert process.exitcode == -9 and not kept.exists()
+    before = {name: run.manifest(name) for name in ("drafts", "signals", "examples")}
     table = follow(run, 2, 2, 2)
-    pd.testing.assert_frame_equal(stored(run), table)
+    pd.testing.assert_frame_equal(pd.read_parquet(kept), table)
     assert set(table["round"]) == {0, 1, 2} and set(table["seed"]) == {1, 2}
     shares = table[table["what"] == "score"]
     assert len(shares) == 3 * 2 * 2 * 8 and shares["value"].between(0, 1).all()
     gains = table[table["what"] == "gain"]
     assert len(gains) == 3 * 2 * 2 * 2 and set(gains["value"]) <= {-1.0, 0.0, 1.0}
-    assert before == {name: run.stage(name).manifest for name in before}
+    assert before == {name: run.manifest(name) for name in before}
     # Round 1 is what the run's own aligned teacher wrote.
     examples = run.read("examples").query("arm == 'tailored' and kept")
     assert set(table.query("round == 1 and what == 'n_tokens'")["item_id"]) <= set(examples["example_id"])
@@ -145,5 +146,5 @@ def test_what_cannot_be_followed_is_said(aligned, monkeypatch):
         follow(run, 1, 3, 2)
     with pytest.raises(RunError, match="its students are pupil"):
         follow(run, 1, 2, 2, ["eve"])
-    with pytest.raises(RunError, match="no finished drafting|no finished alignment"):
+    with pytest.raises(RunError, match="no finished step"):
         follow(open_run("empty", run.recipe), 1, 2, 2)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from conftest import PROJECT
 
-from workbench.loop.writing import Written, refuse_copies
+from workbench.loop.writing import Guards, Written
 from workbench.runs.recipe import Recipe
 from workbench.tasks.contamination import LEVELS
 from workbench.tasks.overlap import overlap_report, overlap_warnings
@@ -65,12 +65,13 @@ def test_a_recipe_may_refuse_what_copies_a_test_item(of):
     def written(recipe, *questions):
         task = load_tasks(recipe)[NAME]
         guard = guard_of(recipe, task)
-        return recipe, task, [Written(question, "", "", 0, 0, guard.overlap(question)) for question in questions]
+        copies = [Written(question, "", "", 0, 0, guard.overlap(question), "") for question in questions]
+        Guards(recipe).refuse_copies(task, copies)
 
     seed = load_tasks(of())[NAME].seeds["question"][0]
     copy = "I have two beds, nine lamps, and a cat. How many objects do I have?"
-    refuse_copies(*written(of(), seed, copy))
-    refuse_copies(*written(of(test_overlap="refuse"), seed, "I have a plum. How many fruits do I have?"))
+    written(of(), seed, copy)
+    written(of(test_overlap="refuse"), seed, "I have a plum. How many fruits do I have?")
     with pytest.raises(ValueError, match=r"1 of 2 questions written of object_counting copy a test item") as refused:
-        refuse_copies(*written(of(test_overlap="refuse"), seed, copy))
+        written(of(test_overlap="refuse"), seed, copy)
     assert "two beds, nine lamps" in str(refused.value) and "guard.test_overlap=remove" in str(refused.value)
