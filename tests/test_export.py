@@ -291,7 +291,9 @@ def test_escaped_lines_are_shown_as_they_are():
 
 
 def test_a_card_says_what_the_run_holds(work):
-    record_test_access("file", "items", "of a later run")
+    record_test_access(
+        file_sha256(PROJECT / "data" / "pocket" / "tasks" / "object_counting.json"), "items", "of a later run"
+    )
     text = DatasetCard.load(export(work)[0] / "README.md").text
     assert "On pocket models, for student ada, tailored is better than untailored by 50.0 points" in text
     assert "The test set was opened once, by this run" in text

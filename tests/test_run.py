@@ -151,7 +151,7 @@ def with_beta(recipe, beta: float):
         (functools.partial(curve, 1.0), functools.partial(curve, 2.0)),
         (numbers, halves),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_another_argument_is_computed_again(run, one, other):
     for value in (one, one, other, other):
