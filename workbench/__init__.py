@@ -17,7 +17,7 @@ Everything is imported at first use, so that importing the package takes no time
 
 import os
 
-from workbench.runs.lazy import lazily
+from workbench.runs import lazily
 
 # Nothing we start tells anybody that it was started; a setting of the user's own stands.
 for _variable in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS"):

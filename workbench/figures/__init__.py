@@ -1,6 +1,6 @@
 """Every figure of the workbench: frames or a verdict in, plotly figures out, with caption, sentence and table."""
 
-from workbench.runs.lazy import lazily
+from workbench.runs import lazily
 
 __getattr__, __all__ = lazily(
     __name__,

@@ -1,6 +1,6 @@
 """The steps of the loop, one file a step."""
 
-from workbench.runs.lazy import lazily
+from workbench.runs import lazily
 
 __getattr__, __all__ = lazily(
     __name__,

@@ -99,7 +99,6 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         {**_texts("student task item_id question target prompt completion")}, unique=["student", "task", "item_id"]
     ),
     "signals": _schema(_SIGNAL, unique=_SIGNAL_ID),
-    "losses": _schema(_SIGNAL, unique=_SIGNAL_ID),
     "influences": _schema(
         {
             **_SIGNAL,
@@ -110,7 +109,6 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         unique=_SIGNAL_ID,
     ),
     "pairs": _schema(_PAIR),
-    "pairs_by_loss": _schema(_PAIR),
     "reviews": _schema(
         {
             **_texts("pair_id student"),

@@ -1,6 +1,6 @@
 """What a student says of a draft, one file a signal."""
 
-from workbench.runs.lazy import lazily
+from workbench.runs import lazily
 
 __getattr__, __all__ = lazily(
     __name__,

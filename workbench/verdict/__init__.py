@@ -1,6 +1,6 @@
 """What a run shows, and how far to trust it."""
 
-from workbench.runs.lazy import lazily
+from workbench.runs import lazily
 
 __getattr__, __all__ = lazily(
     __name__,
