@@ -1,11 +1,13 @@
 import json
 import sys
+from functools import partial
 
 import pytest
 from conftest import PROJECT, not_run
 
 from workbench.models.engine import prompt_ids
 from workbench.models.packed_losses import Text, Texts
+from workbench.models.start import Model
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
@@ -77,22 +79,21 @@ def test_answers_found_once_are_not_asked_again_unless_something_changed(recipe,
         asked.append(ref)
         return [{"benchmark": "counting", "metric": "acc", "value": 0.5, "stderr": None, "n": 12}]
 
-    class Stage:
-        def require(self, name):
-            return None
-
     class Run:
         path = tmp_path / "run"
 
-        def stage(self, name):
-            return Stage()
+        def result(self, name):
+            return name
 
     Run.path.mkdir()
     Run.recipe = recipe
     student = str(PROJECT / STUDENT)
-    others = [("s", "random_pairs", 0, "x"), ("s", "tailored", 1, "x")]
-    everyone = [("s", "base", -1, student), ("s", "tailored", 0, str(PROJECT / "data/pocket/teacher")), *others]
-    monkeypatch.setattr(benchmarks, "students_of", lambda *_: everyone)
+    model = partial(Model, recipe, "student")
+    others = [("s", "random_pairs", 0, model("x")), ("s", "tailored", 1, model("x"))]
+    teacher = model(str(PROJECT / "data/pocket/teacher"))
+    asked_of = [("s", "base", -1, model(student)), ("s", "tailored", 0, teacher), *others]
+    monkeypatch.setattr(benchmarks, "models_of", lambda *_: {})
+    monkeypatch.setattr(benchmarks, "everyone", lambda *_: asked_of)
     monkeypatch.setattr(benchmarks, "ask_model", ask_once)
     monkeypatch.setattr(benchmarks.importlib.metadata, "version", lambda name: "1")
     monkeypatch.setattr(benchmarks, "_require_installed", lambda: None)

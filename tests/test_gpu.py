@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from conftest import RECIPE, not_run
 from test_loading import TEMPLATE, WORDS, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -20,7 +19,7 @@ from workbench.models import loading
 from workbench.models.engine import Decoding, Request
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import tune_dpo, tune_sft
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.signals.influence import measure
 from workbench.signals.warm_up import WarmUp, warm_up
 from workbench.tasks.contamination import Guard
@@ -51,7 +50,7 @@ def billion(tmp_path_factory):
 @pytest.fixture
 def recipe_of(billion):
     def build(**changes) -> Recipe:
-        values = yaml.safe_load(RECIPE)
+        values = parse_yaml(RECIPE)
         values["models"] = {"teacher": str(billion), "students": {"s": str(billion)}, "dtype": "bfloat16"}
         values["alignment"] |= {"learning_rate": 1.0e-3, "n_epochs": 2, "batch_size": 16, "max_length": 1024}
         values["training"] |= {"learning_rate": 2.0e-4, "n_epochs": 2, "batch_size": 32, "max_length": 1024}

@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_said(run):
         measure(run, "eve")
     with pytest.raises(RunError, match="must lie between 1 and"):
         measure(run, "pupil", [1, 99])
-    with pytest.raises(RunError, match="no finished alignment"):
+    with pytest.raises(RunError, match="no finished step 'examples'"):
         measure(open_run("empty", run.recipe), "pupil")
     one = run.recipe.model_copy(update={"seeds": run.recipe.seeds[:1]})
     with pytest.raises(RunError, match="needs two or more"):

@@ -53,7 +53,7 @@ def test_memory_that_runs_out_is_one_sentence_with_the_next_setting_to_try(stage
         said = (
             rf"{stage} with {rows_at_once or n} examples at once \(CUDA out of memory\); set {stage}\.micro_batch_size "
         )
-        with pytest.raises(ModelError, match=f"{said}to {halved},"):
+        with pytest.raises(ModelError, match=f"{said}to {halved} in the recipe,"):
             run(folder, tmp_path / str(rows_at_once), stage, micro_batch_size=rows_at_once)
     run(folder, tmp_path / "fits", stage, micro_batch_size=1)
     assert tried[-1] == 1

@@ -39,7 +39,7 @@ __getattr__, __all__ = lazily(
         "report.summary": "drafts_of model_names planted",
         "report.lineage": "lineage",
         "verdict.in_words": "mean_of share_of",
-        "notebook.display": "Progress is_headless say show source",
+        "notebook.display": "Progress is_headless progress say show source",
         "notebook.session": "finish setup start",
         "notebook.inspector": "inspect",
         "notebook.headless": "verdict_in_words",
