@@ -32,8 +32,7 @@ def start(
         first: The recipe of a new run, where none is named.
 
     Raises:
-        RecipeError: If a parameter is unknown or of the wrong type.
-        RecipeError: If recipe and overrides do not make a valid recipe.
+        RecipeError: If a parameter is unknown or of the wrong type, or recipe and overrides make no valid recipe.
         RunError: If the run was begun with another recipe.
 
     Example:

@@ -88,7 +88,7 @@ class Run:
         try:
             with self.watching(name):
                 made = function(*arguments, **given)
-            step.finish(key, function, inputs, self._parents(name, arguments), made, time.monotonic() - began)
+            step.finish(key, function, inputs, self._parents(name, inputs), made, time.monotonic() - began)
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
             progress.stop(f"{type(error).__name__}: {error}")
@@ -138,9 +138,9 @@ class Run:
         """Move a step aside, so that it is computed again; nothing is deleted."""
         Step(self, name).move_aside()
 
-    def _parents(self, of: str, arguments) -> dict[str, list[str]]:
-        """Return the steps whose frames are among the arguments, with the content of those frames."""
-        contents = {content_of(frame) for frame in _frames_in(arguments)}
+    def _parents(self, of: str, inputs: dict) -> dict[str, list[str]]:
+        """Return the steps whose frames are among the inputs, with the content of those frames."""
+        contents = set(_contents_in(inputs))
         others = [name for name in self.steps() if name != of]
         parents = {name: sorted(contents & set(self.manifest(name)["contents"].values())) for name in others}
         return {name: found for name, found in parents.items() if found}
@@ -298,15 +298,16 @@ def _inputs(function: Callable, arguments) -> dict:
     return {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}
 
 
-def _frames_in(value) -> Iterator[pd.DataFrame]:
-    if isinstance(value, pd.DataFrame):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _frames_in(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _frames_in(one)
+def _contents_in(inputs) -> Iterator[str]:
+    """Yield the contents of the frames among what `identify` returned."""
+    if isinstance(inputs, Mapping):
+        if set(inputs) == {"frame"} and isinstance(inputs["frame"], str):
+            yield inputs["frame"]
+        for one in inputs.values():
+            yield from _contents_in(one)
+    elif isinstance(inputs, list):
+        for one in inputs:
+            yield from _contents_in(one)
 
 
 def _write(path: Path, name: str, frame: pd.DataFrame) -> str:
