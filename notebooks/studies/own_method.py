@@ -20,4 +20,4 @@ def shorter(probes, drafts, students):
     return pd.concat(parts, ignore_index=True).assign(signal="shorter", set_fp="", stderr=0.0, n=1, tokens=0)
 
 
-METHOD = replace(ALL["arte"], name="shorter", signal=shorter, score="minus its length in characters")
+METHOD = replace(ALL["arte"], name="shorter", signal=shorter)

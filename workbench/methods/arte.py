@@ -32,8 +32,6 @@ ARTE = Method(
     signal=share_right,
     pair_rules={"rationale": best_against_worst, "question": top_against_bottom},
     aligned_on="",
-    score="share of preference questions answered right after it",
-    scale=1.0,
     story="The teacher drafted questions and several rationales of each; the student answered held-out preference "
     "questions with each draft as its one demonstration; best and worst drafts became pairs",
     source="ARTE, arXiv:2406.19227",

@@ -21,8 +21,6 @@ class Method:
             its arguments.
         pair_rules: How scores become pairs, by kind, in the order in which pairs are formed.
         aligned_on: Kind of the pairs that the teacher is aligned to where an arm does not say; "" means all.
-        score: What a draft's score is, in words.
-        scale: What scores are multiplied with where they are shown.
         story: How a tailored set comes about, for its card.
         source: The paper.
         plan: Numbers of what it does, for an estimate of cost; see `Amounts`.
@@ -34,8 +32,6 @@ class Method:
     signal: Callable[..., pd.DataFrame]
     pair_rules: Mapping[str, Rule]
     aligned_on: str
-    score: str
-    scale: float
     story: str
     source: str
     plan: Callable[[Recipe], "Amounts"]

@@ -93,8 +93,6 @@ MONTESSORI = Method(
     signal=as_signal,
     pair_rules={"question": helpful_against_harmful, "rationale": helpful_against_harmful},
     aligned_on="question",
-    score="influence, in thousandths of a nat per reference token",
-    scale=1000.0,
     story="The teacher wrote instructions, several to each prompt, and responses; what one optimiser step on each did "
     "to the student's loss on reference answers was measured; siblings that help and siblings that harm became pairs",
     source="Montessori-Instruct, arXiv:2410.14208",
