@@ -20,7 +20,7 @@ SHARED = ("tasks/answers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
     "loop/alignment": (2, "2434b24cb5b0d2af"),
     "loop/arms": (2, "b3acd1e3b4445054"),
-    "loop/budgets": (2, "fe89c1496d1bc01e"),
+    "loop/budgets": (2, "122a689d19a4ca99"),
     "loop/drafting": (4, "0f0923ce03de54c3"),
     "loop/instructions": (1, "bf4fd8092cee3375"),
     "loop/pairs": (2, "72619f90777531c3"),
@@ -28,6 +28,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/reviews": (1, "081f2d9ddaa90e56"),
     "loop/tailoring": (3, "028233a4ad09d17d"),
     "loop/writing": (3, "692c7ce3113e7abe"),
+    "signals/difficulty": (1, "c60a03f65d369fa5"),
     "signals/influence": (2, "ec3338cae32c19b7"),
     "signals/influence_of_drafts": (2, "cc75702805e95aec"),
     "signals/judge": (1, "4f55dd6af4badbdb"),
