@@ -23,13 +23,13 @@ def rungs(run: Run) -> list[str]:
     interval against interval (a little, if it is less than half). Elsewhere the first line tells how many pairs the
     probes leave little doubt about. Where a method forms no pairs and aligns no teacher, the last line stands alone.
     """
-    found, pairs = verdict_of(run), run.read("pairs") if run.has("pairs") else None
-    lines = []
+    found = verdict_of(run)
+    if not run.has("pairs"):
+        return [line for one in run.recipe.models.students for line in (one, f"  {_better(block_of(found, one))}")]
+    pairs, lines = run.read("pairs"), []
     for row in summarise(run).to_dict("records"):
-        said = [_better(block_of(found, row["student"]))]
-        if pairs is not None:
-            said = [_found(row, pairs[pairs["student"] == row["student"]]), _learned(row), *said]
-        lines += [f"{row['student']}", *(f"  {line}" for line in said)]
+        own, block = pairs[pairs["student"] == row["student"]], block_of(found, row["student"])
+        lines += [f"{row['student']}", *(f"  {line}" for line in (_found(row, own), _learned(row), _better(block)))]
     return lines
 
 
