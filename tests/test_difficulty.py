@@ -12,14 +12,12 @@ from workbench.models.engine import Completion, Decoding
 from workbench.models.start import Model, students_of
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
-from workbench.signals import difficulty
-from workbench.signals.difficulty import (
+from workbench.signals import judging
+from workbench.signals.difficulty import CheckingJudge, Key, measure_difficulty
+from workbench.signals.judging import (
     INJECTIONS,
-    CheckingJudge,
-    Key,
     ModelJudge,
     answer_questions,
-    measure_difficulty,
     read_scores,
     require_steady,
     steer_judge,
@@ -45,7 +43,7 @@ def judged_by(monkeypatch):
         def run(fn, jobs, model, describe):
             return [[Completion(reply(*sides_of(prompt), prompt), 5, True) for _, prompt in jobs[0].asked]]
 
-        monkeypatch.setattr(difficulty, "run_engine_jobs", run)
+        monkeypatch.setattr(judging, "run_engine_jobs", run)
         return ModelJudge(Model(Recipe.model_construct(), "judge", "judge"), 7)
 
     return stand

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from notebook_steps import compute
 from small_classroom import recipe_of, run_whole
 
-from workbench.methods import tapir
-from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe, apportion, choose_items, level_of, plan_round
+from workbench.methods import tapir_rounds
+from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe
+from workbench.methods.tapir_rounds import apportion, choose_items, level_of, plan_round
 from workbench.models.start import students_of
 from workbench.runs.errors import RecipeError
 from workbench.runs.recipe_file import load_recipe
@@ -100,7 +101,7 @@ def test_arms_of_other_methods_and_unknown_styles_are_refused(small_models, tmp_
         load_recipe("tapir", {"evaluation.arms": "[base, untailored, curriculum, pool]"})
     tasks = load_tasks(small(small_models))
     with pytest.raises(ValueError, match=r"asks for 'rhyme' in web_of_lies, which has tally.*take one of these"):
-        tapir.techniques_of(tasks, {"web_of_lies": "rhyme"})
+        tapir_rounds.techniques_of(tasks, {"web_of_lies": "rhyme"})
 
 
 def test_the_hard_ones_come_first_and_others_fill_the_place(small_models):
@@ -186,11 +187,11 @@ def test_a_round_computed_again_is_reused_to_the_last(run, capsys):
 
 
 def test_another_rule_changes_the_round_and_not_what_came_before(run, whole, tmp_path, monkeypatch):
-    learners = tapir.learners_of(students_of(run.recipe))
+    learners = tapir_rounds.learners_of(students_of(run.recipe))
     pool, judged = run.read("drafts"), [run.read("round-1/difficulty")]
 
     def all_new(n, shares, hard_share, spare):
         return plan_round(n, shares, 1.0, {})
 
-    plan = tapir.plan_rounds(1, all_new, learners, pool, judged, [], run.recipe.curriculum)
+    plan = tapir_rounds.plan_rounds(1, all_new, learners, pool, judged, [], run.recipe.curriculum)
     assert (plan["written"] == plan["items"]).all() and plan["items"].sum() == 6 * len(learners)
