@@ -161,11 +161,10 @@ def train_students(
     """
     jobs = []
     for (student, seed), group in rows.groupby(["student", "seed"], sort=False):
-        seed = int(seed)
+        seed, recipe = int(seed), students[student].recipe.model_copy(update={"training": settings})
         n_batches = batches_per_epoch(group, settings.batch_size)
         for arm, own in group.groupby("arm", sort=False):
             model = (begun or {}).get((student, arm, seed), students[student])
-            recipe = model.recipe.model_copy(update={"training": settings})
             own = own.reset_index(drop=True)
             texts = own[["prompt", "completion"]].to_numpy().tolist()
             key = fingerprint([VERSION, model.key, identify(settings), seed, n_batches, texts])

@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.alignment import models_of
-from workbench.loop.writing import SPARE, Guards, Written
+from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written
 from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
 from workbench.models.engine import Decoding, Request
 from workbench.models.start import Model, run_engine_jobs
@@ -20,13 +20,12 @@ from workbench.runs.recipe import Tailoring
 from workbench.runs.run import Frames
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
-from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key
+from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key, rows_of
 from workbench.signals.judging import ModelJudge
 from workbench.tasks.contamination import normalise
 from workbench.tasks.task import Task
 
 VERSION = 1
-MAX_CALLS = 8  # rounds of calls to the teacher for one lot of questions
 PLAIN = "plain"
 Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
 
@@ -88,10 +87,8 @@ def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[
         if style not in tasks[name].techniques:
             known = ", ".join(tasks[name].techniques)
             raise ValueError(f"curriculum.styles asks for {style!r} in {name}, which has {known}; take one of these.")
-    own = {
-        name: {styles[name]: task.techniques[styles[name]]} if name in styles else {} for name, task in tasks.items()
-    }
-    return {name: {PLAIN: ""} | own[name] for name in tasks}
+    own = {name: {style: tasks[name].techniques[style]} for name, style in styles.items()}
+    return {name: {PLAIN: ""} | own.get(name, {}) for name in tasks}
 
 
 def apportion(n: int, shares: Mapping[str, float]) -> dict[str, int]:
@@ -171,8 +168,7 @@ def plan_rounds(
 
 def _of(frames: Sequence[pd.DataFrame], key: Key) -> list[pd.DataFrame]:
     """Return one learner's rows of each frame that has some."""
-    own = [frame[(frame[WHOSE] == list(key)).all(axis=1)] for frame in frames]
-    return [frame for frame in own if len(frame)]
+    return [own for frame in frames if len(own := rows_of(frame, key))]
 
 
 def _taught(taught: Sequence[pd.DataFrame], key: Key) -> set[str]:
@@ -247,10 +243,10 @@ def _write_lot(job: _Lot) -> list[dict]:
     decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
     guard, known, written = guards.of(job.task), set(job.known), []
     kept: list[str] = []
-    call = 0
-    for _ in range(MAX_CALLS):
+    calls = itertools.count()
+    for _ in range(MAX_ROUNDS):
         requests = []
-        for call in range(call, call + math.ceil((job.n - len(kept)) * SPARE)):  # noqa: B020
+        for call in itertools.islice(calls, math.ceil((job.n - len(kept)) * SPARE)):
             # Arms share their draws, so that they differ in what they do alone.
             name = f"curriculum/{job.n_round}/{job.task.name}/{call}"
             places = stream(job.key.seed, name).permutation(len(job.shown))[: settings.n_shown]
@@ -264,10 +260,13 @@ def _write_lot(job: _Lot) -> list[dict]:
         kept = [one.question for one in written if not one.drop_reason][: job.n]
         if len(kept) == job.n:
             break
-        call += 1
     guards.refuse_copies(job.task, written)
     named = job.key._asdict() | {"teacher": ARMS[job.key.arm].teacher, "task": job.task.name, "kept": True}
     return [named | {"question_id": text_id(f"{job.task.name}/{one}"), "question": one} for one in kept]
+
+
+def _style(arm: str, task: str, styles: Mapping[str, str]) -> str:
+    return styles.get(task, PLAIN) if ARMS[arm].style else PLAIN
 
 
 def explained(questions: pd.DataFrame, drafts: Mapping[str, pd.DataFrame], styles: Mapping[str, str]) -> pd.DataFrame:
@@ -278,9 +277,7 @@ def explained(questions: pd.DataFrame, drafts: Mapping[str, pd.DataFrame], style
         drafts: Answers by teacher.
         styles: Technique by task, where there is one.
     """
-    ways = [
-        styles.get(task, PLAIN) if ARMS[arm].style else PLAIN for arm, task in questions[["arm", "task"]].to_numpy()
-    ]
+    ways = [_style(arm, task, styles) for arm, task in questions[["arm", "task"]].to_numpy()]
     answers = pd.concat([frame.assign(teacher=name) for name, frame in drafts.items()], ignore_index=True)
     on = ["teacher", "task", "question_id", "question", "technique"]
     return questions.assign(technique=ways).merge(answers, on=on, how="left", validate="many_to_one")
@@ -319,11 +316,10 @@ def choose_items(
     rows, taken = [], []
     for cell in plan.to_dict("records"):
         key, task, arm = Key(*(cell[name] for name in WHOSE)), tasks[cell["task"]], ARMS[cell["arm"]]
-        style = settings.styles.get(task.name, PLAIN) if arm.style else PLAIN
-        old = pool[(pool["task"] == task.name) & (pool["technique"] == style)]
+        old = pool[(pool["task"] == task.name) & (pool["technique"] == _style(key.arm, task.name, settings.styles))]
         old = old[~old["question_id"].isin(_taught(taught, key))]
         order = stream(key.seed, "from the pool", n_round, task.name).permutation(len(old))
-        own = new[(new[WHOSE] == list(key)).all(axis=1) & (new["task"] == task.name)]
+        own = rows_of(new[new["task"] == task.name], key)
         own = own.sort_values("hard", ascending=False, kind="stable") if arm.difficulty else own
         items = pd.concat([old.iloc[order[: cell["from_pool"]]], own.head(cell["written"])])
         taken += own.head(cell["written"]).index.tolist()
@@ -345,4 +341,4 @@ def _example(task: Task, key: Key, item: dict, n: str) -> dict:
 
 def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return frames of one kind, of all tasks or rounds, as one."""
-    return pd.concat([frame.assign() for frame in parts], ignore_index=True)
+    return pd.concat(parts, ignore_index=True)

@@ -167,19 +167,28 @@ def _kernel() -> Iterator:
     # In order: without it a kernelspec of the same name in the home folder, of another Python, would come first; nobody
     # is there to click; bars of libraries are drawn by processes whose output no notebook catches.
     own = dict.fromkeys(("JUPYTER_PREFER_ENV_PATH", HEADLESS, "TQDM_DISABLE"), "1")
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
-    with TemporaryDirectory(prefix="workbench-") as folder:
-        # Sockets in a folder of this user's own instead of open ports.
+    # Sockets in a folder of this user's own instead of open ports.
+    with _environment(own), TemporaryDirectory(prefix="workbench-") as folder:
+        kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
         kernel.transport, kernel.connection_file = "ipc", str(Path(folder) / "kernel.json")
         try:
             yield kernel
         finally:
             if kernel.has_kernel:
                 run_sync(kernel.shutdown_kernel)(now=True)
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _environment(own: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables set inside, and afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
 
 
 def _execute_cell(kernel, source: str) -> None:

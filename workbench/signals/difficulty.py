@@ -2,8 +2,7 @@
 
 Source: TAPIR, arXiv:2405.13448 (model fitting difficulty), whose text was not to be had; its public descriptions state
 the difference with both signs. Here it is the teacher's score minus the student's: positive is hard for this student.
-The judge's four criteria are those of a model card by the same authors (DistilQwen2). Ours: both orders are asked,
-scores are read strictly, a judge that contradicts itself is refused, and how far it can be steered is measured.
+Judges that are models: see judging.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ import pandas as pd
 from workbench.tasks.task import Task
 
 VERSION = 1
-WHOSE = ["student", "arm", "seed"]
 
 
 class Key(NamedTuple):
@@ -25,6 +23,14 @@ class Key(NamedTuple):
     student: str
     arm: str
     seed: int
+
+
+WHOSE = list(Key._fields)
+
+
+def rows_of(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
+    """Return the rows of one learner."""
+    return frame[(frame[WHOSE] == list(key)).all(axis=1)]
 
 
 class Judge(Protocol):
