@@ -70,11 +70,10 @@ def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[
 
 def _refusal(recipe: Recipe) -> list[str]:
     """Return why the run would be refused for its tasks, as far as their items are in this machine."""
-    sources = [Path(source.path).expanduser() for source in recipe.tasks.sources.values() if source.path]
-    if not all((project_root() / path).exists() for path in sources):
-        return []
+    files = [project_root() / Path(source.path).expanduser() for source in recipe.tasks.sources.values() if source.path]
     try:
-        load_tasks(recipe)
+        if all(file.exists() for file in files):
+            load_tasks(recipe)
     except (ValueError, OSError) as fault:
         return ["", f"As things stand the run would be refused: {fault}"]
     return []
@@ -141,13 +140,12 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
     lines = [head + f"{'time' if here else 'GPU hours':>11}" + (f"{'took':>9}" if run else "")]
     for stage in STEPS:
         own = frame[frame["stage"] == stage]
-        beside = f"{_time(took[stage], True):>9}" if stage in took else ""
-        lines.append(f"{stage:<54}{'':>34}{_time(own['seconds'].sum(), here):>11}{beside}")
+        lines.append(f"{stage:<54}{'':>34}{_time(own['seconds'].sum(), here):>11}{_beside(took.get(stage))}")
         for row in own.to_dict("records"):
             work = f"{row['work']}, {Path(row['model']).name}"
             lines.append(f"  {work[:50]:<52}{_counts(row[name] for name in columns)}")
-    beside = f"{_time(sum(took.values()), True):>9}" if took else ""
-    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{_time(frame['seconds'].sum(), here):>11}{beside}")
+    total = _time(frame["seconds"].sum(), here)
+    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{total:>11}{_beside(sum(took.values()))}")
     if took:
         lines.append(f"What run {run} took is less where it found items or models of other runs finished.")
     return lines
@@ -156,10 +154,11 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
 def _took(run: str) -> dict[str, float]:
     """Return the seconds of each stage of a run, as far as its steps are finished."""
     work = open_run(run)
-    found = {
-        stage: [work.manifest(step)["seconds"] for step in steps if work.has(step)] for stage, steps in STEPS.items()
-    }
-    return {stage: sum(seconds) for stage, seconds in found.items() if seconds}
+    return {stage: sum(work.manifest(step).get("seconds", 0.0) for step in steps) for stage, steps in STEPS.items()}
+
+
+def _beside(seconds: float | None) -> str:
+    return f"{_time(seconds, True):>9}" if seconds else ""
 
 
 def _counts(numbers: Iterable[float]) -> str:
