@@ -52,13 +52,11 @@ def _rows(task: str, items: str, of: int, pairs: Counter, done: str) -> list[dic
 
 def overlap_warnings(report: dict) -> list[str]:
     """Return a sentence for each task whose test items overlapped with what the run sees before."""
-    said = []
-    for task in report["off"]:
-        rows = [row for row in report["found"] if row["task"] == task and row["items"] == "test"]
-        if rows:
-            kinds = ", ".join(f"{row['n']} {row['copied']} ({row['level']})" for row in rows)
-            said.append(
-                f"{sum(row['n'] for row in rows)} of the {rows[0]['of']} test items of {task} copy seed or validation "
-                f"items and were left out: {kinds}."
-            )
-    return said
+    tests = [row for row in report["found"] if row["items"] == "test"]
+    by_task = {task: [row for row in tests if row["task"] == task] for task in report["off"]}
+    return [
+        f"{sum(row['n'] for row in rows)} of the {rows[0]['of']} test items of {task} copy seed or validation items "
+        f"and were left out: {', '.join('{n} {copied} ({level})'.format(**row) for row in rows)}."
+        for task, rows in by_task.items()
+        if rows
+    ]
