@@ -4,9 +4,11 @@ Every solver starts from the question's text, so it also grades what a teacher m
 The formats follow BIG-Bench Hard (Suzgun et al. 2022, arXiv:2210.09261); the items are ours.
 """
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -39,9 +41,7 @@ HEADINGS = ("forward", "right", "backward", "left")
 
 
 def _forms(word: str) -> tuple[str, str]:
-    if word in _FORMS:
-        return _FORMS[word]
-    return word, word[:-1] + "ies" if word.endswith("rry") else word + "s"
+    return _FORMS.get(word, (word, word[:-1] + "ies" if word.endswith("rry") else word + "s"))
 
 
 _WORD_OF = {form: word for word in KIND_OF for form in _forms(word)}
@@ -71,15 +71,14 @@ class Walk:
     acts: tuple[tuple[int, str], ...]
     facing: bool
 
-    def moves(self, reverse: bool = False) -> list[tuple[int, str]]:
-        """Return (steps, heading), by the first heading, or backwards in time by the last one."""
+    def moves(self) -> list[tuple[int, str]]:
+        """Return (steps, heading), as seen at the start."""
         heading, moves = 0, []
-        for steps, act in reversed(self.acts) if reverse else self.acts:
+        for steps, act in self.acts:
             if steps:
                 moves.append((steps, act if self.facing else HEADINGS[heading]))
             else:
-                turn = {"right": 1, "around": 2, "left": 3}[act]
-                heading = (heading + (-turn if reverse else turn)) % 4
+                heading = (heading + {"right": 1, "around": 2, "left": 3}[act]) % 4
         return moves
 
     @property
@@ -104,10 +103,7 @@ class Web:
 
     @property
     def truths(self) -> list[bool]:
-        values = [self.first]
-        for claim in self.claims:
-            values.append(values[-1] == claim)
-        return values
+        return list(accumulate(self.claims, operator.eq, initial=self.first))
 
     @property
     def answer(self) -> str:
@@ -191,24 +187,18 @@ def _read_counting(text: str) -> Counting | None:
     match = re.fullmatch(r"I have (.+)\. How many ([a-z ]+) do I have\?", text)
     if not match or match[2] not in KINDS:
         return None
-    things, parts = [], re.split(r", and | and |, ", match[1])
-    for part in parts:
-        number, _, form = part.partition(" ")
-        if number not in NUMBERS or form not in _WORD_OF:
-            return None
-        things.append((NUMBERS[number], _WORD_OF[form]))
-    return Counting(tuple(things), match[2], tuple(parts))
+    parts = re.split(r", and | and |, ", match[1])
+    things = tuple((NUMBERS.get(number), _WORD_OF.get(form)) for number, _, form in (p.partition(" ") for p in parts))
+    return None if any(None in thing for thing in things) else Counting(things, match[2], tuple(parts))
 
 
 def _draw_acts(rng: np.random.Generator, size: int, facing: bool) -> list[tuple[int, str]]:
     acts = []
     for _ in range(size):
-        if facing:
-            acts.append((int(rng.integers(1, 11)), str(rng.choice(HEADINGS))))
-        elif rng.random() < 0.4:
+        if not facing and rng.random() < 0.4:
             acts.append((0, str(rng.choice(["right", "left", "around"]))))
         else:
-            acts.append((int(rng.integers(1, 11)), ""))
+            acts.append((int(rng.integers(1, 11)), str(rng.choice(HEADINGS)) if facing else ""))
     return acts
 
 

@@ -77,13 +77,10 @@ def _walk(problem: Walk, style: str) -> str:
     x = y = 0
     moves, steps = iter(problem.moves()), []
     for n, act in problem.acts:
-        if not n:
-            steps.append((f"turn {act}", f"{number(x, style)} {number(y, style)}"))
-            continue
-        _, heading = next(moves)
+        heading = next(moves)[1] if n else ""
         x += {"right": n, "left": -n}.get(heading, 0)
         y += {"forward": n, "backward": -n}.get(heading, 0)
-        steps.append((f"{n} {heading}", f"{number(x, style)} {number(y, style)}"))
+        steps.append((f"{n} {heading}" if n else f"turn {act}", f"{number(x, style)} {number(y, style)}"))
     return _steps(f"{number(0, style)} {number(0, style)}", steps, style)
 
 
@@ -91,8 +88,7 @@ def _web(problem: Web, style: str) -> str:
     def note(value: bool) -> str:
         return ("truth" if value else "lies") if style in IN_WORDS else str(int(value))
 
-    truths = [note(value) for value in problem.truths]
-    pairs = zip(problem.names, truths, strict=True)
+    pairs = zip(problem.names, map(note, problem.truths), strict=True)
     return ", ".join(f"{truth} {name}" if style in BEFORE else f"{name} {truth}" for name, truth in pairs)
 
 
