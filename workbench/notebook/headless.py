@@ -19,7 +19,6 @@ from workbench.runs.cache import read_json
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
-from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Run, open_run, steps_in
 from workbench.verdict.in_words import sentence
 
@@ -28,11 +27,6 @@ PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to p
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.notebook.headless import preflight\npreflight({name!r})"
-
-
-def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
-    """Return the run, begun if it is new; raises when recipe, overrides or the run's own recipe do not agree."""
-    return open_run(name, load_recipe(recipe, overrides))
 
 
 def preflight(name: str) -> None:

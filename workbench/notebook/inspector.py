@@ -8,7 +8,7 @@ import html
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partialmethod
 
 import numpy as np
 import pandas as pd
@@ -166,22 +166,6 @@ class Inspector(HasTraits):
 
     # What one says
 
-    def keep(self) -> None:
-        """Say that the pair is right as it is."""
-        self.say(KEEP)
-
-    def flip(self) -> None:
-        """Say that the rejected side is the better one."""
-        self.say(FLIP)
-
-    def drop(self) -> None:
-        """Say that the pair should not be used."""
-        self.say(DROP)
-
-    def clear(self) -> None:
-        """Take the review of the pair back."""
-        self.say("")
-
     def prefer(self, side: str, pair_id: str = "", sides: str | None = None, event_id: str = "") -> None:
         """Say that the side shown at the "left" or at the "right" is the better one; `sides` as for chosen_is_left."""
         chosen_left = self.chosen_is_left(pair_id or self.pair.get("pair_id", ""), sides)
@@ -190,6 +174,9 @@ class Inspector(HasTraits):
     def say(self, review: str, pair_id: str = "", event_id: str = "") -> None:
         """Write a review: keep, flip, drop, or "" to take it back; of the pair in sight unless another is named."""
         self._write("review", review, pair_id, event_id)
+
+    keep, flip, drop = partialmethod(say, KEEP), partialmethod(say, FLIP), partialmethod(say, DROP)
+    clear = partialmethod(say, "")
 
     def note(self, text: str, pair_id: str = "", event_id: str = "") -> None:
         """Write a note, "" to take it back; on the pair in sight unless another is named."""
