@@ -78,8 +78,7 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
         last: Notebook to end with.
 
     Raises:
-        RunError: If one ends with an error.
-        RunError: If a step that comes before is not finished.
+        RunError: If one ends with an error, or a step that comes before is not finished.
     """
     notebooks = wanted(work, first, last)
     if first:
@@ -110,14 +109,13 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
 
 def begin_again(work: Run, first: str) -> None:
     """Move the steps of a notebook and of later ones aside, and with them the verdict; earlier ones must be there."""
-    names = list(ALL[work.recipe.method].notebooks)
-    for name in names[: names.index(first)]:
-        for step in steps_in(name):
-            work.result(step)
+    names = ALL[work.recipe.method].notebooks
+    at = names.index(first)
+    for step in (step for name in names[:at] for step in steps_in(name)):
+        work.result(step)
     (work.path / "verdict.json").unlink(missing_ok=True)
-    for name in names[names.index(first) :]:
-        for step in steps_in(name):
-            work.again(step)
+    for step in (step for name in names[at:] for step in steps_in(name)):
+        work.again(step)
 
 
 def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object] | None = None) -> Path:
@@ -211,23 +209,21 @@ class _Indented:
 def build_report(work: Run) -> Path:
     """Write the page of all notebooks of the run that were executed so far."""
     reports = work.path / "reports"
-    executed = [path for name in ALL[work.recipe.method].notebooks if (path := reports / f"{name}.ipynb").is_file()]
-    return _page(work, executed, reports / "report.html", verdict_in_words(work))
+    executed = [reports / f"{name}.ipynb" for name in ALL[work.recipe.method].notebooks]
+    return _page(work, list(filter(Path.is_file, executed)), reports / "report.html", verdict_in_words(work))
 
 
 def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") -> Path:
     from workbench.report.page import build
 
-    return build(
-        executed, path, f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", verdict
-    )
+    title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
+    return build(executed, path, title, verdict)
 
 
 def verdict_in_words(work: Run) -> str:
     """Return the verdict in plain sentences, for every student; "" when there is none."""
-    verdict = read_json(work.path / "verdict.json")
-    if not verdict:
+    if not (verdict := read_json(work.path / "verdict.json")):
         return ""
-    blocks = [verdict, *(block for name, block in verdict.get("students", {}).items() if name != verdict["student"])]
-    said = [sentence({**block, "models": verdict["models"]}) for block in blocks]
+    blocks = {verdict["student"]: verdict} | verdict.get("students", {}) | {verdict["student"]: verdict}
+    said = [sentence({**block, "models": verdict["models"]}) for block in blocks.values()]
     return " ".join([*said, *verdict["warnings"]])

@@ -167,10 +167,8 @@ def _counts(numbers: Iterable[float]) -> str:
 
 def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
     """Return what the estimate rests on."""
-    tried = "; ".join(
-        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f} and {rates.completion:.0f}"
-        for model, rates in measured.items()
-    )
+    tried = [f"{Path(ref).name} {of.new:,.0f}, {of.read:,.0f} and {of.completion:.0f}" for ref, of in measured.items()]
+    tried = "; ".join(tried)
     tried = tried and f"Tried out here: tokens generated and read a second, and tokens of a completion: {tried}. "
     rates, rest = RATES[recipe.profile], "; training a token is taken as three times the work of reading one. "
     if recipe.profile == "pocket":
@@ -187,12 +185,9 @@ def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
 
 
 def _count(n: float) -> str:
-    if not n:
-        return "-"
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:,.0f}"
+    if n < 1e6:
+        return f"{n:,.0f}" if n else "-"
+    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
 
 
 def _bytes(n: float) -> str:
