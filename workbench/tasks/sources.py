@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,13 +116,13 @@ def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]
 
 def _as_text(value: Any, column: str, where: str, at: int) -> str:
     """Return a cell as text: 3.0 as 3, since a column of whole numbers with a gap is read as decimals."""
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    empty = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
-    if empty or isinstance(value, (list, tuple, dict)) or hasattr(value, "tolist") and getattr(value, "ndim", 0):
+    single = pd.api.types.is_scalar(value)
+    if not single or pd.isna(value) or not str(value).strip():
         raise DataError(
             f"{where}: column {column!r} of row {at} must hold text, a number or a truth value, got "
-            f"{'nothing' if empty else _short(str(value))}; correct or remove the row."
+            f"{'nothing' if single else _short(str(value))}; correct or remove the row."
         )
     return str(value)
 
