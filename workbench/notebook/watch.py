@@ -85,8 +85,11 @@ def look(run: Run, at: float | None = None) -> Now:
     step, signs = _present(run)
     state, said = _state(run, step, signs, at)
     named = dict.fromkeys([*expected_steps(run), *run.steps(), *filter(None, [step])])
+    empty = dict.fromkeys(COLUMNS, "")
     rows = [
-        {"step": name} | ({"state": state, **_so_far(signs, state, at)} if name == step else _finished(run, name))
+        empty
+        | {"step": name}
+        | ({"state": state, **_so_far(signs, state, at)} if name == step else _finished(run, name))
         for name in named
     ]
     busy = [sign for sign in signs if not sign["main"]] or signs
@@ -94,7 +97,7 @@ def look(run: Run, at: float | None = None) -> Now:
         run.name,
         state,
         said,
-        pd.DataFrame(rows, columns=COLUMNS).fillna(""),
+        pd.DataFrame(rows, columns=COLUMNS),
         [_doing(sign) for sign in busy] if state in ("working", "silent") else [],
         [line for sign in signs for model in sign["curve"].items() for line in spark_lines(*model)],
         [text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]][-3:],
