@@ -98,13 +98,15 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
     values = recipe.model_dump()
     values["models"]["judge"] = "data/pocket/no-preference"
     values["models"]["students"] = {"away": "organisation/model-7b"}
+    values["preference_set"]["responders"] = ["data/pocket/tally-strong"]
     server = {"engine": "openai", "base_url": "http://localhost:1/v1", "endpoint": "chat"}
     values["engines"] = {"teacher": "vllm", "judge": server}
     of = Recipe.model_validate(values)
     found = cost_estimate.measure(of)
-    assert set(found) == {"data/pocket/no-preference", recipe.models.teacher}
+    assert set(found) == {"data/pocket/no-preference", "data/pocket/tally-strong", recipe.models.teacher}
     judge = ("judge", "data/pocket/no-preference", "transformers")
-    assert started == [judge, ("teacher", recipe.models.teacher, "vllm")] and len(closed) == 2
+    responder = ("student", "data/pocket/tally-strong", "transformers")
+    assert started == [judge, responder, ("teacher", recipe.models.teacher, "vllm")] and len(closed) == 3
     assert found[recipe.models.teacher].completion == recipe.drafting.max_new_tokens
     # 8 requests, a token a second each.
     assert found[recipe.models.teacher].new == pytest.approx(8)
