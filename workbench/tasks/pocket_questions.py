@@ -310,34 +310,24 @@ def _read_logic(text: str) -> Logic | None:
     return logic if logic.answer in VALUES else None
 
 
-WRITERS: dict[str, Callable[[np.random.Generator, int], str]] = {
-    "object_counting": _write_counting,
-    "navigate": _write_walk,
-    "web_of_lies": _write_web,
-    "boolean_expressions": _write_logic,
+# Who writes and who reads questions of each task, and the sizes of its test items.
+FORMATS: dict[str, tuple[Callable[..., str], Callable[[str], Problem | None], tuple[int, int]]] = {
+    "object_counting": (_write_counting, _read_counting, (2, 10)),
+    "navigate": (_write_walk, _read_walk, (2, 8)),
+    "web_of_lies": (_write_web, _read_web, (3, 5)),
+    "boolean_expressions": (_write_logic, _read_logic, (3, 6)),
 }
-READERS: dict[str, Callable[[str], Problem | None]] = {
-    "object_counting": _read_counting,
-    "navigate": _read_walk,
-    "web_of_lies": _read_web,
-    "boolean_expressions": _read_logic,
-}
-TEST_SIZES = {
-    "object_counting": (2, 10),
-    "navigate": (2, 8),
-    "web_of_lies": (3, 5),
-    "boolean_expressions": (3, 6),
-}
+TEST_SIZES = {task: sizes for task, (_, _, sizes) in FORMATS.items()}
 
 
 def write(task: str, rng: np.random.Generator, sizes: tuple[int, int]) -> str:
     """Return one question of the task, its size drawn evenly from `sizes` (both ends included)."""
-    return WRITERS[task](rng, int(rng.integers(sizes[0], sizes[1] + 1)))
+    return FORMATS[task][0](rng, int(rng.integers(sizes[0], sizes[1] + 1)))
 
 
 def read(task: str, question: str) -> Problem | None:
     """Return what the question says, or None when it is not a well-formed question of the task."""
-    return READERS[task](question.strip())
+    return FORMATS[task][1](question.strip())
 
 
 def solve(task: str, question: str) -> str:
