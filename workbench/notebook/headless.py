@@ -44,12 +44,7 @@ def preflight(name: str) -> None:
 
 
 def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
-    """Return the notebooks of the run's method from first to last.
-
-    Args:
-        work: The run.
-        first: A notebook, or a part of its name that no other has; "" for the first one.
-        last: The same; "" for the last one.
+    """Return the notebooks of the run's method from first to last, each a part of a name that no other has or "".
 
     Raises:
         RunError: If there is no such notebook, or first comes after last.
@@ -67,15 +62,10 @@ def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
 
 
 def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
-    """Run the notebooks of the run's method from first to last; return the report.
+    """Run the notebooks of the run's method from first to last, as for `wanted`; return the report.
 
     All of them share one Python process, emptied in between: starting one, with its imports and workers, takes as long
-    as a small step.
-
-    Args:
-        work: The run.
-        first: Notebook to begin with, as for `wanted`; its steps and all that come after are computed again.
-        last: Notebook to end with.
+    as a small step. Where a first one is named, its steps and all that come after are computed again.
 
     Raises:
         RunError: If one ends with an error, or a step that comes before is not finished.
@@ -92,12 +82,7 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
 
 
 def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
-    """Run a study on a run, in a process of its own; return its page.
-
-    Args:
-        work: The run.
-        name: Of a notebook in notebooks/studies.
-        parameters: Of that notebook, but the run.
+    """Run a notebook of notebooks/studies on a run, in a process of its own; return its page.
 
     Raises:
         RunError: If it ends with an error.

@@ -58,11 +58,9 @@ def visible(text: str, limit: int) -> str:
 
 
 def spark_lines(model: str, points: list[tuple[int, str, float]]) -> list[str]:
-    """Return a line for each metric of a model in training: its values by step, in numbers and as small bars.
+    """Return a line for each metric of a model in training: its values in numbers and as small bars.
 
-    Args:
-        model: Its name.
-        points: Step, metric and value, in the order of the steps.
+    Each point is step, metric and value, in the order of the steps.
     """
     lines = []
     for metric in dict.fromkeys(metric for _, metric, _ in points):
@@ -175,12 +173,7 @@ def _doing(sign: dict) -> str:
 
 
 def watch(name: str, out) -> bool:
-    """Print what a run is doing, again and again where out is a terminal, until it is finished; return if it is well.
-
-    Args:
-        name: Name of the run.
-        out: Where to, a text stream.
-    """
+    """Print what a run is doing, again and again where out is a terminal, until it is finished; return if it is well."""
     run, terminal = open_run(name), out.isatty()
     while True:
         now = look(run)

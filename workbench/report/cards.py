@@ -77,11 +77,9 @@ TEMPLATES.globals |= {one.__name__: one for one in USED} | {"NOT_STATED": NOT_ST
 
 
 def data_card(facts: Facts, files: Mapping[str, str]) -> DatasetCard:
-    """Return the card of the tailored set and its controls.
+    """Return the card of the tailored set and its controls, whose files are named by arm, the tailored one first.
 
-    Args:
-        facts: The run and its student.
-        files: Arm -> Parquet file, the tailored one first. A hub reads one kind of file for all of a card's splits.
+    A hub reads one kind of file for all of a card's splits.
     """
     # A split's name has no hyphens, a student's may.
     splits = [{"split": re.sub(r"\W", "_", arm), "path": file} for arm, file in files.items()]
@@ -97,13 +95,9 @@ def data_card(facts: Facts, files: Mapping[str, str]) -> DatasetCard:
 
 
 def model_card(facts: Facts, kind: str, weights: Mapping[str, str], seed: int | None = None) -> ModelCard:
-    """Return the card of the aligned teacher or of a student trained on tailored examples.
+    """Return the card of the aligned "teacher", or of a "student" trained on the tailored examples of a seed.
 
-    Args:
-        facts: The run and its student.
-        kind: "teacher" or "student".
-        weights: File name -> SHA-256 of the weights.
-        seed: Of the student's training.
+    `weights` holds the SHA-256 of each file of weights.
     """
     models = facts.recipe.models
     base = models.teacher if kind == "teacher" else models.students[facts.student]

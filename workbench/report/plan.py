@@ -55,8 +55,7 @@ def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[
 
     Args:
         recipe: What is to be done.
-        run: A finished run: its spread over seeds and items is taken, and what its stages took is put beside the
-            estimate. "" for the spread that is assumed.
+        run: A finished run whose spread is taken and whose times are put beside the estimate; "" for assumed ones.
         detect: The true difference wanted, as a share; 0 for the recipe's margin.
         measured: What models that were tried out do, as cost_estimate.measure returns it.
     """

@@ -18,12 +18,6 @@ LAST = ("copied", "level", "n", "done")
 def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFrame, examples: pd.DataFrame) -> dict:
     """Return what was compared, with what, and what was found.
 
-    Args:
-        recipe: The run's.
-        tasks: The run's, by name.
-        questions: The frame of drafted questions.
-        examples: The frame of examples written for training.
-
     Returns:
         false_positive_rate: The share of independent items that may have been taken for copies, as the recipe has it.
         off: By task, the levels that cannot tell a copy from a sibling there, or that the recipe leaves out.
