@@ -173,7 +173,7 @@ def _doing(sign: dict) -> str:
 
 
 def watch(name: str, out) -> bool:
-    """Print what a run is doing, again and again where out is a terminal, until it is finished; return if it is well."""
+    """Print what a run is doing, on a terminal again and again until it is finished; return if it is well."""
     run, terminal = open_run(name), out.isatty()
     while True:
         now = look(run)
