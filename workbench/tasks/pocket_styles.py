@@ -4,18 +4,7 @@ All four go through the question in its order, in its words, and note where they
 digits or in words. They are meant to be of about equal worth: what differs is the notes alone.
 """
 
-from workbench.tasks.pocket_questions import (
-    KIND_OF,
-    Counting,
-    Logic,
-    Problem,
-    Walk,
-    Web,
-    read,
-    redexes,
-    reduce_at,
-    solve,
-)
+from workbench.tasks.pocket_questions import Counting, Logic, Walk, Web, read, redexes, reduce_at
 
 STYLES = ("tally", "meter", "story", "diary")
 LEADS = {"tally": "Tally:", "meter": "Meter:", "story": "Story:", "diary": "Diary:"}
@@ -31,19 +20,6 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 def style_of(rationale: str) -> str:
     """Return the style a rationale opens in, or "" when it opens in none."""
     return next((style for style, lead in LEADS.items() if rationale.strip().startswith(lead)), "")
-
-
-def habit_of(problem: Problem) -> str:
-    """Return the style the teacher falls into when it is not told one: it goes by how the question begins."""
-    if isinstance(problem, Counting):
-        n = list(KIND_OF).index(problem.things[0][1])
-    elif isinstance(problem, Walk):
-        n = problem.acts[0][0]
-    elif isinstance(problem, Web):
-        n = sum(map(ord, problem.names[0]))
-    else:
-        n = ("True", "False", "not", "(").index(problem.tokens[0])
-    return STYLES[n % len(STYLES)]
 
 
 def number(n: int, style: str) -> str:
@@ -101,11 +77,6 @@ def _logic(problem: Logic, style: str) -> str:
         tokens = reduce_at(tokens, redexes(tokens)[0])
     text = " = ".join(lines if style in BEFORE or len(lines) == 1 else lines[1:])
     return text if style in IN_WORDS else text.replace("True", "1").replace("False", "0")
-
-
-def bare_answer(task: str, question: str) -> str:
-    """Return the tagged right answer alone, as one who does not work gives it."""
-    return f"<ans>{solve(task, question)}</ans>"
 
 
 def rationale_for(task: str, question: str, style: str) -> str:
