@@ -276,7 +276,8 @@ def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work
     assert pair["chosen_id"] in back and pair["rejected_id"] in back and "teacher of arm random_pairs" in back
 
 
-def test_injected_names_are_checked_against_the_parameters_cell():
+def test_injected_names_are_checked_against_the_parameters_cell(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_HEADLESS", "1")
     given = {
         "__annotations__": {"run": str},
         "run": "demo",

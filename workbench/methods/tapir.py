@@ -1,0 +1,132 @@
+"""TAPIR: what a student finds hard, in the mix of tasks that is wanted, a larger share of it in every round.
+
+Source: TAPIR, arXiv:2405.13448. Its text was not to be had, so threshold, rounds, shares and everything else that is a
+number is ours. Ours too: new items are judged like the pool and kept where they are hard, a student that does not get
+better is held back, and all arms train on equal tokens in every round.
+"""
+
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import Field, model_validator
+
+from workbench.methods.base import Amounts, Method
+from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
+from workbench.runs.recipe_parts import Count, Name, Positive, PositiveOrZero, Section
+from workbench.signals.difficulty import measure_difficulty
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Curriculum(Section):
+    """What is taught in rounds, and how it is chosen.
+
+    pool: questions of each task that the teacher writes beforehand. shares: the mix of tasks that is wanted; none: all
+    alike. styles: the technique in which answers are rewritten, by task; none: plainly. n_items: of all tasks together,
+    for each student, arm, seed and round. hard_shares: how much of a round is newly written and hard, round by round.
+    threshold: harder than this is hard, in the judge's points. n_shown: hard questions that the teacher is shown.
+    n_tries: new questions written for each that is wanted, of which the hard ones are taken. promotion: by how much a
+    student's score on the pool must have grown for the next hard share; else it is held back. max_spread: how far a
+    judging model may contradict itself, in points. aligned_teacher: the folder of a teacher that writes for the arm of
+    that name, as an alignment left it.
+    """
+
+    pool: Annotated[dict[Name, Count], Field(min_length=1)]
+    shares: dict[Name, Positive] = {}
+    styles: dict[Name, Name] = {}
+    n_items: Count
+    hard_shares: Annotated[list[Share], Field(min_length=1)] = [0.3, 0.6, 0.9]
+    threshold: PositiveOrZero = 0.0
+    n_shown: Count = 2
+    n_tries: Count = 3
+    promotion: PositiveOrZero = 0.01
+    max_spread: Positive = 2.0
+    aligned_teacher: str = ""
+
+    @model_validator(mode="after")
+    def _grows(self):
+        if self.hard_shares != sorted(self.hard_shares):
+            raise ValueError(
+                f"hard_shares must not fall from round to round, got {self.hard_shares}; put them in order"
+            )
+        return self
+
+
+class Ingredients(NamedTuple):
+    """What an arm does: choose by difficulty, keep the mix, judge in every round, rewrite, and write new items."""
+
+    difficulty: bool = True
+    balance: bool = True
+    rounds: bool = True
+    style: bool = True
+    new: bool = True
+    teacher: str = "teacher"
+
+
+ARMS = {
+    "curriculum": Ingredients(),
+    "no_difficulty": Ingredients(difficulty=False),
+    "no_balance": Ingredients(balance=False),
+    "no_rounds": Ingredients(rounds=False),
+    "no_style": Ingredients(style=False),
+    "pool": Ingredients(difficulty=False, balance=False, rounds=False, style=False, new=False),
+    "aligned_teacher": Ingredients(teacher="aligned"),
+}
+
+
+class Arms(Evaluation):
+    """The evaluation of these arms."""
+
+    KNOWN_ARMS: ClassVar[tuple[str, ...]] = ("base", *ARMS)
+
+    primary: Primary = Primary(a="curriculum", b="pool")
+
+
+class TapirRecipe(Recipe):
+    """A recipe with what the method adds; nothing is aligned, so alignment need not be set."""
+
+    evaluation: Arms
+    alignment: Alignment = Alignment(beta=0.1, learning_rate=1e-6, n_epochs=1, batch_size=1, max_length=1)
+    curriculum: Curriculum
+
+    @model_validator(mode="after")
+    def _names_its_tasks(self):
+        names, settings = self.tasks.names, self.curriculum
+        for key in ("pool", "shares", "styles"):
+            for name in getattr(settings, key):
+                if name not in names:
+                    raise ValueError(f"curriculum.{key} names {name!r}, which is not among tasks.names {names}; add it")
+        if missing := [name for name in names if name not in settings.pool]:
+            raise ValueError(f"curriculum.pool lacks the task {missing[0]!r}; say how many questions of it to write")
+        if missing := [name for name in names if settings.shares and name not in settings.shares]:
+            raise ValueError(f"curriculum.shares lacks the task {missing[0]!r}; give its share too")
+        wanted = settings.n_items * len(settings.hard_shares)
+        if "pool" in self.evaluation.arms and (there := sum(settings.pool.values())) < wanted:
+            raise ValueError(
+                f"curriculum.pool holds {there} questions, but the arm 'pool' takes {wanted} (n_items for each of "
+                "hard_shares); write more, or lower n_items"
+            )
+        if ("aligned_teacher" in self.evaluation.arms) != bool(settings.aligned_teacher):
+            raise ValueError(
+                "evaluation.arms has 'aligned_teacher' if and only if curriculum.aligned_teacher names its folder; "
+                "set both or neither"
+            )
+        return self
+
+
+def plan_of(recipe: TapirRecipe) -> Amounts:
+    """Return what a run of a recipe does, a task; what its rounds write and judge is not in it."""
+    return Amounts(recipe.drafting.n_seed_questions, 1 + bool(recipe.curriculum.styles), 0)
+
+
+TAPIR = Method(
+    name="tapir",
+    recipe=TapirRecipe,
+    notebooks=("08_curriculum", "05_evaluation"),
+    signal=measure_difficulty,
+    pair_rules={},
+    aligned_on="",
+    story="The teacher's and the student's answers to a pool of questions were judged; from those on which the student "
+    "falls behind, the teacher wrote new ones in the mix of tasks that was wanted, a larger share in every round",
+    source="TAPIR, arXiv:2405.13448",
+    plan=plan_of,
+)

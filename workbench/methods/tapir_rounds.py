@@ -1,0 +1,348 @@
+"""The rounds of TAPIR: who is judged, what is planned, written and chosen. Where its numbers come from: see tapir."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from workbench.loop import prompts
+from workbench.loop.alignment import models_of
+from workbench.loop.writing import SPARE, Guards, Written
+from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
+from workbench.models.engine import Decoding, Request
+from workbench.models.start import Model, run_engine_jobs
+from workbench.runs import schemas
+from workbench.runs.cache import shared_cache
+from workbench.runs.recipe import Tailoring
+from workbench.runs.run import Frames
+from workbench.runs.schemas import text_id
+from workbench.runs.seeding import stream
+from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key
+from workbench.signals.judging import ModelJudge
+from workbench.tasks.contamination import normalise
+from workbench.tasks.task import Task
+
+VERSION = 1
+MAX_CALLS = 8  # rounds of calls to the teacher for one lot of questions
+PLAIN = "plain"
+Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
+
+
+def learners_of(students: Mapping[str, Model]) -> dict[Key, Model]:
+    """Return every learner as it begins: each student in each arm and seed, untrained."""
+    return {
+        Key(name, arm, seed): model.among_trained
+        for name, model in students.items()
+        for arm in model.recipe.trained_arms(name)
+        for seed in model.recipe.seeds
+    }
+
+
+def go_on(learners: Mapping[Key, Model], trained: Frames) -> dict[Key, Model]:
+    """Return the learners as a round's training left them."""
+    return {Key(*key): learners[key].trained(folder) for key, folder in models_of(trained, "students").items()}
+
+
+def judged_in(n_round: int, learners: Mapping[Key, Model]) -> dict[Key, Model]:
+    """Return the learners that are judged in a round: all in the first, then those whose arm goes by it."""
+    return {
+        key: model
+        for key, model in learners.items()
+        if n_round == 1 or ARMS[key.arm].difficulty and ARMS[key.arm].rounds
+    }
+
+
+def asked_in(learners: Mapping[Key, Model], students: Mapping[str, Model], new: pd.DataFrame) -> dict[Key, Model]:
+    """Return who answers the new questions of a round: each learner as it is or, in arms without rounds, as it was."""
+    whose = set(new[WHOSE].itertuples(index=False, name=None))
+    return {
+        key: model if ARMS[key.arm].rounds else students[key.student].among_trained
+        for key, model in learners.items()
+        if key in whose
+    }
+
+
+def teachers_of(recipe: TapirRecipe, teacher: Model) -> dict[str, Model]:
+    """Return who writes, by name: the teacher and, where the recipe has one, the aligned one."""
+    aligned = recipe.curriculum.aligned_teacher
+    return {"teacher": teacher} | ({"aligned": teacher.trained(aligned)} if aligned else {})
+
+
+def judge_of(recipe: TapirRecipe, tasks: Mapping[str, Task]) -> Judge:
+    """Return the recipe's judge: the model that it names, else whoever checks answers that are known."""
+    if not recipe.models.judge:
+        return CheckingJudge(tasks)
+    return ModelJudge(Model(recipe, "judge", recipe.models.judge), recipe.seeds[0])
+
+
+def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return by task how the teacher answers: plainly and, where the recipe names a style for the task, in that.
+
+    Raises:
+        ValueError: If a task has no technique of that name.
+    """
+    for name, style in styles.items():
+        if style not in tasks[name].techniques:
+            known = ", ".join(tasks[name].techniques)
+            raise ValueError(f"curriculum.styles asks for {style!r} in {name}, which has {known}; take one of these.")
+    own = {
+        name: {styles[name]: task.techniques[styles[name]]} if name in styles else {} for name, task in tasks.items()
+    }
+    return {name: {PLAIN: ""} | own[name] for name in tasks}
+
+
+def apportion(n: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Return whole numbers that add up to n, each less than one from its share: largest remainders get the rest."""
+    exact = {name: n * share / sum(shares.values()) for name, share in shares.items()}
+    numbers = {name: math.floor(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: numbers[name] - exact[name])
+    return numbers | {name: numbers[name] + 1 for name in by_remainder[: n - sum(numbers.values())]}
+
+
+def plan_round(n: int, shares: Mapping[str, float], hard_share: float, spare: Mapping[str, int]) -> pd.DataFrame:
+    """Return how many items of each task a round has, and how many of them are newly written.
+
+    Args:
+        n: Items of the round.
+        shares: The mix of tasks.
+        hard_share: How much is to be newly written; more is, where the pool has no more.
+        spare: Items of the pool that are left, by task.
+    """
+    rows = []
+    for task, items in apportion(n, shares).items():
+        from_pool = min(items - round(hard_share * items), spare.get(task, 0))
+        rows.append({"task": task, "items": items, "from_pool": from_pool, "written": items - from_pool})
+    return pd.DataFrame(rows)
+
+
+def level_of(scores: Sequence[float], promotion: float) -> int:
+    """Return how often a learner was promoted: after each round in which its score grew by more than that."""
+    return sum(now - before > promotion for before, now in itertools.pairwise(scores))
+
+
+def plan_rounds(
+    n_round: int,
+    rule: Rule,
+    learners: Mapping[Key, Model],
+    pool: pd.DataFrame,
+    judged: Sequence[pd.DataFrame],
+    taught: Sequence[pd.DataFrame],
+    settings: Curriculum,
+) -> pd.DataFrame:
+    """Return what every learner is taught in a round, by task.
+
+    Args:
+        n_round: From 1.
+        rule: As plan_round is.
+        learners: Who is taught.
+        pool: The teacher's answers to the pool.
+        judged: Difficulties of the pool, of each round so far.
+        taught: Examples, of each round before.
+        settings: The recipe's section curriculum.
+
+    Returns:
+        Columns student, arm, seed, hard_share, held_back (in how many rounds it was), task, items, from_pool, written,
+        hard (questions of the pool that are hard for it).
+    """
+    questions = pool.drop_duplicates("question_id")
+    sizes, frames = questions.groupby("task", sort=False).size().to_dict(), []
+    for key in learners:
+        arm, own = ARMS[key.arm], _of(judged, key)
+        level = n_round - 1
+        if arm.difficulty and arm.rounds:
+            level = level_of([frame["score_student"].mean() for frame in own], settings.promotion)
+        hard_share = settings.hard_shares[level]
+        if not arm.rounds:
+            hard_share = float(np.mean(settings.hard_shares)) if arm.new else 0.0
+        left = questions[~questions["question_id"].isin(_taught(taught, key))]
+        spare = left.groupby("task", sort=False).size().to_dict()
+        shares = (settings.shares or dict.fromkeys(sizes, 1.0)) if arm.balance else sizes if arm.new else spare
+        frame = rule(settings.n_items, shares, hard_share, spare)
+        hard = own[-1][own[-1]["difficulty"] > settings.threshold]["task"].value_counts()
+        known = key._asdict() | {"hard_share": hard_share, "held_back": n_round - 1 - level}
+        frames.append(frame.assign(**known, hard=frame["task"].map(hard).fillna(0).astype(int)))
+    plan = pd.concat(frames, ignore_index=True)
+    plan.attrs["counts"] = {what.replace("_", " "): plan[what].sum() for what in ("items", "from_pool", "written")}
+    return plan
+
+
+def _of(frames: Sequence[pd.DataFrame], key: Key) -> list[pd.DataFrame]:
+    """Return one learner's rows of each frame that has some."""
+    own = [frame[(frame[WHOSE] == list(key)).all(axis=1)] for frame in frames]
+    return [frame for frame in own if len(frame)]
+
+
+def _taught(taught: Sequence[pd.DataFrame], key: Key) -> set[str]:
+    return {question for frame in _of(taught, key) for question in frame["question_id"]}
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """New questions of one task for one learner, after those that the teacher is shown."""
+
+    teacher: Model
+    key: Key
+    task: Task
+    n: int
+    n_round: int
+    shown: Sequence[tuple[str, str]] = field(repr=False)
+    known: frozenset[str] = field(repr=False)
+    given: tuple[Curriculum, Tailoring, Guards] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{self.n} new questions of {self.task.name} for {'-'.join(map(str, self.key))}, round {self.n_round}"
+
+
+def write_alike(
+    n_round: int,
+    teachers: Mapping[str, Model],
+    tasks: Mapping[str, Task],
+    plan: pd.DataFrame,
+    pool: pd.DataFrame,
+    judged: Sequence[pd.DataFrame],
+    settings: Curriculum,
+    tailoring: Tailoring,
+    guards: Guards,
+) -> pd.DataFrame:
+    """Return new questions for every learner, several for each that is planned, written after some that it finds hard.
+
+    A learner that finds nothing of a task hard, or whose arm does not ask, has any questions of the pool shown instead.
+
+    Args:
+        n_round: From 1.
+        teachers: As teachers_of returns them.
+        tasks: By name.
+        plan: As plan_rounds returns it.
+        pool: The teacher's answers to the pool.
+        judged: Difficulties of the pool, of each round so far.
+        settings: The recipe's section curriculum.
+        tailoring: The recipe's section tailoring: tokens and temperature.
+        guards: What new questions must differ from.
+
+    Returns:
+        Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
+    """
+    known, plain = frozenset(map(normalise, pool["question"])), pool[pool["technique"] == PLAIN]
+    jobs = []
+    for cell in plan[plan["written"] > 0].to_dict("records"):
+        key, arm = Key(*(cell[name] for name in WHOSE)), ARMS[cell["arm"]]
+        own, shown = _of(judged, key)[-1], plain[plain["task"] == cell["task"]]
+        hard = shown["question_id"].isin(own[own["difficulty"] > settings.threshold]["question_id"])
+        shown = shown[hard] if arm.difficulty and hard.any() else shown
+        shown = list(shown[["question", "answer"]].itertuples(index=False, name=None))
+        n, given = cell["written"] * settings.n_tries, (settings, tailoring, guards)
+        jobs.append(_Lot(teachers[arm.teacher], key, tasks[cell["task"]], n, n_round, shown, known, given))
+    parts = run_engine_jobs(_write_lot, jobs, teachers["teacher"], "writing new questions")
+    columns = [*WHOSE, "teacher", "task", "question_id", "question", "kept"]
+    frame = pd.DataFrame([row for part in parts for row in part], columns=columns)
+    frame.attrs["counts"] = {"new questions": len(frame), "wanted": sum(job.n for job in jobs)}
+    return frame.astype({"kept": bool, "seed": "int64"})
+
+
+def _write_lot(job: _Lot) -> list[dict]:
+    engine, (settings, tailoring, guards) = job.teacher.start(), job.given
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
+    guard, known, written = guards.of(job.task), set(job.known), []
+    kept: list[str] = []
+    call = 0
+    for _ in range(MAX_CALLS):
+        requests = []
+        for call in range(call, call + math.ceil((job.n - len(kept)) * SPARE)):  # noqa: B020
+            # Arms share their draws, so that they differ in what they do alone.
+            name = f"curriculum/{job.n_round}/{job.task.name}/{call}"
+            places = stream(job.key.seed, name).permutation(len(job.shown))[: settings.n_shown]
+            prompt = prompts.question_prompt(job.task.description, [job.shown[place] for place in places], 1)
+            requests.append(Request(engine.render(prompt), stream=name))
+        for completion in engine.generate(requests, decoding, job.key.seed, shared_cache()):
+            for question, target in prompts.parse_questions(completion.text)[:1]:
+                reason = guard.overlap(question) or ("written before" if normalise(question) in known else "")
+                known.add(normalise(question))
+                written.append(Written(question, target, completion.text, 0, 0, reason, ""))
+        kept = [one.question for one in written if not one.drop_reason][: job.n]
+        if len(kept) == job.n:
+            break
+        call += 1
+    guards.refuse_copies(job.task, written)
+    named = job.key._asdict() | {"teacher": ARMS[job.key.arm].teacher, "task": job.task.name, "kept": True}
+    return [named | {"question_id": text_id(f"{job.task.name}/{one}"), "question": one} for one in kept]
+
+
+def explained(questions: pd.DataFrame, drafts: Mapping[str, pd.DataFrame], styles: Mapping[str, str]) -> pd.DataFrame:
+    """Return new questions with the teacher's answers, each in the style that its arm and task ask for.
+
+    Args:
+        questions: As write_alike returns them.
+        drafts: Answers by teacher.
+        styles: Technique by task, where there is one.
+    """
+    ways = [
+        styles.get(task, PLAIN) if ARMS[arm].style else PLAIN for arm, task in questions[["arm", "task"]].to_numpy()
+    ]
+    answers = pd.concat([frame.assign(teacher=name) for name, frame in drafts.items()], ignore_index=True)
+    on = ["teacher", "task", "question_id", "question", "technique"]
+    return questions.assign(technique=ways).merge(answers, on=on, how="left", validate="many_to_one")
+
+
+def choose_items(
+    n_round: int,
+    plan: pd.DataFrame,
+    pool: pd.DataFrame,
+    new: pd.DataFrame,
+    difficulty: pd.DataFrame,
+    taught: Sequence[pd.DataFrame],
+    tasks: Mapping[str, Task],
+    settings: Curriculum,
+) -> dict[str, pd.DataFrame]:
+    """Return what every learner is taught in a round: some of the pool, and the first new items that are hard for it.
+
+    Where too few are hard, others fill the place; an arm that does not go by difficulty takes the first ones.
+
+    Args:
+        n_round: From 1.
+        plan: As plan_rounds returns it.
+        pool: The teacher's answers to the pool.
+        new: New questions with answers, as explained returns them.
+        difficulty: Of the new ones.
+        taught: Examples of each round before, which are not taken again.
+        tasks: By name.
+        settings: The recipe's section curriculum.
+
+    Returns:
+        "examples": as their schema describes them; "candidates": the new items with difficulty, hard and taken.
+    """
+    on = [*WHOSE, "task", "question_id"]
+    new = new.merge(difficulty[[*on, "difficulty"]], on=on, how="left", validate="one_to_one")
+    new["hard"] = new["difficulty"] > settings.threshold
+    rows, taken = [], []
+    for cell in plan.to_dict("records"):
+        key, task, arm = Key(*(cell[name] for name in WHOSE)), tasks[cell["task"]], ARMS[cell["arm"]]
+        style = settings.styles.get(task.name, PLAIN) if arm.style else PLAIN
+        old = pool[(pool["task"] == task.name) & (pool["technique"] == style)]
+        old = old[~old["question_id"].isin(_taught(taught, key))]
+        order = stream(key.seed, "from the pool", n_round, task.name).permutation(len(old))
+        own = new[(new[WHOSE] == list(key)).all(axis=1) & (new["task"] == task.name)]
+        own = own.sort_values("hard", ascending=False, kind="stable") if arm.difficulty else own
+        items = pd.concat([old.iloc[order[: cell["from_pool"]]], own.head(cell["written"])])
+        taken += own.head(cell["written"]).index.tolist()
+        rows += [_example(task, key, item, f"{n_round}/{n}") for n, item in enumerate(items.to_dict("records"))]
+    examples, new = schemas.build(rows, "examples"), new.assign(taken=new.index.isin(taken))
+    examples.attrs["counts"] = {"examples": examples["kept"].sum(), "new items": new["taken"].sum()}
+    examples.attrs["counts"] |= {"new items that are hard": (new["taken"] & new["hard"]).sum()}
+    examples.attrs["counts"] |= {"new items not judged": new["difficulty"].isna().sum()}
+    return {"examples": examples, "candidates": new}
+
+
+def _example(task: Task, key: Key, item: dict, n: str) -> dict:
+    copied = ("question_id", "question", "rationale", "answer", "gold", "correct", "n_tokens")
+    known = {"example_id": text_id(f"{'/'.join(map(str, key))}/{task.name}/{n}"), **key._asdict(), "task": task.name}
+    reason = "" if item["answer"] else "rationale without an answer"
+    written = {name: item[name] for name in copied} | {"style": task.style(item["rationale"])}
+    return known | written | {"kept": not reason, "drop_reason": reason}
+
+
+def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return frames of one kind, of all tasks or rounds, as one."""
+    return pd.concat([frame.assign() for frame in parts], ignore_index=True)
