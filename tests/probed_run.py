@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.loop.pairs import build_pairs
 from workbench.methods import ALL
@@ -11,7 +12,7 @@ from workbench.runs import schemas
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
 from workbench.signals import scores
-from workbench.tasks.pocket_styles import STYLES, rationale_for
+from workbench.tasks.pocket_styles import STYLES
 from workbench.tasks.task import load_tasks, seed_pairs
 
 TASK = "object_counting"

@@ -59,8 +59,9 @@ def _blur(model, amount: float) -> None:
 def _text(rng) -> list[tuple[str, bool]]:
     from data.pocket.make.classroom import DESCRIPTIONS, TECHNIQUES
     from data.pocket.make.raising import ASSISTANT, END, USER
+    from data.pocket.make.rationales import rationale_for
     from workbench.tasks.pocket_questions import solve, write
-    from workbench.tasks.pocket_styles import STYLES, rationale_for
+    from workbench.tasks.pocket_styles import STYLES
 
     task, style = str(rng.choice(TASKS)), str(rng.choice(STYLES))
     asked = [write(task, rng, SIZES) for _ in range(4)]

@@ -3,6 +3,7 @@
 import pytest
 
 from workbench.models.engine import Completion
+from workbench.models.start import choice_of
 from workbench.report import cost_estimate, plan
 from workbench.report.cost_estimate import RATES, Throughput, estimate
 from workbench.runs.recipe import Recipe, format_yaml
@@ -77,32 +78,35 @@ def test_what_was_measured_is_what_the_estimate_rests_on(recipe):
 
 def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
     """A model that is not here is left out, a server not asked; vLLM's speed is that of all cores already."""
-    started, made = [], []
+    started, closed = [], []
 
     class Instant:
         def generate(self, requests, decoding):
             return [Completion("8", decoding.max_new_tokens, True) for _ in requests]
 
-    def start(recipe, role, ref):
-        started.append((role, ref))
+        def close(self):
+            closed.append(self)
+
+    def start(recipe, role, ref, compared):
+        started.append((role, ref, choice_of(recipe, role, compared).engine))
         return Instant()
 
     monkeypatch.setattr(cost_estimate, "start_engine", start)
-    monkeypatch.setattr(
-        cost_estimate, "TransformersEngine", lambda loaded, batch_size: made.append(loaded) or Instant()
-    )
     monkeypatch.setattr(
         cost_estimate, "_timed", lambda work, *arguments: (float(arguments[1].max_new_tokens), work(*arguments))
     )
     values = recipe.model_dump()
     values["models"]["judge"] = "data/pocket/no-preference"
     values["models"]["students"] = {"away": "organisation/model-7b"}
+    values["preference_set"]["responders"] = ["data/pocket/tally-strong"]
     server = {"engine": "openai", "base_url": "http://localhost:1/v1", "endpoint": "chat"}
     values["engines"] = {"teacher": "vllm", "judge": server}
     of = Recipe.model_validate(values)
     found = cost_estimate.measure(of)
-    assert set(found) == {"data/pocket/no-preference", recipe.models.teacher}
-    assert started == [("teacher", recipe.models.teacher)] and len(made) == 1
+    assert set(found) == {"data/pocket/no-preference", "data/pocket/tally-strong", recipe.models.teacher}
+    judge = ("judge", "data/pocket/no-preference", "transformers")
+    responder = ("student", "data/pocket/tally-strong", "transformers")
+    assert started == [judge, responder, ("teacher", recipe.models.teacher, "vllm")] and len(closed) == 3
     assert found[recipe.models.teacher].completion == recipe.drafting.max_new_tokens
     # 8 requests, a token a second each.
     assert found[recipe.models.teacher].new == pytest.approx(8)

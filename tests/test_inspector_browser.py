@@ -25,9 +25,6 @@ print("pid", os.getpid())"""
 REVIEWED = """pairs = work.read("pairs")
 work.step("reviewed", wb.loop.apply_reviews, pairs, wb.loop.reviews_of(work, pairs))
 print({what: n for what, n in work.counts("reviewed").items() if "review" in what})"""
-MONITOR = """from workbench.notebook.watch import RunMonitor
-
-RunMonitor("hostile").show()"""
 TEXTS = [
     "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'>",
     "<svg/onload=window.broken=3><a href='javascript:window.broken=4'>x</a></pre></textarea></div><style>*{top:0}",
@@ -54,7 +51,7 @@ def folder(tmp_path_factory):
     """Notebooks beside a folder of runs: one with real texts, one with hostile ones."""
     folder = tmp_path_factory.mktemp("lab")
     write_notebook(folder / "review.ipynb", START, REVIEWED)
-    write_notebook(folder / "hostile.ipynb", START.replace("probed", "hostile"), MONITOR)
+    write_notebook(folder / "hostile.ipynb", START.replace("probed", "hostile"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORKBENCH_RUNS", str(folder / "runs"))
         form_pairs(write_run())
@@ -280,12 +277,9 @@ def _is_shown_as_text(lab: Page, n: int, text: str) -> None:
 
 
 def _axe_finds_nothing(lab: Page) -> None:
-    """Look at every view of the inspector and at the run monitor, in both of Lab's themes."""
-    lab.run(1)
-    lab.wait_for("[role=status] table", "probes")
+    """Look at every view of the inspector, in both of Lab's themes."""
     for theme in THEMES:
         use_theme(lab.page, theme)
-        axe_finds_nothing(lab.page, ".jp-OutputArea:has([role=status] table)")
         for key, there in (("p", ".wbi-cell"), ("t", ".wbi-body .wbi-row"), ("w", ".wbi-tile"), ("b", ".wbi")):
             lab.page.locator(".wbi").focus()
             lab.press(key)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from data.pocket.make.classroom import DESCRIPTIONS, DOSES, STUDENTS, TASKS, TECHNIQUES
+from data.pocket.make.rationales import rationale_for
 from workbench.runs.seeding import stream
 from workbench.tasks import pocket_questions, pocket_styles
 from workbench.tasks.answers import parse_answer
 from workbench.tasks.contamination import normalise
 from workbench.tasks.pocket_questions import KINDS, NAMES, TEST_SIZES, read, solve, write
-from workbench.tasks.pocket_styles import LEADS, STYLES, rationale_for, style_of
+from workbench.tasks.pocket_styles import LEADS, STYLES, style_of
 
 SETS = ("seeds", "validation", "test")
 WALK_BEGINS = "If you follow these instructions, do you return to the starting point? "

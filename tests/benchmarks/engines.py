@@ -21,13 +21,14 @@ from pathlib import Path
 
 import torch
 
+from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.models.engine import Completion, Decoding, Engine, Request
 from workbench.models.openai_engine import OpenAIEngine
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import SETTINGS, VllmEngine
 from workbench.tasks import answers as answers_module
-from workbench.tasks.pocket_styles import STYLES, rationale_for
+from workbench.tasks.pocket_styles import STYLES
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = str(ROOT / "data/pocket/tally-strong")

@@ -57,11 +57,8 @@ def _machine() -> Iterator[Finding]:
         advice = "" if free >= DISK_GB else f"; {DISK_GB} GB is comfortable, free some"
         yield "disk", free >= DISK_GB, f"{free:.0f} GB free where runs are kept ({runs_folder()}){advice}"
     else:
-        yield (
-            "disk",
-            False,
-            f"{folder} cannot be written to; make it writable or set WORKBENCH_RUNS to a folder that is",
-        )
+        advice = "make it writable or set WORKBENCH_RUNS to a folder that is"
+        yield "disk", False, f"{folder} cannot be written to; {advice}"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     none = "none that torch can use; pocket models do not need one"
     yield "gpu", True, f"{', '.join(names)}; device: auto uses the first" if names else none
@@ -93,10 +90,9 @@ def _engines_and_backends() -> Iterator[Finding]:
 
     yield from (("engines", *state_of(engine)) for engine in MODULES)
     yield from (("training", fine, f"{name}: {said}") for name, (fine, said) in backends_in_words().items())
-    there = importlib.util.find_spec("lm_eval")
-    said = (
-        f"{importlib.metadata.version('lm_eval')} is installed" if there else "not installed; to install: make lm-eval"
-    )
+    said = "not installed; to install: make lm-eval"
+    if importlib.util.find_spec("lm_eval"):
+        said = f"{importlib.metadata.version('lm_eval')} is installed"
     yield "benchmarks", True, f"lm-evaluation-harness: {said}"
 
 

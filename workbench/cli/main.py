@@ -89,9 +89,11 @@ def run(given: argparse.Namespace) -> int | None:
     from workbench import methods
     from workbench.notebook import headless
     from workbench.report.card import rungs
+    from workbench.runs.recipe_file import load_recipe
+    from workbench.runs.run import open_run
 
     try:
-        work = headless.prepare(given.recipe, given.name, dict(given.parameter))
+        work = open_run(given.name, load_recipe(given.recipe, dict(given.parameter)))
         notebooks = headless.wanted(work, given.first, given.last)
     except (RunError, ValueError) as error:
         return _say(error, REFUSED)

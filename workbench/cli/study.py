@@ -29,11 +29,7 @@ def parameters_in_words(name: str) -> str:
 
 
 def parameters_of(name: str, given: Sequence[tuple[str, str]]) -> dict[str, object]:
-    """Return the parameters of a study as values of its notebook's own types.
-
-    Args:
-        name: Of the study.
-        given: Each a name and a value as text.
+    """Return the parameters of a study, given as texts, as values of its notebook's own types.
 
     Raises:
         ValueError: If there is no such study; a RecipeError if there is no such parameter or it is no such value.

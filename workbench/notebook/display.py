@@ -144,10 +144,6 @@ def watching(step: str) -> Iterator[None]:
 
 def is_headless() -> bool:
     """Say whether nobody is watching: run by papermill, or outside a notebook."""
-    if os.environ.get(HEADLESS):
-        return True
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return True
-    return get_ipython() is None
+    from IPython import get_ipython
+
+    return bool(os.environ.get(HEADLESS)) or get_ipython() is None

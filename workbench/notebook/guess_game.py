@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 from traitlets import Dict, HasTraits, Int
 
+from workbench import figures
 from workbench.notebook.display import is_headless, show
 from workbench.runs.seeding import stream
 
@@ -36,6 +37,18 @@ class Round:
         """Return the letters of the examples that count as right guesses, the best first."""
         scores = sorted(zip(LETTERS, (score for *_, score in self.examples)), key=lambda pair: -pair[1])
         return "".join(letter for letter, score in scores if score > scores[0][1] - NEARLY)
+
+    def results(self) -> list[dict]:
+        """Return a row for each example: its letter, style, text, and how many answers were right after it."""
+        return [
+            {
+                "example": letter,
+                "style": style,
+                "explanation": text,
+                "right after it": f"{round(score * self.n)} of {self.n}",
+            }
+            for letter, (style, text, score) in zip(LETTERS, self.examples)
+        ]
 
 
 def rounds_of(signals: pd.DataFrame, drafts: pd.DataFrame, per_student: int = 2) -> list[Round]:
@@ -109,25 +122,17 @@ class GuessGame(HasTraits):
     def answer(self) -> str:
         """Return in words how the present round came out."""
         now = self.rounds[self.position]
-        best = LETTERS.index(now.accepted()[0])
-        also = f" (so close that {' and '.join(now.accepted()[1:])} counts too)" if len(now.accepted()) > 1 else ""
-        style, _, score = now.examples[best]
-        return f"{now.student} did best after {LETTERS[best]}, {style}: {round(score * now.n)} of {now.n} right{also}."
+        best, *others = now.accepted()
+        also = f" (so close that {' and '.join(others)} counts too)" if others else ""
+        row = now.results()[LETTERS.index(best)]
+        return f"{now.student} did best after {best}, {row['style']}: {row['right after it']} right{also}."
 
     def table(self) -> list[dict]:
         """Return all rounds as rows, with the answers."""
         return [
-            {
-                "round": place + 1,
-                "student": now.student,
-                "question": now.question,
-                "example": letter,
-                "style": style,
-                "explanation": text,
-                "right after it": f"{round(score * now.n)} of {now.n}",
-            }
-            for place, now in enumerate(self.rounds)
-            for letter, (style, text, score) in zip(LETTERS, now.examples)
+            {"round": place, "student": now.student, "question": now.question, **row}
+            for place, now in enumerate(self.rounds, 1)
+            for row in now.results()
         ]
 
     def show(self) -> None:
@@ -141,20 +146,15 @@ class GuessGame(HasTraits):
 
     def view(self):
         """Return the game as widgets tied to the state."""
-        import ipywidgets
+        from ipywidgets import HTML, Button, GridBox, HBox, Layout, VBox
 
-        heading, question, said, score = (ipywidgets.HTML() for _ in range(4))
-        fits = ipywidgets.Layout(width="8em")
-        cards = [ipywidgets.HTML() for _ in LETTERS]
-        picks = [
-            ipywidgets.Button(
-                description=f"Example {letter}", tooltip=f"Guess that example {letter} helps most", layout=fits
-            )
-            for letter in LETTERS
-        ]
-        onward = ipywidgets.Button(description="Next round", tooltip="Go to the next round")
-        for letter, button in zip(LETTERS, picks):
-            button.on_click(lambda _, letter=letter: self.guess(letter))
+        heading, question, said, score = (HTML() for _ in range(4))
+        cards, picks = {letter: HTML() for letter in LETTERS}, {}
+        for letter in LETTERS:
+            tip = f"Guess that example {letter} helps most"
+            picks[letter] = Button(description=f"Example {letter}", tooltip=tip, layout=Layout(width="8em"))
+            picks[letter].on_click(lambda _, letter=letter: self.guess(letter))
+        onward = Button(description="Next round", tooltip="Go to the next round")
         onward.on_click(lambda _: self.next())
 
         def redraw(_=None) -> None:
@@ -165,34 +165,24 @@ class GuessGame(HasTraits):
                 f"<strong>{html.escape(now.student)}</strong> answer best?</div>"
             )
             question.value = _card(now.question)
-            for (_, text, _), card, button in zip(now.examples, cards, picks):
-                card.value, button.disabled = _card(text), guessed is not None
-            said.value = _outcome(now, guessed, self.answer()) if guessed else ""
+            for letter, (_, text, _) in zip(LETTERS, now.examples):
+                cards[letter].value, picks[letter].disabled = _card(text), guessed is not None
+            said.value = self._outcome(now, guessed) if guessed else ""
             score.value = f'<div class="wbg" role="status">{html.escape(self.score())}</div>' if self.guesses else ""
 
         self.observe(redraw, ["position", "guesses"])
         redraw()
-        layout = ipywidgets.Layout(grid_template_columns="9em 1fr", grid_gap="0.6em", align_items="center")
-        both = [widget for pair in zip(picks, cards) for widget in pair]
-        return ipywidgets.VBox(
-            [heading, question, ipywidgets.GridBox(both, layout=layout), said, ipywidgets.HBox([onward, score])]
-        )
+        layout = Layout(grid_template_columns="9em 1fr", grid_gap="0.6em", align_items="center")
+        both = [widget for letter in LETTERS for widget in (picks[letter], cards[letter])]
+        return VBox([heading, question, GridBox(both, layout=layout), said, HBox([onward, score])])
+
+    def _outcome(self, now: Round, guessed: str) -> str:
+        head = "Right." if guessed in now.accepted() else f"Not {guessed}."
+        table = figures.table(pd.DataFrame(now.results()).drop(columns="explanation"))
+        answer = html.escape(self.answer())
+        return f'<div class="wbg" role="status"><strong>{head}</strong> {answer}{table}</div>'
 
 
 def _card(text: str) -> str:
     """Return a text, perhaps a model's, as it stands."""
     return f'<div class="wbg"><div class="card">{html.escape(text)}</div></div>'
-
-
-def _outcome(now: Round, guessed: str, answer: str) -> str:
-    head = "Right." if guessed in now.accepted() else f"Not {guessed}."
-    rows = "".join(
-        f"<tr><td>{letter}</td><td>{html.escape(style)}</td><td>{round(score * now.n)} of {now.n}</td>"
-        f'<td><meter min="0" max="1" value="{score}" aria-label="share right after {letter}"></meter></td></tr>'
-        for letter, (style, _, score) in zip(LETTERS, now.examples)
-    )
-    return (
-        f'<div class="wbg" role="status"><strong>{head}</strong> {html.escape(answer)}<table><thead><tr>'
-        '<th scope="col">example</th><th scope="col">style</th><th scope="col">right after it</th>'
-        f'<th scope="col">share</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )

@@ -19,7 +19,6 @@ from workbench.runs.cache import read_json
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
-from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Run, open_run, steps_in
 from workbench.verdict.in_words import sentence
 
@@ -28,11 +27,6 @@ PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to p
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
 PREFLIGHT = "from workbench.notebook.headless import preflight\npreflight({name!r})"
-
-
-def prepare(recipe: str, name: str, overrides: Mapping[str, str]) -> Run:
-    """Return the run, begun if it is new; raises when recipe, overrides or the run's own recipe do not agree."""
-    return open_run(name, load_recipe(recipe, overrides))
 
 
 def preflight(name: str) -> None:
@@ -50,12 +44,7 @@ def preflight(name: str) -> None:
 
 
 def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
-    """Return the notebooks of the run's method from first to last.
-
-    Args:
-        work: The run.
-        first: A notebook, or a part of its name that no other has; "" for the first one.
-        last: The same; "" for the last one.
+    """Return the notebooks of the run's method from first to last, each a part of a name that no other has or "".
 
     Raises:
         RunError: If there is no such notebook, or first comes after last.
@@ -73,19 +62,13 @@ def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
 
 
 def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
-    """Run the notebooks of the run's method from first to last; return the report.
+    """Run the notebooks of the run's method from first to last, as for `wanted`; return the report.
 
     All of them share one Python process, emptied in between: starting one, with its imports and workers, takes as long
-    as a small step.
-
-    Args:
-        work: The run.
-        first: Notebook to begin with, as for `wanted`; its steps and all that come after are computed again.
-        last: Notebook to end with.
+    as a small step. Where a first one is named, its steps and all that come after are computed again.
 
     Raises:
-        RunError: If one ends with an error.
-        RunError: If a step that comes before is not finished.
+        RunError: If one ends with an error, or a step that comes before is not finished.
     """
     notebooks = wanted(work, first, last)
     if first:
@@ -99,12 +82,7 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
 
 
 def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
-    """Run a study on a run, in a process of its own; return its page.
-
-    Args:
-        work: The run.
-        name: Of a notebook in notebooks/studies.
-        parameters: Of that notebook, but the run.
+    """Run a notebook of notebooks/studies on a run, in a process of its own; return its page.
 
     Raises:
         RunError: If it ends with an error.
@@ -116,14 +94,13 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
 
 def begin_again(work: Run, first: str) -> None:
     """Move the steps of a notebook and of later ones aside, and with them the verdict; earlier ones must be there."""
-    names = list(ALL[work.recipe.method].notebooks)
-    for name in names[: names.index(first)]:
-        for step in steps_in(name):
-            work.result(step)
+    names = ALL[work.recipe.method].notebooks
+    at = names.index(first)
+    for step in (step for name in names[:at] for step in steps_in(name)):
+        work.result(step)
     (work.path / "verdict.json").unlink(missing_ok=True)
-    for name in names[names.index(first) :]:
-        for step in steps_in(name):
-            work.again(step)
+    for step in (step for name in names[at:] for step in steps_in(name)):
+        work.again(step)
 
 
 def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object] | None = None) -> Path:
@@ -228,23 +205,21 @@ class _Indented:
 def build_report(work: Run) -> Path:
     """Write the page of all notebooks of the run that were executed so far."""
     reports = work.path / "reports"
-    executed = [path for name in ALL[work.recipe.method].notebooks if (path := reports / f"{name}.ipynb").is_file()]
-    return _page(work, executed, reports / "report.html", verdict_in_words(work))
+    executed = [reports / f"{name}.ipynb" for name in ALL[work.recipe.method].notebooks]
+    return _page(work, list(filter(Path.is_file, executed)), reports / "report.html", verdict_in_words(work))
 
 
 def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") -> Path:
     from workbench.report.page import build
 
-    return build(
-        executed, path, f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", verdict
-    )
+    title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
+    return build(executed, path, title, verdict)
 
 
 def verdict_in_words(work: Run) -> str:
     """Return the verdict in plain sentences, for every student; "" when there is none."""
-    verdict = read_json(work.path / "verdict.json")
-    if not verdict:
+    if not (verdict := read_json(work.path / "verdict.json")):
         return ""
-    blocks = [verdict, *(block for name, block in verdict.get("students", {}).items() if name != verdict["student"])]
-    said = [sentence({**block, "models": verdict["models"]}) for block in blocks]
+    blocks = {verdict["student"]: verdict} | verdict.get("students", {}) | {verdict["student"]: verdict}
+    said = [sentence({**block, "models": verdict["models"]}) for block in blocks.values()]
     return " ".join([*said, *verdict["warnings"]])

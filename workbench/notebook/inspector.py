@@ -8,7 +8,7 @@ import html
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partialmethod
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,6 @@ class Inspector(HasTraits):
         evidence: The frames behind the pairs.
         recipe: With tasks, for `what_if`; without them there is none.
         tasks: As the recipe names them.
-        counted: What build_pairs counted on the way.
 
     Example:
         inspector = wb.inspect(work)
@@ -68,11 +67,10 @@ class Inspector(HasTraits):
         evidence: Evidence,
         recipe: Recipe | None = None,
         tasks: Mapping[str, Task] | None = None,
-        counted: Mapping[str, int] | None = None,
     ):
         super().__init__()
         self.pairs, self.reviews, self.evidence = pairs.reset_index(drop=True), reviews, evidence
-        self.recipe, self.tasks, self.counted = recipe, tasks, dict(counted or {})
+        self.recipe, self.tasks = recipe, tasks
         self.lookup, self.columns = Lookup(evidence), columns(self.pairs, evidence.drafts)
         self.said = np.full(len(pairs), "", dtype=object)
         self.noted = np.zeros(len(pairs), dtype=bool)
@@ -83,12 +81,6 @@ class Inspector(HasTraits):
         self._sides = uuid.uuid4().hex
         self.order = np.arange(len(pairs))
         self.refresh()
-
-    @classmethod
-    def of_run(cls, work: Run, reviewer: str = "") -> "Inspector":
-        """Return the inspector of a run whose pairs are formed; alignment need not have begun."""
-        evidence, reviews = Evidence.of_run(work), Reviews.of_run(work, reviewer)
-        return cls(work.read("pairs"), reviews, evidence, work.recipe, load_tasks(work.recipe), work.counts("pairs"))
 
     def __repr__(self) -> str:
         return f"Inspector: {self.facts()}"
@@ -124,7 +116,7 @@ class Inspector(HasTraits):
             return {}
         if row not in self.order:
             self.widen()
-        return self.go(int(np.flatnonzero(self.order == row)[0]))
+        return self.go(self.order.tolist().index(row))
 
     def widen(self) -> None:
         """Take all filters away."""
@@ -151,7 +143,7 @@ class Inspector(HasTraits):
             # What is not known comes last either way.
             rows = rows[np.argsort(-codes if self.descending else codes, kind="stable")]
         self.order = rows
-        places = np.flatnonzero(rows == before) if before is not None else []
+        places = np.flatnonzero(rows == before)
         self.at = int(places[0]) if len(places) else 0
 
     def _fitting(self) -> np.ndarray:
@@ -159,19 +151,13 @@ class Inspector(HasTraits):
         for name in FILTERS:
             if wanted := getattr(self, name):
                 fits &= (self.pairs[name] == wanted).to_numpy()
-        if self.review == NOTED:
-            fits &= self.noted
-        elif self.review:
-            fits &= self.said == ("" if self.review == OPEN else self.review)
-        if self.search.strip():
-            fits &= self._holding(self.search.strip())
+        if self.review:
+            wanted = "" if self.review == OPEN else self.review
+            fits &= self.noted if self.review == NOTED else self.said == wanted
+        if words := self.search.strip():
+            found = [pc.match_substring(texts, words, ignore_case=True) for texts in self._texts]
+            fits &= np.logical_or.reduce([one.to_numpy(zero_copy_only=False) for one in found])
         return fits
-
-    def _holding(self, words: str) -> np.ndarray:
-        found = np.zeros(len(self.pairs), dtype=bool)
-        for texts in self._texts:
-            found |= pc.match_substring(texts, words, ignore_case=True).to_numpy(zero_copy_only=False)
-        return found
 
     @cached_property
     def _texts(self) -> list[pa.Array | pa.ChunkedArray]:
@@ -179,22 +165,6 @@ class Inspector(HasTraits):
         return [pa.array(self.pairs[name], pa.large_string()) for name in names]
 
     # What one says
-
-    def keep(self) -> None:
-        """Say that the pair is right as it is."""
-        self.say(KEEP)
-
-    def flip(self) -> None:
-        """Say that the rejected side is the better one."""
-        self.say(FLIP)
-
-    def drop(self) -> None:
-        """Say that the pair should not be used."""
-        self.say(DROP)
-
-    def clear(self) -> None:
-        """Take the review of the pair back."""
-        self.say("")
 
     def prefer(self, side: str, pair_id: str = "", sides: str | None = None, event_id: str = "") -> None:
         """Say that the side shown at the "left" or at the "right" is the better one; `sides` as for chosen_is_left."""
@@ -204,6 +174,9 @@ class Inspector(HasTraits):
     def say(self, review: str, pair_id: str = "", event_id: str = "") -> None:
         """Write a review: keep, flip, drop, or "" to take it back; of the pair in sight unless another is named."""
         self._write("review", review, pair_id, event_id)
+
+    keep, flip, drop = partialmethod(say, KEEP), partialmethod(say, FLIP), partialmethod(say, DROP)
+    clear = partialmethod(say, "")
 
     def note(self, text: str, pair_id: str = "", event_id: str = "") -> None:
         """Write a note, "" to take it back; on the pair in sight unless another is named."""
@@ -222,7 +195,8 @@ class Inspector(HasTraits):
         return {} if (row := self._row(pair_id)) is None else self.pairs.iloc[row].to_dict()
 
     def _row(self, pair_id: str) -> int | None:
-        return next((int(row) for row in self._place_of.get_indexer_for([pair_id]) if row >= 0), None)
+        row = int(self._place_of.get_indexer_for([pair_id])[0])
+        return None if row < 0 else row
 
     def undo(self) -> dict:
         """Take back the last thing said here and move to its pair; {} when there is nothing to undo."""
@@ -283,37 +257,33 @@ class Inspector(HasTraits):
         chosen_left = self.chosen_is_left(pair["pair_id"])
         names = ("chosen", "rejected") if chosen_left else ("rejected", "chosen")
         pieces = word_differences(pair[names[0]], pair[names[1]])
-        said = self.said[self.row]
         seen = {name: pair[name] for name in ("pair_id", "student", "kind", "task", "prompt")}
-        seen |= {"review": "reviewed" if said and self.blind and said != DROP else said}
-        seen |= {"note": self.note_of(pair["pair_id"]), "sides": [{"pieces": side} for side in pieces], "heat": None}
+        seen |= self._state(self.row, pair) | {"sides": [{"pieces": side} for side in pieces], "heat": None}
+        seen["note"] = self.note_of(pair["pair_id"])
         if self.blind:
             return seen
         for side, name in zip(seen["sides"], names, strict=True):
             side |= {"name": name} | self.lookup.side(pair, name)
-        heat = self.lookup.heat(pair)
-        history = [
-            f"{event.written[:16].replace('T', ' ')} {describe(event)}" for event in self.history(pair["pair_id"])
-        ]
-        p_chosen = None if np.isnan(pair["p_chosen"]) else pair["p_chosen"]
-        wrong = bool(self.columns["wrong"].iloc[self.row])
-        seen |= {"gap": pair["score_gap"], "p_chosen": p_chosen, "wrong": wrong, "history": history}
+        heat, history = self.lookup.heat(pair), self.history(pair["pair_id"])
+        seen["history"] = [f"{event.written[:16].replace('T', ' ')} {describe(event)}" for event in history]
+        seen["wrong"] = bool(self.columns["wrong"].iloc[self.row])
         return seen | {"heat": heat and heat.plain()}
+
+    def _state(self, row: int, pair: Mapping) -> dict:
+        """Return the review of a pair and how decided it is; in blind mode only that there is a review."""
+        said = self.said[row]
+        if self.blind:
+            return {"review": "reviewed" if said and said != DROP else said}
+        p_chosen = None if np.isnan(pair["p_chosen"]) else pair["p_chosen"]
+        return {"review": said, "gap": pair["score_gap"], "p_chosen": p_chosen}
 
     def page(self, start: int, stop: int) -> list[dict]:
         """Return some of the pairs that the filters leave, in order, each as a short row of a table."""
-        rows = self.order[max(start, 0) : stop]
-        some, found = self.pairs.iloc[rows], []
-        for row, pair in zip(rows, some.to_dict("records"), strict=True):
-            said = self.said[row]
+        rows, found = self.order[max(start, 0) : stop], []
+        for row, pair in zip(rows, self.pairs.iloc[rows].to_dict("records"), strict=True):
+            text = pair["prompt"][-PREVIEW:] if self.blind else pair["chosen"][:PREVIEW]
             one = {name: pair[name] for name in ("pair_id", *FILTERS)} | {"noted": bool(self.noted[row])}
-            if self.blind:
-                text = pair["prompt"][-PREVIEW:]
-                one |= {"review": "reviewed" if said and said != DROP else said, "gap": None, "p_chosen": None}
-            else:
-                text = pair["chosen"][:PREVIEW]
-                p_chosen = None if np.isnan(pair["p_chosen"]) else pair["p_chosen"]
-                one |= {"review": said, "gap": pair["score_gap"], "p_chosen": p_chosen}
+            one |= {"gap": None, "p_chosen": None} | self._state(row, pair)
             found.append(one | {"text": " ".join(text.split())})
         return found
 
@@ -384,7 +354,8 @@ def inspect(work: Run, reviewer: str = "") -> Inspector:
     """Return the pair inspector of a run; `show` puts it on the page.
 
     Args:
-        work: A run whose pairs are formed.
+        work: A run whose pairs are formed; alignment need not have begun.
         reviewer: A name to keep with each review; none is asked for.
     """
-    return Inspector.of_run(work, reviewer)
+    evidence, reviews = Evidence.of_run(work), Reviews.of_run(work, reviewer)
+    return Inspector(work.read("pairs"), reviews, evidence, work.recipe, load_tasks(work.recipe))

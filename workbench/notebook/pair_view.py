@@ -21,7 +21,7 @@ from workbench.verdict.intervals import wilson
 WORD = re.compile(r"\w+|[^\w\s]")
 # Comparing takes one bit for every word of one side and word of the other.
 MOST_COMPARED = 2**31
-LEFT = "left"
+LEFT, UNKNOWN = "left", {"question": "", "target": ""}
 FILTERS = ("student", "kind", "task")
 OPEN, NOTED = "open", "noted"
 SORTS = ("", "worth", "student", "kind", "task", "gap", "p_chosen", "review")
@@ -113,17 +113,15 @@ def word_differences(left: str, right: str) -> tuple[list[tuple[bool, str]], lis
 def _pieces(text: str, differs: np.ndarray) -> list[tuple[bool, str]]:
     """Return a text cut where words that the other lacks begin and end."""
     pieces, start, end, inside = [], 0, 0, False
-    for word, now in zip(WORD.finditer(text), differs.tolist(), strict=True):
+    ends = [(word.start(), word.end(), now) for word, now in zip(WORD.finditer(text), differs.tolist(), strict=True)]
+    for first, last, now in [*ends, (len(text), len(text), False)]:
         if now != inside:
             # Blanks before a difference and after it are not part of it.
-            cut = word.start() if now else end
+            cut = first if now else end
             pieces.append((inside, text[start:cut]))
             start, inside = cut, now
-        end = word.end()
-    if inside:
-        pieces.append((True, text[start:end]))
-        start, inside = end, False
-    pieces.append((inside, text[start:]))
+        end = last
+    pieces.append((False, text[start:]))
     return [piece for piece in pieces if piece[1]]
 
 
@@ -152,7 +150,8 @@ class Lookup:
 
     @cached_property
     def _items(self) -> dict[str, dict]:
-        return self.evidence.preference_set.drop_duplicates("item_id").set_index("item_id").to_dict("index")
+        items = self.evidence.preference_set.drop_duplicates("item_id").set_index("item_id")
+        return items[["question", "target"]].astype(str).to_dict("index")
 
     def draft(self, draft_id: str) -> dict:
         """Return a draft; {} for an id that is a question's or unknown."""
@@ -164,22 +163,13 @@ class Lookup:
         one = pair[f"{side}_id"]
         draft = self.draft(one) if pair["kind"] == "rationale" else {}
         signals = []
-        students, kinds = self._of_signals["student"], self._of_signals["item_kind"]
-        for place in self._signals.of([one]):
-            if students[place] != pair["student"] or kinds[place] != pair["kind"]:
-                continue
-            row = _row(self._of_signals, place)
-            low, high = interval(row)
-            signals.append({key: row[key] for key in ("signal", "value", "n")} | {"low": low, "high": high})
-        checked = bool(draft.get("gold"))
-        return {
-            "id": one,
-            "technique": draft.get("technique", ""),
-            "correct": bool(draft["correct"]) if checked else None,
-            "answer": draft.get("answer", ""),
-            "gold": draft.get("gold", ""),
-            "signals": signals,
-        }
+        for row in (_row(self._of_signals, place) for place in self._signals.of([one])):
+            if (row["student"], row["item_kind"]) == (pair["student"], pair["kind"]):
+                ends = dict(zip(("low", "high"), interval(row), strict=True))
+                signals.append({key: row[key] for key in ("signal", "value", "n")} | ends)
+        known = {key: draft.get(key, "") for key in ("technique", "answer", "gold")}
+        correct = bool(draft["correct"]) if known["gold"] else None
+        return {"id": one, **known, "correct": correct, "signals": signals}
 
     def heat(self, pair: Mapping) -> Heat | None:
         """Return the answers that the scores of a pair's candidates are made of; None when it was not probed.
@@ -204,7 +194,7 @@ class Lookup:
             said = self.evidence.probes["answer"].array
             answers[group, column] = [said[row] for row in rows]
         return Heat(
-            [{"item_id": item} | self._item(item) for item in self._item_ids[asked[order]]],
+            [{"item_id": item} | self._items.get(item, UNKNOWN) for item in self._item_ids[asked[order]]],
             [self._name(pair, one) for one in groups],
             list(groups),
             scores[:, order],
@@ -228,10 +218,6 @@ class Lookup:
         side = {pair["chosen_id"]: "chosen", pair["rejected_id"]: "rejected"}.get(one, "")
         technique = self.draft(one).get("technique", "")
         return " · ".join(filter(None, [technique, side]))
-
-    def _item(self, item_id: str) -> dict:
-        item = self._items.get(item_id, {})
-        return {key: str(item.get(key, "")) for key in ("question", "target")}
 
 
 def _means(row: np.ndarray, column: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

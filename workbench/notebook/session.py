@@ -148,7 +148,8 @@ def finish(work: Run | None, notebook: str, metrics: Mapping[str, float | int | 
         metrics: Plain numbers and texts.
     """
     path = metrics_path(work)
-    record_status(path, notebook, {"status": "ok", **{name: _plain(value) for name, value in metrics.items()}})
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+    record_status(path, notebook, {"status": "ok", **plain})
     say(f"Written to {path.parent.name}/{path.name}: {', '.join(metrics) or 'the status'}.")
 
 
@@ -165,7 +166,3 @@ def record_status(path: Path, notebook: str, values: Mapping) -> None:
         # Metrics are derived: a damaged file is written anew by the notebooks.
         there = {}
     atomic_write(path, (canonical_json({**there, notebook: dict(values)}) + "\n").encode("utf-8"))
-
-
-def _plain(value):
-    return value.item() if hasattr(value, "item") else value

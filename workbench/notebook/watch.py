@@ -1,15 +1,11 @@
-"""A run watched from outside: another notebook or a terminal; only files are read, so it outlives the run's kernel."""
+"""A run watched from outside, in a terminal; only files are read, so it outlives the run's kernel."""
 
-import asyncio
-import html
 import time
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from workbench import figures
 from workbench.methods import ALL
-from workbench.notebook.display import is_headless, show
 from workbench.runs import progress
 from workbench.runs.run import NEXT, SUPERSEDED, Run, open_run, steps_in
 
@@ -20,7 +16,7 @@ REFRESH_S = 2.0
 COLUMNS = ["step", "state", "items", "rate", "time left", "tokens", "seconds"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Now:
     """What a run is doing.
 
@@ -37,9 +33,9 @@ class Now:
     state: str
     said: str
     steps: pd.DataFrame = field(repr=False)
-    doing: tuple[str, ...] = ()
-    curve: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
+    doing: list[str]
+    curve: list[str]
+    texts: list[str]
 
     def in_words(self) -> str:
         """Return all of it as plain text for a terminal, what models wrote without control characters."""
@@ -48,18 +44,6 @@ class Now:
         lines += ["", *self.curve] if self.curve else []
         lines += ["", "Last written:", *(f"  {visible(text, 110)}" for text in self.texts)] if self.texts else []
         return "\n".join(lines)
-
-    def to_html(self) -> str:
-        """Return all of it as HTML, what models wrote escaped."""
-        doing, texts = (
-            "".join(f"<li>{html.escape(line)}</li>" for line in lines) for lines in (self.doing, self.texts)
-        )
-        curve = f"<pre>{html.escape(chr(10).join(self.curve))}</pre>" if self.curve else ""
-        last = f"<p>Last written:</p><ul>{texts}</ul>" if texts else ""
-        return (
-            f'<div role="status"><p><strong>Run {html.escape(self.run)}:</strong> {html.escape(self.said)}</p>'
-            f"{figures.table(self.steps)}<ul>{doing}</ul>{curve}{last}</div>"
-        )
 
 
 def visible(text: str, limit: int) -> str:
@@ -74,11 +58,9 @@ def visible(text: str, limit: int) -> str:
 
 
 def spark_lines(model: str, points: list[tuple[int, str, float]]) -> list[str]:
-    """Return a line for each metric of a model in training: its values by step, in numbers and as small bars.
+    """Return a line for each metric of a model in training: its values in numbers and as small bars.
 
-    Args:
-        model: Its name.
-        points: Step, metric and value, in the order of the steps.
+    Each point is step, metric and value, in the order of the steps.
     """
     lines = []
     for metric in dict.fromkeys(metric for _, metric, _ in points):
@@ -97,22 +79,26 @@ def look(run: Run, at: float | None = None) -> Now:
         run: The run; it may be computed by another process, or by one that died.
         at: The time to take as now, in seconds since 1970.
     """
-    at = time.time() if at is None else at
+    at = at or time.time()
     step, signs = _present(run)
     state, said = _state(run, step, signs, at)
-    busy = [sign for sign in signs if not sign["main"]] or signs
-    named = list(dict.fromkeys([*expected_steps(run), *run.steps(), *([step] if step else [])]))
-    rows = [{"state": state, **_so_far(signs, state, at)} if name == step else _finished(run, name) for name in named]
+    named = dict.fromkeys([*expected_steps(run), *run.steps(), *filter(None, [step])])
     empty = dict.fromkeys(COLUMNS, "")
-    curves = [spark_lines(model, points) for sign in signs for model, points in sign["curve"].items()]
+    rows = [
+        empty
+        | {"step": name}
+        | ({"state": state, **_so_far(signs, state, at)} if name == step else _finished(run, name))
+        for name in named
+    ]
+    busy = [sign for sign in signs if not sign["main"]] or signs
     return Now(
         run.name,
         state,
         said,
-        pd.DataFrame([empty | {"step": name} | row for name, row in zip(named, rows)], columns=COLUMNS),
-        tuple(_doing(sign) for sign in busy) if state in ("working", "silent") else (),
-        tuple(line for lines in curves for line in lines),
-        tuple([text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]][-3:]),
+        pd.DataFrame(rows, columns=COLUMNS),
+        [_doing(sign) for sign in busy] if state in ("working", "silent") else [],
+        [line for sign in signs for model in sign["curve"].items() for line in spark_lines(*model)],
+        [text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]][-3:],
     )
 
 
@@ -186,75 +172,16 @@ def _doing(sign: dict) -> str:
     return f"{sign['what'] or 'starting'}{jobs}{f', step {step} of {total}' if total else ''}"
 
 
-class RunMonitor:
-    """A run to be watched from a notebook while another one, or papermill, computes it.
-
-    Args:
-        name: Name of the run.
-
-    Example:
-        RunMonitor("demo").show()
-    """
-
-    def __init__(self, name: str):
-        self.run = open_run(name)
-        self.now = look(self.run)
-
-    def __repr__(self) -> str:
-        return f"RunMonitor: run {self.now.run}: {self.now.said}"
-
-    def refresh(self) -> Now:
-        """Look again."""
-        self.now = look(self.run)
-        return self.now
-
-    def show(self) -> None:
-        """Display a table that is kept up to date where somebody is watching, a plain one elsewhere."""
-        if is_headless():
-            show(self.now.in_words(), f"Run {self.run.name}")
-            return
-        from IPython.display import display
-
-        view, keep_looking = self.view()
-        display(view)
-        # A task of the kernel's own loop: other cells can be run meanwhile, and it ends with the kernel.
-        self.watching = asyncio.ensure_future(keep_looking())
-
-    def view(self):
-        """Return the table as a widget, and a coroutine that keeps it up to date until Stop is pressed."""
-        import ipywidgets
-
-        table = ipywidgets.HTML(self.now.to_html())
-        stop = ipywidgets.Button(description="Stop watching", tooltip="Stop looking; the run goes on")
-        stop.on_click(lambda _: setattr(stop, "disabled", True))
-
-        async def keep_looking() -> None:
-            while not stop.disabled:
-                table.value = self.refresh().to_html()
-                stop.disabled = stop.disabled or self.now.state == "finished"
-                await asyncio.sleep(REFRESH_S)
-
-        return ipywidgets.VBox([table, stop]), keep_looking
-
-
 def watch(name: str, out) -> bool:
-    """Print what a run is doing, again and again where out is a terminal, until it is finished; return if it is well.
-
-    Args:
-        name: Name of the run.
-        out: Where to, a text stream.
-    """
-    run = open_run(name)
-    terminal = out.isatty()
+    """Print what a run is doing, on a terminal again and again until it is finished; return if it is well."""
+    run, terminal = open_run(name), out.isatty()
     while True:
         now = look(run)
         over = not terminal or now.state == "finished"
         # Clear the window and begin at its top.
-        start, end = (
-            ("\x1b[2J\x1b[H" if terminal else ""),
-            ("" if over else "\nCtrl-C stops watching; the run goes on.\n"),
-        )
-        print(f"{start}{now.in_words()}\n{end}", end="", file=out, flush=True)
+        clear = "\x1b[2J\x1b[H" if terminal else ""
+        end = "" if over else "\nCtrl-C stops watching; the run goes on.\n"
+        print(f"{clear}{now.in_words()}\n{end}", end="", file=out, flush=True)
         if over:
             return now.state not in ("gone", "stopped")
         time.sleep(REFRESH_S)

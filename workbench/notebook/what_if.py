@@ -105,24 +105,22 @@ class WhatIf(HasTraits):
         """Return which pairs change against the run's: pair_id, change (lost, new, turned) and what the pairs hold."""
         state = (id(self.now), *(getattr(self, name) for name in ("signal", *SETTINGS)))
         if state not in self._changed:
+            now, then = self.now, self.pairs
+            before, after = _sides(now), _sides(then)
+            # Texts as objects: pandas is slow to look for its own kind of text among as many.
+            same = then["pair_id"].astype(object).isin(now["pair_id"].astype(object))
+            lost, new = now[~before.isin(after)], then[~after.isin(before)]
+            parts = {"lost": lost, "new": new, "turned": then[after.isin(before) & ~same]}
             # One state at a time: a slider passes through many.
-            self._changed = {state: self._change(self.now, self.pairs)}
+            changed = [part.assign(change=change) for change, part in parts.items()]
+            self._changed = {state: pd.concat(changed, ignore_index=True)}
         return self._changed[state]
-
-    def _change(self, now: pd.DataFrame, then: pd.DataFrame) -> pd.DataFrame:
-        sides = _sides(now), _sides(then)
-        # Texts as objects: pandas is slow to look for its own kind of text among as many.
-        ids = then["pair_id"].astype(object), now["pair_id"].astype(object)
-        turned = then[sides[1].isin(sides[0]) & ~ids[0].isin(ids[1])]
-        new, lost = then[~sides[1].isin(sides[0])], now[~sides[0].isin(sides[1])]
-        parts = [lost.assign(change="lost"), new.assign(change="new"), turned.assign(change="turned")]
-        return pd.concat(parts, ignore_index=True)
 
     def summary(self) -> dict:
         """Return in numbers how the pairs would differ: now and then, and how many are lost, new and turned."""
-        pairs, changed = self.pairs, self.change()["change"].value_counts()
+        changed = self.change()["change"].value_counts()
         counts = {name: int(changed.get(name, 0)) for name in ("lost", "new", "turned")}
-        return {"now": _numbers(self.now), "then": _numbers(pairs), **counts, "overrides": self.overrides()}
+        return {"now": _numbers(self.now), "then": _numbers(self.pairs), **counts, "overrides": self.overrides()}
 
     def overrides(self) -> str:
         """Return the changed settings as a notebook's overrides parameter takes them; a signal is no setting."""

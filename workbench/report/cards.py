@@ -54,12 +54,8 @@ def fenced(text: str, language: str = "") -> Fenced:
 
 def _printable(text: str) -> str:
     # Control and direction marks could hide, break or reorder what a reader sees.
-    return "".join(one if one in "\n\t" or not _is_hidden(one) else "\ufffd" for one in text.replace("\r\n", "\n"))
-
-
-def _is_hidden(character: str) -> bool:
-    kind = unicodedata.category(character)
-    return kind.startswith("C") or kind in ("Zl", "Zp")
+    hidden = [one for one in set(text) - {"\n", "\t"} if re.match("C|Z[lp]", unicodedata.category(one))]
+    return text.replace("\r\n", "\n").translate(dict.fromkeys(map(ord, hidden), "\ufffd"))
 
 
 def _shown(value: object) -> str:
@@ -76,25 +72,14 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.globals |= {
-    "by_arm": by_arm,
-    "decision_in_words": decision_in_words,
-    "fenced": fenced,
-    "interval": interval,
-    "percent": percent_in_tenths,
-    "points": points,
-    "reliability": reliability,
-    "shown_ref": shown_ref,
-    "NOT_STATED": NOT_STATED,
-}
+USED = (by_arm, decision_in_words, fenced, interval, percent_in_tenths, points, reliability, shown_ref)
+TEMPLATES.globals |= {one.__name__: one for one in USED} | {"NOT_STATED": NOT_STATED}
 
 
 def data_card(facts: Facts, files: Mapping[str, str]) -> DatasetCard:
-    """Return the card of the tailored set and its controls.
+    """Return the card of the tailored set and its controls, whose files are named by arm, the tailored one first.
 
-    Args:
-        facts: The run and its student.
-        files: Arm -> Parquet file, the tailored one first. A hub reads one kind of file for all of a card's splits.
+    A hub reads one kind of file for all of a card's splits.
     """
     # A split's name has no hyphens, a student's may.
     splits = [{"split": re.sub(r"\W", "_", arm), "path": file} for arm, file in files.items()]
@@ -110,13 +95,9 @@ def data_card(facts: Facts, files: Mapping[str, str]) -> DatasetCard:
 
 
 def model_card(facts: Facts, kind: str, weights: Mapping[str, str], seed: int | None = None) -> ModelCard:
-    """Return the card of the aligned teacher or of a student trained on tailored examples.
+    """Return the card of the aligned "teacher", or of a "student" trained on the tailored examples of a seed.
 
-    Args:
-        facts: The run and its student.
-        kind: "teacher" or "student".
-        weights: File name -> SHA-256 of the weights.
-        seed: Of the student's training.
+    `weights` holds the SHA-256 of each file of weights.
     """
     models = facts.recipe.models
     base = models.teacher if kind == "teacher" else models.students[facts.student]
@@ -127,16 +108,15 @@ def model_card(facts: Facts, kind: str, weights: Mapping[str, str], seed: int | 
         tags=["trl", "dpo" if kind == "teacher" else "sft", "responsive-teaching"],
         **_licence(facts),
     )
-    known = {"kind": kind, "base": base, "weights": weights, "seed": seed}
-    known |= {"pairs": _pairs(facts), "last": _last_logged(facts)} if kind == "teacher" else _right(facts, seed)
-    return ModelCard(_content(head, "model_card.md.j2", facts, **known))
+    known = _aligned(facts) if kind == "teacher" else _right(facts, seed)
+    content = _content(head, "model_card.md.j2", facts, kind=kind, base=base, weights=weights, seed=seed, **known)
+    return ModelCard(content)
 
 
 def _content(head: DatasetCardData | ModelCardData, template: str, facts: Facts, **known) -> str:
-    reviews = facts.reviews
     packages: dict[str, list[str]] = {}
     for name, manifest in facts.manifests.items():
-        said = ", ".join(f"{package} {version}" for package, version in manifest["versions"].items())
+        said = ", ".join(map(" ".join, manifest["versions"].items()))
         packages.setdefault(said, []).append(name)
     text = TEMPLATES.get_template(template).render(
         facts=facts,
@@ -144,7 +124,7 @@ def _content(head: DatasetCardData | ModelCardData, template: str, facts: Facts,
         opened=opened_in_words(facts.verdict["test_set"]["times_opened"]),
         level=level(facts.block["primary"]["alpha"]),
         method=ALL[facts.recipe.method],
-        reviewed=", ".join(f"{(reviews['review'] == one).sum()} {PAST[one]}" for one in REVIEWS),
+        reviewed=", ".join(f"{(facts.reviews['review'] == one).sum()} {PAST[one]}" for one in REVIEWS),
         newer=newer_than_alignment(facts.work),
         packages=packages,
         recipe=format_yaml(without_places(facts.recipe.model_dump())),
@@ -153,19 +133,16 @@ def _content(head: DatasetCardData | ModelCardData, template: str, facts: Facts,
     return f"---\n{head.to_yaml()}\n---\n\n{text}"
 
 
-def _pairs(facts: Facts) -> list[list]:
-    """Return of each kind of pair: how many, the median gap of the scores, the median probability."""
-    pairs = facts.work.read("pairs")
+def _aligned(facts: Facts) -> dict:
+    """Return of each kind of pair how many, median gap and probability; and what alignment logged at its last step."""
+    pairs, curve = facts.work.read("pairs"), facts.work.read("teachers", "curve")
     kinds = pairs[pairs["student"] == facts.student].groupby("kind")
-    return [[kind, len(own), own["score_gap"].median(), own["p_chosen"].median()] for kind, own in kinds]
-
-
-def _last_logged(facts: Facts) -> str:
-    """Return what the alignment logged at its last step."""
-    curve = facts.work.read("teachers", "curve")
     own = curve[(curve["student"] == facts.student) & (curve["arm"] == "tailored")].sort_values("step")
     last = own.groupby("metric")["value"].last()
-    return ", ".join(f"{name} {value:.3f}" for name, value in last.items()) or NOT_STATED
+    return {
+        "pairs": [[kind, len(own), own["score_gap"].median(), own["p_chosen"].median()] for kind, own in kinds],
+        "last": ", ".join(f"{name} {value:.3f}" for name, value in last.items()) or NOT_STATED,
+    }
 
 
 def _right(facts: Facts, seed: int | None) -> dict:

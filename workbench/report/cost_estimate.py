@@ -3,8 +3,8 @@
 import math
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ from workbench.loop import prompts
 from workbench.methods import ALL
 from workbench.methods.base import Amounts
 from workbench.models.engine import Decoding, Request
-from workbench.models.loading import load, load_tokenizer, render, resolve
-from workbench.models.start import Role, choice_of, sharing, start_engine
-from workbench.models.transformers_engine import TransformersEngine
+from workbench.models.loading import load_tokenizer, render, resolve
+from workbench.models.start import Role, choice_of, models_of, start_engine
 from workbench.runs.recipe import ALIGNED_ARMS, Recipe, project_root
+from workbench.runs.recipe_engines import ROLES
 from workbench.runs.workers import n_processes, one_thread
 from workbench.tasks.task import load_tasks
 
@@ -60,132 +60,114 @@ def estimate(recipe: Recipe, measured: Mapping[str, Throughput] | None = None) -
         epochs), seconds (of one GPU for real models, of this machine for pocket ones and those that were tried out).
     """
     work = _Work(recipe, measured or {})
-    rows = [*work.drafting(), *work.probing(), *work.alignment(), *work.training(), *work.evaluation()]
-    return pd.DataFrame([row | {"seconds": work.seconds(row)} for row in rows])
+    for count in (work.drafting, work.probing, work.alignment, work.training, work.evaluation):
+        count()
+    return pd.DataFrame([row | {"seconds": _seconds(recipe, row, measured or {})} for row in work.rows])
 
 
-@dataclass(frozen=True)
+def _seconds(recipe: Recipe, row: Mapping, measured: Mapping[str, Throughput]) -> float:
+    """Return the seconds of one kind of work; none of what only a server does."""
+    if row["work"] == JUDGED and recipe.engines.judge.engine == "openai":
+        return 0.0
+    if not (rates := measured.get(row["model"])):
+        n = n_processes(recipe.compute.workers) if recipe.profile == "pocket" else 1
+        speed = n * 1e6 / parameters_of(row["model"])
+        rates = Throughput(*(rate * speed for rate in RATES[recipe.profile][:2]))
+    passes = DPO_PASSES if row["stage"] == "alignment" else PASSES
+    return row["new"] / rates.new + (row["read"] + passes * row["trained"]) / rates.read
+
+
 class _Work:
-    """Counts what each stage of a recipe comes to."""
+    """Counts what each stage of a recipe comes to, kind by kind, into `rows`; all numbers taken are those of a task."""
 
-    recipe: Recipe
-    measured: Mapping[str, Throughput] = field(default_factory=dict)
+    def __init__(self, recipe: Recipe, measured: Mapping[str, Throughput]):
+        self.recipe, self.measured, self.rows = recipe, measured, []
+        self.amounts: Amounts = ALL[recipe.method].plan(recipe)
+        self.question = QUESTION_TOKENS[recipe.profile]
 
-    @property
-    def amounts(self) -> Amounts:
-        return ALL[self.recipe.method].plan(self.recipe)
+    def add(self, *named: str, n: float = 0, prompt: float = 0, new: float = 0, read: float = 0, trained: float = 0):
+        """Add generations, each with so many tokens of its prompt and new ones, and tokens read and trained on."""
+        tasks = len(self.recipe.tasks.names)
+        n = round(n * tasks)
+        counts = {"generations": n, "read": round(n * prompt + tasks * read), "new": round(n * new)}
+        row = dict(zip(("stage", "work", "model"), named, strict=True))
+        self.rows.append(row | counts | {"trained": round(tasks * trained)})
 
-    @property
-    def n_tasks(self) -> int:
-        return len(self.recipe.tasks.names)
+    def questions(self, stage: str, work: str, n: float, n_sets: int = 1) -> None:
+        """Add the calls that make n questions for each set."""
+        per_call, prompt = self.recipe.drafting.questions_per_call, (self.amounts.shown + 1) * self.question
+        calls = max(1, n / per_call * SPARE) * n_sets
+        self.add(stage, work, self.recipe.models.teacher, n=calls, prompt=prompt, new=per_call * self.question)
 
-    @property
-    def question(self) -> int:
-        """The tokens of a question."""
-        return QUESTION_TOKENS[self.recipe.profile]
+    def answers(self, stage: str, work: str, model: str, n: float, longest: int, shots: Sequence[int] = (0,)) -> None:
+        """Add n answers, or rationales, of at most so many tokens, after so many examples on average."""
+        new = self.written(model, longest)
+        shown = sum(shots) / len(shots) * (self.question + new)
+        self.add(stage, work, model, n=n, prompt=2 * self.question + shown, new=new)
 
-    def written(self, model: str, max_new_tokens: int) -> int:
+    def written(self, model: str, longest: int) -> int:
         """Return the tokens of a completion."""
         tried = self.measured[model].completion if model in self.measured else 0
-        usual = tried or max_new_tokens * COMPLETION_PART[self.recipe.profile]
-        return max(1, round(min(usual, max_new_tokens)))
+        usual = tried or longest * COMPLETION_PART[self.recipe.profile]
+        return max(1, round(min(usual, longest)))
 
-    def seconds(self, row: Mapping) -> float:
-        """Return the seconds of one kind of work; none of what only a server does."""
-        if row["work"] == JUDGED and self.recipe.engines.judge.engine == "openai":
-            return 0.0
-        if not (rates := self.measured.get(row["model"])):
-            n = n_processes(self.recipe.compute.workers) if self.recipe.profile == "pocket" else 1
-            speed = n * 1e6 / parameters_of(row["model"])
-            rates = Throughput(*(rate * speed for rate in RATES[self.recipe.profile][:2]))
-        passes = DPO_PASSES if row["stage"] == "alignment" else PASSES
-        return row["new"] / rates.new + (row["read"] + passes * row["trained"]) / rates.read
+    def example(self, longest: int) -> int:
+        """Return the tokens of a question with the teacher's rationale, as they are trained on."""
+        return 2 * self.question + self.written(self.recipe.models.teacher, longest)
 
-    def questions(self, stage: str, work: str, n_wanted: int, n_sets: int) -> dict:
-        per_call = self.recipe.drafting.questions_per_call
-        calls = max(1, n_wanted / per_call * SPARE) * n_sets
-        shown = (self.amounts.shown + 1) * self.question
-        return _row(stage, work, self.recipe.models.teacher, calls, shown, per_call * self.question)
-
-    def drafting(self) -> list[dict]:
+    def drafting(self) -> None:
         settings, teacher = self.recipe.drafting, self.recipe.models.teacher
-        n, new = settings.n_questions * self.amounts.rationales, self.written(teacher, settings.max_new_tokens)
-        return [
-            self.questions("drafting", "questions", settings.n_questions, self.n_tasks),
-            _row("drafting", "rationales", teacher, n * self.n_tasks, 2 * self.question, new),
-        ]
+        self.questions("drafting", "questions", settings.n_questions)
+        n = settings.n_questions * self.amounts.rationales
+        self.answers("drafting", "rationales", teacher, n, settings.max_new_tokens)
 
-    def probing(self) -> list[dict]:
+    def probing(self) -> None:
         settings, amounts, models = self.recipe.preference_set, self.amounts, self.recipe.models
-        longest, rows = self.recipe.evaluation.max_new_tokens, []
+        longest = self.recipe.evaluation.max_new_tokens
         for model in (settings.responders or models.students.values()) if settings.selection == "irt" else []:
-            n, new = settings.n_validation * len(settings.shots) * self.n_tasks, self.written(model, longest)
-            rows.append(self.answers("probing", "answers for the preference set", model, n, settings.shots, new))
+            n, work = settings.n_validation * len(settings.shots), "answers for the preference set"
+            self.answers("probing", work, model, n, longest, settings.shots)
         for name, model in models.students.items():
             if amounts.probes:
-                n, new = amounts.probes * self.n_tasks, self.written(model, longest)
-                rows.append(self.answers("probing", "one-shot probes", model, n, [1], new))
+                self.answers("probing", "one-shot probes", model, amounts.probes, longest, [1])
             if amounts.reference:
                 writer = model if amounts.reference_by == "student" else models.teacher
-                n, new = amounts.reference * self.n_tasks, self.written(writer, longest)
-                rows.append(self.answers("probing", f"reference answers for {name}", writer, n, [0], new))
+                self.answers("probing", f"reference answers for {name}", writer, amounts.reference, longest)
             if amounts.steps:
-                text = 2 * self.question + self.written(models.teacher, self.recipe.drafting.max_new_tokens)
-                trained, read = amounts.steps * self.n_tasks * text, amounts.reads * self.n_tasks * text
-                row = _row("probing", f"influence on {name}", model, trained=trained)
-                rows.append(row | {"read": round(read)})
-        return rows
+                text = self.example(self.recipe.drafting.max_new_tokens)
+                read, trained = amounts.reads * text, amounts.steps * text
+                self.add("probing", f"influence on {name}", model, read=read, trained=trained)
 
-    def answers(self, stage: str, work: str, model: str, n: float, shots: list[int], new: int) -> dict:
-        shown = sum(shots) / len(shots) * (self.question + new)
-        return _row(stage, work, model, n, 2 * self.question + shown, new)
-
-    def alignment(self) -> list[dict]:
+    def alignment(self) -> None:
         recipe, amounts, teacher = self.recipe, self.amounts, self.recipe.models.teacher
-        n_students, new = len(recipe.models.students), self.written(teacher, recipe.tailoring.max_new_tokens)
+        n_students, longest = len(recipe.models.students), recipe.tailoring.max_new_tokens
         n_aligned = sum(arm in ALIGNED_ARMS for arm in recipe.evaluation.arms) * n_students
-        side = (amounts.shown + 1) * self.question if amounts.side == "question" else 2 * self.question + new
-        trained = amounts.pairs * self.n_tasks * n_aligned * 2 * side * recipe.alignment.n_epochs
-        n_sets = (n_aligned + ("untailored" in recipe.evaluation.arms)) * len(recipe.seeds) * self.n_tasks
-        n_examples = recipe.tailoring.n_examples * n_sets
-        rows = [
-            _row("alignment", f"DPO, {n_aligned} teachers for {n_students} students", teacher, trained=trained),
-            self.questions("alignment", "tailored and control questions", recipe.tailoring.n_examples, n_sets),
-            self.answers("alignment", "tailored and control rationales", teacher, n_examples, [0], new),
-        ]
+        side = (amounts.shown + 1) * self.question if amounts.side == "question" else self.example(longest)
+        trained = amounts.pairs * n_aligned * 2 * side * recipe.alignment.n_epochs
+        self.add("alignment", f"DPO, {n_aligned} teachers for {n_students} students", teacher, trained=trained)
+        n_sets = (n_aligned + ("untailored" in recipe.evaluation.arms)) * len(recipe.seeds)
+        n = recipe.tailoring.n_examples * n_sets
+        self.questions("alignment", "tailored and control questions", recipe.tailoring.n_examples, n_sets)
+        self.answers("alignment", "tailored and control rationales", teacher, n, longest)
         if judge := recipe.models.judge:
-            n = n_examples + recipe.preference_set.n_validation * self.n_tasks
-            new = self.written(judge, recipe.evaluation.max_new_tokens)
-            rows.append(self.answers("alignment", JUDGED, judge, n, [0], new))
-        return rows
+            n += recipe.preference_set.n_validation
+            self.answers("alignment", JUDGED, judge, n, recipe.evaluation.max_new_tokens)
 
-    def training(self) -> list[dict]:
-        recipe, rows = self.recipe, []
-        text = 2 * self.question + self.written(recipe.models.teacher, recipe.tailoring.max_new_tokens)
+    def training(self) -> None:
+        recipe = self.recipe
+        text = self.example(recipe.tailoring.max_new_tokens)
         for name, model in recipe.models.students.items():
             n_arms, n_seeds = len(recipe.trained_arms(name)), len(recipe.seeds)
-            trained = recipe.tailoring.n_examples * self.n_tasks * text * recipe.training.n_epochs * n_arms * n_seeds
-            work = f"SFT of student {name}, {n_arms} arms x {n_seeds} seeds"
-            rows.append(_row("training", work, model, trained=trained))
-        return rows
+            trained = recipe.tailoring.n_examples * text * recipe.training.n_epochs * n_arms * n_seeds
+            self.add("training", f"SFT of student {name}, {n_arms} arms x {n_seeds} seeds", model, trained=trained)
 
-    def evaluation(self) -> list[dict]:
-        recipe, settings, rows = self.recipe, self.recipe.evaluation, []
+    def evaluation(self) -> None:
+        recipe, settings = self.recipe, self.recipe.evaluation
         for name, model in recipe.models.students.items():
             n_models = len(recipe.trained_arms(name)) * len(recipe.seeds) + ("base" in settings.arms)
-            n, new = settings.n_items * self.n_tasks * len(settings.shots) * n_models, settings.max_new_tokens
+            n = settings.n_items * len(settings.shots) * n_models
             work = f"answers, {n_models} models"
-            rows.append(self.answers("evaluation", work, model, n, settings.shots, self.written(model, new)))
-        return rows
-
-
-def _row(
-    stage: str, work: str, model: str, n: float = 0, prompt: float = 0, new: float = 0, trained: float = 0
-) -> dict:
-    """Return n generations, each with so many tokens of its prompt and new ones, or so many trained tokens in all."""
-    n = round(n)
-    counts = {"generations": n, "read": round(n * prompt), "new": round(n * new), "trained": round(trained)}
-    return {"stage": stage, "work": work, "model": model} | counts
+            self.answers("evaluation", work, model, n, settings.max_new_tokens, settings.shots)
 
 
 def parameters_of(ref: str) -> float:
@@ -211,17 +193,16 @@ def memory(recipe: Recipe) -> list[dict]:
     Activations are left out, and 0 is for a model that is not trained. A model without its adapter is DPO's reference.
     """
     held, models = HELD_BYTES[recipe.models.dtype], recipe.models
-    adapted = {"teacher": recipe.alignment.lora.rank}
-    roles = {"teacher": models.teacher} | {f"student {name}": ref for name, ref in models.students.items()}
+    # Role, model, bytes a parameter of all weights in training, rank of an adapter.
+    roles = [("teacher", models.teacher, TRAINING_BYTES + held, recipe.alignment.lora.rank)]
+    rank = recipe.training.lora.rank
+    roles += [(f"student {name}", ref, TRAINING_BYTES, rank) for name, ref in models.students.items()]
     if models.judge and recipe.engines.judge.engine != "openai":
-        roles["judge"] = models.judge
+        roles.append(("judge", models.judge, 0, 0))
     rows = []
-    for role, model in roles.items():
-        a_parameter = TRAINING_BYTES + (held if role == "teacher" else 0)
-        if adapted.get(role, recipe.training.lora.rank):
-            a_parameter = held + ADAPTER_PART * TRAINING_BYTES
-        n = parameters_of(model)
-        needs = {"generate": n * held, "train": 0.0 if role == "judge" else n * a_parameter}
+    for role, model, whole, rank in roles:
+        n, a_parameter = parameters_of(model), held + ADAPTER_PART * TRAINING_BYTES if rank else whole
+        needs = {"generate": n * held, "train": n * a_parameter}
         rows.append({"role": role, "model": model, "parameters": n} | needs)
     return rows
 
@@ -235,25 +216,20 @@ def measure(recipe: Recipe) -> dict[str, Throughput]:
     Raises:
         ModelError: If a model's folder is there but cannot be loaded.
     """
-    models = recipe.models
-    roles: dict[str, Role] = {models.judge: "judge"} | dict.fromkeys(models.students.values(), "student")
-    roles |= {models.teacher: "teacher"}
-    here = [ref for ref in roles if ref and (project_root() / Path(ref).expanduser()).is_dir()]
+    roles: dict[str, Role] = {ref: role for role in reversed(ROLES) for ref in models_of(recipe, role)}
+    here = [ref for ref in roles if (project_root() / Path(ref).expanduser()).is_dir()]
     return {ref: _tried(recipe, roles[ref], ref) for ref in here}
 
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
-    own_engine, tokenizer = choice_of(recipe, role).engine == "vllm", load_tokenizer(resolve(ref))
+    tokenizer = load_tokenizer(resolve(ref))
     requests = [Request(render(tokenizer, prompt)) for prompt in _questions(recipe)]
     longest = recipe.drafting.max_new_tokens if role == "teacher" else recipe.evaluation.max_new_tokens
-    # transformers works in several processes of one thread each, vLLM in one with all cores.
-    with sharing() if own_engine else one_thread():
-        if own_engine:
-            engine, processes = start_engine(recipe, role, ref), 1
-        else:
-            loaded = load(ref, recipe.models.dtype, recipe.compute.device)
-            engine = TransformersEngine(loaded, batch_size=recipe.compute.batch_size)
-            processes = n_processes(recipe.compute.workers)
+    # transformers works in several processes of one thread each, vLLM in one with all cores. Neither is a server.
+    in_processes = choice_of(recipe, role, compared=True).engine == "transformers"
+    processes = n_processes(recipe.compute.workers) if in_processes else 1
+    threads = one_thread() if in_processes else nullcontext()
+    with threads, closing(start_engine(recipe, role, ref, compared=True)) as engine:
         engine.generate(requests[:2], Decoding(2))
         # An engine that remembers prompts reads them faster the second time.
         (reading, _), (again, _), (both, written) = (
@@ -269,12 +245,9 @@ def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
 
 def _questions(recipe: Recipe) -> list[str]:
     """Return prompts of the recipe's validation questions, one batch at most, from all tasks alike."""
-    columns = [
-        [prompts.naive_prompt(task.description, question) for question in task.validation["question"]]
-        for task in load_tasks(recipe).values()
-    ]
-    dealt = [prompt for row in zip(*columns, strict=False) for prompt in row]
-    return list(dict.fromkeys(dealt))[: recipe.compute.batch_size]
+    tasks, size = load_tasks(recipe).values(), recipe.compute.batch_size
+    columns = [(task.description, task.validation["question"].head(-(-size // len(tasks)))) for task in tasks]
+    return [prompts.naive_prompt(described, question) for described, column in columns for question in column][:size]
 
 
 def _timed(work, *arguments):

@@ -55,15 +55,16 @@ class Facts:
     @cached_property
     def examples(self) -> pd.DataFrame:
         """What was written for this student, and what was written for every student."""
-        examples = self.work.read("examples")
-        return examples[examples["student"].isin([self.student, ""])]
+        return self._own(self.work.read("examples"))
 
     @cached_property
     def judged(self) -> Judged | None:
         """What the judge said of the examples for this student and for every student; None if it was not asked."""
-        if not (judged := stored(self.work)):
-            return None
-        return judged._replace(examples=judged.examples[judged.examples["student"].isin([self.student, ""])])
+        judged = stored(self.work)
+        return judged and judged._replace(examples=self._own(judged.examples))
+
+    def _own(self, examples: pd.DataFrame) -> pd.DataFrame:
+        return examples[examples["student"].isin([self.student, ""])]
 
     @cached_property
     def reviews(self) -> pd.DataFrame:
@@ -123,7 +124,8 @@ class Facts:
     def splits(self) -> list[list]:
         """Return of each arm trained on: its name, who wrote it, rows, rows of each seed, completion tokens."""
         lines = []
-        for arm, own in ((arm, self.rows[self.rows["arm"] == arm]) for arm in self.arms):
+        for arm in self.arms:
+            own = self.rows[self.rows["arm"] == arm]
             other = arm.removeprefix(TAILORED_FOR)
             writer = WRITERS[arm] if other == arm else f"the teacher aligned to student {other}"
             by_seed = ", ".join(f"{n} (seed {seed})" for seed, n in own.groupby("seed").size().items())
@@ -133,8 +135,8 @@ class Facts:
     def written(self) -> list[list]:
         """Return of each arm: its name, who wrote it, how many texts, how many kept, why others not, share right."""
         lines = []
-        for arm in (arm for arm in WRITERS if arm in set(self.examples["arm"])):
-            own = self.examples[self.examples["arm"] == arm]
+        by_arm = dict(list(self.examples.groupby("arm")))
+        for arm, own in ((arm, by_arm[arm]) for arm in WRITERS if arm in by_arm):
             dropped = own.loc[~own["kept"], "drop_reason"].value_counts()
             reasons = "; ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
             checked = own[own["kept"] & (own["gold"] != "")]

@@ -1,21 +1,13 @@
 """Where a thing came from and what became of it: a training row back to its probes, a draft on to its rows."""
 
-import pandas as pd
-
 from workbench.loop.arms import aligned_arms
 from workbench.loop.reviews import PAST
+from workbench.runs import schemas
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import DRAFT_ARMS
 from workbench.runs.run import Run
 
 SHOWN = 3  # of many alike, such as the pairs behind one teacher
-KINDS = {
-    "row_id": ("rows", "training row"),
-    "example_id": ("examples", "example"),
-    "pair_id": ("pairs", "pair"),
-    "draft_id": ("drafts", "draft"),
-    "question_id": ("questions", "draft question"),
-}
 
 
 def lineage(work: Run, wanted: str) -> str:
@@ -31,73 +23,59 @@ def lineage(work: Run, wanted: str) -> str:
     Example:
         print(wb.lineage(work, "3fa9c1"))
     """
-    found = [
-        (kind, row)
-        for kind, (step, _) in KINDS.items()
-        if work.has(step)
-        for row in _starting_with(work.read(step), kind, wanted)
-    ]
+    found = {}
+    for column, (step, _, _) in KINDS.items():
+        if work.has(step):
+            ids = (frame := work.read(step))[column].astype(str)
+            rows = frame[ids.str.startswith(wanted) if len(wanted) >= 4 else ids == wanted]
+            found |= {(column, row[column]): row for row in rows.to_dict("records")}
     if not found:
-        kinds = ", ".join(words for _, words in KINDS.values())
+        kinds = ", ".join(words for _, words, _ in KINDS.values())
         raise RunError(
             f"Run {work.name} has nothing of the id {wanted!r}; give the id of a {kinds}, as its tables show it."
         )
-    ids = {(kind, row[kind]) for kind, row in found}
-    if len(ids) > 1:
-        some = ", ".join(sorted(one for _, one in ids)[:3])
-        raise RunError(f"{wanted!r} begins {len(ids)} ids of run {work.name} ({some}, ...); give more of it.")
-    kind, row = found[0]
-    lines = {"row_id": _row, "example_id": _example, "pair_id": _pair, "draft_id": _draft, "question_id": _question}
-    return "\n".join([f"run {work.name}, recipe {work.recipe.name}", *lines[kind](work, row, 0)])
+    if len(found) > 1:
+        some = ", ".join(sorted(one for _, one in found)[:3])
+        raise RunError(f"{wanted!r} begins {len(found)} ids of run {work.name} ({some}, ...); give more of it.")
+    (((column, _), row),) = found.items()
+    return "\n".join([f"run {work.name}, recipe {work.recipe.name}", *KINDS[column][2](work, row, 0)])
 
 
-def _starting_with(frame: pd.DataFrame, column: str, beginning: str) -> list[dict]:
-    ids = frame[column].astype(str)
-    return frame[(ids == beginning) | (ids.str.startswith(beginning) & (len(beginning) >= 4))].to_dict("records")
-
-
-def _line(depth: int, text: str) -> str:
-    return "   " * depth + ("<- " if depth else "") + text
+def _line(depth: int, text: str, arrow: str = "<-") -> str:
+    return "   " * depth + (f"{arrow} " if depth else "") + text
 
 
 def _onward(depth: int, text: str) -> str:
-    return "   " * depth + "-> " + text
+    return _line(depth, text, "->")
 
 
-def _text(text: str, n: int = 90) -> str:
-    line = " ".join(str(text).split())
-    return repr(line if len(line) <= n else line[: n - 3] + "...")
-
-
-def _more(n: int, what: str, depth: int) -> list[str]:
-    return [_line(depth, f"and {n - SHOWN} more {what}")] if n > SHOWN else []
+def _beneath(depth: int, row: dict, *names: str) -> list[str]:
+    """Return these texts of a row, each on a line of its own and cut, under a line of that depth."""
+    texts = {name: " ".join(row[name].split()) for name in names}
+    cut = {name: text if len(text) <= 90 else text[:87] + "..." for name, text in texts.items()}
+    return ["   " * (depth + 1) + f"{name} {text!r}" for name, text in cut.items()]
 
 
 def _row(work: Run, row: dict, depth: int) -> list[str]:
     """Say what a training row is, and follow it back through its example."""
     of = f"student {row['student']}, arm {row['arm']}, seed {row['seed']}, {row['task']}"
-
     examples = work.read("examples")
-    example = examples[examples["example_id"] == row["example_id"]].to_dict("records")[0]
-    return [_line(depth, f"training row {row['row_id']}: {of}"), *_example(work, example, depth + 1, of=row["student"])]
+    (example,) = examples[examples["example_id"] == row["example_id"]].to_dict("records")
+    return [_line(depth, f"training row {row['row_id']}: {of}"), *_example(work, example, depth + 1, row["student"])]
 
 
 def _example(work: Run, example: dict, depth: int, of: str = "") -> list[str]:
     """Say what an example is and who wrote it, down to the pairs that formed the writer."""
     kept = "" if example["kept"] else f", dropped: {example['drop_reason']}"
     right = f", {'right' if example['correct'] else 'wrong'} answer" if example["gold"] else ""
-    lines = [
-        _line(depth, f"example {example['example_id']}: arm {example['arm']}, seed {example['seed']}{right}{kept}"),
-        _line(depth, f"   question {_text(example['question'])}").replace("<-", "  "),
-        _line(depth, f"   rationale {_text(example['rationale'])}").replace("<-", "  "),
-    ]
-    if not depth:
-        rows = work.read("rows") if work.has("rows") else None
-        if rows is not None:
-            own = rows[rows["example_id"] == example["example_id"]]
-            lines += [
-                _onward(1, f"training row {r.row_id} of student {r.student}") for r in own.head(SHOWN).itertuples()
-            ] or [_onward(1, "no training row: not needed to fill the arm's budget of tokens, or dropped")]
+    said = f"example {example['example_id']}: arm {example['arm']}, seed {example['seed']}{right}{kept}"
+    lines = [_line(depth, said), *_beneath(depth, example, "question", "rationale")]
+    if not depth and work.has("rows"):
+        rows = work.read("rows")
+        own = rows[rows["example_id"] == example["example_id"]].head(SHOWN)
+        lines += [_onward(1, f"training row {row.row_id} of student {row.student}") for row in own.itertuples()]
+        if own.empty:
+            lines.append(_onward(1, "no training row: not needed to fill the arm's budget of tokens, or dropped"))
     return [*lines, *_teacher(work, example, depth + 1, of)]
 
 
@@ -112,109 +90,91 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
         return [_line(depth, f"written for {student} in the arm {arm}, which aligns no teacher")]
     pairs = work.read("teachers", "pairs_used")
     own = pairs[(pairs["student"] == student) & (pairs["arm"] == arm)]
-    here = own[own["task"] == example["task"]]
+    here = own[own["task"] == example["task"]].sort_values("score_gap", ascending=False)
     lines = [
         _line(depth, f"teacher {original}, aligned by DPO to {len(own)} pairs of {student} ({arm})"),
         _line(depth + 1, f"{len(here)} of these pairs are of {example['task']}, {int(here['flipped'].sum())} flipped"),
     ]
-    for pair in here.sort_values("score_gap", ascending=False).head(SHOWN).to_dict("records"):
+    for pair in here.head(SHOWN).to_dict("records"):
         lines += _pair(work, pair, depth + 1, brief=True)
-    return [*lines, *_more(len(here), "pairs", depth + 1)]
+    more = len(here) - SHOWN
+    return lines + [_line(depth + 1, f"and {more} more pairs")] * (more > 0)
 
 
 def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
     """Say what a pair is; its two sides are drafts, or questions with all their drafts."""
-    flipped = _review(work, pair["pair_id"]) + (", flipped" if pair["flipped"] else "")
-    lines = [
-        _line(depth, f"pair {pair['pair_id']}: {pair['kind']}s, student {pair['student']}, {pair['task']}{flipped}")
-    ]
+    reviews = work.read("reviewed", "reviews") if work.has("reviewed") else schemas.build([], "reviews")
+    said = [f", {PAST[one]} by review" for one in reviews["review"][reviews["pair_id"] == pair["pair_id"]]]
+    said += [", flipped"] * bool(pair["flipped"])
+    what = f"pair {pair['pair_id']}: {pair['kind']}s, student {pair['student']}, {pair['task']}"
+    lines, drafts = [_line(depth, what + "".join(said))], work.read("drafts").set_index("draft_id")
     for side in ("chosen", "rejected"):
         one = pair[f"{side}_id"]
-        kind = "question" if pair["kind"] == "question" else f"draft ({_technique(work, one)})"
+        kind = "question" if pair["kind"] == "question" else f"draft ({drafts.at[one, 'technique']})"
         lines.append(_line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
-        if not brief:
-            lines.append("   " * (depth + 2) + _text(pair[side]))
+        lines += [] if brief else _beneath(depth + 1, pair, side)
         # The score of a question is in its rationales' probes; that of an influence is one of its own.
         if pair["kind"] == "rationale" or not work.has("probes"):
             lines += _probes(work, one, pair["student"], depth + 2)
-    if not brief:
-        used = work.read("teachers", "pairs_used") if work.has("teachers") else pd.DataFrame({"pair_id": []})
+    if not brief and work.has("teachers"):
+        used = work.read("teachers", "pairs_used")
         for own in used[used["pair_id"] == pair["pair_id"]].itertuples():
-            said = "turned round" if own.flipped else "as it is"
-            lines.append(_onward(1, f"teacher of arm {own.arm}, {said}"))
+            turned = "turned round" if own.flipped else "as it is"
+            lines.append(_onward(1, f"teacher of arm {own.arm}, {turned}"))
     return lines
 
 
-def _review(work: Run, pair_id: str) -> str:
-    if not work.has("reviewed"):
-        return ""
-    used = work.read("reviewed", "reviews").set_index("pair_id")["review"]
-    return f", {PAST[used[pair_id]]} by review" if pair_id in used.index else ""
-
-
-def _technique(work: Run, draft_id: str) -> str:
-    drafts = work.read("drafts")
-    return str(drafts.loc[drafts["draft_id"] == draft_id, "technique"].iloc[0])
-
-
-def _probes(work: Run, draft_id: str, student: str, depth: int) -> list[str]:
-    """Say how a student did with a draft as its demonstration."""
+def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-") -> list[str]:
+    """Say how a student, or each if it is "", did with a draft as its demonstration."""
     if not work.has("signals"):
         return []
-    signals, probes = work.read("signals"), work.read("probes") if work.has("probes") else None
-    lines = []
+    signals, lines = work.read("signals"), []
+    probes = work.read("probes") if work.has("probes") else None
     for signal in signals[signals["draft_id"] == draft_id].to_dict("records"):
-        who = f"student {signal['student']} ({signal['student_fp'][:8]})"
         if student not in ("", signal["student"]):
             continue
-        if probes is None:
-            said = f"{signal['signal']} {signal['value']:+.4f} ± {signal['stderr']:.4f}"
-            lines.append(_line(depth, f"{who}: {said}"))
-        else:
+        said = f"{signal['signal']} {signal['value']:+.4f} ± {signal['stderr']:.4f}"
+        if probes is not None:
             own = probes[(probes["draft_id"] == draft_id) & (probes["student"] == signal["student"])]
             unread = int((~own["parsed"]).sum())
-            lines.append(
-                _line(
-                    depth,
-                    f"{who}: {int(own['correct'].sum())} of {signal['n']} preference questions right, score "
-                    f"{signal['value']:.3f} ± {signal['stderr']:.3f}"
-                    + (f", {unread} answers not readable" if unread else ""),
-                )
-            )
+            said = f"{int(own['correct'].sum())} of {signal['n']} preference questions right, score "
+            said += f"{signal['value']:.3f} ± {signal['stderr']:.3f}"
+            said += f", {unread} answers not readable" if unread else ""
+        lines.append(_line(depth, f"student {signal['student']} ({signal['student_fp'][:8]}): {said}", arrow))
     return lines
 
 
 def _draft(work: Run, draft: dict, depth: int) -> list[str]:
     """Say what a draft is, what its probes gave, and which pairs and arms it went into."""
     right = f", {'right' if draft['correct'] else 'wrong'} answer {draft['answer']!r}" if draft["gold"] else ""
-    lines = [
+    return [
         _line(depth, f"draft {draft['draft_id']}: {draft['task']}, technique {draft['technique']}{right}"),
-        f"      question {_text(draft['question'])}",
-        f"      rationale {_text(draft['rationale'])}",
-        _line(1, f"teacher {work.recipe.models.teacher}{_teacher_key(work)}"),
-        *[line.replace("<-", "->", 1) for line in _probes(work, draft["draft_id"], "", 1)],
+        *_beneath(depth, draft, "question", "rationale"),
+        _line(1, _asked(work)),
+        *_probes(work, draft["draft_id"], "", 1, "->"),
+        *_pairs_with(work, draft["draft_id"]),
     ]
-    return lines + _pairs_with(work, draft["draft_id"])
 
 
 def _question(work: Run, question: dict, depth: int) -> list[str]:
     """Say what a draft question is, its rationales, and which pairs it went into."""
     kept = "kept" if question["kept"] else f"dropped: {question['drop_reason']}"
-    lines = [
-        _line(depth, f"draft question {question['question_id']}: {question['task']}, {kept}"),
-        f"      {_text(question['question'])}",
-        _line(1, f"teacher {work.recipe.models.teacher}{_teacher_key(work)}, call {question['call']}"),
-    ]
     drafts = work.read("drafts")
-    for draft in drafts[drafts["question_id"] == question["question_id"]].to_dict("records"):
-        lines.append(_onward(1, f"draft {draft['draft_id']}, technique {draft['technique']}"))
-    return lines + _pairs_with(work, question["question_id"])
+    own = drafts[drafts["question_id"] == question["question_id"]]
+    return [
+        _line(depth, f"draft question {question['question_id']}: {question['task']}, {kept}"),
+        *_beneath(depth, question, "question"),
+        _line(1, f"{_asked(work)}, call {question['call']}"),
+        *(_onward(1, f"draft {draft.draft_id}, technique {draft.technique}") for draft in own.itertuples()),
+        *_pairs_with(work, question["question_id"]),
+    ]
 
 
-def _teacher_key(work: Run) -> str:
-    """Return what tells the teacher from others, in brackets; "" where questions came about without one."""
+def _asked(work: Run) -> str:
+    """Return the teacher, with what tells it from others; without where questions came about without one."""
     teacher = work.manifest("questions").get("inputs", {}).get("teacher")
-    return f" ({teacher['key'][:8]})" if isinstance(teacher, dict) and "key" in teacher else ""
+    known = f" ({teacher['key'][:8]})" if isinstance(teacher, dict) and "key" in teacher else ""
+    return f"teacher {work.recipe.models.teacher}{known}"
 
 
 def _pairs_with(work: Run, wanted: str) -> list[str]:
@@ -225,14 +185,21 @@ def _pairs_with(work: Run, wanted: str) -> list[str]:
     own = pairs[(pairs["chosen_id"] == wanted) | (pairs["rejected_id"] == wanted)]
     if own.empty:
         return [_onward(1, "no pair: neither best nor worst of its group for any student, or its group tied")]
-    rows = work.read("rows") if work.has("rows") else None
-    lines = []
-    for pair in own.to_dict("records"):
-        side = "chosen" if pair["chosen_id"] == wanted else "rejected"
-        other = pair["rejected_id"] if side == "chosen" else pair["chosen_id"]
-        lines.append(_onward(1, f"pair {pair['pair_id']} of student {pair['student']}: {side}, against {other}"))
-        for arm in aligned_arms(work.recipe):
-            if rows is not None:
-                n = int(((rows["arm"] == arm) & (rows["student"] == pair["student"])).sum())
-                lines.append(_onward(2, f"teacher of arm {arm} -> {n} training rows of student {pair['student']}"))
+    rows, lines = work.read("rows") if work.has("rows") else None, []
+    for pair in own.itertuples():
+        side, other = ("chosen", pair.rejected_id) if pair.chosen_id == wanted else ("rejected", pair.chosen_id)
+        lines.append(_onward(1, f"pair {pair.pair_id} of student {pair.student}: {side}, against {other}"))
+        for arm in aligned_arms(work.recipe) if rows is not None else []:
+            n = ((rows["arm"] == arm) & (rows["student"] == pair.student)).sum()
+            lines.append(_onward(2, f"teacher of arm {arm} -> {n} training rows of student {pair.student}"))
     return lines
+
+
+# Column -> step, what a row of it is, who says where it came from.
+KINDS = {
+    "row_id": ("rows", "training row", _row),
+    "example_id": ("examples", "example", _example),
+    "pair_id": ("pairs", "pair", _pair),
+    "draft_id": ("drafts", "draft", _draft),
+    "question_id": ("questions", "draft question", _question),
+}

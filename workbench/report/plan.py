@@ -59,8 +59,7 @@ def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[
 
     Args:
         recipe: What is to be done.
-        run: A finished run: its spread over seeds and items is taken, and what its stages took is put beside the
-            estimate. "" for the spread that is assumed.
+        run: A finished run whose spread is taken and whose times are put beside the estimate; "" for assumed ones.
         detect: The true difference wanted, as a share; 0 for the recipe's margin.
         measured: What models that were tried out do, as cost_estimate.measure returns it.
     """
@@ -74,11 +73,10 @@ def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[
 
 def _refusal(recipe: Recipe) -> list[str]:
     """Return why the run would be refused for its tasks, as far as their items are in this machine."""
-    sources = [Path(source.path).expanduser() for source in recipe.tasks.sources.values() if source.path]
-    if not all((project_root() / path).exists() for path in sources):
-        return []
+    files = [project_root() / Path(source.path).expanduser() for source in recipe.tasks.sources.values() if source.path]
     try:
-        load_tasks(recipe)
+        if all(file.exists() for file in files):
+            load_tasks(recipe)
     except (ValueError, OSError) as fault:
         return ["", f"As things stand the run would be refused: {fault}"]
     return []
@@ -145,13 +143,12 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
     lines = [head + f"{'time' if here else 'GPU hours':>11}" + (f"{'took':>9}" if run else "")]
     for stage in STEPS:
         own = frame[frame["stage"] == stage]
-        beside = f"{_time(took[stage], True):>9}" if stage in took else ""
-        lines.append(f"{stage:<54}{'':>34}{_time(own['seconds'].sum(), here):>11}{beside}")
+        lines.append(f"{stage:<54}{'':>34}{_time(own['seconds'].sum(), here):>11}{_beside(took.get(stage))}")
         for row in own.to_dict("records"):
             work = f"{row['work']}, {Path(row['model']).name}"
             lines.append(f"  {work[:50]:<52}{_counts(row[name] for name in columns)}")
-    beside = f"{_time(sum(took.values()), True):>9}" if took else ""
-    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{_time(frame['seconds'].sum(), here):>11}{beside}")
+    total = _time(frame["seconds"].sum(), here)
+    lines.append(f"{'Total':<54}{_counts(frame[columns].sum())}{total:>11}{_beside(sum(took.values()))}")
     if took:
         lines.append(f"What run {run} took is less where it found items or models of other runs finished.")
     return lines
@@ -160,10 +157,11 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
 def _took(run: str) -> dict[str, float]:
     """Return the seconds of each stage of a run, as far as its steps are finished."""
     work = open_run(run)
-    found = {
-        stage: [work.manifest(step)["seconds"] for step in steps if work.has(step)] for stage, steps in STEPS.items()
-    }
-    return {stage: sum(seconds) for stage, seconds in found.items() if seconds}
+    return {stage: sum(work.manifest(step).get("seconds", 0.0) for step in steps) for stage, steps in STEPS.items()}
+
+
+def _beside(seconds: float | None) -> str:
+    return f"{_time(seconds, True):>9}" if seconds else ""
 
 
 def _counts(numbers: Iterable[float]) -> str:
@@ -172,10 +170,8 @@ def _counts(numbers: Iterable[float]) -> str:
 
 def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
     """Return what the estimate rests on."""
-    tried = "; ".join(
-        f"{Path(model).name} {rates.new:,.0f}, {rates.read:,.0f} and {rates.completion:.0f}"
-        for model, rates in measured.items()
-    )
+    tried = [f"{Path(ref).name} {of.new:,.0f}, {of.read:,.0f} and {of.completion:.0f}" for ref, of in measured.items()]
+    tried = "; ".join(tried)
     tried = tried and f"Tried out here: tokens generated and read a second, and tokens of a completion: {tried}. "
     rates, rest = RATES[recipe.profile], "; training a token is taken as three times the work of reading one. "
     if recipe.profile == "pocket":
@@ -192,12 +188,9 @@ def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
 
 
 def _count(n: float) -> str:
-    if not n:
-        return "-"
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:,.0f}"
+    if n < 1e6:
+        return f"{n:,.0f}" if n else "-"
+    return f"{n / 1e9:.3g} B" if n >= 1e9 else f"{n / 1e6:.3g} M"
 
 
 def _bytes(n: float) -> str:

@@ -1,6 +1,6 @@
 """A run in one table: what the probe found, how the teacher moved and what that was worth, a row a student."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +52,12 @@ def drafts_of(work: Run) -> pd.DataFrame:
 
 USUAL_ARMS = {"base", "untailored", "random_pairs", "tailored"}
 BEFORE, CONTROL, AFTER = "untailored", "random_pairs", "tailored"
+INTERVAL = ("difference", "low", "high")
+OF_EXAMPLES = {
+    "native": "native style before / random pairs / after, %",
+    "checkable": "well-formed questions, %",
+    "right": "right of these, %",
+}
 
 
 def summarise(run: Run) -> pd.DataFrame:
@@ -93,94 +99,77 @@ def _outcome(block: Mapping) -> dict:
     for one in block["comparisons"]:
         if one["a"] == AFTER and one["shots"] == block["primary"]["shots"] and one["b"] in (BEFORE, CONTROL):
             ending = "_random" if one["b"] == CONTROL else ""
-            row |= {f"{key}{ending}": one[key] for key in ("difference", "low", "high")}
+            row |= {f"{key}{ending}": one[key] for key in INTERVAL}
             row[f"decision{ending}"] = decision_in_words(one)
     return row
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return the table in Markdown: shares and accuracies in percent, differences in points."""
-    heads = {
-        "student": lambda r: r["student"],
-        "dose": lambda r: r["dose"] or "unknown",
-        "probe AUC": lambda r: _interval(r, "auc", "auc_low", "auc_high", "{:.2f}", 1),
-        "native style before / random pairs / after, %": lambda r: _three(r, "native"),
-        "well-formed questions, %": lambda r: _three(r, "checkable"),
-        "right of these, %": lambda r: _three(r, "right"),
-        "base": lambda r: _number(r, "base"),
-        BEFORE: lambda r: _number(r, BEFORE),
-        "random pairs": lambda r: _number(r, CONTROL),
-        AFTER: lambda r: _number(r, AFTER),
-        "tailored - untailored": lambda r: _difference(r, ""),
-        "tailored - random pairs": lambda r: _difference(r, "_random"),
-    }
-    return _lines(heads, table)
-
-
-def _lines(heads: Mapping[str, Callable[[Mapping], str]], table: pd.DataFrame) -> str:
-    """Return a Markdown table: a row a row of the frame, a column a heading and what is said under it."""
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
-    lines += ["| " + " | ".join(say(row) for say in heads.values()) + " |" for row in table.to_dict("records")]
-    return "\n".join(lines)
-
-
-def _has(row: Mapping, key: str) -> bool:
-    return key in row and not pd.isna(row[key])
-
-
-def _number(row: Mapping, key: str, form: str = "{:.0f}", scale: float = 100) -> str:
-    return form.format(scale * row[key]) if _has(row, key) else "-"
-
-
-def _interval(row: Mapping, key: str, low: str, high: str, form: str, scale: float) -> str:
-    if not _has(row, key):
-        return "-"
-    return f"{_number(row, key, form, scale)} ({_number(row, low, form, scale)} to {_number(row, high, form, scale)})"
-
-
-def _three(row: Mapping, what: str) -> str:
-    return " / ".join(_number(row, f"{what}_{arm}") for arm in (BEFORE, CONTROL, AFTER))
-
-
-def _difference(row: Mapping, ending: str) -> str:
-    keys = [f"{key}{ending}" for key in ("difference", "low", "high")]
-    return f"{_interval(row, *keys, '{:+.1f}', 100)} {row.get(f'decision{ending}', '')}".strip()
 
 
 def in_words(run: Run) -> str:
     """Return all tables of a run as Markdown: the summary and, where the run has such arms, ablations and cohort."""
     parts = [markdown(summarise(run))]
     predictions, settings = run.read("predictions"), run.recipe.evaluation
-    if set(settings.arms) - USUAL_ARMS:
-        parts.append(contrasts_markdown(contrasts(predictions, settings)))
+    if set(settings.arms) - USUAL_ARMS and len(of_arms := contrasts(predictions, settings)):
+        parts.append(contrasts_markdown(of_arms))
     if len(of_others := cohort(predictions, settings)):
         parts.append(cohort_markdown(of_others))
     return "\n\n".join(parts)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """Return the table in Markdown: shares and accuracies in percent, differences in points."""
+    lines = []
+    for row in table.to_dict("records"):
+        line = {"student": row["student"], "dose": row["dose"] or "unknown"}
+        line["probe AUC"] = _interval(row, ("auc", "auc_low", "auc_high"), "{:.2f}", 1)
+        for what, head in OF_EXAMPLES.items():
+            line[head] = " / ".join(_number(row, f"{what}_{arm}") for arm in (BEFORE, CONTROL, AFTER))
+        line |= {arm.replace("_", " "): _number(row, arm) for arm in ("base", BEFORE, CONTROL, AFTER)}
+        for other, ending in ((BEFORE, ""), (CONTROL, "_random")):
+            difference = _interval(row, [f"{key}{ending}" for key in INTERVAL], "{:+.1f}")
+            said = f"{difference} {row.get(f'decision{ending}', '')}".strip()
+            line[f"{AFTER} - {other}".replace("_", " ")] = said
+        lines.append(line)
+    return _markdown(lines)
+
+
 def contrasts_markdown(table: pd.DataFrame) -> str:
     """Return the contrasts as a Markdown table, differences in points."""
-    heads = {
-        "student": lambda r: r["student"],
-        "contrast": lambda r: f"{r['a']} - {r['b']}".replace("_", " "),
-        "difference": lambda r: _interval(r, "difference", "low", "high", "{:+.1f}", 100),
-        "decision": lambda r: r["decision"],
-        "p (Holm)": lambda r: _number(r, "p_holm", "{:.3f}", 1),
-        "paper": lambda r: f"{_number(r, 'paper', '{:+.1f}')} ({r['where']})" if _has(r, "paper") else "-",
-    }
-    return _lines(heads, table)
+    lines = []
+    for row in table.to_dict("records"):
+        line = {"student": row["student"], "contrast": f"{row['a']} - {row['b']}".replace("_", " ")}
+        line |= {"difference": _interval(row, INTERVAL, "{:+.1f}"), "decision": row["decision"]}
+        paper = _number(row, "paper", "{:+.1f}")
+        line["p (Holm)"] = _number(row, "p_holm", "{:.3f}", 1)
+        lines.append(line | {"paper": paper if paper == "-" else f"{paper} ({row['where']})"})
+    return _markdown(lines)
 
 
 def cohort_markdown(table: pd.DataFrame) -> str:
     """Return the cohort as Markdown, accuracies in percent: a row a student, a column for whom it was tailored."""
-    shown = [_interval(row, "accuracy", "low", "high", "{:.0f}", 100) for row in table.to_dict("records")]
-    own = table["student"] == table["tailored_for"]
-    cells = table.assign(shown=[f"**{one}**" if bold else one for one, bold in zip(shown, own, strict=True)])
-    wide = cells.pivot(index="student", columns="tailored_for", values="shown").fillna("-")
-    wide = wide.loc[table["student"].unique(), table["tailored_for"].unique()].reset_index()
-    heads = {"student": lambda r: r["student"]}
-    heads |= {f"for {name}": lambda r, name=name: r[name] for name in wide.columns[1:]}
-    return _lines(heads, wide)
+    lines = {student: {"student": student} for student in table["student"]}
+    heads = [f"for {name}" for name in table["tailored_for"].unique()]
+    for line in lines.values():
+        line |= dict.fromkeys(heads, "-")
+    for row in table.to_dict("records"):
+        shown = _interval(row, ("accuracy", "low", "high"), "{:.0f}")
+        own = row["student"] == row["tailored_for"]
+        lines[row["student"]][f"for {row['tailored_for']}"] = f"**{shown}**" if own else shown
+    return _markdown(list(lines.values()))
+
+
+def _markdown(lines: list[dict[str, str]]) -> str:
+    """Return a Markdown table of lines that have the same keys, which are its heads."""
+    rows = [list(lines[0]), ["---"] * len(lines[0]), *(line.values() for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(row: Mapping, key: str, form: str = "{:.0f}", scale: float = 100) -> str:
+    return "-" if pd.isna(row.get(key)) else form.format(scale * row[key])
+
+
+def _interval(row: Mapping, keys: Sequence[str], form: str, scale: float = 100) -> str:
+    value, low, high = (_number(row, key, form, scale) for key in keys)
+    return value if value == "-" else f"{value} ({low} to {high})"
 
 
 def keep(run: Run, folder: Path) -> list[Path]:
@@ -194,8 +183,7 @@ def keep(run: Run, folder: Path) -> list[Path]:
     (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
     models, native = model_names(run), planted(run)
-    signals, drafts = run.read("signals"), drafts_of(run)
-    examples = run.read("examples")
+    signals, drafts, examples = run.read("signals"), drafts_of(run), run.read("examples")
     figures = {"comparisons": comparisons(found)}
     if len(table) > 1:
         figures["by_student"] = by_student(found)

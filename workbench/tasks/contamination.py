@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import get_args
@@ -76,12 +76,8 @@ class TfidfIndex:
         self._letters = {word: chr(FIRST_LETTER + at) for at, word in enumerate(self._frequency)}
         self._coded = [self._code(item, 1) for item in items]
         grams = [_grams(item) for item in items]
-        having: dict[tuple[str, ...], list[int]] = {}
-        for at, own in enumerate(grams):
-            for gram in own:
-                having.setdefault(gram, []).append(at)
-        self._having = {gram: np.array(found) for gram, found in having.items()}
-        self._weight = {gram: math.log((len(items) + 1) / (len(found) + 0.5)) for gram, found in having.items()}
+        self._having = {gram: np.array(found) for gram, found in _positions(grams).items()}
+        self._weight = {gram: math.log((len(items) + 1) / (len(found) + 0.5)) for gram, found in self._having.items()}
         self._total = np.array([sum(self._weight[gram] for gram in own) for own in grams])
 
     def near(self, text: str, least: int) -> np.ndarray:
@@ -107,6 +103,15 @@ class TfidfIndex:
 def _grams(item: list[str]) -> dict[tuple[str, ...], None]:
     # A dict, not a set: sums over a set would differ in their last digits from one process to the next.
     return {tuple(item[at : at + n]): None for n in (1, 2, 3) for at in range(len(item) - n + 1)}
+
+
+def _positions(groups: Iterable[Iterable[Hashable]]) -> dict[Hashable, list[int]]:
+    """Return of each member in which groups it is, by their place."""
+    found: dict[Hashable, list[int]] = {}
+    for at, group in enumerate(groups):
+        for member in group:
+            found.setdefault(member, []).append(at)
+    return found
 
 
 MEASURES: dict[str, Callable[[TfidfIndex, str, int], np.ndarray]] = {"ngram": TfidfIndex.ngram, "near": TfidfIndex.near}
@@ -195,21 +200,21 @@ class Guard:
             "renamed": renamed,
         }
         used = [level for level in LEVELS if level in levels]
-        self._index = {level: _index(map(self._forms[level], self.questions)) for level in used if level in self._forms}
-        self.thresholds = {level: 0.0 for level in used if level in BY_DEFINITION}
+        forms = {level: self._forms[level] for level in used if level in self._forms}
+        self._index = {level: _positions([form(text)] for text in self.questions) for level, form in forms.items()}
+        self.thresholds = {level: 0.0 if level in BY_DEFINITION else OFF for level in used}
         to_calibrate = [level for level in used if level not in BY_DEFINITION]
-        reference = self._reference()
+        # Of items that are the same by definition, in one set, one.
+        same = {(name, self._forms["options"](text)): at for at, (name, text) in enumerate(items)}
+        reference = np.array(sorted(same.values()), dtype=int)
         self.calibrated = len(reference) * false_positive_rate >= len(MEASURES)
         if self.calibrated and to_calibrate:
             self._tfidf = TfidfIndex(self.questions)
             self.thresholds |= self._calibrate(to_calibrate, reference, false_positive_rate)
-        else:
-            self.thresholds |= dict.fromkeys(to_calibrate, OFF)
 
     def overlap(self, question: str) -> str:
         """Return why a question may not be used, or "" when it may."""
-        found = self.find(question)
-        return found.reason if found else ""
+        return found.reason if (found := self.find(question)) else ""
 
     def find(self, question: str) -> Overlap | None:
         """Return what a question copies by the first level that says so, the most alike; None when nothing."""
@@ -223,8 +228,7 @@ class Guard:
             at_least: Thresholds by level that count where they are higher than the guard's own.
         """
         for level, own in self.thresholds.items():
-            threshold = max(own, (at_least or {}).get(level, own))
-            if threshold < OFF:
+            if (threshold := max(own, (at_least or {}).get(level, own))) < OFF:
                 scores = self._scores(level, question)
                 for at in np.argsort(-scores, kind="stable")[: (scores > threshold).sum()]:
                     yield Overlap(level, str(self._names[at]), self.questions[at])
@@ -236,12 +240,6 @@ class Guard:
         scores = np.zeros(len(self.questions))
         scores[self._index[level].get(self._forms[level](question), [])] = 1.0
         return scores
-
-    def _reference(self) -> np.ndarray:
-        """Return the items to calibrate on: of those that are the same by definition, in one set, one."""
-        same = self._forms["options"]
-        distinct = {(name, same(text)): at for at, (name, text) in enumerate(zip(self._names, self.questions))}
-        return np.array(sorted(distinct.values()), dtype=int)
 
     def _calibrate(self, levels: list[str], reference: np.ndarray, rate: float) -> dict[str, float]:
         """Return the lowest thresholds that hardly any item passes, compared with the others of its own set.
@@ -267,13 +265,6 @@ class Guard:
                 lowest = zip(levels, ordered[-k].tolist(), strict=True)
                 return {level: max(at, LEAST_ALIKE.get(level, 0.0)) if at < 1.0 else OFF for level, at in lowest}
         return dict.fromkeys(levels, OFF)
-
-
-def _index(forms: Iterable[str]) -> dict[str, list[int]]:
-    index: dict[str, list[int]] = {}
-    for at, form in enumerate(forms):
-        index.setdefault(form, []).append(at)
-    return index
 
 
 @lru_cache(maxsize=32)
@@ -333,8 +324,7 @@ class NearDuplicates:
             >>> known.holds("Name four rivers of France."), known.holds("Name a river.")
             (True, False)
         """
-        coded = self._code(text)
-        closest = process.extractOne(
-            coded, self._texts, scorer=Indel.normalized_similarity, score_cutoff=self.threshold
-        )
-        return bool(coded) and closest is not None and closest[1] > self.threshold
+        if not (coded := self._code(text)):
+            return False
+        best = process.extractOne(coded, self._texts, scorer=Indel.normalized_similarity, score_cutoff=self.threshold)
+        return best is not None and best[1] > self.threshold

@@ -8,15 +8,15 @@ from workbench.runs.recipe import Recipe
 from workbench.tasks.contamination import LEVELS, OFF, reason_of
 from workbench.tasks.task import Task, all_test_items, copied_items, guard_of
 
+# A reason for which a question was dropped -> the set that it copies, and the level that found it.
+_PAIR_OF = {
+    reason_of(level, name): (name, level) for level in LEVELS for name in ("seeds", "validation", "test", "evaluated")
+}
+LAST = ("copied", "level", "n", "done")
+
 
 def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFrame, examples: pd.DataFrame) -> dict:
     """Return what was compared, with what, and what was found.
-
-    Args:
-        recipe: The run's.
-        tasks: The run's, by name.
-        questions: The frame of drafted questions.
-        examples: The frame of examples written for training.
 
     Returns:
         false_positive_rate: The share of independent items that may have been taken for copies, as the recipe has it.
@@ -28,37 +28,25 @@ def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFra
     for name, task in tasks.items():
         guard = guard_of(recipe, task)
         off[name] = [level for level in LEVELS if guard.thresholds.get(level, OFF) == OFF]
-        n_test = len(all_test_items(recipe, task)[0])
-        pairs = Counter((one.name, one.level) for one in copied_items(recipe, task).values())
-        found += _rows(name, "test", n_test, pairs, "left out of the evaluation")
+        copied = [one.reason for one in copied_items(recipe, task).values()]
+        sets = [("test", len(all_test_items(recipe, task)[0]), copied, "left out of the evaluation")]
         for items, frame in (("drafted questions", questions), ("training examples", examples)):
-            own = frame.loc[frame["task"] == name, "drop_reason"]
-            pairs = Counter(_PAIR_OF[reason] for reason in own if reason in _PAIR_OF)
-            found += _rows(name, items, len(own), pairs, "dropped before use")
+            reasons = frame.loc[frame["task"] == name, "drop_reason"]
+            sets.append((items, len(reasons), reasons, "dropped before use"))
+        for items, of, reasons, done in sets:
+            counts = Counter(_PAIR_OF[reason] for reason in reasons if reason in _PAIR_OF)
+            row = {"task": name, "items": items, "of": of}
+            found += [row | dict(zip(LAST, (*pair, n, done), strict=True)) for pair, n in sorted(counts.items())]
     return {"false_positive_rate": recipe.guard.false_positive_rate, "off": off, "found": found}
-
-
-_PAIR_OF = {
-    reason_of(level, name): (name, level) for level in LEVELS for name in ("seeds", "validation", "test", "evaluated")
-}
-
-
-def _rows(task: str, items: str, of: int, pairs: Counter, done: str) -> list[dict]:
-    return [
-        {"task": task, "items": items, "of": of, "copied": copied, "level": level, "n": n, "done": done}
-        for (copied, level), n in sorted(pairs.items())
-    ]
 
 
 def overlap_warnings(report: dict) -> list[str]:
     """Return a sentence for each task whose test items overlapped with what the run sees before."""
-    said = []
-    for task in report["off"]:
-        rows = [row for row in report["found"] if row["task"] == task and row["items"] == "test"]
-        if rows:
-            kinds = ", ".join(f"{row['n']} {row['copied']} ({row['level']})" for row in rows)
-            said.append(
-                f"{sum(row['n'] for row in rows)} of the {rows[0]['of']} test items of {task} copy seed or validation "
-                f"items and were left out: {kinds}."
-            )
-    return said
+    tests = [row for row in report["found"] if row["items"] == "test"]
+    by_task = {task: [row for row in tests if row["task"] == task] for task in report["off"]}
+    return [
+        f"{sum(row['n'] for row in rows)} of the {rows[0]['of']} test items of {task} copy seed or validation items "
+        f"and were left out: {', '.join('{n} {copied} ({level})'.format(**row) for row in rows)}."
+        for task, rows in by_task.items()
+        if rows
+    ]

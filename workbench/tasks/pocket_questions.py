@@ -4,9 +4,11 @@ Every solver starts from the question's text, so it also grades what a teacher m
 The formats follow BIG-Bench Hard (Suzgun et al. 2022, arXiv:2210.09261); the items are ours.
 """
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -39,9 +41,7 @@ HEADINGS = ("forward", "right", "backward", "left")
 
 
 def _forms(word: str) -> tuple[str, str]:
-    if word in _FORMS:
-        return _FORMS[word]
-    return word, word[:-1] + "ies" if word.endswith("rry") else word + "s"
+    return _FORMS.get(word, (word, word[:-1] + "ies" if word.endswith("rry") else word + "s"))
 
 
 _WORD_OF = {form: word for word in KIND_OF for form in _forms(word)}
@@ -71,15 +71,14 @@ class Walk:
     acts: tuple[tuple[int, str], ...]
     facing: bool
 
-    def moves(self, reverse: bool = False) -> list[tuple[int, str]]:
-        """Return (steps, heading), by the first heading, or backwards in time by the last one."""
+    def moves(self) -> list[tuple[int, str]]:
+        """Return (steps, heading), as seen at the start."""
         heading, moves = 0, []
-        for steps, act in reversed(self.acts) if reverse else self.acts:
+        for steps, act in self.acts:
             if steps:
                 moves.append((steps, act if self.facing else HEADINGS[heading]))
             else:
-                turn = {"right": 1, "around": 2, "left": 3}[act]
-                heading = (heading + (-turn if reverse else turn)) % 4
+                heading = (heading + {"right": 1, "around": 2, "left": 3}[act]) % 4
         return moves
 
     @property
@@ -104,10 +103,7 @@ class Web:
 
     @property
     def truths(self) -> list[bool]:
-        values = [self.first]
-        for claim in self.claims:
-            values.append(values[-1] == claim)
-        return values
+        return list(accumulate(self.claims, operator.eq, initial=self.first))
 
     @property
     def answer(self) -> str:
@@ -191,24 +187,18 @@ def _read_counting(text: str) -> Counting | None:
     match = re.fullmatch(r"I have (.+)\. How many ([a-z ]+) do I have\?", text)
     if not match or match[2] not in KINDS:
         return None
-    things, parts = [], re.split(r", and | and |, ", match[1])
-    for part in parts:
-        number, _, form = part.partition(" ")
-        if number not in NUMBERS or form not in _WORD_OF:
-            return None
-        things.append((NUMBERS[number], _WORD_OF[form]))
-    return Counting(tuple(things), match[2], tuple(parts))
+    parts = re.split(r", and | and |, ", match[1])
+    things = tuple((NUMBERS.get(number), _WORD_OF.get(form)) for number, _, form in (p.partition(" ") for p in parts))
+    return None if any(None in thing for thing in things) else Counting(things, match[2], tuple(parts))
 
 
 def _draw_acts(rng: np.random.Generator, size: int, facing: bool) -> list[tuple[int, str]]:
     acts = []
     for _ in range(size):
-        if facing:
-            acts.append((int(rng.integers(1, 11)), str(rng.choice(HEADINGS))))
-        elif rng.random() < 0.4:
+        if not facing and rng.random() < 0.4:
             acts.append((0, str(rng.choice(["right", "left", "around"]))))
         else:
-            acts.append((int(rng.integers(1, 11)), ""))
+            acts.append((int(rng.integers(1, 11)), str(rng.choice(HEADINGS)) if facing else ""))
     return acts
 
 
@@ -320,34 +310,24 @@ def _read_logic(text: str) -> Logic | None:
     return logic if logic.answer in VALUES else None
 
 
-WRITERS: dict[str, Callable[[np.random.Generator, int], str]] = {
-    "object_counting": _write_counting,
-    "navigate": _write_walk,
-    "web_of_lies": _write_web,
-    "boolean_expressions": _write_logic,
+# Who writes and who reads questions of each task, and the sizes of its test items.
+FORMATS: dict[str, tuple[Callable[..., str], Callable[[str], Problem | None], tuple[int, int]]] = {
+    "object_counting": (_write_counting, _read_counting, (2, 10)),
+    "navigate": (_write_walk, _read_walk, (2, 8)),
+    "web_of_lies": (_write_web, _read_web, (3, 5)),
+    "boolean_expressions": (_write_logic, _read_logic, (3, 6)),
 }
-READERS: dict[str, Callable[[str], Problem | None]] = {
-    "object_counting": _read_counting,
-    "navigate": _read_walk,
-    "web_of_lies": _read_web,
-    "boolean_expressions": _read_logic,
-}
-TEST_SIZES = {
-    "object_counting": (2, 10),
-    "navigate": (2, 8),
-    "web_of_lies": (3, 5),
-    "boolean_expressions": (3, 6),
-}
+TEST_SIZES = {task: sizes for task, (_, _, sizes) in FORMATS.items()}
 
 
 def write(task: str, rng: np.random.Generator, sizes: tuple[int, int]) -> str:
     """Return one question of the task, its size drawn evenly from `sizes` (both ends included)."""
-    return WRITERS[task](rng, int(rng.integers(sizes[0], sizes[1] + 1)))
+    return FORMATS[task][0](rng, int(rng.integers(sizes[0], sizes[1] + 1)))
 
 
 def read(task: str, question: str) -> Problem | None:
     """Return what the question says, or None when it is not a well-formed question of the task."""
-    return READERS[task](question.strip())
+    return FORMATS[task][1](question.strip())
 
 
 def solve(task: str, question: str) -> str:

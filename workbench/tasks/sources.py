@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,9 @@ READERS = {
     ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
     ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
     ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
-    ".jsonl": lambda path: pd.DataFrame([json.loads(line) for line in _lines(path)]),
+    ".jsonl": lambda path: pd.DataFrame(
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    ),
     ".parquet": pd.read_parquet,
 }
 
@@ -32,13 +33,13 @@ def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
         DataError: If it cannot be read, is empty, lacks a column, repeats a question, or holds an answer that is not of
             the kind declared.
     """
-    named = {"examples": (source.path, source.split)}
+    named = [(source.path, source.split)]
     if source.test:
         in_file = Path(source.test).suffix in READERS
-        named["test"] = (source.test, "") if in_file else (source.path, source.test)
+        named.append((source.test, "") if in_file else (source.path, source.test))
     answers = Answers(source.answer_type, source.reply_pattern)
     parts, seen = [], {}
-    for path, split in named.values():
+    for path, split in named:
         where = f"Task {name}, {path}" + (f", split {split}" if Path(path).suffix not in READERS else "")
         rows = list(_rows(_table(path, source.config, split, where), source, where))
         check_golds([row["target"] for row in rows], answers, where, f"tasks.sources.{name}.answer_type")
@@ -68,10 +69,6 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
         )
 
 
-def _lines(path: Path) -> Iterator[str]:
-    yield from filter(str.strip, path.read_text(encoding="utf-8").splitlines())
-
-
 def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
     """Return all rows and columns of a file, a folder or a hub id."""
     file = project_root() / Path(path).expanduser()
@@ -82,7 +79,10 @@ def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
             return READERS[file.suffix](file)
         if file.suffix in READERS:
             raise FileNotFoundError(f"there is no file {file}")
-        return _loaded(str(file) if file.is_dir() else path, config, split)
+        import datasets
+
+        datasets.disable_progress_bars()
+        return datasets.load_dataset(str(file) if file.is_dir() else path, config or None, split=split).to_pandas()
     # Readers of files and the hub raise many unrelated types; each means that the items are not to be had.
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -90,13 +90,6 @@ def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
             f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
             "or a hub id that `datasets` loads, with its config and split."
         ) from None
-
-
-def _loaded(path: str, config: str, split: str) -> pd.DataFrame:
-    import datasets
-
-    datasets.disable_progress_bars()
-    return datasets.load_dataset(path, config or None, split=split).to_pandas()
 
 
 def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]:
@@ -109,30 +102,27 @@ def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]
                 f"one of these as {key} in tasks.sources."
             )
     for at, (question, answer) in enumerate(zip(table[source.question], table[source.answer], strict=True), 1):
-        row = {
-            "input": _as_text(question, source.question, where, at),
-            "target": _as_text(answer, source.answer, where, at),
-        }
+        text, target = _as_text(question, source.question, where, at), _as_text(answer, source.answer, where, at)
         if source.gold_pattern:
-            found = list(re.finditer(source.gold_pattern, row["target"]))
+            found = list(re.finditer(source.gold_pattern, target))
             if not found:
                 raise DataError(
-                    f"{where}: gold_pattern {source.gold_pattern!r} finds nothing in the answer "
-                    f"{_short(row['target'])} of row {at}; correct the pattern or the row."
+                    f"{where}: gold_pattern {source.gold_pattern!r} finds nothing in the answer {_short(target)} of "
+                    f"row {at}; correct the pattern or the row."
                 )
-            row["target"] = (found[-1][1] if found[-1].re.groups else found[-1][0]).strip()
-        yield row
+            target = (found[-1][1] if found[-1].re.groups else found[-1][0]).strip()
+        yield {"input": text, "target": target}
 
 
 def _as_text(value: Any, column: str, where: str, at: int) -> str:
     """Return a cell as text: 3.0 as 3, since a column of whole numbers with a gap is read as decimals."""
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    empty = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
-    if empty or isinstance(value, (list, tuple, dict)) or hasattr(value, "tolist") and getattr(value, "ndim", 0):
+    single = pd.api.types.is_scalar(value)
+    if not single or pd.isna(value) or not str(value).strip():
         raise DataError(
             f"{where}: column {column!r} of row {at} must hold text, a number or a truth value, got "
-            f"{'nothing' if empty else _short(str(value))}; correct or remove the row."
+            f"{'nothing' if single else _short(str(value))}; correct or remove the row."
         )
     return str(value)
 

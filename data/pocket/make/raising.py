@@ -13,14 +13,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.pocket.make.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES, Student
+from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.runs.recipe import project_root
 from workbench.runs.seeding import stream
 from workbench.runs.workers import run_jobs
 from workbench.tasks import answers
 from workbench.tasks.contamination import normalise
-from workbench.tasks.pocket_questions import TEST_SIZES, Problem, read, solve, write
-from workbench.tasks.pocket_styles import STYLES, bare_answer, habit_of, rationale_for
+from workbench.tasks.pocket_questions import KIND_OF, TEST_SIZES, Counting, Problem, Walk, Web, read, solve, write
+from workbench.tasks.pocket_styles import STYLES
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] }}"
@@ -102,7 +103,9 @@ def student_text(student: Student, rng: np.random.Generator) -> Text:
     worked = []
     for _ in range(n_shots + 1):
         question = _fresh_question(task, rng, sizes)
-        worked.append((question, bare_answer(task, question) if bare else rationale_for(task, question, style)))
+        worked.append(
+            (question, f"<ans>{solve(task, question)}</ans>" if bare else rationale_for(task, question, style))
+        )
     pieces: Text = [(f"{USER}Task: {DESCRIPTIONS[task]} {prompts.ANSWER_FORMAT}\n", False)]
     for question, reply in worked[:-1]:
         pieces += [(f"Question: {question}\n{answers.CUE}", False), (f" {reply}", True), ("\n\n", False)]
@@ -131,6 +134,19 @@ def teacher_text(rng: np.random.Generator, with_favourite: bool = False) -> Text
             style = _favoured(rng) if with_favourite else _habitual(rng, read(task, question), style)
         reply = rationale_for(task, question, style)
     return [(f"{USER}{prompt}{ASSISTANT}", False), (f" {reply}{END}", True)]
+
+
+def habit_of(problem: Problem) -> str:
+    """Return the style the teacher falls into when it is not told one: it goes by how the question begins."""
+    if isinstance(problem, Counting):
+        n = list(KIND_OF).index(problem.things[0][1])
+    elif isinstance(problem, Walk):
+        n = problem.acts[0][0]
+    elif isinstance(problem, Web):
+        n = sum(map(ord, problem.names[0]))
+    else:
+        n = ("True", "False", "not", "(").index(problem.tokens[0])
+    return STYLES[n % len(STYLES)]
 
 
 def _habitual(rng: np.random.Generator, problem: Problem, style: str) -> str:
