@@ -31,13 +31,13 @@ VERSION = 6
 
 @dataclass(frozen=True)
 class SealedTests:
-    """The items that a recipe's students are tested on, unopened; its key is of files and number."""
+    """The items that a recipe's students are tested on, unopened."""
 
     recipe: Recipe = field(repr=False)
 
     @property
     def key(self) -> str:
-        """What tells these test sets from others."""
+        """What tells these test sets from others: files and number."""
         sets = {name: load_test_items(self.recipe, task)[1] for name, task in load_tasks(self.recipe).items()}
         guard, n = self.recipe.guard.model_dump(), self.recipe.evaluation.n_items
         return fingerprint({name: [sha256, n] for name, sha256 in sets.items()} | {"guard": guard})
@@ -96,17 +96,15 @@ def answer_tests(
                 shown = list(shown.itertuples(index=False, name=None))
                 for item in items[name].itertuples():
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
-                    plan.append((n_shots, task, item.item_id, item.target))
+                    plan.append((student, arm, seed, n_shots, task, item.item_id, item.target))
         jobs.append(AskJob(model, f"{student}, {arm}, seed {seed}", asked, max_new_tokens))
-        plans.append((student, arm, seed, plan))
+        plans.append(plan)
     written = run_engine_jobs(complete_job, jobs, jobs[0].model, "answering test items")
-    rows, n_tokens = [], 0
-    for named, completions in zip(plans, written, strict=True):
-        rows += _graded(*named, completions)
-        n_tokens += sum(completion.n_tokens for completion in completions)
+    graded = zip(plans, written, strict=True)
+    rows = [_graded(row, completion.text) for plan, answers in graded for row, completion in zip(plan, answers)]
     frame = schemas.build(rows, "predictions")
     frame.attrs["counts"] = {"answers": len(frame), "answers not readable": (~frame["parsed"]).sum()}
-    frame.attrs["tokens"] = n_tokens
+    frame.attrs["tokens"] = sum(completion.n_tokens for completions in written for completion in completions)
     return frame
 
 
@@ -121,21 +119,12 @@ def everyone(students: dict[str, Model], models: dict) -> Iterator[tuple[str, st
             yield student, arm, seed, model.trained(own[arm, seed])
 
 
-def _graded(student: str, arm: str, seed: int, plan: list[tuple], completions: list) -> list[dict]:
-    rows = []
-    for (shots, task, item_id, target), completion in zip(plan, completions, strict=True):
-        answer = task.answers.read(completion.text)
-        known = {"student": student, "arm": arm, "seed": seed, "shots": shots, "task": task.name, "item_id": item_id}
-        rows.append(
-            known
-            | {
-                "answer": answer,
-                "style": task.style(completion.text),
-                "parsed": bool(answer),
-                "correct": task.answers.same(answer, target),
-            }
-        )
-    return rows
+def _graded(row: tuple, text: str) -> dict:
+    *named, task, item_id, target = row
+    answer = task.answers.read(text)
+    known = dict(zip(("student", "arm", "seed", "shots"), named, strict=True)) | {"task": task.name, "item_id": item_id}
+    read = {"answer": answer, "style": task.style(text), "parsed": bool(answer)}
+    return known | read | {"correct": task.answers.same(answer, target)}
 
 
 def decide(run: Run) -> dict:
@@ -152,30 +141,22 @@ def decide(run: Run) -> dict:
         "note": opened_in_words(opened),
     }
     overlap = overlap_report(recipe, tasks, run.read("questions"), run.read("examples"))
-    _write_verdict(run, predictions, curve, test_set, overlap)
-    return verdict_of(run)
-
-
-def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, test_set: dict, overlap: dict) -> None:
-    recipe = run.recipe
-    took = curve[curve["metric"] == "tokens"]
-    training = took.rename(columns={"value": "tokens", "step": "steps"})[["student", "arm", "seed", "tokens", "steps"]]
-    models = (
-        "pocket" if recipe.profile == "pocket" else f"{recipe.models.teacher} -> {', '.join(recipe.models.students)}"
-    )
+    training = curve[curve["metric"] == "tokens"].rename(columns={"value": "tokens", "step": "steps"})
+    named = f"{recipe.models.teacher} -> {', '.join(recipe.models.students)}"
     result = verdict(
         predictions,
         recipe.evaluation.model_dump(),
         recipe=recipe.name,
         run=run.name,
-        models=models,
+        models="pocket" if recipe.profile == "pocket" else named,
         student=next(iter(recipe.models.students)),
-        training=training,
+        training=training[["student", "arm", "seed", "tokens", "steps"]],
         test_set=test_set,
         warnings=[*overlap_warnings(overlap), *filter(None, [newer_than_alignment(run)])],
     )
     result["overlap"] = overlap
     atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return verdict_of(run)
 
 
 def verdict_of(run: Run) -> dict:

@@ -84,8 +84,8 @@ def half_width(of: VarianceComponents, alpha: float) -> np.ndarray | float:
     """Return half the width of the 1 - alpha interval of the mean.
 
     The seed means give a t interval with n_seeds - 1 degrees of freedom, which holds all spread but what seeds share:
-    the items. Their component is added in squares with its own quantile. The result is never narrower than the
-    interval over items alone. (In a similar simulation a Satterthwaite interval missed up to 10 % with three seeds.)
+    the items. Their component is added in squares with its own quantile, and the result is never narrower than the
+    interval over items alone. (A Satterthwaite interval missed up to 10 % with three seeds.)
 
     Source: Graybill and Wang 1980, modified large samples for a sum of variance components. Deviation: t quantiles for
     their F constants, and the floor.
@@ -106,14 +106,11 @@ def interval_p_value(of: VarianceComponents) -> float:
 
 
 def sign_flip_p_value(differences: np.ndarray, seed: int = 0, n_flips: int = N_FLIPS) -> float:
-    """Return the two-sided sign-flip p-value over items.
+    """Return the two-sided sign-flip p-value over items, from a difference an item: a mean or sum over seeds.
 
     If two arms were alike, each item's difference could as well have had the other sign. All sign patterns count when
     the differences are whole numbers or the patterns no more than n_flips, otherwise that many are drawn. The seeds are
     taken as they are: this says whether the items agree, and the interval says whether new seeds would.
-
-    Args:
-        differences: One an item: means over seeds or, which comes to the same, sums over seeds.
 
     Example:
         >>> sign_flip_p_value(np.array([1.0, 1.0, 1.0, 0.0]))
@@ -132,13 +129,8 @@ def sign_flip_null(differences: np.ndarray) -> np.ndarray:
     """Return how probable each sum is when every item's whole-numbered difference may have either sign.
 
     The characteristic function of the sum is a product of cosines, one an item; its Fourier transform counts all sign
-    patterns at once.
-
-    Args:
-        differences: Whole numbers, shape (..., n_items).
-
-    Returns:
-        Probabilities of the sums -reach to reach, shape (..., 2 reach + 1); reach is the largest sum there can be.
+    patterns at once. Of differences of shape (..., n_items), the probabilities of the sums -reach to reach, shape
+    (..., 2 reach + 1); reach is the largest sum there can be.
 
     Example:
         >>> sign_flip_null(np.array([1, 1])).round(6).tolist()
@@ -219,25 +211,21 @@ def _as_shown(of: VarianceComponents) -> VarianceComponents:
 def sample_size_needed(of: VarianceComponents, margin: float, alpha: float) -> dict:
     """Return how many more seeds, or items, would settle an undecided comparison in four of five repeats.
 
-    The difference and the spread are taken to be those seen, which are themselves uncertain. Each number is for adding
-    that alone; None means that this alone would not do. When neither does, "together" is True and both are added.
+    At the difference and spread seen, which are themselves uncertain. Each number is for adding that alone; None means
+    that this alone would not do. When neither does, "together" is True and both are added.
     """
     seeds = np.arange(of.n_seeds + 1, MAX_SEEDS)
     items = np.unique(np.geomspace(of.n_items + 1, MAX_ITEMS, 400).astype(int))
     settles = lambda s, i: chance_to_settle(of.at(s, i), of.mean, margin, alpha) >= POWER  # noqa: E731
-    enough_seeds, enough_items = seeds[settles(seeds, of.n_items)], items[settles(of.n_seeds, items)]
-    extra = {
-        "seeds": int(enough_seeds[0] - of.n_seeds) if len(enough_seeds) else None,
-        "items": int(enough_items[0] - of.n_items) if len(enough_items) else None,
-        "together": False,
-    }
-    if extra["seeds"] is None and extra["items"] is None:
-        times = np.arange(2, 101)
-        enough = times[settles(times * of.n_seeds, times * of.n_items)]
-        if len(enough):
-            grown = int(enough[0]) - 1
-            extra = {"seeds": grown * of.n_seeds, "items": grown * of.n_items, "together": True}
-    return extra
+    least = lambda enough: int(enough[0]) if len(enough) else None  # noqa: E731
+    more_seeds = least((seeds - of.n_seeds)[settles(seeds, of.n_items)])
+    more_items = least((items - of.n_items)[settles(of.n_seeds, items)])
+    if more_seeds is None and more_items is None:
+        times = np.arange(1, 100)
+        grown = least(times[settles((times + 1) * of.n_seeds, (times + 1) * of.n_items)])
+        if grown:
+            return {"seeds": grown * of.n_seeds, "items": grown * of.n_items, "together": True}
+    return {"seeds": more_seeds, "items": more_items, "together": False}
 
 
 def percentiles(draws: np.ndarray) -> tuple[float, float]:

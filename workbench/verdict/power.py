@@ -94,10 +94,7 @@ class VarianceModel(NamedTuple):
     source: str
 
     def accuracies(self, design: ExperimentDesign, shots: int) -> np.ndarray:
-        """Return the accuracy on each task of a design; a task that is not known counts as the mean of those that are.
-
-        Accuracies stay within 2 and 98 %, so that there is something to vary.
-        """
+        """Return the accuracy on each task of a design, within 2 and 98 %; an unknown task counts as the mean."""
         usual = float(np.mean(list(self.accuracy.values())))
         return np.clip([self.accuracy.get((task, shots), usual) for task in design.tasks], 0.02, 0.98)
 
@@ -124,15 +121,11 @@ ASSUMED = VarianceModel({("any", 0): 0.4}, 0.25 / 3**0.5, 0.1, 0.02, "assumed, n
 
 
 def estimate_variance(predictions: pd.DataFrame, design: ExperimentDesign, source: str) -> VarianceModel:
-    """Measure how the answers of a finished run vary.
+    """Measure how the answers of a finished run vary, for one student.
 
     Variance components by the method of moments, averaged over the trained arms at the primary shots, none below zero.
     With few seeds the spread over seeds is itself uncertain: a table at twice that spread belongs beside the result.
-
-    Args:
-        predictions: Of one student.
-        design: Names the arms and shots; its tasks and numbers need not be those of the predictions.
-        source: What to call it.
+    The design names arms and shots; its tasks and numbers need not be those of the predictions.
     """
     main = design.shots[0]
     tables = [answers(predictions, arm, main) for arm in design.arms if arm != "base"]
@@ -228,36 +221,27 @@ def detection_in_words(world: VarianceModel, design: ExperimentDesign, wanted: f
     """Return what difference a design finds with power 0.8, and the items and seeds that a wanted one needs."""
     finds = minimum_detectable_effect(world, design)
     able = f"a true difference of {100 * finds:.1f} points" if finds else "no true difference, however large"
-    first = (
-        f"Finds with power {POWER:g}: {able} ({design.n_seeds} seeds, {design.n_items} items for each of "
-        f"{len(design.tasks)} tasks). Spread {world.in_words()}."
-    )
+    size = f"{design.n_seeds} seeds, {design.n_items} items for each of {len(design.tasks)} tasks"
     counts = sorted({3, 5, 8, 12, design.n_seeds})
     needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
     ways = "; ".join(f"{n} seeds: {f'{k:,} items a task' if k else 'no number of items'}" for n, k in needs.items())
-    second = f"A difference of {100 * wanted:g} points needs {ways}."
-    return "\n".join(textwrap.fill(line, 100) for line in (first, second))
+    finding = f"Finds with power {POWER:g}: {able} ({size}). Spread {world.in_words()}."
+    needing = f"A difference of {100 * wanted:g} points needs {ways}."
+    return "\n".join(textwrap.fill(line, 100) for line in (finding, needing))
 
 
 class Decided(NamedTuple):
-    """The decisions on many runs, with the primary difference and its half width.
+    """The decisions on many runs (a list a comparison or task), with the primary difference and its half width."""
 
-    compared has one list a comparison, each by itself; adjusted the further comparisons, corrected for their number by
-    Holm's method; tasks one list a task, corrected likewise.
-    """
-
-    compared: list[list[str]]
-    adjusted: list[list[str]]
-    tasks: list[list[str]]
+    compared: list[list[str]]  # each by itself
+    adjusted: list[list[str]]  # the further ones, corrected for their number by Holm's method
+    tasks: list[list[str]]  # corrected likewise
     difference: np.ndarray
     half: np.ndarray
 
 
 def decisions(run: Simulated, design: ExperimentDesign) -> Decided:
-    """Decide on every simulated run as the verdict does, through the same intervals, tests and rule.
-
-    What the verdict works out besides (exact p-values, how much more would settle it) is left out.
-    """
+    """Decide on every simulated run as the verdict does, through the same intervals, tests and rule."""
     mine = {shots: run.answers[design.a, shots].astype(np.int8) for shots in design.shots}
     tables = [mine[shots] - run.answers[other, shots] for other, shots in design.compared]
     spreads = [spread(table, design.columns) for table in tables]
@@ -308,15 +292,14 @@ def calibrate(
         world: How answers vary.
         design: What is decided on.
         repeats: Simulated runs a row.
-        differences: True differences as shares; by default 0, half the margin, the margin and twice the margin, and 0
-            once more with seeds that differ twice as much, by two points at least.
+        differences: True ones, as shares; by default 0, half the margin, the margin and twice the margin, and 0 once
+            more with seeds that differ twice as much, by two points at least.
         seed: Of the simulation.
 
     Returns:
         Columns difference, seed_sd, repeats, the shares better, worse, no difference and undecided of the primary
-        comparison, coverage of its interval, half_width (mean), any_other_alone (at least one further comparison says
-        "better" when each is taken alone), any_other_better (the same, by Holm), any_task_better (at least one task, by
-        Holm).
+        comparison, coverage and half_width (mean) of its interval, and how often "better" is said by at least one
+        further comparison, each taken alone (any_other_alone) or by Holm (any_other_better), or task (any_task_better).
     """
     steps = [(size, world) for size in differences or [size * design.margin for size in (0, 0.5, 1, 2)]]
     if differences is None:

@@ -1,8 +1,8 @@
-"""Decide whether tailoring helped: intervals, tests and the verdict, in plain numpy and scipy.
+"""Decide whether tailoring helped; how the intervals are made, and how well they are calibrated: see intervals.py.
 
 Accuracy and its differences are averaged over seeds and over items, every item weighing the same: a task with more
 items counts for more. The tasks are those the recipe names, not a sample of tasks, so items are compared with the other
-items of their task. How the intervals are made, and how well they are calibrated, stands in intervals.py.
+items of their task.
 """
 
 from __future__ import annotations
