@@ -4,6 +4,7 @@ The test set is opened here and nowhere else; each look is counted in the ledger
 fixed beforehand. Ours throughout; ARTE reports neither seeds nor intervals.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from workbench.loop import prompts
 from workbench.loop.alignment import models_of
 from workbench.loop.reviews import newer_than_alignment
 from workbench.loop.writing import AskJob, complete_job
+from workbench.models.engine import Completion
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import atomic_write, read_json, record_test_access
@@ -36,11 +38,15 @@ class SealedTests:
     recipe: Recipe = field(repr=False)
 
     @property
+    def sets(self) -> dict[str, list]:
+        """The file's SHA-256 and the number of items of each task."""
+        n, tasks = self.recipe.evaluation.n_items, load_tasks(self.recipe)
+        return {name: [load_test_items(self.recipe, task)[1], n] for name, task in tasks.items()}
+
+    @property
     def key(self) -> str:
-        """What tells these test sets from others: files and number."""
-        sets = {name: load_test_items(self.recipe, task)[1] for name, task in load_tasks(self.recipe).items()}
-        guard, n = self.recipe.guard.model_dump(), self.recipe.evaluation.n_items
-        return fingerprint({name: [sha256, n] for name, sha256 in sets.items()} | {"guard": guard})
+        """What tells these test sets from others."""
+        return fingerprint(self.sets | {"guard": self.recipe.guard.model_dump()})
 
     def items(self, tasks: dict[str, Task]) -> dict[str, pd.DataFrame]:
         """Return the items of each task."""
@@ -55,11 +61,9 @@ class SealedTests:
         """
         looked_for = fingerprint([self.key, self.recipe.evaluation.model_dump(), content_of(trained)])
         # By file: the same items in another number, or beside other tasks, are no new test set.
-        source, opened = self.recipe.evaluation.bbh_dir or self.recipe.tasks.folder, 0
-        for name, task in tasks.items():
-            sha256 = load_test_items(self.recipe, task)[1]
-            opened = max(opened, record_test_access(sha256, f"{name} of {source}", looked_for))
-        return self.items(tasks), opened
+        source, sets = self.recipe.evaluation.bbh_dir or self.recipe.tasks.folder, self.sets
+        opened = [record_test_access(sets[name][0], f"{name} of {source}", looked_for) for name in tasks]
+        return self.items(tasks), max(opened)
 
 
 def answer_tests(
@@ -87,9 +91,9 @@ def answer_tests(
     """
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])
-    jobs, plans = [], []
+    jobs, plan = [], []
     for student, arm, seed, model in everyone(students, models):
-        asked, plan = [], []
+        asked = []
         for n_shots in shots:
             for name, task in tasks.items():
                 shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(n_shots)
@@ -98,13 +102,11 @@ def answer_tests(
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
                     plan.append((student, arm, seed, n_shots, task, item.item_id, item.target))
         jobs.append(AskJob(model, f"{student}, {arm}, seed {seed}", asked, max_new_tokens))
-        plans.append(plan)
     written = run_engine_jobs(complete_job, jobs, jobs[0].model, "answering test items")
-    graded = zip(plans, written, strict=True)
-    rows = [_graded(row, completion.text) for plan, answers in graded for row, completion in zip(plan, answers)]
-    frame = schemas.build(rows, "predictions")
+    completions = list(itertools.chain.from_iterable(written))
+    frame = schemas.build([_graded(*pair) for pair in zip(plan, completions, strict=True)], "predictions")
     frame.attrs["counts"] = {"answers": len(frame), "answers not readable": (~frame["parsed"]).sum()}
-    frame.attrs["tokens"] = sum(completion.n_tokens for completions in written for completion in completions)
+    frame.attrs["tokens"] = sum(completion.n_tokens for completion in completions)
     return frame
 
 
@@ -119,9 +121,9 @@ def everyone(students: dict[str, Model], models: dict) -> Iterator[tuple[str, st
             yield student, arm, seed, model.trained(own[arm, seed])
 
 
-def _graded(row: tuple, text: str) -> dict:
+def _graded(row: tuple, completion: Completion) -> dict:
     *named, task, item_id, target = row
-    answer = task.answers.read(text)
+    text, answer = completion.text, task.answers.read(completion.text)
     known = dict(zip(("student", "arm", "seed", "shots"), named, strict=True)) | {"task": task.name, "item_id": item_id}
     read = {"answer": answer, "style": task.style(text), "parsed": bool(answer)}
     return known | read | {"correct": task.answers.same(answer, target)}
@@ -132,11 +134,11 @@ def decide(run: Run) -> dict:
     recipe, tasks = run.recipe, load_tasks(run.recipe)
     predictions, curve = run.read("predictions"), run.read("students", "curve")
     # Another rule for the same answers is another look.
-    _, opened = SealedTests(recipe).open(tasks, curve)
-    tests = {name: load_test_items(recipe, task)[1] for name, task in tasks.items()}
+    tests = SealedTests(recipe)
+    _, opened = tests.open(tasks, curve)
     test_set = {
         "name": name_of_test_set(recipe, tasks),
-        "sha256": fingerprint({name: [sha256, recipe.evaluation.n_items] for name, sha256 in tests.items()}),
+        "sha256": fingerprint(tests.sets),
         "times_opened": opened,
         "note": opened_in_words(opened),
     }

@@ -228,6 +228,13 @@ def sample_size_needed(of: VarianceComponents, margin: float, alpha: float) -> d
     return {"seeds": more_seeds, "items": more_items, "together": False}
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray | float:
+    """Return Spearman's correlation along the last axis; nan where one side is all alike and so says nothing."""
+    x, y = (ranks - ranks.mean(-1, keepdims=True) for ranks in (stats.rankdata(values, axis=-1) for values in (a, b)))
+    with np.errstate(invalid="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+
+
 def percentiles(draws: np.ndarray) -> tuple[float, float]:
     """Return the 95 % percentile interval of bootstrap draws; those that are nan say nothing, nan where all are."""
     known = np.asarray(draws)[np.isfinite(draws)]

@@ -7,7 +7,6 @@ probed with; the first questions, a quarter of them at most, warm the student up
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from workbench.methods import FIRST_RECIPE
 from workbench.models.loading import load_tokenizer
@@ -20,7 +19,7 @@ from workbench.signals.influence_of_drafts import measure_influence, texts_to_le
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import texts_of
 from workbench.tasks.task import load_tasks
-from workbench.verdict.intervals import percentiles
+from workbench.verdict.intervals import percentiles, rank_correlation
 
 SIGNALS = {"one_shot": "one-shot accuracy", "influence": "local data influence"}
 SETTINGS = Influence(n_warm_up=8, n_steps=8)
@@ -84,21 +83,14 @@ def rank_agreement(table: pd.DataFrame) -> pd.DataFrame:
         drawn = [rng.integers(len(parts), size=len(parts)) for _ in range(N_RESAMPLES)]
         again = [_across(values, tasks, np.concatenate([parts[one] for one in at])) for at in drawn]
         rows.append((student, "across", _across(values, tasks, np.arange(len(own))), *percentiles(again)))
-        inside = pd.Series([_correlation(values[part]) for part in parts])
+        inside = pd.Series([rank_correlation(*values[part].T) for part in parts])
         rows.append((student, "within", inside.mean(), *percentiles([inside.iloc[at].mean() for at in drawn])))
     return pd.DataFrame(rows, columns=["student", "what", "correlation", "low", "high"])
 
 
 def _across(values: np.ndarray, tasks: np.ndarray, at: np.ndarray) -> float:
     """Return the mean over tasks of the correlation of some rows, shape (rows, signals)."""
-    return pd.Series([_correlation(values[at[tasks[at] == task]]) for task in pd.unique(tasks[at])]).mean()
-
-
-def _correlation(values: np.ndarray) -> float:
-    """Return Spearman's correlation of two columns; nan where one is all alike and so says nothing."""
-    if len(values) < 2 or not np.ptp(values, axis=0).all():
-        return np.nan
-    return float(np.corrcoef(stats.rankdata(values, axis=0).T)[0, 1])
+    return pd.Series([rank_correlation(*values[at[tasks[at] == task]].T) for task in pd.unique(tasks[at])]).mean()
 
 
 def costs(run: Run, table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job
@@ -33,7 +32,7 @@ from workbench.runs.seeding import stream, stream_seed
 from workbench.runs.workers import run_jobs
 from workbench.tasks.answers import Answers
 from workbench.tasks.task import Task, load_tasks
-from workbench.verdict.intervals import percentiles
+from workbench.verdict.intervals import percentiles, rank_correlation
 
 N_RESAMPLES = 4000
 LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
@@ -91,8 +90,8 @@ def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
     # Training and asking take turns here, in several processes, which suits transformers alone.
     recipe = recipe.model_copy(update={"engines": Engines()})
     job = AskJob(Model(recipe, "student", ref), repr(trial), trial.asked, recipe.evaluation.max_new_tokens)
-    texts = [completion.text for completion in complete_job(job)]
-    told = [(text, reader.same(reader.read(text), target)) for text, (reader, target) in zip(texts, trial.targets)]
+    written = zip(complete_job(job), trial.targets, strict=True)
+    told = [(one.text, reader.same(reader.read(one.text), target)) for one, (reader, target) in written]
     atomic_write(path, json.dumps({"key": key, "answers": told}, ensure_ascii=False).encode())
     shutil.rmtree(trial.folder, ignore_errors=True)
     return told
@@ -256,10 +255,12 @@ def predictive_validity(table: pd.DataFrame) -> pd.DataFrame:
         wide = own.pivot(index="seed", columns=["task", "group"], values=["score", "gain"]).sort_index(axis=1)
         # Shape (seeds, tasks, groups).
         scores, gains = (wide[of].to_numpy().reshape(len(wide), own["task"].nunique(), -1) for of in ("score", "gain"))
-        blocks.append(_rank_correlations(scores.mean(0), gains.mean(0)))
         drawn = rng.integers(len(gains), size=(N_RESAMPLES, len(gains)))
-        again = _rank_correlations(scores[drawn].mean(1), gains[drawn].mean(1))
-        rows.append({"student": student} | _mean_of(blocks[-1], again) | {"n": scores[0].size})
+        # Means of the same shares in another order differ in the last digits, stored ones in the sixth: those are ties.
+        pairs = [(scores.mean(0), gains.mean(0)), (scores[drawn].mean(1), gains[drawn].mean(1))]
+        block, again = (rank_correlation(*(np.round(values, 5) for values in pair)) for pair in pairs)
+        blocks.append(block)
+        rows.append({"student": student} | _mean_of(block, again) | {"n": scores[0].size})
     values = np.concatenate(blocks)
     again = values[rng.integers(len(values), size=(N_RESAMPLES, len(values)))]
     whole = {"student": "all students"} | _mean_of(values, again)
@@ -272,15 +273,6 @@ def _mean_of(correlations: np.ndarray, again: np.ndarray) -> dict:
     """Return the mean of what is not nan, with the interval of the same over draws, one a row."""
     low, high = percentiles(pd.DataFrame(again).mean(axis=1))
     return {"correlation": float(pd.Series(correlations).mean()), "low": low, "high": high}
-
-
-def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation along the last axis; nan where one side is all alike and so says nothing."""
-    # Means of the same shares in another order differ in the last digits, and stored ones in the sixth: those are ties.
-    ranks = [stats.rankdata(np.round(values, 5), axis=-1) for values in (a, b)]
-    x, y = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    with np.errstate(invalid="ignore"):
-        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
 
 
 def partial_correlation(table: pd.DataFrame, covariates: Sequence[str] = LENGTH) -> float:

@@ -7,6 +7,7 @@ items of their task.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ from workbench.verdict.intervals import (
 )
 
 BASE_SEED = -1
+UNTRAINED = {"training_tokens": 0, "steps": 0}
 
 
 def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
@@ -237,8 +239,7 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     arms = {}
     for arm in own_arms:
         by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
-        cost = training.get(arm, {"training_tokens": 0, "steps": 0})
-        arms[arm] = by_shots[str(main)] | cost | {"by_shots": by_shots}
+        arms[arm] = by_shots[str(main)] | training.get(arm, UNTRAINED) | {"by_shots": by_shots}
     block = {
         "student": student,
         "decision": comparisons[0]["decision"],
@@ -276,12 +277,7 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Ma
     return said
 
 
-def _rounded(value: object) -> object:
+def _rounded(block: Mapping) -> dict:
     """Return plain Python values that JSON holds, floats to six places."""
-    if isinstance(value, Mapping):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return round(value, 6) if isinstance(value, float) else value
+    text = json.dumps(block, default=lambda value: value.item())
+    return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
