@@ -12,8 +12,8 @@ from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict import learning_curves, validity
-from workbench.verdict.learning_curves import doubling, measure, usable
-from workbench.verdict.validity import held_out
+from workbench.verdict.learning_curves import doubling, measure
+from workbench.verdict.validity import held_out, usable
 
 
 def first(examples: pd.DataFrame, n: int) -> pd.DataFrame:

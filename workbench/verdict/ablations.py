@@ -38,14 +38,11 @@ CONTRASTS = (
 
 
 def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
-    """Return every contrast whose arms the predictions have, for each student and for all of them.
-
-    For all students together, an item counts once a student. p_holm adjusts the sign-flip p-values of one student's (or
-    of all students') contrasts for their number.
+    """Return every contrast whose arms the predictions have, for each student and for all, an item once a student.
 
     Returns:
-        Columns student, a, b, difference, low, high, p_value, p_holm, decision, n_seeds, n_items, paper, where; shares
-        of 1, the paper's difference too.
+        Columns student, a, b, difference, low, high, p_value, p_holm (by sign flips; corrected for the number of a
+        student's contrasts), decision, n_seeds, n_items, paper, where; shares of 1, the paper's difference too.
     """
     predictions, rule, rows = _with_others(predictions), (settings.primary.shots, settings.margin, settings.alpha), []
     groups = {student: own for student, own in predictions.groupby("student", sort=False)}
@@ -87,5 +84,5 @@ def cohort(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
         for arm in ["tailored", *arms] if arms else []:
             found = arm_accuracy(own, arm, settings.primary.shots, settings.alpha)
             of = student if arm == "tailored" else arm.removeprefix(TAILORED_FOR)
-            rows.append({"student": student, "tailored_for": of} | {k: found[k] for k in ("accuracy", "low", "high")})
+            rows.append(found | {"student": student, "tailored_for": of})
     return pd.DataFrame(rows, columns=["student", "tailored_for", "accuracy", "low", "high"])

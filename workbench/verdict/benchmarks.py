@@ -30,9 +30,6 @@ def ask(run: Run) -> pd.DataFrame:
 
     Returns:
         Columns student, arm, benchmark, metric, value, stderr and n (items); empty if the recipe names none.
-
-    Raises:
-        DataError: If the harness is not installed or does not know a benchmark.
     """
     recipe, rows = run.recipe, []
     if not recipe.benchmarks.tasks:

@@ -85,9 +85,6 @@ def answer_tests(
         exemplars: Worked questions for the prompts with demonstrations.
         shots: Numbers of demonstrations.
         max_new_tokens: Of an answer.
-
-    Returns:
-        predictions, as their schema describes them.
     """
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])

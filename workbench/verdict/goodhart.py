@@ -18,7 +18,7 @@ from workbench.loop.arms import pairs_by_arm
 from workbench.loop.budgets import batches_per_epoch, equal_rows
 from workbench.loop.drafting import draft_questions, draft_rationales
 from workbench.loop.pairs import build_pairs
-from workbench.loop.tailoring import EVERY_STUDENT, write_examples
+from workbench.loop.tailoring import write_examples
 from workbench.loop.writing import Guards, OnePrompt
 from workbench.methods import ALL
 from workbench.models.engine import Decoding
@@ -31,9 +31,8 @@ from workbench.runs.seeding import stream
 from workbench.signals.one_shot import probe_drafts
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import VarianceComponents, half_width, holm, interval_p_value, spread
-from workbench.verdict.validity import FORMAT, LENGTH, format_of, known_student, train_and_ask
+from workbench.verdict.validity import AFTER, BEFORE, FORMAT, LENGTH, format_of, train_and_ask, usable
 
-BEFORE, AFTER = "untailored", "tailored"
 SCORE, GAIN = "score", "gain"
 ALPHA = 0.05  # of the warning, and of the intervals
 COLUMNS = ["student", "round", "seed", "what", "task", "item_id", "value"]
@@ -57,16 +56,13 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
         before) or what an example is like (n_tokens, correct, n_steps, digits; item: the example).
     """
     recipe = run.recipe
-    missing = {BEFORE, AFTER} - set(recipe.evaluation.arms)
-    if missing:
-        raise RunError(f"Run {run.name} has no arm {min(missing)!r}, where the rounds begin; take a run that has it.")
     if not 2 <= n_seeds <= len(recipe.seeds):
         raise RunError(
             f"Seeds must be 2 (for an interval) to {len(recipe.seeds)} (run {run.name} has that many), got {n_seeds}."
         )
     students = students or list(recipe.models.students)
     for student in students:
-        known_student(run, student)
+        usable(run, student)
     parts = []
     for student in students:
         parts.append(_one_student(run, _alone(recipe, student, n_seeds), student, n_rounds, n_probed))
@@ -101,11 +97,8 @@ def _one_student(run: Run, recipe: Recipe, student: str, n_rounds: int, n_probed
 
 def _examples_by_round(run: Run, recipe: Recipe, student: str, n_rounds: int) -> pd.DataFrame:
     """Return what each round's teacher wrote for the student; arm is the number of the round."""
-    made = run.read("examples")
-    frames = [
-        made[(made["arm"] == arm) & made["student"].isin([student, EVERY_STUDENT])].assign(arm=str(number))
-        for number, arm in enumerate((BEFORE, AFTER))
-    ]
+    made = usable(run, student)
+    frames = [made[made["arm"] == arm].assign(arm=str(number)) for number, arm in enumerate((BEFORE, AFTER))]
     aligned = run.result("teachers")
     for number in range(2, n_rounds + 1):
         print(f"{student}: round {number} of {n_rounds}", flush=True)

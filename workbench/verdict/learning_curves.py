@@ -12,15 +12,14 @@ from itertools import pairwise, product
 import numpy as np
 import pandas as pd
 
-from workbench.loop.arms import examples_of_arm
 from workbench.runs.errors import RunError
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import half_width, spread
-from workbench.verdict.validity import known_student, train_and_ask, training_rows
+from workbench.verdict.validity import AFTER, BEFORE, train_and_ask, training_rows, usable
 from workbench.verdict.verdict import BASE_SEED, answers, arm_accuracy
 
-BASE, BEFORE, AFTER = "base", "untailored", "tailored"
+BASE = "base"
 LEAST = 5  # examples a task, about where the sizes begin
 N_BETWEEN = 40  # places between two sizes where an interval may end
 
@@ -33,23 +32,6 @@ def doubling(most: int) -> list[int]:
         [5, 11, 23, 46, 93]
     """
     return [most // 2**k for k in range(most.bit_length(), -1, -1) if most // 2**k >= min(LEAST, most)]
-
-
-def usable(run: Run, student: str) -> pd.DataFrame:
-    """Return the kept examples of both arms that were written for a student, under the run's seeds.
-
-    Raises:
-        RunError: If the run has no such student or arm, fewer than two seeds, or no finished alignment.
-    """
-    recipe = run.recipe
-    known_student(run, student)
-    if missing := {BEFORE, AFTER} - set(recipe.evaluation.arms):
-        raise RunError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
-    if len(recipe.seeds) < 2:
-        raise RunError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
-    made = run.read("examples")
-    made = made[made["kept"] & made["seed"].isin(recipe.seeds)]
-    return pd.concat([examples_of_arm(made, student, arm) for arm in (BEFORE, AFTER)], ignore_index=True)
 
 
 def measure(

@@ -28,20 +28,11 @@ COPIED = ["draft_id", "task", "question_id", "question", "technique", "rationale
 
 
 def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
-    """Return every draft outside the warm-up set with both signals, for each student.
-
-    What was measured once is read from the finished items.
-
-    Args:
-        run: With finished probes.
-        settings: How influence is measured.
+    """Return every draft outside the warm-up set with both signals, for each student of a run with finished probes.
 
     Returns:
         Columns student, those of drafts, one_shot (share right), influence (nats per reference token, the step at zero
         gradient subtracted), one_shot_tokens (generated) and influence_tokens (read).
-
-    Raises:
-        RunError: If it was not probed.
     """
     if not run.has("probes"):
         raise RunError(
@@ -67,9 +58,6 @@ def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:
 
 def rank_agreement(table: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's correlation of the two signals for each student, with 95 % bootstrap intervals over questions.
-
-    Args:
-        table: As both returns it.
 
     Returns:
         Columns student, what ("across": over all drafts of a task, mean over tasks; "within": over the rationales of

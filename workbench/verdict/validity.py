@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
+from workbench.loop.arms import examples_of_arm
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
@@ -35,6 +36,7 @@ from workbench.tasks.task import Task, load_tasks
 from workbench.verdict.intervals import percentiles, rank_correlation
 
 N_RESAMPLES = 4000
+BEFORE, AFTER = "untailored", "tailored"
 LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
 LEAST_FREE = 3  # degrees of freedom that a partial correlation must leave
 
@@ -126,6 +128,21 @@ def train_and_ask(
     return pd.concat(frames, ignore_index=True)
 
 
+def usable(run: Run, student: str) -> pd.DataFrame:
+    """Return the kept examples of the arms BEFORE and AFTER that were written for a student, under the run's seeds."""
+    recipe = run.recipe
+    if student not in recipe.models.students:
+        known = ", ".join(recipe.models.students)
+        raise RunError(f"Run {run.name} has no student {student!r}; its students are {known}.")
+    if missing := {BEFORE, AFTER} - set(recipe.evaluation.arms):
+        raise RunError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
+    if len(recipe.seeds) < 2:
+        raise RunError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
+    made = run.read("examples")
+    made = made[made["kept"] & made["seed"].isin(recipe.seeds)]
+    return pd.concat([examples_of_arm(made, student, arm) for arm in (BEFORE, AFTER)], ignore_index=True)
+
+
 def training_rows(texts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
     """Return prompt and completion of texts with task, question and rationale."""
     asked = [prompts.naive_prompt(tasks[row.task].description, row.question) for row in texts.itertuples()]
@@ -166,13 +183,6 @@ def train_on_groups(
     table.insert(len(table.columns) - 1, "gain", table["after"] - table["before"])
     atomic_write(run.path / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode())
     return table
-
-
-def known_student(run: Run, student: str) -> None:
-    """Raise a RunError if the run has no such student."""
-    if student not in run.recipe.models.students:
-        known = ", ".join(run.recipe.models.students)
-        raise RunError(f"Run {run.name} has no student {student!r}; its students are {known}.")
 
 
 def stored(run: Run, name: str = "validity") -> pd.DataFrame | None:

@@ -172,10 +172,9 @@ def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: floa
         rows.append({"task": task} | row | means)
         compared.append((row, of))
     for row, (_, of), (p, decision) in zip(rows, compared, adjusted(compared, margin, alpha), strict=True):
-        row["p_holm"] = p
         if row["decision"] != decision:
-            row["decision"] = decision
             row["more_needed"] = sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
+        row |= {"p_holm": p, "decision": decision}
     return pd.DataFrame(rows)
 
 
