@@ -64,13 +64,13 @@ def test_curves_are_measured_killed_gone_on_with_and_added_to(run, runs_of, trai
     )
     process.start()
     process.join()
-    kept = {path.name for path in (run.path / "curves").glob("*.json")}
-    assert process.exitcode == -9 and "pupil-base-0--1.json" in kept and len(kept) < 5
+    kept = {path.name for path in (run.path / "curves" / "pupil").glob("*.json")}
+    assert process.exitcode == -9 and "base-0--1.json" in kept and len(kept) < 5
     table = measure(run, "pupil", [2], first)
     # Two arms, two seeds, two tasks of two examples each; what was trained before the kill is not trained again.
     assert 0 < len(trainings) < 4 and set(trainings) == {4}
     pd.testing.assert_frame_equal(measure(run, "pupil", [2], first), table)
-    assert 0 < len(trainings) < 4 and not list((run.path / "curves").glob("*/"))
+    assert 0 < len(trainings) < 4 and not list((run.path / "curves" / "pupil").glob("*/"))
     n_items = len(held_out(run, load_tasks(run.recipe))[0])
     assert len(table) == (1 + 4) * n_items and set(table["n"]) == {0, 2} and set(table["shots"]) == {0}
     trainings.clear()

@@ -164,7 +164,8 @@ def _gains(run: Run, recipe: Recipe, student: str, rows: pd.DataFrame) -> pd.Dat
         n_batches = batches_per_epoch(of_seed, recipe.training.batch_size)
         for number, own in of_seed.groupby("arm", sort=False):
             sets.append(({"student": student, "arm": number, "seed": int(seed)}, own, n_batches))
-    answered = train_and_ask(run, recipe, sets, "goodhart/students", "training on rounds").astype({"correct": float})
+    at = "goodhart/students/{student}-{arm}-{seed}"
+    answered = train_and_ask(run, recipe, sets, at, "training on rounds").astype({"correct": float})
     untrained = answered["arm"] == "before"
     before = answered[untrained].set_index("item_id")["correct"]
     after = answered[~untrained]

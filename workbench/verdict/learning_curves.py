@@ -56,7 +56,8 @@ def measure(
     for n, seed, arm in product(_checked(run, examples, sizes), recipe.seeds, (BEFORE, AFTER)):
         own = subset(examples[(examples["arm"] == arm) & (examples["seed"] == seed)], n)
         sets.append(({"student": student, "arm": arm, "n": n, "seed": seed}, training_rows(own, tasks), 0))
-    return train_and_ask(run, recipe, sets, "curves", "training on growing sets").assign(shots=0)
+    at = "curves/{student}/{arm}-{n}-{seed}"
+    return train_and_ask(run, recipe, sets, at, "training on growing sets").assign(shots=0)
 
 
 def _checked(run: Run, examples: pd.DataFrame, sizes: Sequence[int]) -> list[int]:

@@ -111,7 +111,7 @@ def train_and_ask(
         recipe: How to train.
         sets: Of each its name (student, seed and what else tells it from the others), its rows (prompt and completion;
             None leaves the student as it is) and the batches of an epoch (0: as many as the rows fill).
-        at: Where in the run's folder.
+        at: Where in the run's folder, with what names a set in braces.
         describe: What the progress is called.
 
     Returns:
@@ -120,7 +120,7 @@ def train_and_ask(
     names, asked, targets = held_out(run, load_tasks(run.recipe))
     trials = []
     for own, rows, n_batches in sets:
-        folder = run.path / at / "-".join(map(str, own.values()))
+        folder = run.path / at.format(**own)
         trials.append(FineTuneJob(recipe, own["student"], rows, asked, targets, own["seed"], folder, n_batches))
     items = {"task": names, "item_id": [f"{n:04}" for n in range(len(names))]}
     answered = zip(sets, answer_trials(recipe, trials, describe), strict=True)
@@ -173,7 +173,7 @@ def train_on_groups(
     for (student, seed, group), own in scored.groupby(["student", "seed", "group"], sort=False):
         rows = training_rows(own.sort_values("draft_id"), tasks)
         sets.append(({"student": student, "group": group, "seed": seed}, rows, 0))
-    answered = train_and_ask(run, run.recipe, sets, name, "training on groups")
+    answered = train_and_ask(run, run.recipe, sets, name + "/{student}-{group}-{seed}", "training on groups")
     keys = ["student", "task", "group", "seed"]
     like = {"score": ("value", "mean")} | {what: (what, "mean") for what in (*LENGTH, *FORMAT)}
     described = scored.groupby(keys, as_index=False).agg(**like)
