@@ -217,12 +217,12 @@ def partings(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for student, own in table.groupby("student", sort=False):
-        rounds = {number: of_round for number, of_round in own.groupby("round")}
-        found = []
-        for earlier, later in itertools.combinations(sorted(rounds), 2):
+        rounds, found = own.groupby("round"), []
+        wides = {(number, what): _wide(of, what) for number, of in rounds for what in (SCORE, GAIN)}
+        for earlier, later in itertools.combinations(sorted(rounds.groups), 2):
             row, p_values = {"student": student, "earlier": earlier, "later": later}, []
             for what, sign in ((SCORE, 1), (GAIN, -1)):
-                of, ends = _estimate(_wide(rounds[later], what) - _wide(rounds[earlier], what), what)
+                of, ends = _estimate(wides[later, what] - wides[earlier, what], what)
                 row |= ends
                 p_values.append(interval_p_value(of) if sign * of.mean > 0 else 1.0)
             found.append(row | {"p": max(p_values)})
