@@ -233,11 +233,11 @@ def test_decidedness_reads_the_probability_of_unflipped_pairs():
     pairs = pd.DataFrame(
         [("p", 0.9, False), ("q", 0.89, False), ("r", 0.01, True)], columns=["pair_id", "p_chosen", "flipped"]
     ).assign(student="ada", kind="rationale", task="t", score_gap=0.1)
-    table = figures.decidedness(pairs)
-    assert table["pair_id"].tolist() == ["p", "q"] and table["decided"].tolist() == [True, False]
-    assert "50 % of 2 rationale pairs" in figures.sentence(figures.pair_decidedness(pairs))
+    figure = figures.pair_decidedness(pairs)
+    assert "50 % of 2 rationale pairs" in figures.sentence(figure)
+    assert [name in figures.table(figure) for name in ("<td>p</td>", "<td>q</td>", "<td>r</td>")] == [True, True, False]
     with pytest.raises(DataError, match="'q' has no p_chosen"):
-        figures.decidedness(pairs.assign(p_chosen=[0.9, float("nan"), 0.1]))
+        figures.pair_decidedness(pairs.assign(p_chosen=[0.9, float("nan"), 0.1]))
 
 
 def test_auc_by_hand_and_covers():

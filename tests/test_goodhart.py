@@ -20,8 +20,7 @@ SCORES = (0.4, 0.5, 0.6, 0.65)
 
 def rounds(scores, gains, key=0, n_seeds=5, seed_sd=0.01, n_items=(40, 120), student="ada") -> pd.DataFrame:
     """Rounds whose true score and gain are given; seeds shift a round, and questions differ in difficulty."""
-    rng = stream(0, "rounds", key, student)
-    parts = []
+    rng, keys, values = stream(0, "rounds", key, student), [], []
     for what, levels, n, size in (("score", scores, n_items[0], 8), ("gain", gains, n_items[1], 1)):
         ease = rng.uniform(-0.2, 0.2, n)
         before = (rng.random(n) < 0.5 + ease) if what == "gain" else np.zeros(n)
@@ -29,11 +28,10 @@ def rounds(scores, gains, key=0, n_seeds=5, seed_sd=0.01, n_items=(40, 120), stu
             share = level if what == "score" else 0.5 + level
             for seed in range(n_seeds):
                 chance = np.clip(share + ease + seed_sd * rng.standard_normal(), 0.02, 0.98)
-                value = rng.binomial(size, chance, n) / size - before
-                names = [f"i{i}" for i in range(n)]
-                cells = {"student": student, "round": number, "seed": seed, "what": what, "task": "t", "item_id": names}
-                parts.append(pd.DataFrame(cells | {"value": value}))
-    return pd.concat(parts, ignore_index=True)
+                values.append(rng.binomial(size, chance, n) / size - before)
+                keys += [(student, number, seed, what, "t", f"i{i}") for i in range(n)]
+    columns = ["student", "round", "seed", "what", "task", "item_id"]
+    return pd.DataFrame(keys, columns=columns).assign(value=np.concatenate(values))
 
 
 def test_a_score_that_rises_while_the_gain_falls_is_warned_of():

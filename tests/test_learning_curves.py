@@ -12,10 +12,12 @@ from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict import learning_curves, validity
-from workbench.verdict.learning_curves import doubling, first, measure, usable
-from workbench.verdict.validity import held_out
+from workbench.verdict.learning_curves import doubling, measure
+from workbench.verdict.validity import held_out, usable
 
-EXAMPLES = pd.DataFrame({"task": ["a", "b", "a", "a", "b"], "example_id": ["a0", "b0", "a1", "a2", "b1"]})
+
+def first(examples: pd.DataFrame, n: int) -> pd.DataFrame:
+    return examples.groupby("task", sort=False).head(n)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +44,6 @@ def trainings(monkeypatch):
     return done
 
 
-def test_the_first_examples_of_each_task_are_taken_and_larger_sets_hold_smaller_ones():
-    assert first(EXAMPLES, 1)["example_id"].tolist() == ["a0", "b0"]
-    assert first(EXAMPLES, 2)["example_id"].tolist() == ["a0", "b0", "a1", "b1"]
-    for n in range(1, 4):
-        assert set(first(EXAMPLES, n)["example_id"]) <= set(first(EXAMPLES, n + 1)["example_id"])
-
-
 @pytest.mark.parametrize(
     ("most", "sizes"), [(160, [5, 10, 20, 40, 80, 160]), (93, [5, 11, 23, 46, 93]), (5, [5]), (3, [3]), (1, [1])]
 )
@@ -59,7 +54,7 @@ def test_sizes_double(most, sizes):
 def measure_until_killed(runs: str, kill: tuple[str, int]) -> None:
     os.environ["WORKBENCH_RUNS"] = runs
     small_classroom._arm(*kill)
-    measure(open_run("loop"), "pupil", [2])
+    measure(open_run("loop"), "pupil", [2], first)
 
 
 def test_curves_are_measured_killed_gone_on_with_and_added_to(run, runs_of, trainings):
@@ -71,22 +66,22 @@ def test_curves_are_measured_killed_gone_on_with_and_added_to(run, runs_of, trai
     process.join()
     kept = {path.name for path in (run.path / "curves" / "pupil").glob("*.json")}
     assert process.exitcode == -9 and "base-0--1.json" in kept and len(kept) < 5
-    table = measure(run, "pupil", [2])
+    table = measure(run, "pupil", [2], first)
     # Two arms, two seeds, two tasks of two examples each; what was trained before the kill is not trained again.
     assert 0 < len(trainings) < 4 and set(trainings) == {4}
-    pd.testing.assert_frame_equal(measure(run, "pupil", [2]), table)
+    pd.testing.assert_frame_equal(measure(run, "pupil", [2], first), table)
     assert 0 < len(trainings) < 4 and not list((run.path / "curves" / "pupil").glob("*/"))
     n_items = len(held_out(run, load_tasks(run.recipe))[0])
     assert len(table) == (1 + 4) * n_items and set(table["n"]) == {0, 2} and set(table["shots"]) == {0}
     trainings.clear()
-    more = measure(run, "pupil", [1, 2])
+    more = measure(run, "pupil", [1, 2], first)
     assert trainings == [2] * 4
     pd.testing.assert_frame_equal(more[more["n"] != 1].reset_index(drop=True), table)
-    pd.testing.assert_frame_equal(measure(run, "pupil", [2]), table)
+    pd.testing.assert_frame_equal(measure(run, "pupil", [2], first), table)
 
 
 def test_other_examples_are_trained_on_anew(run, trainings):
-    measure(run, "pupil", [1])
+    measure(run, "pupil", [1], first)
     trainings.clear()
     last = measure(run, "pupil", [1], lambda examples, n: examples.groupby("task", sort=False).tail(n))
     assert trainings == [2] * 4 and set(last["n"]) == {0, 1}
@@ -100,11 +95,11 @@ def test_examples_are_those_kept_for_the_student_under_the_seeds_of_the_run(run)
 
 def test_what_cannot_be_measured_is_said(run):
     with pytest.raises(RunError, match="its students are pupil"):
-        measure(run, "eve")
+        measure(run, "eve", [], first)
     with pytest.raises(RunError, match="must lie between 1 and"):
-        measure(run, "pupil", [1, 99])
+        measure(run, "pupil", [1, 99], first)
     with pytest.raises(RunError, match="no finished step 'examples'"):
-        measure(open_run("empty", run.recipe), "pupil")
+        measure(open_run("empty", run.recipe), "pupil", [], first)
     one = run.recipe.model_copy(update={"seeds": run.recipe.seeds[:1]})
     with pytest.raises(RunError, match="needs two or more"):
-        measure(learning_curves.Run("one", run.path, one), "pupil")
+        measure(learning_curves.Run("one", run.path, one), "pupil", [], first)

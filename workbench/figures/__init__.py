@@ -5,8 +5,7 @@ from workbench.runs import lazily
 __getattr__, __all__ = lazily(
     __name__,
     {
-        "scores": "drafts_by_technique preference_scores technique_heatmap probe_roc pair_decidedness decidedness "
-        "influences sibling_gaps signal_agreement gains_by_signal",
+        "scores": "drafts_by_technique preference_scores technique_heatmap probe_roc pair_decidedness influences",
         "training": "reward_margins training_curves style_shift",
         "verdict": "arm_accuracies comparisons per_task by_student sign_flips decision_shares",
         "studies": "estimates probe_validity score_and_gain learning_curve",

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from workbench.figures.style import (
     CHOSEN,
     CONTROL,
-    LEVEL,
+    INK,
     LIGHT,
     POCKET,
+    SCALE,
     bars,
     dots_and_means,
     finish,
@@ -21,13 +23,11 @@ from workbench.figures.style import (
     marks_by,
     named,
     need,
-    share_cells,
-    spell,
     spell_each,
 )
 from workbench.loop.pairs import DECIDED
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import percent
+from workbench.verdict.in_words import percent, spell
 from workbench.verdict.intervals import auc, clustered_mean, wilson
 
 BY_QUESTION = "95 % intervals, t over questions"
@@ -43,9 +43,8 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
     Drafts without a solver's answer (gold "") count as drafts but not in the share.
     """
     need(drafts, "drafts", "run the drafting stage")
-    counted = drafts.assign(checked=drafts["gold"] != "", n_right=(drafts["gold"] != "") & drafts["correct"])
-    groups = counted.groupby(["task", "technique"])
-    table = groups.agg(drafts=("checked", "size"), checked=("checked", "sum"), n_right=("n_right", "sum")).reset_index()
+    counted = drafts.assign(drafts=1, checked=drafts["gold"] != "", n_right=(drafts["gold"] != "") & drafts["correct"])
+    table = counted.groupby(["task", "technique"], as_index=False)[["drafts", "checked", "n_right"]].sum()
     table["right"] = table["n_right"] / table["checked"].where(table["checked"] > 0)
     table[["low", "high"]] = [wilson(r.right, r.checked) if r.checked else (np.nan, np.nan) for r in table.itertuples()]
     share = ["not checked" if np.isnan(right) else f"{percent(right)} right" for right in table["right"]]
@@ -100,12 +99,11 @@ def scored(signals: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
 
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return mean, low, high, n and questions of value by group, clustered by question."""
-    found = []
-    for key, own in rows.groupby(by, sort=True):
-        mean, low, high = clustered_mean(own["value"], own["question_id"])
-        counts = {"n": len(own), "questions": own["question_id"].nunique()}
-        found.append(dict(zip(by, key, strict=True)) | {"mean": mean, "low": low, "high": high} | counts)
-    return pd.DataFrame(found)
+    found = [
+        (*key, *clustered_mean(own["value"], own["question_id"]), len(own), own["question_id"].nunique())
+        for key, own in rows.groupby(by)
+    ]
+    return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "n", "questions"])
 
 
 def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str, models: str = POCKET) -> go.Figure:
@@ -143,8 +141,11 @@ def technique_heatmap(signals: pd.DataFrame, drafts: pd.DataFrame, models: str =
     grid = cells.pivot(index="student", columns="technique", values="mean")
     texts = cells.pivot(index="student", columns="technique", values="text").fillna("")
     best = cells.loc[cells.groupby("student")["mean"].idxmax()]
+    fig = px.imshow(grid, zmin=0, zmax=1, color_continuous_scale=SCALE, aspect="auto")
+    fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=INK, xgap=3, ygap=3)
+    fig.update_traces(hovertemplate="%{y}, %{x}: %{text}<extra></extra>").update_coloraxes(showscale=False)
     return finish(
-        share_cells(grid, texts.to_numpy(), "technique of the demonstration", "student"),
+        fig.update_xaxes(title_text="technique of the demonstration").update_yaxes(title_text="student"),
         "Do students want to be taught differently?",
         f"mean preference score; {table['n'].sum()} scores; 95 % intervals (±), t over questions",
         "One cell is the mean preference score of a technique's drafts: the share of the preference set that the "
@@ -172,19 +173,18 @@ def probe_roc(
     for student in known:
         own = scores[scores["student"] == student]
         positive = (own["technique"] == native[student]).to_numpy()
-        area, low, high = auc(own["rank"], positive, own["question_id"])
+        area = auc(own["rank"], positive, own["question_id"])
         above = own["rank"].to_numpy() >= np.r_[np.inf, np.unique(own["rank"])[::-1]][:, None]
         curve = {"false": above[:, ~positive].mean(axis=1), "hit": above[:, positive].mean(axis=1)}
-        curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(area, low, high, '.2f')}"))
-        found.append((student, native[student], area, low, high, len(own)))
+        curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(*area, '.2f')}"))
+        found.append((student, native[student], *area, len(own)))
     table = pd.DataFrame(found, columns=["student", "native", "auc", "low", "high", "n"])
     styles = {"chance": (CONTROL, "circle", "dot")} | marks_by(pd.concat(curves)["curve"])
     rows = pd.concat([pd.DataFrame({"false": [0, 1], "hit": [0, 1], "curve": "chance"}), *curves])
     labels = {name: f"share of {what} drafts above the cut" for name, what in (("false", "foreign"), ("hit", "native"))}
-    fig = marks(rows, "false", "hit", "curve", styles, lines=True, labels=labels)
-    fig.update_traces(mode="lines").update_traces(line_width=1, selector={"name": "chance"})
+    fig = marks(rows, "false", "hit", "curve", styles, lines=True, labels=labels).update_traces(mode="lines")
     return finish(
-        fig,
+        fig.update_traces(line_width=1, selector={"name": "chance"}),
         "Does the probe find the planted style?",
         f"one curve a student, AUC in the legend; {len(scores)} scores; 95 % intervals clustered by question",
         "A draft is native when its technique is the one the student was raised on; the probe does not know which that "
@@ -199,7 +199,12 @@ def probe_roc(
 
 def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw how probable it is that the chosen side of each pair is the better one, by student and kind."""
-    table = decidedness(need(pairs, "pairs", "run the alignment stage")).sort_values(["student", "kind"])
+    own = need(pairs, "pairs", "run the alignment stage").query("not flipped")
+    if own["p_chosen"].isna().any():
+        lost = own.loc[own["p_chosen"].isna(), "pair_id"].iloc[0]
+        raise DataError(f"Pair {lost!r} has no p_chosen: its sides were not probed; pass pairs built from probes.")
+    columns = ["pair_id", "student", "kind", "task", "score_gap", "p_chosen"]
+    table = own[columns].assign(decided=own["p_chosen"] >= DECIDED).sort_values(["student", "kind"])
     said = table["decided"].map({True: "decided", False: "not decided"})
     rows = table.assign(panel=table["student"] + ", " + table["kind"] + " pairs", said=said)
     fills = {"decided": (CHOSEN, ""), "not decided": (LIGHT, "/")}
@@ -231,16 +236,6 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     )
 
 
-def decidedness(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return each unflipped pair's gap, the probability that its chosen side is better, and whether that decides it."""
-    own = pairs[~pairs["flipped"]]
-    if own["p_chosen"].isna().any():
-        lost = own.loc[own["p_chosen"].isna(), "pair_id"].iloc[0]
-        raise DataError(f"Pair {lost!r} has no p_chosen: its sides were not probed; pass pairs built from probes.")
-    columns = ["pair_id", "student", "kind", "task", "score_gap", "p_chosen"]
-    return own[columns].assign(decided=own["p_chosen"] >= DECIDED)
-
-
 def influences(found: pd.DataFrame, drafts: pd.DataFrame, student: str, models: str = POCKET) -> go.Figure:
     """Draw one student's local data influence by task and technique (or style): every draft, and means with intervals.
 
@@ -265,82 +260,4 @@ def influences(found: pd.DataFrame, drafts: pd.DataFrame, student: str, models: 
         table,
         models,
         height=190 + 62 * table["technique"].nunique(),
-    )
-
-
-def sibling_gaps(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
-    """Draw how far chosen and rejected are apart in influence, by student."""
-    own = need(pairs[~pairs["flipped"]], "pairs", "run the alignment stage").sort_values("student")
-    rows = own.assign(gap=MILLI * own["score_gap"], kind="pairs")
-    labels = {"gap": f"influence of chosen minus rejected ({UNIT})"}
-    fig = bars(rows, "gap", None, "kind", {"pairs": (CHOSEN, "")}, panel="student", across=1, labels=labels)
-    said = "; ".join(f"{named(name)} {gaps.median():.1f}" for name, gaps in rows.groupby("student")["gap"])
-    return finish(
-        fig.update_yaxes(title_text="pairs (count)").update_layout(showlegend=False),
-        "How far are the siblings of a pair apart?",
-        f"{len(own)} pairs",
-        "The paper takes every helpful sibling with every harmful one, however close both are to zero; pairs.min_gap "
-        "in the recipe asks for a distance. Flipped pairs are left out.",
-        f"Median gap in {UNIT}: {said}.",
-        own[["pair_id", "student", "kind", "task", "score_gap"]],
-        models,
-        height=170 + 150 * own["student"].nunique(),
-    )
-
-
-def signal_agreement(table: pd.DataFrame, agreement: pd.DataFrame, models: str = POCKET) -> go.Figure:
-    """Draw each draft's one-shot accuracy against its influence, a panel a student, a mark a technique.
-
-    The frames are those of signal_agreement.both and signal_agreement.rank_agreement.
-    """
-    rows = need(table, "drafts with both signals", "run: workbench study signals RUN").sort_values("technique")
-    shown = {"panel": "student", "across": 1, "category_orders": {"student": [*map(named, table["student"].unique())]}}
-    shown["labels"] = {"one_shot": "one-shot accuracy, share of 1", "influence": f"influence<br>({UNIT})"}
-    points = rows.assign(influence=MILLI * rows["influence"])
-    fig = marks(points, "one_shot", "influence", "technique", marks_by(rows["technique"]), **shown)
-    fig.update_traces(marker={"size": 7, "opacity": 0.6}).add_hline(y=0, **LEVEL)
-    said = "; ".join(
-        f"{named(one.student)} {spell(one.across, one.across_low, one.across_high, '+.2f')} over all drafts of a task "
-        f"and {spell(one.within, one.within_low, one.within_high, '+.2f')} within a question"
-        for one in agreement.itertuples()
-    )
-    return finish(
-        fig,
-        "Do the two signals agree?",
-        f"{len(table)} drafts; 95 % bootstrap intervals over questions",
-        "One mark is one draft: how often the student answers right after it as its only demonstration, and what one "
-        "optimiser step on it does to the loss on the reference answers. Both use the same questions.",
-        f"Rank correlation, with 95 % intervals: {said}.",
-        table[["student", "task", "technique", "one_shot", "influence"]],
-        models,
-        height=150 + 280 * table["student"].nunique(),
-    )
-
-
-def gains_by_signal(found: pd.DataFrame, models: str = POCKET) -> go.Figure:
-    """Draw how much more the best-scored group gained than the worst-scored one, by signal and student.
-
-    The frame is that of signal_agreement.predictions.
-    """
-    need(found, "trained groups", "run: workbench study signals RUN")
-    points = found.assign(points=100 * found["best_minus_worst"], low=100 * found["low"], high=100 * found["high"])
-    labels = {"points": "gain of the best-scored group minus the worst-scored, points", "student": ""}
-    shown = {"styles": marks_by(found["signal"]), "interval": "points", "orientation": "h", "labels": labels}
-    fig = marks(points, "points", "student", "signal", **shown).add_vline(x=0, **LEVEL)
-    said = "; ".join(
-        f"{one.signal}, {named(one.student)}: {spell(one.points, one.low, one.high, '+.1f')}, rank correlation "
-        f"{spell(one.correlation, one.correlation_low, one.correlation_high, '+.2f')}"
-        for one in points.itertuples()
-    )
-    return finish(
-        fig.update_layout(scattermode="group", scattergap=0.6),
-        "Which signal predicts what training gains?",
-        "held-out questions; 95 % intervals, t over training seeds",
-        "One student was trained on the best rationale of each question, one on the second best, and so on, by either "
-        "signal. Right of zero the signal told the truth: what it scored high taught more. The rank correlation is "
-        "that of score and gain over all groups.",
-        f"{said}.",
-        found,
-        models,
-        height=230 + 60 * found["student"].nunique(),
     )

@@ -27,8 +27,8 @@ LEFT = 1.25  # so many times left of the first size the base is marked
 def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, models: str = POCKET) -> go.Figure:
     """Draw gain against mean preference score, a panel a student and a line a task.
 
-    The frames are those of validity.validate and validity.agreement; validity.left_over says what of the correlation
-    is left when other explanations are held fixed.
+    The frames are those of validity.train_on_groups and validity.predictive_validity; validity.left_over says what of
+    the correlation is left when other explanations are held fixed.
     """
     need(table, "groups", "run: workbench study validity RUN")
     means = table.groupby(["student", "task", "group"], sort=False, as_index=False)[["score", "gain"]].mean()
@@ -56,19 +56,12 @@ def estimates(
 ) -> go.Figure:
     """Draw values with their intervals, a row each: what a study found, where no other figure draws it.
 
-    Args:
-        table: Columns label, value, low, high.
-        unit: What is on the axis.
-        nothing: Where a line says that nothing was found, such as 0 for a difference; None for no line.
-        title: The question; this and the other texts as for figures.style.finish.
-        subtitle: How many of what.
-        caption: How to read it.
-        sentence: What it says.
+    The columns are label, value, low, high; the unit is that of the axis; a line stands where `nothing` was found, such
+    as 0 for a difference, unless it is None. The texts are those of `style.finish`.
     """
     need(table, "estimates", "ask for some")
     rows = table.assign(label=[escape(label, 90) for label in table["label"]], kind="")
-    labels = {"value": unit, "label": ""}
-    shown = {"interval": "value", "orientation": "h", "labels": labels}
+    shown = {"interval": "value", "orientation": "h", "labels": {"value": unit, "label": ""}}
     fig = marks(rows, "value", "label", "kind", marks_by(rows["kind"]), **shown)
     fig.update_traces(showlegend=False).update_yaxes(autorange="reversed")
     if nothing is not None:
@@ -80,21 +73,14 @@ def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) 
     """Draw probe score and held-out gain by round of alignment, a row a student (goodhart.by_round, findings)."""
     need(rounds, "rounds", "run: workbench study goodhart RUN")
     styles = {"probe score": (CHOSEN, "circle", "solid"), "held-out gain": (TAILORED, "diamond", "dash")}
-    tidy = [
-        rounds[["student", "round"]].assign(
-            what=what,
-            panel=rounds["student"] + ": " + what,
-            value=100 * rounds[name],
-            low=100 * rounds[f"{name}_low"],
-            high=100 * rounds[f"{name}_high"],
-        )
-        for name, what in zip(("score", "gain"), styles)
-    ]
+    tidy = []
+    for name, what in zip(("score", "gain"), styles):
+        values = (100 * rounds[[name, f"{name}_low", f"{name}_high"]]).set_axis(["value", "low", "high"], axis=1)
+        tidy.append(values.assign(round=rounds["round"], what=what, panel=rounds["student"] + ": " + what))
     order = [f"{named(student)}: {what}" for student in rounds["student"].unique() for what in styles]
     shown = {"interval": "value", "lines": True, "panel": "panel", "across": 2, "category_orders": {"panel": order}}
-    shown["facet_col_spacing"] = 0.1
-    labels = {"round": "round of alignment", "value": "probe score (%)"}
-    fig = marks(pd.concat(tidy), "round", "value", "what", styles, labels=labels, **shown)
+    shown |= {"facet_col_spacing": 0.1, "labels": {"round": "round of alignment", "value": "probe score (%)"}}
+    fig = marks(pd.concat(tidy), "round", "value", "what", styles, **shown)
     fig.update_yaxes(matches=None, showticklabels=True).update_yaxes(title_text="gain (points)", col=2)
     fig.add_hline(y=0, **LEVEL, col=2).update_xaxes(dtick=1).update_layout(showlegend=False)
     return finish(
@@ -116,13 +102,9 @@ def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) 
 def learning_curve(
     points: pd.DataFrame, found: pd.DataFrame | None = None, said: str = "", models: str = POCKET
 ) -> go.Figure:
-    """Draw accuracy against examples a task and, where it was found, how far a tailored example reaches.
+    """Draw one student's accuracy against examples a task and, where it was found, how far a tailored example reaches.
 
-    Args:
-        points: Of one student, as learning_curves.points returns it.
-        found: As learning_curves.worth returns it; level lines lead from each tailored size to the untailored curve.
-        said: What that says, as learning_curves.quoted returns it.
-        models: Which models this was made with.
+    The frames are those of learning_curves.points and learning_curves.worth; what the latter says is `said`.
     """
     student = named(need(points, "learning curves", "run: workbench study learning_curves RUN")["student"].iloc[0])
     sizes = sorted(set(points["n"]) - {0})
@@ -138,7 +120,11 @@ def learning_curve(
             " A level line leads from a tailored mark to where the untailored curve is as high: the larger number of "
             "examples divided by the smaller says how many of one kind one of the other is worth."
         )
-        _add_reach(fig, found[np.isfinite(found["needed"]) & (found["needed"] >= sizes[0])])
+        drawn = found[np.isfinite(found["needed"]) & (found["needed"] >= sizes[0])]
+        nothing = [None] * len(drawn)
+        x, y = (drawn["n"], drawn["needed"], nothing), (drawn["accuracy"], drawn["accuracy"], nothing)
+        broken = {"x": np.column_stack(x).ravel(), "y": np.column_stack(y).ravel()}
+        fig.add_scatter(**broken, **LEVEL, mode="lines", name="as good")
     fig.update_xaxes(tickvals=sizes, ticktext=list(map(str, sizes))).update_yaxes(tickformat=".0%")
     last = points[points["n"].isin([0, sizes[-1]])]
     return finish(
@@ -154,9 +140,3 @@ def learning_curve(
         models,
         height=440,
     )
-
-
-def _add_reach(fig: go.Figure, found: pd.DataFrame) -> None:
-    ends = {"x": [found["n"], found["needed"]], "y": [found["accuracy"], found["accuracy"]]}
-    broken = {axis: np.column_stack([*pair, [None] * len(found)]).ravel() for axis, pair in ends.items()}
-    fig.add_scatter(**broken, **LEVEL, mode="lines", name="as good")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import math
 import shutil
 import subprocess
 import tempfile
@@ -13,18 +12,18 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import percent
+from workbench.verdict.in_words import spell
 
 CHOSEN, REJECTED, CONTROL, TAILORED, LIGHT = "#0072B2", "#D55E00", "#595959", "#009E73", "#C9D3DC"
 SECOND_CONTROL, INK, QUIET, LINE, GRID, GROUND = "#8C8C8C", "#1F1F1F", "#444444", "#8D8D8D", "#EBF0F8", "#FFFFFF"
 Style = tuple[str, str, str]  # colour, marker and dash
+Styles = Mapping[str, Style]
 # Controls are grey and told apart by marker and dash.
 ARMS = {
     "tailored": (TAILORED, "diamond", "solid"),
@@ -74,17 +73,10 @@ def named(text: object) -> str:
     return escape(str(text).replace("_", " "))
 
 
-def spell(value: float, low: float, high: float, form: str = "%") -> str:
-    """Return a number with its interval, as "0.97 (0.94 to 0.99)"; the form "%" is for shares."""
-    number, least, most = (percent(one) if form == "%" else format(one, form) for one in (value, low, high))
-    return f"{number} (no interval)" if math.isnan(low) else f"{number} ({least} to {most})"
-
-
 def spell_each(rows: pd.DataFrame, name: str, value: str, form: str = "%") -> str:
     """Return a number of every row with its interval, in the columns low and high, after the row's name."""
-    return "; ".join(
-        f"{named(one[name])} {spell(one[value], one['low'], one['high'], form)}" for _, one in rows.iterrows()
-    )
+    own = rows[[name, value, "low", "high"]].itertuples(index=False, name=None)
+    return "; ".join(f"{named(who)} {spell(*estimate, form)}" for who, *estimate in own)
 
 
 def arm_style(arm: str) -> Style:
@@ -120,18 +112,11 @@ def panelled(draw, rows: pd.DataFrame, x: str, y: str, panel: str = "", across: 
 
 
 def marks(
-    rows: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str,
-    styles: Mapping[str, Style],
-    interval: str = "",
-    lines: bool = False,
-    **more,
+    rows: pd.DataFrame, x: str, y: str, by: str, styles: Styles, interval: str = "", lines: bool = False, **more
 ) -> go.Figure:
     """Draw a mark for every row, told apart `by` a column: by colour, shape and, where lines join them, dash.
 
-    `interval` is which of x and y has one, in the columns low and high. What is more goes to `panelled`.
+    `interval` names which of x and y has one, in the columns low and high. What is more goes to `panelled`.
     """
     styles = {named(value): style for value, style in styles.items()}
     colours, symbols, dashes = ({name: style[at] for name, style in styles.items()} for at in range(3))
@@ -174,14 +159,6 @@ def dots_and_means(rows: pd.DataFrame, means: pd.DataFrame, panel: str, title: s
     points = means.rename(columns={"mean": "value"}).assign(kind="mean, 95 % interval")
     style = {"mean, 95 % interval": (CHOSEN, "diamond", "solid")}
     return fig.add_traces(marks(points, "value", "technique", "kind", style, interval="value", **common).data)
-
-
-def share_cells(grid: pd.DataFrame, texts: np.ndarray, x: str, y: str) -> go.Figure:
-    """Draw shares from 0 to 1 as coloured cells with a text in each, shape of grid; its names are escaped already."""
-    fig = px.imshow(grid, zmin=0, zmax=1, color_continuous_scale=SCALE, aspect="auto")
-    fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=INK, xgap=3, ygap=3)
-    fig.update_traces(hovertemplate="%{y}, %{x}: %{text}<extra></extra>")
-    return fig.update_layout(xaxis_title_text=x, yaxis_title_text=y, coloraxis_showscale=False)
 
 
 def _template(times: float) -> go.layout.Template:
@@ -239,15 +216,14 @@ def finish(
     subtitle: str,
     caption: str,
     sentence: str,
-    table: pd.DataFrame,
+    numbers: pd.DataFrame,
     models: str = POCKET,
     height: int = 380,
 ) -> go.Figure:
-    """Return a figure with its title, subtitle, caption, sentence and table, in the common look.
+    """Return a figure with its title, subtitle, caption, sentence and table of numbers, in the common look.
 
-    Titles, subtitles, captions and sentences may hold escaped names; the caption and the sentence are kept as plain
-    text in layout.meta (they are escaped again where they are shown), the table there as HTML.
-    The subtitle ends by naming the models, which are escaped here.
+    Texts may hold escaped names; caption and sentence are kept as plain text in layout.meta (they are escaped again
+    where they are shown), the table there as HTML. The subtitle ends by naming the models, which are escaped here.
     """
     lines = textwrap.wrap(f"{subtitle}; {escape(models, 80)}", int(LINE_LETTERS / _times))
     top = _times * (78 + 18 * len(lines))
@@ -257,13 +233,12 @@ def finish(
         height=top - 78 + height + (_times - 1) * (60 + 0.35 * height),
         margin={"t": top, "l": 20, "r": 24 * _times, "b": 60 * _times},
         legend={"title": {"text": ""}},
-        meta={"caption": html.unescape(caption), "sentence": html.unescape(sentence), "table": _table(table)},
+        meta={"caption": html.unescape(caption), "sentence": html.unescape(sentence), "table": table(numbers)},
     )
     if _theme == "light":
         return fig
-    return go.Figure(
-        *(_in_the_dark(part) for part in ([one.to_plotly_json() for one in fig.data], fig.layout.to_plotly_json()))
-    )
+    parts = {"data": [trace.to_plotly_json() for trace in fig.data], "layout": fig.layout.to_plotly_json()}
+    return go.Figure(_in_the_dark(parts))
 
 
 def caption(fig: go.Figure) -> str:
@@ -278,10 +253,8 @@ def sentence(fig: go.Figure) -> str:
 
 def table(of: go.Figure | pd.DataFrame) -> str:
     """Return the numbers of a figure, or a frame, as an HTML table; all text is escaped."""
-    return of.layout.meta["table"] if isinstance(of, go.Figure) else _table(of)
-
-
-def _table(of: pd.DataFrame) -> str:
+    if isinstance(of, go.Figure):
+        return of.layout.meta["table"]
     rows, n_more = of.head(TABLE_ROWS).to_numpy(dtype=object).tolist(), len(of) - TABLE_ROWS
     head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in of.columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
@@ -302,10 +275,7 @@ def plotly_script() -> str:
 
 
 def use_renderer() -> None:
-    """Put plotly.js into the notebook once, so that an exported page shows its figures offline.
-
-    Call it in the setup cell: the script then stays there when a later cell is run again.
-    """
+    """Put plotly.js into the notebook, in the setup cell, so that an exported page shows its figures offline."""
     global _script_shown
     from IPython.display import display
 
@@ -314,14 +284,10 @@ def use_renderer() -> None:
 
 
 def to_html(fig: go.Figure, tools: bool = True) -> str:
-    """Return the figure as an HTML element with the sentence as its alternative text.
-
-    It is without plotly.js and asks no other host for anything.
-    """
+    """Return the figure, without plotly.js, as an HTML element with the sentence as its alternative text."""
     config = {"displaylogo": False} if tools else {"displayModeBar": False}
-    drawn = fig.to_html(
-        config=config, full_html=False, include_plotlyjs=False, include_mathjax=False, default_width="100%"
-    )
+    alone = {"full_html": False, "include_plotlyjs": False, "include_mathjax": False}
+    drawn = fig.to_html(config=config, default_width="100%", **alone)
     return f'<div role="img" aria-label="{html.escape(sentence(fig))}">{drawn}</div>'
 
 
@@ -339,21 +305,13 @@ def show(fig: go.Figure) -> None:
 
     if not _script_shown:
         use_renderer()
-    bundle = {
-        "application/vnd.plotly.v1+json": json.loads(fig.to_json()),
-        "text/html": to_html(fig),
-        "text/plain": sentence(fig),
-    }
-    display(bundle, raw=True)
+    drawn = {"application/vnd.plotly.v1+json": json.loads(fig.to_json()), "text/html": to_html(fig)}
+    display(drawn | {"text/plain": sentence(fig)}, raw=True)
     display({"text/html": notes_html(fig), "text/plain": caption(fig)}, raw=True)
 
 
 def save_png(fig: go.Figure, path: str | Path, width: int = 960) -> Path:
-    """Save a figure as a picture with Chromium or Chrome.
-
-    Raises:
-        DataError: If there is no browser, or it does not draw.
-    """
+    """Save a figure as a picture with Chromium or Chrome."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise DataError(f"A picture needs one of {', '.join(BROWSERS)}; install one, or read the table instead.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.style import LEVEL, POCKET, arm_style, escape, finish, marks, named, need, spell
-from workbench.verdict.in_words import percent
+from workbench.figures.style import LEVEL, POCKET, arm_style, escape, finish, marks, named, need
+from workbench.verdict.in_words import percent, spell
 from workbench.verdict.intervals import wilson
 
 MARGIN, ACCURACY = "reward margin", "reward accuracy"
@@ -20,8 +20,7 @@ def _runs(rows: pd.DataFrame, panel: str, what: str, gap: float = 0.05) -> go.Fi
     by = rows.groupby([panel, "arm", "step"])["value"].agg(["mean", "min", "max"]).reset_index()
     order = {panel: [named(one) for one in rows[panel].unique()], "arm": [named(one) for one in by["arm"].unique()]}
     shown = {"styles": {arm: arm_style(arm) for arm in by["arm"]}, "panel": panel, "lines": True}
-    shown["facet_col_spacing"] = gap
-    shown |= {"category_orders": order, "labels": {"step": "optimiser step", "value": what}}
+    shown |= {"facet_col_spacing": gap, "category_orders": order, "labels": {"step": "optimiser step", "value": what}}
     edges = pd.concat([by.assign(value=by["max"]), by.assign(value=by["min"])[::-1]])
     bands = marks(edges, "step", "value", "arm", **shown)
     bands.update_traces(mode="lines", fill="toself", line_width=0, opacity=0.3, hoverinfo="skip", showlegend=False)
@@ -87,9 +86,9 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
     own = need(examples[examples["arm"].isin(arms)], "examples", "run the alignment stage")
     table = pd.concat([_style_shares(rows, student, arms) for student, rows in own.groupby("student")])
     styles = sorted(set(table["what"]) - {RIGHT})
-    shown = {"interval": "share", "panel": "student", "across": 2, "orientation": "h"}
-    shown |= {"category_orders": {"what": [*map(named, styles), RIGHT]}}
-    shown |= {"labels": {"share": "share of examples", "what": ""}}
+    labels, order = {"share": "share of examples", "what": ""}, {"what": [*map(named, styles), RIGHT]}
+    shown = {"interval": "share", "panel": "student", "across": 2, "orientation": "h", "labels": labels}
+    shown["category_orders"] = order
     fig = marks(table, "share", "what", "arm", {arm: arm_style(arm) for arm in arms}, **shown)
     fig.update_layout(scattermode="group", scattergap=0.5).update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
     fig.add_hline(y=len(styles) - 0.5, line={"color": LEVEL["line_color"], "width": 1})

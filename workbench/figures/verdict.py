@@ -24,7 +24,7 @@ from workbench.figures.style import (
     spell_each,
 )
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import level, percent
+from workbench.verdict.in_words import interval, level, percent, points
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict.verdict import paired
 
@@ -63,18 +63,12 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     """Draw the accuracy of every arm with its interval, one row an arm and number of shots."""
     block = block_of(verdict, student)
     shots = block["primary"]["shots"]
-    rows = [
-        {"arm": arm, "shots": int(n)} | values
-        for arm, own in block["arms"].items()
-        for n, values in own.get("by_shots", {str(shots): own}).items()
-    ]
-    table = pd.DataFrame(rows)[["arm", "shots", "accuracy", "low", "high", "n_items", "n_seeds"]]
-    rows = table.assign(row=[f"{one.arm}, {one.shots} shots" for one in table.itertuples()])
-    rows["text"] = rows["accuracy"].map(percent)
-    styles = {arm: arm_style(arm) for arm in block["arms"]}
+    by_shots = {(arm, int(n)): row for arm, own in block["arms"].items() for n, row in own["by_shots"].items()}
+    table = pd.DataFrame([{"arm": arm, "shots": n} | row for (arm, n), row in by_shots.items()])
+    rows = table.assign(row=[f"{arm}, {n} shots" for arm, n in by_shots], text=table["accuracy"].map(percent))
     shown = {"interval": "accuracy", "text": "text", "labels": {"accuracy": "right answers", "row": ""}}
     shown["category_orders"] = {"row": list(map(named, rows["row"]))}
-    fig = marks(rows, "accuracy", "row", "arm", styles, **shown)
+    fig = marks(rows, "accuracy", "row", "arm", {arm: arm_style(arm) for arm in block["arms"]}, **shown)
     fig.update_traces(textposition="top center", cliponaxis=False)
     fig.update_xaxes(range=[-0.01, 1.01], tickformat=".0%").update_layout(showlegend=False)
     main = table[table["shots"] == shots]
@@ -103,37 +97,32 @@ def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block
         words: Title, what the subtitle begins with, caption, sentence.
     """
     table, margin = pd.DataFrame(rows), 100 * block["primary"]["margin"]
-    # Verdicts written before there was a correction do not have it.
+    # Tasks have one decision, the corrected one.
     held = table.get("decision_adjusted", table["decision"])
-    points = (table[["difference", "low", "high"]] * 100).assign(row=labels, decision=held)
+    drawn = (table[["difference", "low", "high"]] * 100).assign(row=labels, decision=held)
     shown = {"interval": "difference", "category_orders": {"row": list(map(named, labels))}}
     shown["labels"] = SIGNS | {"row": ""}
-    fig = marks(points, "difference", "row", "decision", DECISIONS, **shown).update_traces(marker_size=12)
+    fig = marks(drawn, "difference", "row", "decision", DECISIONS, **shown).update_traces(marker_size=12)
     fig.add_vrect(x0=-margin, x1=margin, fillcolor=LIGHT, opacity=0.5, line_width=0, layer="below")
     fig.add_vline(x=0, line={"color": INK, "width": 1})
-    for label, size, alone, now in zip(labels, points["difference"], table["decision"], held):
-        said = f"{size:+.1f} {SHORT.get(now, now)}" + (
-            f"<br>(alone: {SHORT.get(alone, alone)})" if alone != now else ""
-        )
-        fig.add_annotation(
-            x=1.01, xref="paper", y=named(label), text=said, showarrow=False, xanchor="left", align="left"
-        )
-    reach = max(1.3 * margin, 1.08 * float(points[["low", "high"]].abs().to_numpy().max()))
+    for label, size, alone, now in zip(labels, drawn["difference"], table["decision"], held):
+        said = f"{size:+.1f} {SHORT.get(now, now)}"
+        said += f"<br>(alone: {SHORT.get(alone, alone)})" if alone != now else ""
+        place = {"x": 1.01, "xref": "paper", "xanchor": "left", "align": "left", "showarrow": False}
+        fig.add_annotation(y=named(label), text=said, **place)
+    reach = max(1.3 * margin, 1.08 * float(drawn[["low", "high"]].abs().to_numpy().max()))
     fig.update_xaxes(range=[-reach, reach]).update_yaxes(showgrid=False).update_layout(showlegend=False)
     title, first, caption, sentence = words
     main = block["comparisons"][0]
     facts = f"{first}{main['n_items']} items, {main['n_seeds']} seeds; {level(block['primary']['alpha'])} intervals "
     facts += f"over seeds and items; band: ±{margin:g} points"
-    shown_columns = [column for column in COLUMNS if column in table]
-    fig = finish(
-        fig, title, facts, caption, sentence, table[shown_columns], _models(verdict), height=170 + 44 * len(table)
-    )
+    numbers = table[[column for column in COLUMNS if column in table]]
+    fig = finish(fig, title, facts, caption, sentence, numbers, _models(verdict), height=170 + 44 * len(table))
     return fig.update_layout(margin_r=fig.layout.margin.r + 192)
 
 
 def _said(row: Mapping) -> str:
-    difference, low, high = (f"{100 * row[key]:+.1f}" for key in ("difference", "low", "high"))
-    return f"{row['decision']}, {difference} points ({low} to {high})"
+    return f"{row['decision']}, {points(row['difference'])} points ({interval(row, points)})"
 
 
 def comparisons(verdict: Mapping, student: str = "") -> go.Figure:
@@ -208,23 +197,19 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
     seen, p = unit * sums.sum(), sign_flip_p_value(sums)
     # A flip changes the sum by an even number, so every other sum cannot be.
     null = sign_flip_null(sums)[::2]
-    points = unit * (2 * np.arange(len(null)) - (len(null) - 1))
-    reach = max(4.5 * np.sqrt(null @ points**2), 1.15 * abs(seen), unit)
+    possible = unit * (2 * np.arange(len(null)) - (len(null) - 1))
+    reach = max(4.5 * np.sqrt(null @ possible**2), 1.15 * abs(seen), unit)
     # Bars of as many possible sums each, from the smallest that is shown.
-    near = np.abs(points) <= reach
+    near = np.abs(possible) <= reach
     per_bar = -(-near.sum() // BINS)
-    middles = points[near][0] + unit * (per_bar * (2 * (np.arange(near.sum()) // per_bar) + 1) - 1)
-    sides = np.where(np.abs(points[near]) >= abs(seen) - 1e-9, AS_FAR, NEARER)
+    middles = possible[near][0] + unit * (per_bar * (2 * (np.arange(near.sum()) // per_bar) + 1) - 1)
+    sides = np.where(np.abs(possible[near]) >= abs(seen) - 1e-9, AS_FAR, NEARER)
     rows = pd.DataFrame({"difference": middles, "side": sides, "share": 100 * null[near]})
     table = rows.groupby(["difference", "side"], as_index=False)["share"].sum()
     fig = bars(table, "difference", "share", "side", {NEARER: (LIGHT, ""), AS_FAR: (CHOSEN, "/")}, labels=SIGNS)
     fig.update_layout(bargap=0).update_xaxes(range=[-reach, reach])
-    fig.add_vline(
-        x=seen,
-        line={"color": CONTROL, "dash": "dash", "width": 2},
-        annotation_text=f"seen {seen:+.1f}",
-        annotation_position="top left",
-    )
+    note = {"annotation_text": f"seen {seen:+.1f}", "annotation_position": "top left"}
+    fig.add_vline(x=seen, line={"color": CONTROL, "dash": "dash", "width": 2}, **note)
     return finish(
         fig,
         f"Could luck alone put {a} {'ahead' if seen >= 0 else 'behind'} like this?",

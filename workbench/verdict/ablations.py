@@ -12,6 +12,7 @@ from workbench.verdict.intervals import holm
 from workbench.verdict.verdict import arm_accuracy, compare
 
 ALL, OTHERS = "all students", "tailored for others"
+KEPT = ("a", "b", "difference", "low", "high", "p_value", "decision", "n_seeds", "n_items")
 
 
 class Contrast(NamedTuple):
@@ -37,34 +38,23 @@ CONTRASTS = (
 
 
 def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
-    """Return every contrast whose arms the predictions have, for each student and for all of them.
-
-    For all students together, an item counts once a student. p_holm adjusts the sign-flip p-values of one student's (or
-    of all students') contrasts for their number.
+    """Return every contrast whose arms the predictions have, for each student and for all, an item once a student.
 
     Returns:
-        Columns student, a, b, difference, low, high, p_value, p_holm, decision, n_seeds, n_items, paper, where; shares
-        of 1, the paper's difference too.
+        Columns student, a, b, difference, low, high, p_value, p_holm (by sign flips; corrected for the number of a
+        student's contrasts), decision, n_seeds, n_items, paper, where; shares of 1, the paper's difference too.
     """
-    predictions = _with_others(predictions)
+    predictions, rule, rows = _with_others(predictions), (settings.primary.shots, settings.margin, settings.alpha), []
     groups = {student: own for student, own in predictions.groupby("student", sort=False)}
     if len(groups) > 1:
         groups[ALL] = predictions.assign(task=predictions["student"] + "/" + predictions["task"], student=ALL)
-    rows = []
     for student, own in groups.items():
-        arms = set(own["arm"])
-        found = [
-            (one, compare(_with_both(own, one), one.a, one.b, settings.primary.shots, settings.margin, settings.alpha))
-            for one in CONTRASTS
-            if {one.a, one.b} <= arms
-        ]
-        adjusted = holm([result["p_value"] for _, result in found])
-        keys = ("a", "b", "difference", "low", "high", "p_value", "decision", "n_seeds", "n_items")
-        rows += [
-            {"student": student, **{key: result[key] for key in keys}}
-            | {"p_holm": float(p), "paper": one.paper / 100, "where": one.where}
-            for (one, result), p in zip(found, adjusted, strict=True)
-        ]
+        there = [one for one in CONTRASTS if {one.a, one.b} <= set(own["arm"])]
+        found = [compare(_with_both(own, one), one.a, one.b, *rule) for one in there]
+        p_holm = holm([result["p_value"] for result in found])
+        for one, result, p in zip(there, found, p_holm, strict=True):
+            row = {"student": student} | {key: result[key] for key in KEPT}
+            rows.append(row | {"p_holm": float(p), "paper": one.paper / 100, "where": one.where})
     return pd.DataFrame(rows)
 
 
@@ -94,5 +84,5 @@ def cohort(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
         for arm in ["tailored", *arms] if arms else []:
             found = arm_accuracy(own, arm, settings.primary.shots, settings.alpha)
             of = student if arm == "tailored" else arm.removeprefix(TAILORED_FOR)
-            rows.append({"student": student, "tailored_for": of} | {k: found[k] for k in ("accuracy", "low", "high")})
+            rows.append(found | {"student": student, "tailored_for": of})
     return pd.DataFrame(rows, columns=["student", "tailored_for", "accuracy", "low", "high"])

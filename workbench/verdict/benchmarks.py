@@ -30,9 +30,6 @@ def ask(run: Run) -> pd.DataFrame:
 
     Returns:
         Columns student, arm, benchmark, metric, value, stderr and n (items); empty if the recipe names none.
-
-    Raises:
-        DataError: If the harness is not installed or does not know a benchmark.
     """
     recipe, rows = run.recipe, []
     if not recipe.benchmarks.tasks:
@@ -72,9 +69,9 @@ def ask_model(recipe: Recipe, ref: str) -> list[dict]:
     for name, scores in found["results"].items():
         for metric, value in scores.items():
             if isinstance(value, int | float) and "," in metric and "_stderr," not in metric:
+                stderr = scores.get(metric.replace(",", "_stderr,", 1))
                 row = {"benchmark": name, "metric": metric.removesuffix(",none"), "value": float(value)}
                 # The harness writes "N/A" where it has no standard error.
-                stderr = scores.get(metric.replace(",", "_stderr,", 1))
                 row["stderr"] = float(stderr) if isinstance(stderr, int | float) else None
                 rows.append(row | {"n": counts[name]["effective"] if name in counts else 0})
     return rows
@@ -101,11 +98,7 @@ def _require_installed() -> None:
 
 
 def _known(recipe: Recipe):
-    """Return the harness's list of tasks, the folder's own alone if they are all that is asked for.
-
-    Raises:
-        DataError: If it lacks one, or is not installed.
-    """
+    """Return the harness's list of tasks, the folder's own alone if they are all that is asked for."""
     _require_installed()
     from lm_eval.tasks import TaskManager
 

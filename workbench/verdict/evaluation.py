@@ -4,6 +4,7 @@ The test set is opened here and nowhere else; each look is counted in the ledger
 fixed beforehand. Ours throughout; ARTE reports neither seeds nor intervals.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from workbench.loop import prompts
 from workbench.loop.alignment import models_of
 from workbench.loop.reviews import newer_than_alignment
 from workbench.loop.writing import AskJob, complete_job
+from workbench.models.engine import Completion
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import atomic_write, read_json, record_test_access
@@ -31,16 +33,20 @@ VERSION = 6
 
 @dataclass(frozen=True)
 class SealedTests:
-    """The items that a recipe's students are tested on, unopened; its key is of files and number."""
+    """The items that a recipe's students are tested on, unopened."""
 
     recipe: Recipe = field(repr=False)
 
     @property
+    def sets(self) -> dict[str, list]:
+        """The file's SHA-256 and the number of items of each task."""
+        n, tasks = self.recipe.evaluation.n_items, load_tasks(self.recipe)
+        return {name: [load_test_items(self.recipe, task)[1], n] for name, task in tasks.items()}
+
+    @property
     def key(self) -> str:
         """What tells these test sets from others."""
-        sets = {name: load_test_items(self.recipe, task)[1] for name, task in load_tasks(self.recipe).items()}
-        guard, n = self.recipe.guard.model_dump(), self.recipe.evaluation.n_items
-        return fingerprint({name: [sha256, n] for name, sha256 in sets.items()} | {"guard": guard})
+        return fingerprint(self.sets | {"guard": self.recipe.guard.model_dump()})
 
     def items(self, tasks: dict[str, Task]) -> dict[str, pd.DataFrame]:
         """Return the items of each task."""
@@ -55,11 +61,9 @@ class SealedTests:
         """
         looked_for = fingerprint([self.key, self.recipe.evaluation.model_dump(), content_of(trained)])
         # By file: the same items in another number, or beside other tasks, are no new test set.
-        source, opened = self.recipe.evaluation.bbh_dir or self.recipe.tasks.folder, 0
-        for name, task in tasks.items():
-            sha256 = load_test_items(self.recipe, task)[1]
-            opened = max(opened, record_test_access(sha256, f"{name} of {source}", looked_for))
-        return self.items(tasks), opened
+        source, sets = self.recipe.evaluation.bbh_dir or self.recipe.tasks.folder, self.sets
+        opened = [record_test_access(sets[name][0], f"{name} of {source}", looked_for) for name in tasks]
+        return self.items(tasks), max(opened)
 
 
 def answer_tests(
@@ -81,32 +85,25 @@ def answer_tests(
         exemplars: Worked questions for the prompts with demonstrations.
         shots: Numbers of demonstrations.
         max_new_tokens: Of an answer.
-
-    Returns:
-        predictions, as their schema describes them.
     """
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])
-    jobs, plans = [], []
+    jobs, plan = [], []
     for student, arm, seed, model in everyone(students, models):
-        asked, plan = [], []
+        asked = []
         for n_shots in shots:
             for name, task in tasks.items():
                 shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(n_shots)
                 shown = list(shown.itertuples(index=False, name=None))
                 for item in items[name].itertuples():
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
-                    plan.append((n_shots, task, item.item_id, item.target))
+                    plan.append((student, arm, seed, n_shots, task, item.item_id, item.target))
         jobs.append(AskJob(model, f"{student}, {arm}, seed {seed}", asked, max_new_tokens))
-        plans.append((student, arm, seed, plan))
     written = run_engine_jobs(complete_job, jobs, jobs[0].model, "answering test items")
-    rows, n_tokens = [], 0
-    for named, completions in zip(plans, written, strict=True):
-        rows += _graded(*named, completions)
-        n_tokens += sum(completion.n_tokens for completion in completions)
-    frame = schemas.build(rows, "predictions")
+    completions = list(itertools.chain.from_iterable(written))
+    frame = schemas.build([_graded(*pair) for pair in zip(plan, completions, strict=True)], "predictions")
     frame.attrs["counts"] = {"answers": len(frame), "answers not readable": (~frame["parsed"]).sum()}
-    frame.attrs["tokens"] = n_tokens
+    frame.attrs["tokens"] = sum(completion.n_tokens for completion in completions)
     return frame
 
 
@@ -121,21 +118,12 @@ def everyone(students: dict[str, Model], models: dict) -> Iterator[tuple[str, st
             yield student, arm, seed, model.trained(own[arm, seed])
 
 
-def _graded(student: str, arm: str, seed: int, plan: list[tuple], completions: list) -> list[dict]:
-    rows = []
-    for (shots, task, item_id, target), completion in zip(plan, completions, strict=True):
-        answer = task.answers.read(completion.text)
-        known = {"student": student, "arm": arm, "seed": seed, "shots": shots, "task": task.name, "item_id": item_id}
-        rows.append(
-            known
-            | {
-                "answer": answer,
-                "style": task.style(completion.text),
-                "parsed": bool(answer),
-                "correct": task.answers.same(answer, target),
-            }
-        )
-    return rows
+def _graded(row: tuple, completion: Completion) -> dict:
+    *named, task, item_id, target = row
+    text, answer = completion.text, task.answers.read(completion.text)
+    known = dict(zip(("student", "arm", "seed", "shots"), named, strict=True)) | {"task": task.name, "item_id": item_id}
+    read = {"answer": answer, "style": task.style(text), "parsed": bool(answer)}
+    return known | read | {"correct": task.answers.same(answer, target)}
 
 
 def decide(run: Run) -> dict:
@@ -143,39 +131,31 @@ def decide(run: Run) -> dict:
     recipe, tasks = run.recipe, load_tasks(run.recipe)
     predictions, curve = run.read("predictions"), run.read("students", "curve")
     # Another rule for the same answers is another look.
-    _, opened = SealedTests(recipe).open(tasks, curve)
-    tests = {name: load_test_items(recipe, task)[1] for name, task in tasks.items()}
+    tests = SealedTests(recipe)
+    _, opened = tests.open(tasks, curve)
     test_set = {
         "name": name_of_test_set(recipe, tasks),
-        "sha256": fingerprint({name: [sha256, recipe.evaluation.n_items] for name, sha256 in tests.items()}),
+        "sha256": fingerprint(tests.sets),
         "times_opened": opened,
         "note": opened_in_words(opened),
     }
     overlap = overlap_report(recipe, tasks, run.read("questions"), run.read("examples"))
-    _write_verdict(run, predictions, curve, test_set, overlap)
-    return verdict_of(run)
-
-
-def _write_verdict(run: Run, predictions: pd.DataFrame, curve: pd.DataFrame, test_set: dict, overlap: dict) -> None:
-    recipe = run.recipe
-    took = curve[curve["metric"] == "tokens"]
-    training = took.rename(columns={"value": "tokens", "step": "steps"})[["student", "arm", "seed", "tokens", "steps"]]
-    models = (
-        "pocket" if recipe.profile == "pocket" else f"{recipe.models.teacher} -> {', '.join(recipe.models.students)}"
-    )
+    training = curve[curve["metric"] == "tokens"].rename(columns={"value": "tokens", "step": "steps"})
+    named = f"{recipe.models.teacher} -> {', '.join(recipe.models.students)}"
     result = verdict(
         predictions,
         recipe.evaluation.model_dump(),
         recipe=recipe.name,
         run=run.name,
-        models=models,
+        models="pocket" if recipe.profile == "pocket" else named,
         student=next(iter(recipe.models.students)),
-        training=training,
+        training=training[["student", "arm", "seed", "tokens", "steps"]],
         test_set=test_set,
         warnings=[*overlap_warnings(overlap), *filter(None, [newer_than_alignment(run)])],
     )
     result["overlap"] = overlap
     atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return verdict_of(run)
 
 
 def verdict_of(run: Run) -> dict:

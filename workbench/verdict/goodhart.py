@@ -10,9 +10,7 @@ measured for reward models by Gao, Schulman and Hilton 2022, arXiv:2210.10760.
 """
 
 import itertools
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from workbench.loop.alignment import align_teachers, models_of
@@ -20,7 +18,7 @@ from workbench.loop.arms import pairs_by_arm
 from workbench.loop.budgets import batches_per_epoch, equal_rows
 from workbench.loop.drafting import draft_questions, draft_rationales
 from workbench.loop.pairs import build_pairs
-from workbench.loop.tailoring import EVERY_STUDENT, write_examples
+from workbench.loop.tailoring import write_examples
 from workbench.loop.writing import Guards, OnePrompt
 from workbench.methods import ALL
 from workbench.models.engine import Decoding
@@ -33,9 +31,8 @@ from workbench.runs.seeding import stream
 from workbench.signals.one_shot import probe_drafts
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import VarianceComponents, half_width, holm, interval_p_value, spread
-from workbench.verdict.validity import FORMAT, LENGTH, FineTuneJob, fine_tune_and_test, format_of, held_out
+from workbench.verdict.validity import AFTER, BEFORE, FORMAT, LENGTH, format_of, train_and_ask, usable
 
-BEFORE, AFTER = "untailored", "tailored"
 SCORE, GAIN = "score", "gain"
 ALPHA = 0.05  # of the warning, and of the intervals
 COLUMNS = ["student", "round", "seed", "what", "task", "item_id", "value"]
@@ -44,8 +41,7 @@ COLUMNS = ["student", "round", "seed", "what", "task", "item_id", "value"]
 def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[str] | None = None) -> pd.DataFrame:
     """Align again and again, probe and train on what each round writes; kept in the run's folder as goodhart.parquet.
 
-    Rounds are trained on at equal completion tokens and steps. Finished work is kept: the same command goes on where it
-    was stopped, and more rounds can be added.
+    Rounds are trained on at equal completion tokens and steps. Finished work is kept, and more rounds can be added.
 
     Args:
         run: With finished alignment, and the arms untailored and tailored.
@@ -60,37 +56,30 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
         before) or what an example is like (n_tokens, correct, n_steps, digits; item: the example).
     """
     recipe = run.recipe
-    missing = {BEFORE, AFTER} - set(recipe.evaluation.arms)
-    if missing:
-        raise RunError(f"Run {run.name} has no arm {missing.pop()!r}, where the rounds begin; take a run that has it.")
     if not 2 <= n_seeds <= len(recipe.seeds):
         raise RunError(
             f"Seeds must be 2 (for an interval) to {len(recipe.seeds)} (run {run.name} has that many), got {n_seeds}."
         )
     students = students or list(recipe.models.students)
-    if unknown := [name for name in students if name not in recipe.models.students]:
-        known = ", ".join(recipe.models.students)
-        raise RunError(f"Run {run.name} has no student {unknown[0]!r}; its students are {known}.")
-    run.read("examples")
+    for student in students:
+        usable(run, student)
     parts = []
     for student in students:
         parts.append(_one_student(run, _alone(recipe, student, n_seeds), student, n_rounds, n_probed))
         table = pd.concat(parts, ignore_index=True)
-        atomic_write(_path(run), table.to_parquet(index=False))
+        atomic_write(run.path / "goodhart.parquet", table.to_parquet(index=False))
     return table
-
-
-def _path(run: Run) -> Path:
-    return run.path / "goodhart.parquet"
 
 
 def _alone(recipe: Recipe, student: str, n_seeds: int) -> Recipe:
     """Return the recipe for one student and one aligned arm, on the first seeds."""
-    models = recipe.models.model_copy(update={"students": {student: recipe.models.students[student]}, "licences": {}})
     primary = recipe.evaluation.primary.model_copy(update={"a": AFTER, "b": BEFORE})
-    evaluation = recipe.evaluation.model_copy(update={"arms": [AFTER], "primary": primary})
-    seeds = recipe.seeds[:n_seeds]
-    return recipe.model_copy(update={"models": models, "evaluation": evaluation, "seeds": seeds})
+    changes = {
+        "models": {"students": {student: recipe.models.students[student]}, "licences": {}},
+        "evaluation": {"arms": [AFTER], "primary": primary},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=changed) for name, changed in changes.items()}
+    return recipe.model_copy(update=sections | {"seeds": recipe.seeds[:n_seeds]})
 
 
 def _one_student(run: Run, recipe: Recipe, student: str, n_rounds: int, n_probed: int) -> pd.DataFrame:
@@ -108,11 +97,8 @@ def _one_student(run: Run, recipe: Recipe, student: str, n_rounds: int, n_probed
 
 def _examples_by_round(run: Run, recipe: Recipe, student: str, n_rounds: int) -> pd.DataFrame:
     """Return what each round's teacher wrote for the student; arm is the number of the round."""
-    made = run.read("examples")
-    frames = [
-        made[(made["arm"] == arm) & made["student"].isin([student, EVERY_STUDENT])].assign(arm=str(number))
-        for number, arm in enumerate((BEFORE, AFTER))
-    ]
+    made = usable(run, student)
+    frames = [made[made["arm"] == arm].assign(arm=str(number)) for number, arm in enumerate((BEFORE, AFTER))]
     aligned = run.result("teachers")
     for number in range(2, n_rounds + 1):
         print(f"{student}: round {number} of {n_rounds}", flush=True)
@@ -131,10 +117,7 @@ def _examples_by_round(run: Run, recipe: Recipe, student: str, n_rounds: int) ->
 def _round(run: Run, recipe: Recipe, at: str) -> tuple[Frames, pd.DataFrame] | None:
     """Draft, probe on the run's preference set, align and write once more; None where no pair is formed.
 
-    Args:
-        run: Its steps are made under `at`.
-        recipe: Its teacher is the last round's.
-        at: Where, as "goodhart/STUDENT/round-2".
+    The recipe's teacher is the last round's; the run's steps are made under `at`.
     """
     teacher, students, tasks, seed = teacher_of(recipe), students_of(recipe), load_tasks(recipe), recipe.seeds[0]
     drafting, longest, method = recipe.drafting, recipe.evaluation.max_new_tokens, ALL[recipe.method]
@@ -176,35 +159,22 @@ def _scores(run: Run, recipe: Recipe, examples: pd.DataFrame, n_probed: int) -> 
 
 def _gains(run: Run, recipe: Recipe, student: str, rows: pd.DataFrame) -> pd.DataFrame:
     """Return for each held-out question how much more often it is answered right after training than before."""
-    tasks, asked, targets = held_out(run, load_tasks(recipe))
-    folder = run.path / "goodhart" / "students"
-    trials, keys = [FineTuneJob(recipe, student, None, asked, targets, 0, folder / f"{student}-before")], []
+    sets = [({"student": student, "arm": "before", "seed": 0}, None, 0)]
     for seed, of_seed in rows.groupby("seed", sort=False):
         n_batches = batches_per_epoch(of_seed, recipe.training.batch_size)
         for number, own in of_seed.groupby("arm", sort=False):
-            path = folder / f"{student}-{number}-{seed}"
-            trials.append(FineTuneJob(recipe, student, own, asked, targets, int(seed), path, n_batches))
-            keys.append((number, int(seed)))
-    before, *after = fine_tune_and_test(recipe, trials, "training on rounds")
-    frames = [
-        pd.DataFrame(
-            {
-                "arm": number,
-                "seed": seed,
-                "task": tasks,
-                "item_id": [f"{n:04}" for n in range(len(tasks))],
-                "value": np.subtract(right, before, dtype=float),
-            }
-        )
-        for (number, seed), right in zip(keys, after, strict=True)
-    ]
-    return pd.concat(frames, ignore_index=True).assign(what=GAIN)
+            sets.append(({"student": student, "arm": number, "seed": int(seed)}, own, n_batches))
+    at = "goodhart/students/{student}-{arm}-{seed}"
+    answered = train_and_ask(run, recipe, sets, at, "training on rounds").astype({"correct": float})
+    untrained = answered["arm"] == "before"
+    before = answered[untrained].set_index("item_id")["correct"]
+    after = answered[~untrained]
+    gains = after.assign(value=after["correct"] - after["item_id"].map(before), what=GAIN)
+    return gains.drop(columns=["student", "correct"])
 
 
 def by_round(table: pd.DataFrame) -> pd.DataFrame:
-    """Return score and gain of every round, and what its texts are like.
-
-    Intervals are over seeds and questions, 95 %.
+    """Return score and gain of every round with 95 % intervals over seeds and questions, and what its texts are like.
 
     Returns:
         Columns student, round, score, score_low, score_high, gain, gain_low, gain_high, n_seeds, and where the table
@@ -213,11 +183,10 @@ def by_round(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (student, number), own in table.groupby(["student", "round"], sort=False):
         row = {"student": student, "round": int(number)}
-        for what in (SCORE, GAIN):
-            of, ends = _estimate(_wide(own, what), what)
-            row |= ends
+        row |= _estimate(_wide(own, SCORE), SCORE)[1] | _estimate(_wide(own, GAIN), GAIN)[1]
         means = own.groupby("what")["value"].mean()
-        rows.append(row | {"n_seeds": of.n_seeds} | {k: means[k] for k in (*LENGTH, *FORMAT) if k in means})
+        n_seeds = own.loc[own["what"] == GAIN, "seed"].nunique()
+        rows.append(row | {"n_seeds": n_seeds} | {k: means[k] for k in (*LENGTH, *FORMAT) if k in means})
     return pd.DataFrame(rows)
 
 
@@ -240,10 +209,7 @@ def partings(table: pd.DataFrame) -> pd.DataFrame:
     They part when from the earlier to the later round the score is higher and the gain lower and both are surer than
     chance: the p-value of a pair of rounds is the larger of the two two-sided ones (at which the interval over seeds
     and questions just leaves out zero), 1 when a direction is another; Holm's correction over the pairs of rounds of a
-    student; at most ALPHA. The score alone rising, or the gain alone falling, is no parting.
-
-    Args:
-        table: As follow returns it; any other score and gain by round will do.
+    student; at most ALPHA.
 
     Returns:
         Columns student, earlier, later, score, score_low, score_high, gain, gain_low, gain_high (later minus earlier),
@@ -251,12 +217,12 @@ def partings(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for student, own in table.groupby("student", sort=False):
-        rounds = {number: of_round for number, of_round in own.groupby("round")}
-        found = []
-        for earlier, later in itertools.combinations(sorted(rounds), 2):
+        rounds, found = own.groupby("round"), []
+        wides = {(number, what): _wide(of, what) for number, of in rounds for what in (SCORE, GAIN)}
+        for earlier, later in itertools.combinations(sorted(rounds.groups), 2):
             row, p_values = {"student": student, "earlier": earlier, "later": later}, []
             for what, sign in ((SCORE, 1), (GAIN, -1)):
-                of, ends = _estimate(_wide(rounds[later], what) - _wide(rounds[earlier], what), what)
+                of, ends = _estimate(wides[later, what] - wides[earlier, what], what)
                 row |= ends
                 p_values.append(interval_p_value(of) if sign * of.mean > 0 else 1.0)
             found.append(row | {"p": max(p_values)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -59,9 +60,8 @@ def _finding(row: Mapping, margin: float) -> str:
 
 def _against(row: Mapping, with_shots: bool) -> str:
     """Return one of the other comparisons as a clause."""
-    shots = f" with {row['shots']} shots" if with_shots else ""
-    shown = f"{points(row['difference'])}, {interval(row, points)}"
-    return f"against {arm_name(row['b'])}{shots}: {decision_in_words(row)} ({shown})"
+    other = arm_name(row["b"]) + (f" with {row['shots']} shots" if with_shots else "")
+    return f"against {other}: {decision_in_words(row)} ({points(row['difference'])}, {interval(row, points)})"
 
 
 def decision_in_words(row: Mapping) -> str:
@@ -100,6 +100,12 @@ def interval(row: Mapping, form: Callable[[float], str]) -> str:
     return f"{form(row['low'])} to {form(row['high'])}"
 
 
+def spell(value: float, low: float, high: float, form: str = "%") -> str:
+    """Return a number with its interval, as "0.97 (0.94 to 0.99)"; the form "%" is for shares."""
+    number, least, most = (percent(one) if form == "%" else format(one, form) for one in (value, low, high))
+    return f"{number} (no interval)" if math.isnan(low) else f"{number} ({least} to {most})"
+
+
 def level(alpha: float) -> str:
     return f"{100 * (1 - alpha):g} %"
 
@@ -122,10 +128,9 @@ def share_of(right: pd.Series, clusters: pd.Series | None = None) -> str:
     if len(right) == 0:
         return "none (n = 0)"
     mean, n = float(right.mean()), len(right) if clusters is None else clusters.nunique()
+    low, high = wilson(mean, n)
     # A share of 0 or 1 shows no spread between clusters; then each counts as one observation.
-    if clusters is None or n < 2 or mean in (0.0, 1.0):
-        low, high = wilson(mean, n)
-    else:
+    if clusters is not None and n > 1 and mean not in (0.0, 1.0):
         mean, low, high = clustered_mean(right.astype(float), clusters)
     return f"{100 * mean:.0f} % (95 % interval {100 * max(low, 0):.0f} to {100 * min(high, 1):.0f} %, n = {len(right)})"
 
@@ -157,17 +162,16 @@ def by_arm(judged: Judged) -> pd.DataFrame:
     for (student, arm), own in judged.examples.groupby(["student", "arm"]):
         known = own[own["agrees"].notna()]
         agrees = share_of(known["agrees"].astype(bool), known["question_id"])
-        row = {"student": student or "every student", "arm": arm, "the judge agrees": agrees}
-        rows.append(row | {"no answer": len(own) - len(known)})
-    return pd.DataFrame(rows)
+        rows.append((student or "every student", arm, agrees, len(own) - len(known)))
+    return pd.DataFrame(rows, columns=["student", "arm", "the judge agrees", "no answer"])
 
 
 def reliability(judged: Judged) -> str:
     """Return in sentences what the judge's word is worth: on known questions, and where a rule checks the examples."""
-    n_right, n = int(judged.validation["right"].sum()), len(judged.validation)
-    low, high = wilson(n_right / n, n)
-    said = f"On {n} validation questions, whose answers are known, the judge is right in {percent(n_right / n)} "
-    said += f"(95 % interval {percent(low)} to {percent(high)})"
+    share, n = float(judged.validation["right"].mean()), len(judged.validation)
+    low, high = map(percent, wilson(share, n))
+    said = f"On {n} validation questions, whose answers are known, the judge is right in {percent(share)} "
+    said += f"(95 % interval {low} to {high})"
     silent = int((judged.validation["said"] == "").sum())
     said += f"; to {silent} it had no readable answer, which counts as wrong." if silent else "."
     examples = judged.examples

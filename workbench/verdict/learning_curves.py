@@ -6,29 +6,22 @@ not spend looks at the test set. What a tailored example is worth in untailored 
 uncertainty. Source: ours; ARTE has one size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
 
-from workbench.loop import prompts
-from workbench.loop.arms import examples_of_arm
 from workbench.runs.errors import RunError
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import half_width, spread
-from workbench.verdict.validity import FineTuneJob, fine_tune_and_test, held_out
+from workbench.verdict.validity import AFTER, BEFORE, train_and_ask, training_rows, usable
 from workbench.verdict.verdict import BASE_SEED, answers, arm_accuracy
 
-BASE, BEFORE, AFTER = "base", "untailored", "tailored"
+BASE = "base"
 LEAST = 5  # examples a task, about where the sizes begin
 N_BETWEEN = 40  # places between two sizes where an interval may end
-
-
-def first(examples: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return the first n examples of each task, in the order they were written: each size holds the smaller ones."""
-    return examples.groupby("task", sort=False).head(n)
 
 
 def doubling(most: int) -> list[int]:
@@ -41,59 +34,30 @@ def doubling(most: int) -> list[int]:
     return [most // 2**k for k in range(most.bit_length(), -1, -1) if most // 2**k >= min(LEAST, most)]
 
 
-def usable(run: Run, student: str) -> pd.DataFrame:
-    """Return the kept examples of both arms that were written for a student, under the run's seeds.
-
-    Raises:
-        RunError: If the run has no such student or arm, fewer than two seeds, or no finished alignment.
-    """
-    recipe = run.recipe
-    if student not in recipe.models.students:
-        known = ", ".join(recipe.models.students)
-        raise RunError(f"Run {run.name} has no student {student!r}; its students are {known}.")
-    if missing := {BEFORE, AFTER} - set(recipe.evaluation.arms):
-        raise RunError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
-    if len(recipe.seeds) < 2:
-        raise RunError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
-    made = run.read("examples")
-    made = made[made["kept"] & made["seed"].isin(recipe.seeds)]
-    return pd.concat([examples_of_arm(made, student, arm) for arm in (BEFORE, AFTER)], ignore_index=True)
-
-
 def measure(
-    run: Run,
-    student: str,
-    sizes: Sequence[int] = (),
-    subset: Callable[[pd.DataFrame, int], pd.DataFrame] = first,
+    run: Run, student: str, sizes: Sequence[int], subset: Callable[[pd.DataFrame, int], pd.DataFrame]
 ) -> pd.DataFrame:
     """Train a student on subsets of each arm and seed, and ask it held-out questions.
 
-    Steps follow the rows: a size below a batch gets one step an epoch. Sizes count examples, not tokens. What was
-    measured once is kept in the run's folder, so a second call is free, and more sizes can be added.
+    Steps follow the rows: a size below a batch gets one step an epoch. What was measured once is kept in the run's
+    folder, so a second call is free, and more sizes can be added.
 
     Args:
         run: With finished alignment, and the arms untailored and tailored.
         student: Name in the recipe.
-        sizes: Examples a task; none means doubling up to all that each arm, seed and task has.
+        sizes: Examples (not tokens) a task; none means doubling up to all that each arm, seed and task has.
         subset: Takes the examples of one arm and seed and a size, returns those to train on.
 
     Returns:
-        One answer a row: student, arm, n (examples a task; 0 for base), seed, shots (0), task, item_id, correct.
+        One answer a row: student, arm, n (examples a task; 0 for base), seed, task, item_id, correct, shots (0).
     """
     recipe, examples, tasks = run.recipe, usable(run, student), load_tasks(run.recipe)
-    sizes = _checked(run, examples, sizes)
-    names, questions, targets = held_out(run, tasks)
-    descriptions = {name: task.description for name, task in tasks.items()}
-    folder, keys, trials = run.path / "curves" / student, [], []
-    for arm, n, seed, rows in _training_sets(recipe.seeds, examples, [0, *sizes], subset, descriptions):
-        keys.append({"student": student, "arm": arm, "n": n, "seed": seed, "shots": 0})
-        trials.append(FineTuneJob(recipe, student, rows, questions, targets, seed, folder / f"{arm}-{n}-{seed}"))
-    right = fine_tune_and_test(recipe, trials, "training on growing sets")
-    items = {"task": names, "item_id": [f"{at:04}" for at in range(len(names))]}
-    return pd.concat(
-        [pd.DataFrame({**key, **items, "correct": one}) for key, one in zip(keys, right, strict=True)],
-        ignore_index=True,
-    )
+    sets = [({"student": student, "arm": BASE, "n": 0, "seed": BASE_SEED}, None, 0)]
+    for n, seed, arm in product(_checked(run, examples, sizes), recipe.seeds, (BEFORE, AFTER)):
+        own = subset(examples[(examples["arm"] == arm) & (examples["seed"] == seed)], n)
+        sets.append(({"student": student, "arm": arm, "n": n, "seed": seed}, training_rows(own, tasks), 0))
+    at = "curves/{student}/{arm}-{n}-{seed}"
+    return train_and_ask(run, recipe, sets, at, "training on growing sets").assign(shots=0)
 
 
 def _checked(run: Run, examples: pd.DataFrame, sizes: Sequence[int]) -> list[int]:
@@ -109,24 +73,6 @@ def _checked(run: Run, examples: pd.DataFrame, sizes: Sequence[int]) -> list[int
     return sizes
 
 
-def _training_sets(
-    seeds: list[int],
-    examples: pd.DataFrame,
-    sizes: list[int],
-    subset: Callable[[pd.DataFrame, int], pd.DataFrame],
-    descriptions: dict[str, str],
-) -> Iterator[tuple[str, int, int, pd.DataFrame | None]]:
-    """Yield arm, size, seed and rows of every student; the base, of size 0, is trained on nothing."""
-    for n in sizes:
-        if not n:
-            yield BASE, n, BASE_SEED, None
-            continue
-        for seed, arm in product(seeds, (BEFORE, AFTER)):
-            own = subset(examples[(examples["arm"] == arm) & (examples["seed"] == seed)], n)
-            prompt = [prompts.naive_prompt(descriptions[row.task], row.question) for row in own.itertuples()]
-            yield arm, n, seed, pd.DataFrame({"prompt": prompt, "completion": own["rationale"].to_numpy()})
-
-
 def points(table: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of every arm and size with its interval over seeds and questions, as the verdict has it.
 
@@ -134,9 +80,8 @@ def points(table: pd.DataFrame) -> pd.DataFrame:
         Columns student, arm, n, accuracy, low, high, n_items, n_seeds.
     """
     groups = table.groupby(["student", "n", "arm"], sort=False)
-    return pd.DataFrame(
-        [{"student": who, "arm": arm, "n": n} | arm_accuracy(own, arm, 0) for (who, n, arm), own in groups]
-    )
+    rows = [{"student": who, "arm": arm, "n": n} | arm_accuracy(own, arm, 0) for (who, n, arm), own in groups]
+    return pd.DataFrame(rows)
 
 
 def needed(sizes: Sequence[float], accuracies: Sequence[float], level: float) -> float:
@@ -162,14 +107,13 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
 
     It is the smallest number of untailored examples a task at which the mean untailored curve (see needed; the base is
     its value at 0) reaches the accuracy of n tailored ones, divided by n: 1 where both are as good, 0 where the base is
-    as good already, inf where the untailored curve never gets there: more than `most`.
+    as good already, inf where the untailored curve never gets there: more than `most`. As the first crossing counts,
+    noise in the untailored curve lowers the worth rather than raising it.
 
-    The interval is what the same seeds and questions do not rule out. Tailored minus untailored is compared along the
-    untailored curve, each seed and question interpolated, with the verdict's 95 % interval over both: low is where
-    that first takes in zero, high where it first lies below, inf if nowhere. A ratio by seed would often not exist:
-    one seed's curve crosses a level several times or never. As the first crossing counts, noise in the untailored
-    curve lowers the worth rather than raising it. By simulation (a worth of 1, 2 and 4, 3 and 5 seeds, 200 questions,
-    sizes 5 to 160, 150 draws each) the interval holds the truth in 95 to 100 % at every size.
+    Tailored minus untailored is compared along the untailored curve, each seed and question interpolated, with the
+    verdict's 95 % interval over both: low is where that first takes in zero, high where it first lies below, inf if
+    nowhere. (A ratio by seed would often not exist.) By simulation (a worth of 1, 2 and 4, 3 and 5 seeds, 200
+    questions, sizes 5 to 160, 150 draws each) the interval holds the truth in 95 to 100 % at every size.
 
     Returns:
         Columns student, n, accuracy (tailored), needed, worth, low, high, most.
@@ -189,8 +133,7 @@ def worth(table: pd.DataFrame) -> pd.DataFrame:
         enough = needed(at, accuracies, tailored.mean())
         of = spread(tailored - curve, of_tasks)
         half = half_width(of, 0.05)
-        low = min(_first(places, of.mean <= half), enough)
-        high = max(_first(places, of.mean < -half), enough)
+        low, high = min(_first(places, of.mean <= half), enough), max(_first(places, of.mean < -half), enough)
         row = {"student": table["student"].iloc[0], "n": n, "accuracy": tailored.mean(), "needed": enough}
         rows.append(row | {"worth": enough / n, "low": low / n, "high": high / n, "most": sizes[-1] / n})
     return pd.DataFrame(rows)

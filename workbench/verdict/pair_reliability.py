@@ -8,7 +8,7 @@ that the fit chooses stand beside pairs formed by as many at random.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -37,15 +37,6 @@ class ResponseMatrix(NamedTuple):
     discrimination: np.ndarray
 
 
-class Formed(NamedTuple):
-    """Pairs formed from some items: which question each is of, its gap, its probability, and whether others agree."""
-
-    group: np.ndarray
-    gap: np.ndarray
-    probability: np.ndarray
-    agrees: np.ndarray
-
-
 def response_matrices(
     probes: pd.DataFrame, drafts: pd.DataFrame, preference_set: pd.DataFrame
 ) -> dict[str, list[ResponseMatrix]]:
@@ -59,22 +50,18 @@ def response_matrices(
             question = pd.factorize(own["question_id"])[0]
             right = np.full((question.max() + 1, place.max() + 1, rows.shape[1]), np.nan)
             right[question, place] = rows.to_numpy()
-            if right.shape[2] < 4:
-                raise DataError(
-                    f"Student {student} was probed on {right.shape[2]} questions of a task; halves need 4 or more."
-                )
+            if (n := right.shape[2]) < 4:
+                raise DataError(f"Student {student} was probed on {n} questions of a task; halves need 4 or more.")
             found.setdefault(student, []).append(ResponseMatrix(right, known.reindex(rows.columns).to_numpy()))
     return found
 
 
 def _rationale_pairs(right: np.ndarray, used: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return the questions whose drafts differ, and outcomes of the best minus the worst, shape (pairs, items)."""
-    scores = right[:, :, used].mean(axis=2)
     # A tie is broken at random: steps of a score are much larger.
-    scores = scores + 1e-9 * rng.random(scores.shape)
+    scores = right[:, :, used].mean(axis=2) + 1e-9 * rng.random(right.shape[:2])
     rows = np.arange(len(scores))
-    best, worst = right[rows, np.nanargmax(scores, axis=1)], right[rows, np.nanargmin(scores, axis=1)]
-    return rows, best - worst
+    return rows, right[rows, np.nanargmax(scores, axis=1)] - right[rows, np.nanargmin(scores, axis=1)]
 
 
 def _question_pairs(
@@ -82,42 +69,29 @@ def _question_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the same for questions of the top quantile against questions of the bottom one, drawn at random."""
     means = np.nanmean(right, axis=1)
-    scores = means[:, used].mean(axis=1) + 1e-9 * rng.random(len(means))
-    order, n_end = np.argsort(scores), int(len(means) * quantile)
+    order, n_end = np.argsort(means[:, used].mean(axis=1) + 1e-9 * rng.random(len(means))), int(len(means) * quantile)
     bottom, top = rng.permutation(order[:n_end]), rng.permutation(order[len(order) - n_end :])
     return top, means[top] - means[bottom]
 
 
-def _form(make: Callable, tasks: list[ResponseMatrix], pick: list[np.ndarray], fresh: list[np.ndarray], rng) -> Formed:
-    """Form pairs by make from the items picked of every task, and see whether the fresh items agree (a tie is half)."""
+def _form(
+    make: Callable, tasks: list[ResponseMatrix], pick: list[np.ndarray], fresh: list[np.ndarray], rng
+) -> pd.DataFrame:
+    """Form pairs by make from the items picked of every task, and see whether the fresh items agree (a tie is half).
+
+    Returns:
+        Columns group (which question a pair is of), gap, probability, agrees.
+    """
     parts, offset = [], 0
     for matrix, used, other in zip(tasks, pick, fresh, strict=True):
         group, differences = make(matrix.right, used, rng)
         gap = differences[:, used].mean(axis=1)
-        kept = gap > 1e-12
-        agrees = (np.sign(differences[kept][:, other].mean(axis=1).round(12)) + 1) / 2
-        parts.append((offset + group[kept], gap[kept], probability_better(differences[kept][:, used]), agrees))
+        agrees = (np.sign(differences[:, other].mean(axis=1).round(12)) + 1) / 2
+        pairs = pd.DataFrame({"group": offset + group, "gap": gap, "agrees": agrees})
+        pairs["probability"] = probability_better(differences[:, used])
+        parts.append(pairs[gap > 1e-12])
         offset += len(matrix.right)
-    return Formed(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _share(agreed: np.ndarray, counted: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the share of pairs that agree, from sums for each question, and each question's part in its error."""
-    with np.errstate(invalid="ignore"):
-        share = agreed.sum() / counted.sum()
-        return float(share), (agreed - share * counted) / counted.sum()
-
-
-def _interval(value: float, parts: np.ndarray) -> tuple[float, float, float]:
-    """Return a ratio of sums over questions with its 95 % t interval."""
-    half = clustered_half_width(parts, np.arange(len(parts)))
-    return float(value), float(value - half), float(value + half)
-
-
-def _splits(tasks: list[ResponseMatrix], n_splits: int, rng: np.random.Generator) -> Iterator[tuple[list, list]]:
-    for _ in range(n_splits):
-        orders = [rng.permutation(matrix.right.shape[2]) for matrix in tasks]
-        yield [order[: len(order) // 2] for order in orders], [order[len(order) // 2 :] for order in orders]
+    return pd.concat(parts, ignore_index=True)
 
 
 def split_half_reliability(
@@ -131,8 +105,8 @@ def split_half_reliability(
     """Return how often a fresh half of the preference set agrees with pairs formed from the other half.
 
     Rules are compared at equal numbers of pairs. Of the paper's rule's pairs that many are drawn at random, which on
-    average agree as often as all of them. By discrimination and at random, the same number of questions (a share of a
-    half) is picked, and all pairs are taken.
+    average agree as often as all of them. By discrimination and at random, the same number of questions is picked, and
+    all pairs are taken.
 
     Args:
         probes: A run's stored outcomes.
@@ -151,53 +125,64 @@ def split_half_reliability(
     rows = []
     for student, tasks in response_matrices(probes, drafts, preference_set).items():
         zeros = partial(np.zeros, (2, sum(len(matrix.right) for matrix in tasks)))
+        fitted = all(np.isfinite(matrix.discrimination).all() for matrix in tasks)
         of_questions = partial(_question_pairs, quantile=quantile)
         for kind, make in (("rationale", _rationale_pairs), ("question", of_questions)):
             rng, sums = stream(0, "halves", student, kind), defaultdict(zeros)
-            for used, fresh in _splits(tasks, n_splits, rng):
+            for _ in range(n_splits):
+                orders = [rng.permutation(matrix.right.shape[2]) for matrix in tasks]
+                used, fresh = zip(*(np.split(order, [len(order) // 2]) for order in orders), strict=True)
                 formed = _form(make, tasks, used, fresh, rng)
-                for rule, weight in _rules(formed).items():
-                    _count(sums[ALL, rule], formed, weight)
-                if all(np.isfinite(matrix.discrimination).all() for matrix in tasks):
-                    for name, pick in _picked(tasks, used, rng, share).items():
-                        formed = _form(make, tasks, pick, fresh, rng)
-                        _count(sums[name, PAPER], formed, np.ones(len(formed.gap)))
+                for rule, kept in _rules(formed).items():
+                    _count(sums[ALL, rule], formed[kept])
+                for name, pick in _picked(tasks, used, rng, share).items() if fitted else ():
+                    _count(sums[name, PAPER], _form(make, tasks, pick, fresh, rng))
             rows += [(student, kind, *key, *_estimates(sums, key, n_splits)) for key in sums]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rules(formed: Formed) -> dict[str, np.ndarray]:
+def _rules(formed: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return by rule which of the pairs count."""
-    rules, ordered = {PAPER: np.ones(len(formed.gap))}, np.argsort(-formed.gap, kind="stable")
+    widest = formed["gap"].rank(method="first", ascending=False).to_numpy()
+    rules = {PAPER: np.ones(len(formed), dtype=bool)}
     for least in LEAST:
-        enough = formed.probability >= least
-        widest = np.zeros(len(enough))
-        widest[ordered[: enough.sum()]] = 1.0
-        rules |= {LIKELY.format(least): enough.astype(float), f"{GAP}, as many as {LIKELY.format(least)}": widest}
+        enough = (formed["probability"] >= least).to_numpy()
+        rules |= {LIKELY.format(least): enough, f"{GAP}, as many as {LIKELY.format(least)}": widest <= enough.sum()}
     return rules
 
 
-def _count(sums: np.ndarray, formed: Formed, weight: np.ndarray) -> None:
+def _count(sums: np.ndarray, formed: pd.DataFrame) -> None:
     """Add to the sums for each question, shape (2, questions): pairs that agree, and pairs."""
-    sums += [np.bincount(formed.group, w, sums.shape[1]) for w in (weight * formed.agrees, weight)]
+    sums += [np.bincount(formed["group"], weight, sums.shape[1]) for weight in (formed["agrees"], None)]
 
 
 def _estimates(sums: dict[tuple[str, str], np.ndarray], key: tuple[str, str], n_splits: int) -> tuple[float, ...]:
     """Return pairs a split, agreement and its interval, and the gain over the rule's control with its interval."""
     control = (ALL if key[0] == ALL else AT_RANDOM, PAPER)
-    (share, parts), (other, other_parts) = _share(*sums[key]), _share(*sums[control])
-    _, low, high = _interval(share, parts)
-    gain = (np.nan,) * 3 if key == control else _interval(share - other, parts - other_parts)
-    return float(sums[key][1].sum()) / n_splits, share, max(low, 0.0), min(high, 1.0), *gain
+    (share, parts), (other, other_parts) = (_share(*sums[one]) for one in (key, control))
+    half, half_gain = (clustered_half_width(own, np.arange(len(own))) for own in (parts, parts - other_parts))
+    gain = share - other if key != control else np.nan
+    agreement = (share, max(share - half, 0.0), min(share + half, 1.0))
+    return sums[key][1].sum() / n_splits, *agreement, gain, gain - half_gain, gain + half_gain
+
+
+def _share(agreed: np.ndarray, counted: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the share of pairs that agree, from sums for each question, and each question's part in its error."""
+    with np.errstate(invalid="ignore"):
+        share = agreed.sum() / counted.sum()
+        return share, (agreed - share * counted) / counted.sum()
 
 
 def _picked(
     tasks: list[ResponseMatrix], used: list[np.ndarray], rng: np.random.Generator, share: float
 ) -> dict[str, list[np.ndarray]]:
     """Return a share of the items used, those that tell responders apart best, and as many at random."""
-    sizes = [max(1, round(share * len(own))) for own in used]
-    best = [own[np.argsort(-matrix.discrimination[own])][:n] for matrix, own, n in zip(tasks, used, sizes, strict=True)]
-    return {AT_RANDOM: [rng.permutation(own)[:n] for own, n in zip(used, sizes, strict=True)], BY_IRT: best}
+    picked = {AT_RANDOM: [], BY_IRT: []}
+    for matrix, own in zip(tasks, used, strict=True):
+        n = max(1, round(share * len(own)))
+        picked[AT_RANDOM].append(rng.permutation(own)[:n])
+        picked[BY_IRT].append(own[np.argsort(-matrix.discrimination[own])][:n])
+    return picked
 
 
 def selection_bias(
@@ -215,18 +200,17 @@ def selection_bias(
     for student, tasks in response_matrices(probes, drafts, preference_set).items():
         rng = stream(0, "inflation", student)
         seen = _probabilities(tasks, rng)
-        null = np.concatenate(
-            [_probabilities([_dealt(matrix, rng) for matrix in tasks], rng) for _ in range(n_shuffles)]
-        )
+        dealt = ([_dealt(matrix, rng) for matrix in tasks] for _ in range(n_shuffles))
+        null = np.concatenate([_probabilities(one, rng) for one in dealt])
         for least in LEAST:
-            shares = {"seen": float((seen >= least).mean()), "null": float((null >= least).mean())}
+            shares = {"seen": (seen >= least).mean(), "null": (null >= least).mean()}
             rows.append({"student": student, "least": least, **shares, "pairs": len(seen)})
     return pd.DataFrame(rows)
 
 
 def _probabilities(tasks: list[ResponseMatrix], rng: np.random.Generator) -> np.ndarray:
     everything = [np.arange(matrix.right.shape[2]) for matrix in tasks]
-    return _form(_rationale_pairs, tasks, everything, everything, rng).probability
+    return _form(_rationale_pairs, tasks, everything, everything, rng)["probability"].to_numpy()
 
 
 def _dealt(matrix: ResponseMatrix, rng: np.random.Generator) -> ResponseMatrix:
@@ -251,12 +235,10 @@ def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataF
             f"The preference set of run {run.name} was drawn at random, so there is no fit to compare with; take a run "
             "with preference_set.selection=irt."
         )
-    drafts = run.read("drafts")
     parts = []
-    for task, own in drafts.groupby("task", sort=False):
-        questions = own["question_id"].unique()
-        drawn = stream(run.recipe.seeds[0], "selection", task).permutation(questions)[:n_questions]
-        parts.append(own[own["question_id"].isin(drawn)])
+    for task, own in run.read("drafts").groupby("task", sort=False):
+        order = stream(run.recipe.seeds[0], "selection", task).permutation(own["question_id"].unique())
+        parts.append(own[own["question_id"].isin(order[:n_questions])])
     asked = pd.concat(parts, ignore_index=True)
     longest = run.recipe.evaluation.max_new_tokens
     return probe_drafts(students_of(run.recipe), load_tasks(run.recipe), asked, items, longest), asked, items

@@ -1,31 +1,28 @@
 """How often does the verdict err? Whole runs are simulated, every arm, item, seed and number of shots, and decided on.
 
-How the runs are simulated stands below. The decisions are made by the functions that the verdict uses, for
-many runs at once. The study `calibrate` shows them for a recipe.
+The decisions are made by the functions that the verdict uses, for many runs at once; the study `calibrate` shows them
+for a recipe. An answer is right when a normal score passes a threshold. The score adds up how easy the item is (for all
+arms), how well it suits the arm, what the seed did to the arm, and chance; the threshold sets the accuracy. So the true
+difference is known exactly and no probability leaves [0, 1]. How much each part weighs is taken from a finished run or
+assumed. Seeds shift an arm on all tasks alike, and arms are taken to be drawn independently of each other.
 
 At the spread assumed without a run (2 points over seeds, 10 over items of an arm), 2,000 runs a row, level 95 %:
 arte-demo (3 seeds, 200 items) said "better" in 0.9 % of the runs without a difference, in 1.3 % when seeds differed
 twice as much, and found 10 points in 40 %; coverage was 97.1 to 98.2 %. arte (5 seeds, 400 items) said it in 1.7 and
 2.3 %, found 5 points in 46 % and 10 points in 96 %, said "no difference" in 3.4 % at the margin;
 coverage 95.0 to 96.5 %.
-
-Simulated runs: how answers vary over items and seeds, and what a number of items and seeds can find.
-
-An answer is right when a normal score passes a threshold. The score adds up how easy the item is (for all arms), how
-well it suits the arm, what the seed did to the arm, and chance; the threshold sets the accuracy. So the true difference
-is known exactly and no probability leaves [0, 1]. How much each part weighs is taken from a finished run or assumed.
-Seeds shift an arm on all tasks alike, and arms are taken to be drawn independently of each other.
 """
 
 from __future__ import annotations
 
 import textwrap
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
@@ -40,12 +37,14 @@ from workbench.verdict.intervals import (
     chance_of_better,
     decide,
     half_width,
+    holm,
     sign_flip_p_values,
     spread,
 )
 from workbench.verdict.verdict import answers
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
+SHORT = {BETTER: "better", WORSE: "worse", SAME: "no difference", UNDECIDED: "undecided"}
+CHUNK = 1_000_000  # answers simulated at once
 
 
 class ExperimentDesign(NamedTuple):
@@ -76,9 +75,8 @@ class ExperimentDesign(NamedTuple):
 def design_of(recipe: Recipe) -> ExperimentDesign:
     """Return what of a recipe the decision on its first student depends on."""
     rule, student = recipe.evaluation, next(iter(recipe.models.students))
-    main = rule.primary
+    main, sizes = rule.primary, (len(recipe.seeds), rule.n_items)
     shots = (main.shots, *(n for n in rule.shots if n != main.shots))
-    sizes = (len(recipe.seeds), rule.n_items)
     sets = (tuple(recipe.arms_of(student)), shots, tuple(recipe.tasks.names))
     return ExperimentDesign(main.a, main.b, *sets, *sizes, rule.margin, rule.alpha)
 
@@ -96,10 +94,7 @@ class VarianceModel(NamedTuple):
     source: str
 
     def accuracies(self, design: ExperimentDesign, shots: int) -> np.ndarray:
-        """Return the accuracy on each task of a design; a task that is not known counts as the mean of those that are.
-
-        Accuracies stay within 2 and 98 %, so that there is something to vary.
-        """
+        """Return the accuracy on each task of a design, within 2 and 98 %; an unknown task counts as the mean."""
         usual = float(np.mean(list(self.accuracy.values())))
         return np.clip([self.accuracy.get((task, shots), usual) for task in design.tasks], 0.02, 0.98)
 
@@ -108,16 +103,9 @@ class VarianceModel(NamedTuple):
         p = self.accuracies(design, design.shots[0])
         shared = self.difficulty_sd**2 + self.item_sd**2 + self.seed_sd**2
         noise = 2 * max(float(np.mean(p * (1 - p))) - shared, 0.01)
-        n_items = design.n_items * len(design.tasks)
-        return VarianceComponents(
-            mean=0.0,
-            ms_seed=n_items * 2 * self.seed_sd**2 + noise,
-            ms_item=design.n_seeds * 2 * self.item_sd**2 + noise,
-            ms_noise=noise,
-            n_seeds=design.n_seeds,
-            n_items=n_items,
-            n_tasks=len(design.tasks),
-        )
+        n_items, n_seeds = design.n_items * len(design.tasks), design.n_seeds
+        ms_seed, ms_item = n_items * 2 * self.seed_sd**2 + noise, n_seeds * 2 * self.item_sd**2 + noise
+        return VarianceComponents(0.0, ms_seed, ms_item, noise, n_seeds, n_items, len(design.tasks))
 
     def in_words(self) -> str:
         """Return where the spread comes from and what it is, in points of accuracy."""
@@ -133,15 +121,11 @@ ASSUMED = VarianceModel({("any", 0): 0.4}, 0.25 / 3**0.5, 0.1, 0.02, "assumed, n
 
 
 def estimate_variance(predictions: pd.DataFrame, design: ExperimentDesign, source: str) -> VarianceModel:
-    """Measure how the answers of a finished run vary.
+    """Measure how the answers of a finished run vary, for one student.
 
     Variance components by the method of moments, averaged over the trained arms at the primary shots, none below zero.
     With few seeds the spread over seeds is itself uncertain: a table at twice that spread belongs beside the result.
-
-    Args:
-        predictions: Of one student.
-        design: Names the arms and shots; its tasks and numbers need not be those of the predictions.
-        source: What to call it.
+    The design names arms and shots; its tasks and numbers need not be those of the predictions.
     """
     main = design.shots[0]
     tables = [answers(predictions, arm, main) for arm in design.arms if arm != "base"]
@@ -166,13 +150,11 @@ def estimate_variance(predictions: pd.DataFrame, design: ExperimentDesign, sourc
 def _covariance(correlation: float, thresholds: np.ndarray) -> float:
     """Return the covariance of two answers whose scores correlate so, averaged over the thresholds.
 
-    The derivative of the bivariate normal distribution function by its correlation is the density; with the
-    correlation as a sine it is smooth.
+    The bivariate normal distribution function at equal thresholds, by Owen's T.
     """
-    top = np.arcsin(correlation)
-    sines = np.sin((NODES + 1) * top / 2)
-    density = np.exp(-(thresholds[:, None] ** 2) / (1 + sines)) / (2 * np.pi)
-    return float((density @ WEIGHTS).mean() * top / 2)
+    alone = stats.norm.cdf(thresholds)
+    ratio = np.sqrt((1 - correlation) / (1 + correlation))
+    return float(np.mean(alone * (1 - alone) - 2 * special.owens_t(thresholds, ratio)))
 
 
 def _weights(world: VarianceModel, design: ExperimentDesign) -> tuple[float, float, float, float]:
@@ -230,72 +212,51 @@ def minimum_detectable_effect(world: VarianceModel, design: ExperimentDesign) ->
 
 def items_needed(world: VarianceModel, design: ExperimentDesign, difference: float) -> int | None:
     """Return how many items a task find a true difference in four of five runs; None when no number does."""
-    low, high = 1, MAX_ITEMS
     finds = lambda n: chance_of_better(world.spread(design._replace(n_items=n)), difference, design.alpha)  # noqa: E731
-    if finds(high) < POWER:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if finds(middle) >= POWER else (middle, high)
-    return high
+    n = bisect_left(range(MAX_ITEMS + 1), POWER, lo=2, key=finds)
+    return n if n <= MAX_ITEMS else None
 
 
 def detection_in_words(world: VarianceModel, design: ExperimentDesign, wanted: float) -> str:
     """Return what difference a design finds with power 0.8, and the items and seeds that a wanted one needs."""
     finds = minimum_detectable_effect(world, design)
     able = f"a true difference of {100 * finds:.1f} points" if finds else "no true difference, however large"
-    first = (
-        f"Finds with power {POWER:g}: {able} ({design.n_seeds} seeds, {design.n_items} items for each of "
-        f"{len(design.tasks)} tasks). Spread {world.in_words()}."
-    )
+    size = f"{design.n_seeds} seeds, {design.n_items} items for each of {len(design.tasks)} tasks"
     counts = sorted({3, 5, 8, 12, design.n_seeds})
     needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
     ways = "; ".join(f"{n} seeds: {f'{k:,} items a task' if k else 'no number of items'}" for n, k in needs.items())
-    second = f"A difference of {100 * wanted:g} points needs {ways}."
-    return "\n".join(textwrap.fill(line, 100) for line in (first, second))
-
-
-SHORT = {BETTER: "better", WORSE: "worse", SAME: "no difference", UNDECIDED: "undecided"}
-CHUNK = 1_000_000  # answers simulated at once
+    finding = f"Finds with power {POWER:g}: {able} ({size}). Spread {world.in_words()}."
+    needing = f"A difference of {100 * wanted:g} points needs {ways}."
+    return "\n".join(textwrap.fill(line, 100) for line in (finding, needing))
 
 
 class Decided(NamedTuple):
-    """The decisions on many runs, with the primary difference and its half width.
+    """The decisions on many runs (a list a comparison or task), with the primary difference and its half width."""
 
-    compared has one list a comparison, each by itself; adjusted the further comparisons, corrected for their number by
-    Holm's method; tasks one list a task, corrected likewise.
-    """
-
-    compared: list[list[str]]
-    adjusted: list[list[str]]
-    tasks: list[list[str]]
+    compared: list[list[str]]  # each by itself
+    adjusted: list[list[str]]  # the further ones, corrected for their number by Holm's method
+    tasks: list[list[str]]  # corrected likewise
     difference: np.ndarray
     half: np.ndarray
 
 
 def decisions(run: Simulated, design: ExperimentDesign) -> Decided:
-    """Decide on every simulated run as the verdict does, through the same intervals, tests and rule.
-
-    What the verdict works out besides (exact p-values, how much more would settle it) is left out.
-    """
-    tables = [_difference(run, design, other, shots) for other, shots in design.compared]
+    """Decide on every simulated run as the verdict does, through the same intervals, tests and rule."""
+    mine = {shots: run.answers[design.a, shots].astype(np.int8) for shots in design.shots}
+    tables = [mine[shots] - run.answers[other, shots] for other, shots in design.compared]
     spreads = [spread(table, design.columns) for table in tables]
-    found = []
-    for of in spreads:
-        half, inner = half_width(of, design.alpha), half_width(of, 2 * design.alpha)
-        found.append([decide(*row, design.margin) for row in zip(of.mean, half, inner, strict=True)])
+    compared = [_decided(of, half_width(of, design.alpha), design) for of in spreads]
     held = _corrected(tables[1:], spreads[1:], design)
-    return Decided(found, held, _per_task(tables[0], design), spreads[0].mean, half_width(spreads[0], design.alpha))
+    return Decided(compared, held, _per_task(tables[0], design), spreads[0].mean, half_width(spreads[0], design.alpha))
 
 
-def _difference(run: Simulated, design: ExperimentDesign, other: str, shots: int) -> np.ndarray:
-    return run.answers[design.a, shots].astype(np.int8) - run.answers[other, shots].astype(np.int8)
+def _decided(of: VarianceComponents, half: np.ndarray, design: ExperimentDesign) -> list[str]:
+    return [decide(*row, design.margin) for row in zip(of.mean, half, half_width(of, 2 * design.alpha), strict=True)]
 
 
 def _per_task(table: np.ndarray, design: ExperimentDesign) -> list[list[str]]:
     """Decide task by task, Holm's correction included; shape of the table (repeats, n_seeds, items)."""
-    starts = range(0, len(design.tasks) * design.n_items, design.n_items)
-    tables = [table[..., start : start + design.n_items] for start in starts]
+    tables = np.split(table, len(design.tasks), axis=-1)
     return _corrected(tables, [spread(own, ["task"] * design.n_items) for own in tables], design)
 
 
@@ -303,26 +264,18 @@ def _corrected(
     tables: list[np.ndarray], spreads: list[VarianceComponents], design: ExperimentDesign
 ) -> list[list[str]]:
     """Decide on several comparisons with Holm's correction, as `verdict.adjusted` does, for many runs at once."""
-    m = len(tables)
-    if not m:
-        return []
-    levels = []
+    m, levels = len(tables), []
     for table, of in zip(tables, spreads, strict=True):
         flips = sign_flip_p_values(table.sum(axis=1, dtype=int))
         # p <= alpha / k for how many k: Holm compares the smallest p with alpha / m, the next with alpha / (m - 1).
-        below = [
-            (flips <= design.alpha / k) & (np.abs(of.mean) >= half_width(of, design.alpha / k)) for k in range(1, m + 1)
-        ]
-        levels.append(np.sum(below, axis=0))
-    order = np.argsort(-np.array(levels), axis=0, kind="stable")
-    passed = np.take_along_axis(np.array(levels), order, axis=0) >= np.arange(m, 0, -1)[:, None]
-    rejected = np.empty_like(passed)
-    np.put_along_axis(rejected, order, np.logical_and.accumulate(passed, axis=0), axis=0)
+        alphas = [design.alpha / k for k in range(1, m + 1)]
+        levels.append(sum((flips <= alpha) & (np.abs(of.mean) >= half_width(of, alpha)) for alpha in alphas))
+    # The largest p-value that passes as many.
+    passed = holm(design.alpha / np.maximum(levels, 0.5)) <= design.alpha * (1 + 1e-9) if m else []
     found = []
-    for of, clear in zip(spreads, rejected, strict=True):
-        half, inner = half_width(of, design.alpha), half_width(of, 2 * design.alpha)
-        wide = np.where(clear | (np.abs(of.mean) <= half), half, 1.0)
-        found.append([decide(*row, design.margin) for row in zip(of.mean, wide, inner, strict=True)])
+    for of, clear in zip(spreads, passed, strict=True):
+        half = half_width(of, design.alpha)
+        found.append(_decided(of, np.where(clear | (np.abs(of.mean) <= half), half, 1.0), design))
     return found
 
 
@@ -339,21 +292,18 @@ def calibrate(
         world: How answers vary.
         design: What is decided on.
         repeats: Simulated runs a row.
-        differences: True differences as shares; by default 0, half the margin, the margin and twice the margin, and 0
-            once more with seeds that differ twice as much, by two points at least.
+        differences: True ones, as shares; by default 0, half the margin, the margin and twice the margin, and 0 once
+            more with seeds that differ twice as much, by two points at least.
         seed: Of the simulation.
 
     Returns:
         Columns difference, seed_sd, repeats, the shares better, worse, no difference and undecided of the primary
-        comparison, coverage of its interval, half_width (mean), any_other_alone (at least one further comparison says
-        "better" when each is taken alone), any_other_better (the same, by Holm), any_task_better (at least one task, by
-        Holm).
+        comparison, coverage and half_width (mean) of its interval, and how often "better" is said by at least one
+        further comparison, each taken alone (any_other_alone) or by Holm (any_other_better), or task (any_task_better).
     """
+    steps = [(size, world) for size in differences or [size * design.margin for size in (0, 0.5, 1, 2)]]
     if differences is None:
-        steps = [(size * design.margin, world) for size in (0, 0.5, 1, 2)]
         steps.append((0.0, world._replace(seed_sd=max(2 * world.seed_sd, 0.02))))
-    else:
-        steps = [(size, world) for size in differences]
     generator = np.random.default_rng(seed)
     return pd.DataFrame([_row(where, design, size, generator, repeats) for size, where in steps])
 
@@ -362,22 +312,16 @@ def _row(
     world: VarianceModel, design: ExperimentDesign, difference: float, generator: np.random.Generator, repeats: int
 ) -> dict:
     n_answers = len(design.arms) * len(design.shots) * design.n_seeds * design.n_items * len(design.tasks)
-    size, parts = max(1, CHUNK // n_answers), []
+    size, frames = max(1, CHUNK // n_answers), []
     for start in range(0, repeats, size):
         run = simulate(world, design, difference, generator, min(size, repeats - start))
-        parts.append(decisions(run, design))
-    true = run.difference
-    primary, *others = (np.concatenate([part.compared[i] for part in parts]) for i in range(len(design.compared)))
-    held, tasks = (np.concatenate([getattr(p, name) for p in parts], axis=-1) for name in ("adjusted", "tasks"))
-    means, halves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("difference", "half"))
-    return {
-        "difference": true,
-        "seed_sd": world.seed_sd,
-        "repeats": repeats,
-        **{short: float((primary == said).mean()) for said, short in SHORT.items()},
-        "coverage": float((np.abs(means - true) <= halves).mean()),
-        "half_width": float(halves.mean()),
-        "any_other_alone": float((np.array(others) == BETTER).any(axis=0).mean()) if others else 0.0,
-        "any_other_better": float((held == BETTER).any(axis=0).mean()) if others else 0.0,
-        "any_task_better": float((tasks == BETTER).any(axis=0).mean()),
-    }
+        made = decisions(run, design)
+        primary, *others = made.compared
+        covered = np.abs(made.difference - run.difference) <= made.half
+        frame = pd.DataFrame({"said": primary, "coverage": covered, "half_width": made.half})
+        several = {"any_other_alone": others, "any_other_better": made.adjusted, "any_task_better": made.tasks}
+        frames.append(frame.assign(**{name: np.isin(rows, [BETTER]).any(axis=0) for name, rows in several.items()}))
+    runs = pd.concat(frames)
+    said = {short: float((runs["said"] == decision).mean()) for decision, short in SHORT.items()}
+    row = {"difference": run.difference, "seed_sd": world.seed_sd, "repeats": repeats} | said
+    return row | runs.drop(columns="said").mean().to_dict()

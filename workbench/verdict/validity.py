@@ -4,7 +4,7 @@ ARTE (arXiv:2406.19227) prefers what works as a demonstration and never asks whe
 Here group k holds the k-th best rationale of every draft question, so that all groups ask the same questions, and the
 gain is counted on validation questions outside the preference set.
 
-Trials: a student trained on some rows, or left as it is, and then asked held-out questions; outside a run's arms.
+Other studies, too, train students outside a run's arms and ask them held-out questions: `train_and_ask`.
 """
 
 import json
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from workbench.loop import prompts
+from workbench.loop.arms import examples_of_arm
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
@@ -33,21 +33,26 @@ from workbench.runs.seeding import stream, stream_seed
 from workbench.runs.workers import run_jobs
 from workbench.tasks.answers import Answers
 from workbench.tasks.task import Task, load_tasks
+from workbench.verdict.intervals import percentiles, rank_correlation
+
+N_RESAMPLES = 4000
+BEFORE, AFTER = "untailored", "tailored"
+LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
+LEAST_FREE = 3  # degrees of freedom that a partial correlation must leave
 
 
 @dataclass(frozen=True)
 class FineTuneJob:
-    """One trial.
+    """A student trained on some rows, or left as it is, and then asked questions.
 
     Attributes:
         recipe: Its training section says how to train, its evaluation section how long answers may be.
         student: Name in the recipe.
         rows: Columns prompt and completion to train on; None leaves the student as it is.
-        asked: (what prompts share, the rest) of each question's prompt.
+        asked: Each question's prompt: what prompts share, and the rest.
         targets: How answers are read and the right one, in the order of asked.
         seed: Orders the rows.
-        folder: Holds the student until it is asked, so that a trial that was killed is not trained again. What it
-            answered is kept beside the folder, with the ending .json; the trained student is not.
+        folder: Holds the student until it is asked. What it answered is kept beside it, with the ending .json.
         n_batches: An epoch; 0 takes as many as the rows fill.
     """
 
@@ -64,11 +69,6 @@ class FineTuneJob:
         return f"trial {self.folder.name}"
 
 
-def fine_tune_and_test(recipe: Recipe, trials: list[FineTuneJob], describe: str) -> list[list[bool]]:
-    """Return for each trial which questions were answered right, in the order asked."""
-    return [[right for _, right in told] for told in answer_trials(recipe, trials, describe)]
-
-
 def answer_trials(recipe: Recipe, trials: list[FineTuneJob], describe: str) -> list[list[tuple[str, bool]]]:
     """Return for each trial what was written to each question and whether its answer is right, in the order asked."""
     return run_jobs(_run_trial, trials, recipe.compute.workers, describe)
@@ -77,8 +77,8 @@ def answer_trials(recipe: Recipe, trials: list[FineTuneJob], describe: str) -> l
 def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
     recipe, ref = trial.recipe, trial.recipe.models.students[trial.student]
     rows = None if trial.rows is None else trial.rows[["prompt", "completion"]]
-    settings = recipe.section_json("training", "models.dtype")
     lines = None if rows is None else rows.to_numpy().tolist()
+    settings = recipe.section_json("training", "models.dtype")
     training = [fingerprint_model(resolve(ref)), settings, trial.seed, lines, trial.n_batches]
     asked = [recipe.section_json("evaluation.max_new_tokens"), trial.asked, [[repr(a), t] for a, t in trial.targets]]
     key, path = fingerprint([training, asked]), trial.folder.parent / f"{trial.folder.name}.json"
@@ -91,33 +91,75 @@ def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
         ref = str(tuned(trial.folder, fingerprint(training), train).folder)
     # Training and asking take turns here, in several processes, which suits transformers alone.
     recipe = recipe.model_copy(update={"engines": Engines()})
-    model, longest = Model(recipe, "student", ref), recipe.evaluation.max_new_tokens
-    texts = [completion.text for completion in complete_job(AskJob(model, repr(trial), trial.asked, longest))]
-    told = [
-        (text, answers.same(answers.read(text), target))
-        for text, (answers, target) in zip(texts, trial.targets, strict=True)
-    ]
+    job = AskJob(Model(recipe, "student", ref), repr(trial), trial.asked, recipe.evaluation.max_new_tokens)
+    written = zip(complete_job(job), trial.targets, strict=True)
+    told = [(one.text, reader.same(reader.read(one.text), target)) for one, (reader, target) in written]
     atomic_write(path, json.dumps({"key": key, "answers": told}, ensure_ascii=False).encode())
     shutil.rmtree(trial.folder, ignore_errors=True)
     return told
 
 
-N_RESAMPLES = 4000
-LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
-LEAST_FREE = 3  # degrees of freedom that a partial correlation must leave
+def train_and_ask(
+    run: Run, recipe: Recipe, sets: list[tuple[dict, pd.DataFrame | None, int]], at: str, describe: str
+) -> pd.DataFrame:
+    """Train a student anew on every set of rows and ask it the held-out questions.
+
+    What was answered once is kept in the run's folder, so that a killed study goes on where it was.
+
+    Args:
+        run: Whose held-out questions are asked.
+        recipe: How to train.
+        sets: Of each its name (student, seed and what else tells it from the others), its rows (prompt and completion;
+            None leaves the student as it is) and the batches of an epoch (0: as many as the rows fill).
+        at: Where in the run's folder, with what names a set in braces.
+        describe: What the progress is called.
+
+    Returns:
+        One answer a row: what names the set, task, item_id, correct.
+    """
+    names, asked, targets = held_out(run, load_tasks(run.recipe))
+    trials = []
+    for own, rows, n_batches in sets:
+        folder = run.path / at.format(**own)
+        trials.append(FineTuneJob(recipe, own["student"], rows, asked, targets, own["seed"], folder, n_batches))
+    items = {"task": names, "item_id": [f"{n:04}" for n in range(len(names))]}
+    answered = zip(sets, answer_trials(recipe, trials, describe), strict=True)
+    frames = [pd.DataFrame(own | items | {"correct": [right for _, right in told]}) for (own, *_), told in answered]
+    return pd.concat(frames, ignore_index=True)
+
+
+def usable(run: Run, student: str) -> pd.DataFrame:
+    """Return the kept examples of the arms BEFORE and AFTER that were written for a student, under the run's seeds."""
+    recipe = run.recipe
+    if student not in recipe.models.students:
+        known = ", ".join(recipe.models.students)
+        raise RunError(f"Run {run.name} has no student {student!r}; its students are {known}.")
+    if missing := {BEFORE, AFTER} - set(recipe.evaluation.arms):
+        raise RunError(f"Run {run.name} has no arm {min(missing)!r}, which is compared; take a run that has it.")
+    if len(recipe.seeds) < 2:
+        raise RunError(f"Run {run.name} has one seed, and an interval needs two or more; take a run with more.")
+    made = run.read("examples")
+    made = made[made["kept"] & made["seed"].isin(recipe.seeds)]
+    return pd.concat([examples_of_arm(made, student, arm) for arm in (BEFORE, AFTER)], ignore_index=True)
+
+
+def training_rows(texts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
+    """Return prompt and completion of texts with task, question and rationale."""
+    asked = [prompts.naive_prompt(tasks[row.task].description, row.question) for row in texts.itertuples()]
+    return pd.DataFrame({"prompt": asked, "completion": texts["rationale"].to_numpy()})
 
 
 def train_on_groups(
     run: Run, seeds: list[int], signals: pd.DataFrame | None = None, name: str = "validity"
 ) -> pd.DataFrame:
-    """Train every student on every group under every seed; the outcome is kept in the run's folder as validity.csv.
+    """Train every student on every group under every seed; the outcome is kept in the run's folder as NAME.csv.
 
     Args:
         run: With finished drafting and probing.
-        seeds: Training seeds; ties between rationales of one question are settled by them too.
+        seeds: Training seeds; they also settle ties between rationales of one question.
         signals: What drafts are ranked by, a frame "signals"; the run's own unless given. Drafts without a
             signal belong to no group.
-        name: Of the file, and of the folder that holds what the students answered.
+        name: Also of the folder that holds what the students answered.
 
     Returns:
         Columns student, task, group (1 is best), seed, score (mean preference score), n_tokens, n_steps and digits
@@ -126,32 +168,21 @@ def train_on_groups(
     """
     if len(seeds) < 2:
         raise RunError(f"An interval needs two training seeds or more, got {len(seeds)}; ask for more.")
-    recipe, tasks = run.recipe, load_tasks(run.recipe)
-    scored = ranked(run, seeds, signals)
-    names, asked, targets = held_out(run, tasks)
-    folder = run.path / name
-    trials = [
-        FineTuneJob(recipe, student, None, asked, targets, 0, folder / f"{student}-before")
-        for student in recipe.models.students
-    ]
-    keys = [(student, 0, 0) for student in recipe.models.students]
+    scored, tasks = ranked(run, seeds, signals), load_tasks(run.recipe)
+    sets = [({"student": student, "group": 0, "seed": 0}, None, 0) for student in run.recipe.models.students]
     for (student, seed, group), own in scored.groupby(["student", "seed", "group"], sort=False):
-        path = folder / f"{student}-{group}-{seed}"
-        trials.append(FineTuneJob(recipe, student, _rows(own, tasks), asked, targets, seed, path))
-        keys.append((student, seed, group))
-    answered = pd.DataFrame(
-        fine_tune_and_test(recipe, trials, "training on groups"), index=pd.MultiIndex.from_tuples(keys)
-    )
-    right = answered.T.groupby(names).mean()
-    described = scored.groupby(["student", "task", "group", "seed"], as_index=False).agg(
-        score=("value", "mean"), **{name: (name, "mean") for name in (*LENGTH, *FORMAT)}
-    )
-    described["before"] = [right.loc[row.task, (row.student, 0, 0)] for row in described.itertuples()]
-    described["after"] = [right.loc[row.task, (row.student, row.seed, row.group)] for row in described.itertuples()]
-    counts = pd.Series(names).value_counts()
-    described = described.assign(gain=described["after"] - described["before"], n=described["task"].map(counts))
-    atomic_write(run.path / f"{name}.csv", described.to_csv(index=False, float_format="%.6f").encode())
-    return described
+        rows = training_rows(own.sort_values("draft_id"), tasks)
+        sets.append(({"student": student, "group": group, "seed": seed}, rows, 0))
+    answered = train_and_ask(run, run.recipe, sets, name + "/{student}-{group}-{seed}", "training on groups")
+    keys = ["student", "task", "group", "seed"]
+    like = {"score": ("value", "mean")} | {what: (what, "mean") for what in (*LENGTH, *FORMAT)}
+    described = scored.groupby(keys, as_index=False).agg(**like)
+    right = answered.groupby(keys, as_index=False).agg(after=("correct", "mean"), n=("correct", "size"))
+    before = right[right["group"] == 0].rename(columns={"after": "before"})[["student", "task", "before"]]
+    table = described.merge(before, on=["student", "task"]).merge(right, on=keys)
+    table.insert(len(table.columns) - 1, "gain", table["after"] - table["before"])
+    atomic_write(run.path / f"{name}.csv", table.to_csv(index=False, float_format="%.6f").encode())
+    return table
 
 
 def stored(run: Run, name: str = "validity") -> pd.DataFrame | None:
@@ -161,11 +192,7 @@ def stored(run: Run, name: str = "validity") -> pd.DataFrame | None:
 
 
 def ranked(run: Run, seeds: list[int], signals: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return every draft with student, seed, score `value` and group: 1 is the best of its question.
-
-    Raises:
-        RunError: If every question has a single rationale, so that there is nothing to rank.
-    """
+    """Return every draft with student, seed, score `value` and group: 1 is the best of its question."""
     drafts = run.read("drafts")
     signals = run.read("signals") if signals is None else signals
     own = signals[signals["item_kind"] == "rationale"][["draft_id", "student", "value"]].merge(drafts, on="draft_id")
@@ -200,11 +227,7 @@ def format_of(rationale: str) -> tuple[int, float]:
 
 
 def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[str, str]], list[tuple[Answers, str]]]:
-    """Return task, prompt and target (as jobs take them) of the validation questions outside the preference set.
-
-    Raises:
-        RunError: If there is none.
-    """
+    """Return task, prompt and target (as jobs take them) of the validation questions outside the preference set."""
     chosen = run.read("preference_set")
     probed = set(chosen[chosen["chosen"]]["item_id"])
     found = [
@@ -222,70 +245,44 @@ def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[st
     return names, asked, targets
 
 
-def _rows(drafts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
-    drafts = drafts.sort_values("draft_id")
-    asked = [prompts.naive_prompt(tasks[row.task].description, row.question) for row in drafts.itertuples()]
-    return pd.DataFrame({"prompt": asked, "completion": drafts["rationale"].to_numpy()})
-
-
 def predictive_validity(table: pd.DataFrame) -> pd.DataFrame:
     """Return how well the score of a group predicts its gain: for each student, and for all of them together.
 
     Score and gain are averaged over seeds; Spearman's rank correlation is taken within student and task and averaged.
-    Groups that hardly differ in score weigh in it as much as those that do; in `linear`, Pearson's correlation within
-    student and task, they weigh less. `partial` is that with the mean length of a rationale and the share of right ones
-    held fixed, by linear regression within student and task: a preference that is only "longer" or "right" leaves
-    nothing there. `partial_format` holds the number of steps and the share of digits fixed as well. Where the
-    preference is one for a format, as planted in the pocket students, that takes part of the preference itself away.
     Intervals: percentile bootstrap, 95 %, over (student, task) blocks for all students; for one student, over its
     training seeds.
 
     Returns:
-        Columns student, correlation, low, high, n (groups); linear, partial and partial_format of all students alone,
-        else nan.
+        Columns student, correlation, low, high, n (groups), and of all students alone (else nan) linear (Pearson's
+        correlation within student and task, where groups that hardly differ in score weigh less), partial (that with
+        the mean length of a rationale and the share of right ones held fixed: a preference that is only "longer" or
+        "right" leaves nothing there) and partial_format (with the number of steps and the share of digits held fixed
+        too, which takes away part of a preference that is one for a format).
     """
     rng = np.random.default_rng(0)
     rows, blocks = [], []
     for student, own in table.groupby("student", sort=False):
-        scores, gains = (_by_seed(own, what) for what in ("score", "gain"))
-        blocks.append(_rank_correlations(scores.mean(0), gains.mean(0)))
+        wide = own.pivot(index="seed", columns=["task", "group"], values=["score", "gain"]).sort_index(axis=1)
+        # Shape (seeds, tasks, groups).
+        scores, gains = (wide[of].to_numpy().reshape(len(wide), own["task"].nunique(), -1) for of in ("score", "gain"))
         drawn = rng.integers(len(gains), size=(N_RESAMPLES, len(gains)))
-        again = _rank_correlations(scores[drawn].mean(1), gains[drawn].mean(1))
-        rows.append(_row(student, blocks[-1], again) | {"n": scores[0].size})
+        # Means of the same shares in another order differ in the last digits, stored ones in the sixth: those are ties.
+        pairs = [(scores.mean(0), gains.mean(0)), (scores[drawn].mean(1), gains[drawn].mean(1))]
+        block, again = (rank_correlation(*(np.round(values, 5) for values in pair)) for pair in pairs)
+        blocks.append(block)
+        rows.append({"student": student} | _mean_of(block, again) | {"n": scores[0].size})
     values = np.concatenate(blocks)
-    whole = _row("all students", values, values[rng.integers(len(values), size=(N_RESAMPLES, len(values)))])
+    again = values[rng.integers(len(values), size=(N_RESAMPLES, len(values)))]
+    whole = {"student": "all students"} | _mean_of(values, again)
     for name, covariates in {"linear": (), "partial": LENGTH, "partial_format": (*LENGTH, *FORMAT)}.items():
         whole[name] = partial_correlation(table, covariates)
     return pd.DataFrame([*rows, whole | {"n": sum(row["n"] for row in rows)}])
 
 
-def _row(student: str, found: np.ndarray, again: np.ndarray) -> dict:
-    draws = _mean(again)
-    known = draws[~np.isnan(draws)]
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return {"student": student, "correlation": float(_mean(found)), "low": low, "high": high}
-
-
-def _by_seed(table: pd.DataFrame, what: str) -> np.ndarray:
-    """Return one student's values, shape (seeds, tasks, groups)."""
-    wide = table.pivot(index="seed", columns=["task", "group"], values=what).sort_index(axis=1)
-    return wide.to_numpy().reshape(len(wide), table["task"].nunique(), -1)
-
-
-def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation along the last axis; nan where one side is all alike and so says nothing."""
-    # Means of the same shares in another order differ in the last digits, and stored ones in the sixth: those are ties.
-    ranks = [stats.rankdata(np.round(values, 5), axis=-1) for values in (a, b)]
-    x, y = (rank - rank.mean(-1, keepdims=True) for rank in ranks)
-    size = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-    return np.divide((x * y).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean along the last axis of what is not nan; nan where nothing is."""
-    known = ~np.isnan(values)
-    total, count = np.where(known, values, 0.0).sum(-1), known.sum(-1)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+def _mean_of(correlations: np.ndarray, again: np.ndarray) -> dict:
+    """Return the mean of what is not nan, with the interval of the same over draws, one a row."""
+    low, high = percentiles(pd.DataFrame(again).mean(axis=1))
+    return {"correlation": float(pd.Series(correlations).mean()), "low": low, "high": high}
 
 
 def partial_correlation(table: pd.DataFrame, covariates: Sequence[str] = LENGTH) -> float:
@@ -307,10 +304,10 @@ def partial_correlation(table: pd.DataFrame, covariates: Sequence[str] = LENGTH)
 
 def left_over(whole: Mapping) -> str:
     """Return in a sentence what of the correlation is left when length, correctness and format are held fixed."""
-    if np.isnan(whole["partial"]) and np.isnan(whole["partial_format"]):
+    if np.isnan(whole["partial"]):
         return "There are too few groups to hold length, correctness and format fixed."
     said = f"The linear correlation is {whole['linear']:+.2f}; with length and correctness held fixed"
-    said = f"{said} {whole['partial']:+.2f} is left"
+    said += f" {whole['partial']:+.2f} is left"
     if np.isnan(whole["partial_format"]):
         return f"{said}; there are too few groups to hold format fixed too."
     return f"{said}, with the number of steps and the share of digits held fixed too {whole['partial_format']:+.2f}."

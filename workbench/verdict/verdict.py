@@ -1,12 +1,13 @@
-"""Decide whether tailoring helped: intervals, tests and the verdict, in plain numpy and scipy.
+"""Decide whether tailoring helped; how the intervals are made, and how well they are calibrated: see intervals.py.
 
 Accuracy and its differences are averaged over seeds and over items, every item weighing the same: a task with more
 items counts for more. The tasks are those the recipe names, not a sample of tasks, so items are compared with the other
-items of their task. How the intervals are made, and how well they are calibrated, stands in intervals.py.
+items of their task.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ from workbench.verdict.intervals import (
 )
 
 BASE_SEED = -1
+UNTRAINED = {"training_tokens": 0, "steps": 0}
 
 
 def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
@@ -52,16 +54,13 @@ def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
     if len(twice):
         seed, task, item = twice[key].iloc[0]
         raise DataError(f"arm {arm!r} answered item {item!r} of {task!r} twice under seed {seed}; keep one answer.")
-    table = rows.assign(correct=rows["correct"].astype(float)).pivot(
-        index="seed", columns=["task", "item_id"], values="correct"
-    )
+    table = rows.astype({"correct": float}).pivot(index="seed", columns=["task", "item_id"], values="correct")
     table = table.sort_index(axis=0).sort_index(axis=1)
     missing = np.argwhere(table.isna().to_numpy())
     if len(missing):
         seed, (task, item) = table.index[missing[0][0]], table.columns[missing[0][1]]
-        raise DataError(
-            f"arm {arm!r} lacks item {item!r} of {task!r} under seed {seed}; evaluate it on the same items."
-        )
+        lacking = f"arm {arm!r} lacks item {item!r} of {task!r} under seed {seed}"
+        raise DataError(f"{lacking}; evaluate it on the same items.")
     return table
 
 
@@ -75,18 +74,15 @@ def paired(predictions: pd.DataFrame, a: str, b: str, shots: int) -> pd.DataFram
         raise DataError(f"arm {lacks!r} lacks item {item!r} of {task!r}; arms are compared on the same items only.")
     seeds = [table.index for table in (left, right) if list(table.index) != [BASE_SEED]]
     if not seeds or any(len(index) < 2 for index in seeds):
-        short = a if list(left.index) == [BASE_SEED] or len(left) < 2 else b
-        raise DataError(
-            f"arm {short!r} has one seed; an interval needs two or more (five for a reported run): add seeds."
-        )
+        short = f"arm {(a if len(left) < 2 else b)!r} has one seed"
+        raise DataError(f"{short}; an interval needs two or more (five for a reported run): add seeds.")
     odd_seeds = seeds[0].symmetric_difference(seeds[-1])
     if len(odd_seeds):
         lacks = b if odd_seeds[0] in left.index else a
         raise DataError(f"arm {lacks!r} lacks seed {odd_seeds[0]}; train and evaluate it under the same seeds.")
     if left.shape[1] < 2:
         raise DataError(f"arms {a!r} and {b!r} share one item; an interval needs two or more: add test items.")
-    sides = [table.to_numpy() for table in (left, right)]
-    return pd.DataFrame(sides[0] - sides[1], index=seeds[0], columns=left.columns)
+    return pd.DataFrame(left.to_numpy() - right.to_numpy(), index=seeds[0], columns=left.columns)
 
 
 def arm_accuracy(predictions: pd.DataFrame, arm: str, shots: int, alpha: float = 0.05) -> dict:
@@ -157,14 +153,13 @@ def adjusted(compared: list[tuple[dict, VarianceComponents]], margin: float, alp
     Better and worse need a corrected p-value of at most alpha. What is corrected is the larger of the sign-flip p-value
     and the one at which the interval just leaves out zero. "No difference" is not corrected.
     """
-    corrected = holm([max(row["p_value"], interval_p_value(of)) for row, of in compared])
-    return [(float(p), _held(row, of, p, margin, alpha)) for (row, of), p in zip(compared, corrected, strict=True)]
-
-
-def _held(row: Mapping, of: VarianceComponents, p: float, margin: float, alpha: float) -> str:
-    if row["decision"] not in (BETTER, WORSE) or p <= alpha:
-        return row["decision"]
-    return decide(of.mean, 1.0, float(half_width(of, 2 * alpha)), margin)
+    corrected, held = holm([max(row["p_value"], interval_p_value(of)) for row, of in compared]), []
+    for (row, of), p in zip(compared, corrected, strict=True):
+        decision = row["decision"]
+        if decision in (BETTER, WORSE) and p > alpha:
+            decision = decide(of.mean, 1.0, float(half_width(of, 2 * alpha)), margin)
+        held.append((float(p), decision))
+    return held
 
 
 def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float) -> pd.DataFrame:
@@ -173,16 +168,13 @@ def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: floa
     for task in answers(predictions, a, shots).columns.get_level_values("task").unique():
         own = predictions[predictions["task"] == task]
         row, of = _compare(own, a, b, shots, margin, alpha)
-        sides = {
-            f"accuracy_{side}": float(answers(own, arm, shots).to_numpy().mean()) for side, arm in (("a", a), ("b", b))
-        }
-        rows.append({"task": task} | row | sides)
+        means = {f"accuracy_{side}": float(answers(own, row[side], shots).to_numpy().mean()) for side in "ab"}
+        rows.append({"task": task} | row | means)
         compared.append((row, of))
     for row, (_, of), (p, decision) in zip(rows, compared, adjusted(compared, margin, alpha), strict=True):
-        row["p_holm"] = p
         if row["decision"] != decision:
-            row["decision"] = decision
             row["more_needed"] = sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
+        row |= {"p_holm": p, "decision": decision}
     return pd.DataFrame(rows)
 
 
@@ -209,16 +201,14 @@ def verdict(
         test_set: name, sha256, times_opened.
         warnings: From the stages before; the verdict's own are added.
     """
-    names = [student, *sorted(set(predictions["student"]) - {student})]
-    blocks = {}
-    for name in names:
+    test_set, blocks = dict(test_set or {}), {}
+    for name in [student, *sorted(set(predictions["student"]) - {student})]:
         own = predictions[predictions["student"] == name]
         if own.empty:
             raise DataError(f"no predictions of student {name!r}; run the evaluation for it.")
-        blocks[name] = _student_verdict(own, settings, _training_of(training, name), dict(test_set or {}))
+        blocks[name] = _student_verdict(own, settings, _training_of(training, name), test_set)
     top = {"recipe": recipe, "run": run, "models": models} | blocks[student]
-    top["warnings"] = [*warnings, *top["warnings"]]
-    top["test_set"] = dict(test_set or {})
+    top |= {"warnings": [*warnings, *top["warnings"]], "test_set": test_set}
     return top | ({"students": blocks} if len(blocks) > 1 else {})
 
 
@@ -231,12 +221,13 @@ def _training_of(training: pd.DataFrame | None, student: str) -> dict[str, dict]
     return {arm: {"training_tokens": int(row.tokens), "steps": int(row.steps)} for arm, row in means.iterrows()}
 
 
-def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dict, test_set: dict) -> dict:
+def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dict, test_set: Mapping) -> dict:
     """Return one student's block of the verdict."""
     primary, margin, alpha = dict(settings["primary"]), float(settings["margin"]), float(settings["alpha"])
     a, b, main = primary["a"], primary["b"], int(primary["shots"])
     shots = [main, *(s for s in settings["shots"] if s != main)]
-    own_arms = [arm for arm in settings["arms"] if arm != TAILORED_FOR + str(predictions["student"].iloc[0])]
+    student = str(predictions["student"].iloc[0])
+    own_arms = [arm for arm in settings["arms"] if arm != TAILORED_FOR + student]
     others = [b, *(arm for arm in own_arms if arm not in (a, b))]
     compared = [_compare(predictions, a, other, s, margin, alpha) for s in shots for other in others]
     comparisons = [row for row, _ in compared]
@@ -247,16 +238,14 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     arms = {}
     for arm in own_arms:
         by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
-        cost = training.get(arm, {"training_tokens": 0, "steps": 0})
-        arms[arm] = by_shots[str(main)] | cost | {"by_shots": by_shots}
-    tasks = per_task(predictions, a, b, main, margin, alpha)
+        arms[arm] = by_shots[str(main)] | training.get(arm, UNTRAINED) | {"by_shots": by_shots}
     block = {
-        "student": str(predictions["student"].iloc[0]),
+        "student": student,
         "decision": comparisons[0]["decision"],
         "primary": primary | {"rule": _rule(a, b, main, margin, alpha), "margin": margin, "alpha": alpha},
         "arms": arms,
         "comparisons": comparisons,
-        "per_task": tasks.to_dict("records"),
+        "per_task": per_task(predictions, a, b, main, margin, alpha).to_dict("records"),
         "warnings": _warnings(predictions, comparisons[0], arms, test_set),
     }
     return _rounded(block)
@@ -270,7 +259,7 @@ def _rule(a: str, b: str, shots: int, margin: float, alpha: float) -> str:
     )
 
 
-def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: dict) -> list[str]:
+def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Mapping) -> list[str]:
     """Return what a reader of the verdict should hold against it."""
     said = []
     if primary["n_seeds"] < 5:
@@ -287,12 +276,7 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: di
     return said
 
 
-def _rounded(value: object) -> object:
+def _rounded(block: Mapping) -> dict:
     """Return plain Python values that JSON holds, floats to six places."""
-    if isinstance(value, Mapping):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return round(value, 6) if isinstance(value, float) else value
+    text = json.dumps(block, default=lambda value: value.item())
+    return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
