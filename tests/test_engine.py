@@ -10,7 +10,6 @@ from workbench.models.engine import (
     TokenizedRequest,
     in_batches,
     prompt_ids,
-    refuse_unfit,
 )
 from workbench.models.loading import load_tokenizer
 from workbench.runs.cache import Cache
@@ -75,12 +74,15 @@ def test_sampling_without_a_stream_is_refused():
 
 
 @pytest.mark.parametrize(("n", "fits"), [(0, False), (1, True), (6, True), (7, False)])
-def test_a_prompt_must_hold_something_and_leave_room(n, fits):
+def test_a_prompt_must_hold_something_and_leave_room(n, fits, tmp_path):
+    engine = Echo()
+    engine.tokenizer, engine.ends = load_tokenizer(tiny_folder(tmp_path / "m")), []
+    requests = {"a": Request(" ".join(["w1"] * n))}
     if fits:
-        refuse_unfit("m", Request("w1"), n, 4, 10)
+        assert len(engine._tokenized(requests, GREEDY, "m", 10)["a"].ids) == n
     else:
         with pytest.raises(ModelError, match="takes 1 to 6"):
-            refuse_unfit("m", Request("w1"), n, 4, 10)
+            engine._tokenized(requests, GREEDY, "m", 10)
 
 
 def test_a_token_that_closes_a_text_is_not_part_of_a_prompt(tmp_path):

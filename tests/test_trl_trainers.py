@@ -50,9 +50,7 @@ def test_memory_that_runs_out_is_one_sentence_with_the_next_setting_to_try(stage
     tried = short_of_memory(monkeypatch, 1, DPOTrainer if stage == "alignment" else SFTTrainer)
     n = recipe_of(folder).alignment.batch_size
     for rows_at_once, halved in ((0, n // 2), (2, 1)):
-        said = (
-            rf"{stage} with {rows_at_once or n} examples at once \(CUDA out of memory\); set {stage}\.micro_batch_size "
-        )
+        said = rf"{stage}, examples at once: {rows_at_once or n} \(CUDA out of memory\); set {stage}\.micro_batch_size "
         with pytest.raises(ModelError, match=f"{said}to {halved} in the recipe,"):
             run(folder, tmp_path / str(rows_at_once), stage, micro_batch_size=rows_at_once)
     run(folder, tmp_path / "fits", stage, micro_batch_size=1)
@@ -63,7 +61,7 @@ def test_memory_that_suffices_for_nothing_is_one_sentence(folder, tmp_path, monk
     from trl import SFTTrainer
 
     short_of_memory(monkeypatch, 0, SFTTrainer)
-    said = r"does not suffice for one example at a time \(CUDA out of memory\); lower training\.max_length, set"
+    said = r"does not suffice for training, examples at once: 1 \(CUDA out of memory\); lower training\.max_length, set"
     with pytest.raises(ModelError, match=said):
         run(folder, tmp_path / "none", "training", micro_batch_size=1)
 

@@ -95,10 +95,12 @@ class Engine(ABC):
 
     Attributes:
         name: As the recipe calls it.
+        ends: The tokens that end a text.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
+    ends: list[int]
 
     def render(self, user_text: str) -> str:
         """Return the prompt the model sees for a user's text."""
@@ -169,6 +171,32 @@ class Engine(ABC):
     ) -> Iterator[dict[str, Finished]]:
         """Yield every key once, in parts that are stored together; those in done may be computed again or not."""
 
+    def _tokenized(
+        self, requests: dict[str, Request], decoding: Decoding, name: str, limit: int
+    ) -> dict[str, TokenizedRequest]:
+        """Return the requests with their token ids, by key.
+
+        Args:
+            requests: By key.
+            decoding: How many new tokens each must have room for.
+            name: What people call the model.
+            limit: Most tokens of prompt and completion together; 0 if unknown.
+
+        Raises:
+            ModelError: If a prompt is empty or leaves no room for its completion, with the numbers.
+        """
+        rows, n_new = {}, decoding.max_new_tokens
+        ids_of = prompt_ids(self.tokenizer, [request.prompt for request in requests.values()], self.ends)
+        for (key, request), ids in zip(requests.items(), ids_of, strict=True):
+            if not ids or (limit and len(ids) + n_new > limit):
+                asked = request.stream or f"{request.prompt[:60]!r}..."
+                raise ModelError(
+                    f"Request {asked} has a prompt of {len(ids)} tokens; with {n_new} new ones {name} takes 1 to "
+                    f"{limit - n_new if limit else 'any number'}, so shorten the prompt or lower max_new_tokens."
+                )
+            rows[key] = TokenizedRequest(key, request, ids)
+        return rows
+
     def _key(self, request: Request, decoding: Decoding, seed: int) -> str:
         """Return the hash of all that can change the completion.
 
@@ -207,18 +235,3 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ends: l
     """
     n_closing = int(tokenizer("a")["input_ids"][-1] in ends)
     return [ids[: len(ids) - n_closing] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
-
-
-def refuse_unfit(name: str, request: Request, n_tokens: int, n_new: int, limit: int) -> None:
-    """Refuse a prompt that is empty or leaves no room for its completion.
-
-    Raises:
-        ModelError: If so, with the numbers.
-    """
-    if 0 < n_tokens and n_tokens + n_new <= limit:
-        return
-    asked = request.stream or f"{request.prompt[:60]!r}..."
-    raise ModelError(
-        f"Request {asked} has a prompt of {n_tokens} tokens; with {n_new} new ones {name} takes 1 to "
-        f"{limit - n_new}, so shorten the prompt or lower max_new_tokens."
-    )

@@ -226,7 +226,6 @@ def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine
             n_processes(recipe.compute.workers),
         )
     if choice.engine == "openai":
-        caps = (choice.budget_tokens, choice.budget_money, choice.price_in, choice.price_out)
         return OpenAIEngine(
             ref,
             choice.base_url,
@@ -235,6 +234,6 @@ def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine
             choice.max_concurrency,
             choice.timeout_s,
             choice.max_retries,
-            budget=Budget(f"{recipe.name}/{role}", *caps),
+            budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens),
         )
     return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from workbench.models.engine import (
     end_tokens,
     in_batches,
     prompt_ids,
-    refuse_unfit,
 )
 from workbench.models.loading import LoadedModel, load
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
@@ -106,21 +106,17 @@ class TransformersEngine(Engine):
 
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
         """Tokenise and check every request; a prefix counts only where its ids begin the prompt's ids."""
-        if not requests:
-            return {}
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 0
+        rows = self._tokenized(requests, decoding, self.loaded.name, limit)
+        if not self.share_prefixes:
+            return rows
         prefixes = sorted({request.prefix for request in requests.values() if request.prefix})
-        heads = dict(zip(prefixes, self._ids(prefixes), strict=True)) if self.share_prefixes and prefixes else {}
-        rows = {}
-        for (key, request), ids in zip(requests.items(), self._ids([r.prompt for r in requests.values()]), strict=True):
-            limit = getattr(self.model.config, "max_position_embeddings", None) or len(ids) + decoding.max_new_tokens
-            refuse_unfit(self.loaded.name, request, len(ids), decoding.max_new_tokens, limit)
-            head = heads.get(request.prefix, [])
-            shared = len(head) if len(head) < len(ids) and ids[: len(head)] == head else 0
-            rows[key] = TokenizedRequest(key, request, ids, shared)
+        heads = dict(zip(prefixes, prompt_ids(self.tokenizer, prefixes, self.ends), strict=True))
+        for key, row in rows.items():
+            head = heads.get(row.request.prefix, [])
+            if len(head) < len(row.ids) and row.ids[: len(head)] == head:
+                rows[key] = replace(row, n_shared=len(head))
         return rows
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return prompt_ids(self.tokenizer, texts, self.ends)
 
     def _batches(self, rows: list[TokenizedRequest]) -> Iterator[list[TokenizedRequest]]:
         """Cut the rows into batches: those with a common prefix side by side, the rest by length.

@@ -17,9 +17,8 @@ from workbench.models.engine import (
     Finished,
     Request,
     TokenizedRequest,
+    end_tokens,
     in_batches,
-    prompt_ids,
-    refuse_unfit,
 )
 from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
 from workbench.runs.errors import ModelError
@@ -108,7 +107,7 @@ class VllmEngine(Engine):
             # The CPU build replaces this by a function that does nothing, and training here would be slow for ever.
             torch.set_num_threads = set_threads
         self.limit = self.llm.llm_engine.model_config.max_model_len
-        self.ends = [token for token in [self.tokenizer.eos_token_id] if token is not None]
+        self.ends = end_tokens(self.tokenizer, None)
 
     def __repr__(self) -> str:
         return f"VllmEngine({self.ref}, {self.dtype}, fingerprint {self.fingerprint})"
@@ -123,12 +122,7 @@ class VllmEngine(Engine):
         super().close()
 
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
-        rows = {}
-        ids_of = prompt_ids(self.tokenizer, [request.prompt for request in requests.values()], self.ends)
-        for (key, request), ids in zip(requests.items(), ids_of, strict=True):
-            refuse_unfit(self.ref, request, len(ids), decoding.max_new_tokens, self.limit)
-            rows[key] = TokenizedRequest(key, request, ids)
-        return rows
+        return self._tokenized(requests, decoding, self.ref, self.limit)
 
     def _finish(
         self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
