@@ -75,12 +75,8 @@ class TokenizedRequest:
 
 @dataclass(frozen=True)
 class Finished:
-    """What an engine hands back: a completion, what is stored beside it, and whether the model refused.
-
-    Attributes:
-        notes: For the record only, such as the name a server gave its model, and the date.
-        refused: Recorded as a refusal, not as an answer.
-    """
+    """What an engine hands back: a completion, what is stored beside it (a server's name of its model, the date), and
+    whether the model refused, which is recorded as no answer."""
 
     completion: Completion
     notes: dict = field(default_factory=dict)
@@ -88,14 +84,10 @@ class Finished:
 
 
 class Engine(ABC):
-    """What the stages know of an engine: what is asked twice is computed once, and what is finished is kept.
+    """What the steps know of an engine: what is asked twice is computed once, and what is finished is kept.
 
     Each engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
-    (`_finish`).
-
-    Attributes:
-        name: As the recipe calls it.
-        ends: The tokens that end a text.
+    (`_finish`); it has a name, as the recipe calls it, a tokenizer, and the tokens that end a text.
     """
 
     name: str
@@ -140,13 +132,12 @@ class Engine(ABC):
         done = {key: Completion(**{name: old[name] for name in Completion.__match_args__}) for key, old in kept.items()}
         n_done = 0
         for part in self._finish(rows, done, decoding, seed):
-            fresh = {key: finished for key, finished in part.items() if key not in done}
-            if items:
-                for kind, refused in ((KIND, False), (REFUSED, True)):
-                    own = {key: one for key, one in fresh.items() if one.refused == refused}
-                    if own:
-                        items.put_many(kind, {key: asdict(one.completion) | one.notes for key, one in own.items()})
-            done |= {key: finished.completion for key, finished in fresh.items()}
+            fresh = {key: one for key, one in part.items() if key not in done}
+            for kind, refused in ((KIND, False), (REFUSED, True)):
+                stored = {k: asdict(one.completion) | one.notes for k, one in fresh.items() if one.refused == refused}
+                if items and stored:
+                    items.put_many(kind, stored)
+            done |= {key: one.completion for key, one in fresh.items()}
             n_done += len(part)
             if progress:
                 progress(n_done, len(rows))
@@ -174,13 +165,7 @@ class Engine(ABC):
     def _tokenized(
         self, requests: dict[str, Request], decoding: Decoding, name: str, limit: int
     ) -> dict[str, TokenizedRequest]:
-        """Return the requests with their token ids, by key.
-
-        Args:
-            requests: By key.
-            decoding: How many new tokens each must have room for.
-            name: What people call the model.
-            limit: Most tokens of prompt and completion together; 0 if unknown.
+        """Return the requests with their token ids, by key; limit is of prompt and completion together, 0 if unknown.
 
         Raises:
             ModelError: If a prompt is empty or leaves no room for its completion, with the numbers.
@@ -219,7 +204,7 @@ def in_batches(
     for batch in batches:
         keys = [row.key for row in batch]
         written = [done[key] for key in keys] if all(key in done for key in keys) else compute(batch)
-        yield {key: Finished(completion) for key, completion in zip(keys, written, strict=True)}
+        yield dict(zip(keys, map(Finished, written), strict=True))
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:

@@ -1,5 +1,6 @@
 """Text from models by transformers: fixed batches, shared prefixes, named randomness."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -79,8 +80,6 @@ class TransformersEngine(Engine):
         batch_size: int = 256,
         share_prefixes: bool = True,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}; correct compute.batch_size in the recipe.")
         self.loaded = ref if isinstance(ref, LoadedModel) else load(ref, dtype, device)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
         self.batch_size = batch_size
@@ -124,9 +123,7 @@ class TransformersEngine(Engine):
         Like lengths together leave little padding, and completions of like length end together.
         """
         heads = [tuple(row.ids[: row.n_shared]) for row in rows]
-        counts: dict[tuple[int, ...], int] = {}
-        for head in heads:
-            counts[head] = counts.get(head, 0) + 1
+        counts = Counter(heads)
         alone: list[tuple] = []
         together: list[tuple] = []
         for row, head in zip(rows, heads, strict=True):
@@ -134,7 +131,8 @@ class TransformersEngine(Engine):
             order = (len(head), head) if shares else ()
             (together if shares else alone).append((order, len(row.ids), row.key, row))
         for part in (together, alone):
-            ordered = [entry[-1] for entry in sorted(part, key=lambda entry: entry[:-1])]
+            # The keys all differ, so that rows are never compared.
+            ordered = [row for *_, row in sorted(part)]
             for start in range(0, len(ordered), self.batch_size):
                 yield ordered[start : start + self.batch_size]
 
@@ -150,9 +148,8 @@ class TransformersEngine(Engine):
         done: dict[int, Completion] = {}
         live, n_written = list(range(len(rows))), 0
         while live:
-            n_new = min(
-                SEGMENT_TOKENS if self.plain_cache else decoding.max_new_tokens, decoding.max_new_tokens - n_written
-            )
+            n_left = decoding.max_new_tokens - n_written
+            n_new = min(SEGMENT_TOKENS, n_left) if self.plain_cache else n_left
             processors = LogitsProcessorList()
             if uniforms is not None:
                 processors.append(NamedSampler(uniforms[live, n_written:], decoding.temperature, decoding.top_p))

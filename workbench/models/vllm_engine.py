@@ -5,7 +5,6 @@ It is started in the main process only: its own workers and those of the process
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,21 +133,24 @@ class VllmEngine(Engine):
     def _complete(self, part: list[TokenizedRequest], decoding: Decoding, seed: int) -> list[Completion]:
         from vllm import SamplingParams
 
-        settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "stop": list(decoding.stop)}
         own_seeds = decoding.temperature > 0 and self.on_gpu
         asked = [
             SamplingParams(
                 max_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                stop=list(decoding.stop),
                 seed=stream_seed(seed, row.request.stream) if own_seeds else None,
-                **settings,
             )
             for row in part
         ]
-        with _seeded(stream_seed(seed, "vllm", *(row.key for row in part))):
+        # vLLM's CPU build draws from the generator of the process; a seed for each request fails there.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(stream_seed(seed, "vllm", *(row.key for row in part)))
             outputs = self._ask([row.ids for row in part], asked)
         return [self._completion(output, decoding) for output in outputs]
 
-    def _ask(self, prompts: list[list[int]], asked: "SamplingParams | list[SamplingParams]") -> "list[RequestOutput]":
+    def _ask(self, prompts: list[list[int]], asked: "list[SamplingParams]") -> "list[RequestOutput]":
         from vllm.inputs import TokensPrompt
 
         tokens = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
@@ -170,17 +172,6 @@ class VllmEngine(Engine):
         text = self.tokenizer.decode(list(wrote.token_ids), skip_special_tokens=True)
         cuts = [text.index(stop) for stop in decoding.stop if stop in text]
         return Completion(text[: min(cuts)] if cuts else text, len(wrote.token_ids), wrote.finish_reason == "stop")
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from this seed inside, and leave the generator of the process as it was.
-
-    vLLM's CPU build draws from it; a seed for each request fails there.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        yield
 
 
 def _last_line(error: Exception) -> str:
