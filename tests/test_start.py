@@ -13,7 +13,6 @@ from workbench.models.start import (
     check,
     choice_of,
     engine_fingerprint,
-    missing,
     model_fingerprint,
     run_engine_jobs,
     sharing,
@@ -154,13 +153,13 @@ def test_each_engine_says_its_state(monkeypatch):
     assert state_of("transformers")[0] and "transformers 5" in state_of("transformers")[1]
     assert state_of("openai")[1].startswith("openai ")
     absent(monkeypatch, "openai")
-    assert missing("openai") == ["openai"]
-    assert state_of("openai") == (True, "not installed (no openai); to install: make openai")
+    assert state_of("openai") == (True, "not installed; to install: make openai")
 
 
 def test_the_gpu_build_without_a_gpu_is_a_fault(monkeypatch):
-    monkeypatch.setattr(start, "missing", lambda engine: [])
-    monkeypatch.setattr(start, "_version", {"vllm": "0.32.0"}.get)
+    monkeypatch.setattr(start, "is_here", lambda engine: True)
+    monkeypatch.setattr(start.importlib.metadata, "packages_distributions", lambda: {"vllm": ["vllm"]})
+    monkeypatch.setattr(start.importlib.metadata, "version", {"vllm": "0.32.0"}.get)
     monkeypatch.setattr(start.torch.cuda, "is_available", lambda: False)
     assert state_of("vllm") == (
         False,
