@@ -28,13 +28,13 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/reviews": (1, "081f2d9ddaa90e56"),
     "loop/tailoring": (3, "028233a4ad09d17d"),
     "loop/writing": (3, "692c7ce3113e7abe"),
-    "signals/influence": (2, "ec3338cae32c19b7"),
-    "signals/influence_of_drafts": (2, "cc75702805e95aec"),
+    "signals/influence": (2, "f1dc6c458a8d1ff5"),
+    "signals/influence_of_drafts": (2, "32230ec0b285fd90"),
     "signals/judge": (1, "4f55dd6af4badbdb"),
     "signals/one_shot": (3, "fe4fef2cf282c9c7"),
     "signals/reference": (1, "82a2d1846297923c"),
     "signals/scores": (1, "f0cc4273a39ba89e"),
-    "signals/warm_up": (1, "7f8a6935bc64eef2"),
+    "signals/warm_up": (1, "6f4f86ad1b7c793b"),
 }
 
 
