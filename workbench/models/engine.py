@@ -1,7 +1,7 @@
 """What every engine offers, and what all of them share: requests, completions, keys, finished items kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,13 +86,21 @@ class Finished:
 class Engine(ABC):
     """What the steps know of an engine: what is asked twice is computed once, and what is finished is kept.
 
-    Each engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
-    (`_finish`); it has a name, as the recipe calls it, a tokenizer, and the tokens that end a text.
+    Each engine adds who it is (`identity`), what it computes at once (`_batches`) and how (`_complete`), or else how
+    all requests are finished (`_finish`).
+
+    Attributes:
+        name: As the recipe calls it.
+        model_name: What people call its model.
+        ends: The tokens that end a text.
+        limit: Most tokens of prompt and completion together; 0 if unknown.
     """
 
     name: str
+    model_name: str
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]
+    limit: int
 
     def render(self, user_text: str) -> str:
         """Return the prompt the model sees for a user's text."""
@@ -152,35 +160,33 @@ class Engine(ABC):
     def identity(self) -> list:
         """Return all about the engine and its model that can change a completion."""
 
-    @abstractmethod
-    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict:
-        """Return the requests made ready, by key; refuse those that cannot be answered."""
-
-    @abstractmethod
-    def _finish(
-        self, rows: dict, done: dict[str, Completion], decoding: Decoding, seed: int
-    ) -> Iterator[dict[str, Finished]]:
-        """Yield every key once, in parts that are stored together; those in done may be computed again or not."""
-
-    def _tokenized(
-        self, requests: dict[str, Request], decoding: Decoding, name: str, limit: int
-    ) -> dict[str, TokenizedRequest]:
-        """Return the requests with their token ids, by key; limit is of prompt and completion together, 0 if unknown.
+    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
+        """Return the requests with their token ids, by key.
 
         Raises:
             ModelError: If a prompt is empty or leaves no room for its completion, with the numbers.
         """
-        rows, n_new = {}, decoding.max_new_tokens
+        rows, n_new, limit = {}, decoding.max_new_tokens, self.limit
         ids_of = prompt_ids(self.tokenizer, [request.prompt for request in requests.values()], self.ends)
         for (key, request), ids in zip(requests.items(), ids_of, strict=True):
             if not ids or (limit and len(ids) + n_new > limit):
                 asked = request.stream or f"{request.prompt[:60]!r}..."
                 raise ModelError(
-                    f"Request {asked} has a prompt of {len(ids)} tokens; with {n_new} new ones {name} takes 1 to "
-                    f"{limit - n_new if limit else 'any number'}, so shorten the prompt or lower max_new_tokens."
+                    f"Request {asked} has a prompt of {len(ids)} tokens; with {n_new} new ones {self.model_name} takes "
+                    f"1 to {limit - n_new if limit else 'any number'}, so shorten the prompt or lower max_new_tokens."
                 )
             rows[key] = TokenizedRequest(key, request, ids)
         return rows
+
+    def _finish(
+        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
+    ) -> Iterator[dict[str, Finished]]:
+        """Yield every key once, in parts that are stored together; one that is done in part is computed whole."""
+        for batch in self._batches(list(rows.values())):
+            keys = [row.key for row in batch]
+            whole = all(key in done for key in keys)
+            written = [done[key] for key in keys] if whole else self._complete(batch, decoding, seed)
+            yield dict(zip(keys, map(Finished, written), strict=True))
 
     def _key(self, request: Request, decoding: Decoding, seed: int) -> str:
         """Return the hash of all that can change the completion.
@@ -193,18 +199,6 @@ class Engine(ABC):
             )
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
         return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
-
-
-def in_batches(
-    batches: Iterable[list[TokenizedRequest]],
-    done: dict[str, Completion],
-    compute: Callable[[list[TokenizedRequest]], list[Completion]],
-) -> Iterator[dict[str, Finished]]:
-    """Yield one batch after another, computed unless all of it is done; one that is done in part is computed whole."""
-    for batch in batches:
-        keys = [row.key for row in batch]
-        written = [done[key] for key in keys] if all(key in done for key in keys) else compute(batch)
-        yield dict(zip(keys, map(Finished, written), strict=True))
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:

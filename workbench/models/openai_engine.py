@@ -89,16 +89,8 @@ class OpenAIEngine(Engine):
     Args:
         ref: Folder or hub id of the model, whose tokenizer and chat template render the prompts ("completions"); for
             "chat" the name that the server knows, since the server renders.
-        base_url: Where the server is, such as "http://localhost:8000/v1"; "" for OPENAI_BASE_URL.
-        model_name: The model's name on the server; "" for ref.
-        endpoint: "completions" or "chat".
-        max_concurrency: Requests under way at once.
-        timeout_s: Seconds until a request that hangs is given up and asked again.
-        max_retries: How often a request that failed is tried again, with the client's growing pauses.
+        base_url: "" for OPENAI_BASE_URL; this and the others are as a recipe's engines have them.
         budget: The cap on what is spent.
-
-    Attributes:
-        limit: Most tokens of prompt and completion together, as the server tells; 0 if it does not.
 
     Raises:
         ModelError: If the server is not there, refuses the key, or does not know the model.
@@ -161,7 +153,7 @@ class OpenAIEngine(Engine):
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
         if not self.tokenizer:
             return {key: TokenizedRequest(key, request, []) for key, request in requests.items()}
-        return self._tokenized(requests, decoding, self.model_name, self.limit)
+        return super()._rows(requests, decoding)
 
     def _finish(
         self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int

@@ -18,7 +18,7 @@ from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import VllmEngine
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
-from workbench.runs.recipe_engines import ROLES, EngineChoice
+from workbench.runs.recipe_engines import OWN_SETTINGS, ROLES, EngineChoice
 from workbench.runs.run import fingerprint
 from workbench.runs.workers import n_processes, run_jobs
 
@@ -198,24 +198,9 @@ def state_of(engine: str) -> tuple[bool, str]:
 
 
 def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
+    own = choice.model_dump(include=set(OWN_SETTINGS[choice.engine]) - {"budget_tokens", "price_in", "price_out"})
     if choice.engine == "vllm":
-        return VllmEngine(
-            ref,
-            recipe.models.dtype,
-            choice.tensor_parallel_size,
-            choice.gpu_memory_utilization,
-            choice.max_model_len,
-            n_processes(recipe.compute.workers),
-        )
+        return VllmEngine(ref, recipe.models.dtype, **own, threads=n_processes(recipe.compute.workers))
     if choice.engine == "openai":
-        return OpenAIEngine(
-            ref,
-            choice.base_url,
-            choice.model_name,
-            choice.endpoint,
-            choice.max_concurrency,
-            choice.timeout_s,
-            choice.max_retries,
-            budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens),
-        )
+        return OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
     return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)

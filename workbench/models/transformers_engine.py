@@ -11,17 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from workbench.models.engine import (
-    Completion,
-    Decoding,
-    Engine,
-    Finished,
-    Request,
-    TokenizedRequest,
-    end_tokens,
-    in_batches,
-    prompt_ids,
-)
+from workbench.models.engine import Completion, Decoding, Engine, Request, TokenizedRequest, end_tokens, prompt_ids
 from workbench.models.loading import LoadedModel, load
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.runs.seeding import stream
@@ -82,7 +72,8 @@ class TransformersEngine(Engine):
     ) -> None:
         self.loaded = ref if isinstance(ref, LoadedModel) else load(ref, dtype, device)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
-        self.batch_size = batch_size
+        self.model_name, self.batch_size = self.loaded.name, batch_size
+        self.limit = getattr(self.model.config, "max_position_embeddings", None) or 0
         self.ends = end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (self.ends or [0])[0]
         # Sliding windows and recurrent states can neither skip padding inside a prompt nor be picked row by row.
@@ -97,16 +88,9 @@ class TransformersEngine(Engine):
         """Return engine, code version, weights and dtype."""
         return [self.name, ENGINE_VERSION, [self.loaded.fingerprint, str(self.model.dtype)]]
 
-    def _finish(
-        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
-    ) -> Iterator[dict[str, Finished]]:
-        batches = self._batches(list(rows.values()))
-        return in_batches(batches, done, lambda batch: self._complete(batch, decoding, seed))
-
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
         """Tokenise and check every request; a prefix counts only where its ids begin the prompt's ids."""
-        limit = getattr(self.model.config, "max_position_embeddings", None) or 0
-        rows = self._tokenized(requests, decoding, self.loaded.name, limit)
+        rows = super()._rows(requests, decoding)
         if not self.share_prefixes:
             return rows
         prefixes = sorted({request.prefix for request in requests.values() if request.prefix})

@@ -121,18 +121,12 @@ def keep_quiet(trainer) -> None:
     trainer.add_callback(Alive())
 
 
-def curve_of(trainer, metrics: Sequence[str]) -> list[dict]:
-    """Return the points of these metrics that a trainer logged, as step, metric, value."""
-    return [
-        {"step": int(log["step"]), "metric": name, "value": float(log[name])}
-        for log in trainer.state.log_history
-        for name in metrics
-        if name in log and np.isfinite(float(log[name]))
-    ]
-
-
 DONE = "tuned.json"
 CHECKPOINTS = "checkpoints"
+CURVES = {
+    "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
+    "training": ("loss", "mean_token_accuracy"),
+}
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
 
 
@@ -152,8 +146,8 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     Args:
         folder: Where the model ends up.
         key: Hash of everything that can change the weights.
-        train: Called with a working folder; leaves the model's files there and returns curve, n_tokens, steps. What it
-            finds there comes from a run of the same key that was killed.
+        train: Leaves the model's files in the folder it is given and returns curve, n_tokens, steps. What it finds
+            there comes from a run of the same key that was killed.
     """
     record = read_json(folder / DONE)
     if record.get("key") != key:
@@ -250,8 +244,8 @@ def _train(
     batches: list[list[int]],
     config,
     data,
-):
-    """Train on these batches from where an earlier try was stopped, save the model, and return the trainer.
+) -> dict:
+    """Train on these batches from where an earlier try was stopped, save the model, and return its curve and steps.
 
     Raises:
         ModelError: If memory does not suffice.
@@ -287,7 +281,13 @@ def _train(
     if trainer.accelerator.is_main_process:
         _save(trainer, loaded, work, recipe, settings.lora)
     trainer.accelerator.wait_for_everyone()
-    return trainer
+    curve = [
+        {"step": int(log["step"]), "metric": name, "value": float(log[name])}
+        for log in trainer.state.log_history
+        for name in CURVES[section]
+        if name in log and np.isfinite(float(log[name]))
+    ]
+    return {"curve": curve, "steps": trainer.state.global_step}
 
 
 def _save(trainer, loaded: loading.LoadedModel, work: Path, recipe: Recipe, lora: Lora) -> None:
@@ -371,10 +371,8 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
         **_arguments(settings, recipe, work, seed, len(batches)),
     )
     data = _stored(rows, work, config)
-    trainer = _train(DPOTrainer, teacher, recipe, settings, work, batches, config, data)
-    metrics = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
-    steps = trainer.state.global_step
-    return {"curve": curve_of(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
+    result = _train(DPOTrainer, teacher, recipe, settings, work, batches, config, data)
+    return result | {"n_tokens": sum(lengths) * settings.n_epochs}
 
 
 def _stored(rows: list[dict], work: Path, config):
@@ -423,9 +421,8 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         padding_free=settings.packing,
         **_arguments(settings, recipe, work, seed, len(batches)) | ({"max_length": None} if settings.packing else {}),
     )
-    trainer = _train(SFTTrainer, loaded, recipe, settings, work, batches, config, Dataset.from_list(data))
-    curve = curve_of(trainer, ("loss", "mean_token_accuracy"))
-    return {"curve": curve, "n_tokens": sum(lengths) * settings.n_epochs, "steps": trainer.state.global_step}
+    result = _train(SFTTrainer, loaded, recipe, settings, work, batches, config, Dataset.from_list(data))
+    return result | {"n_tokens": sum(lengths) * settings.n_epochs}
 
 
 def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:

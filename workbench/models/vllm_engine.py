@@ -4,21 +4,11 @@ It is started in the main process only: its own workers and those of the process
 """
 
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.models.engine import (
-    Completion,
-    Decoding,
-    Engine,
-    Finished,
-    Request,
-    TokenizedRequest,
-    end_tokens,
-    in_batches,
-)
+from workbench.models.engine import Completion, Decoding, Engine, TokenizedRequest, end_tokens
 from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
 from workbench.runs.errors import ModelError
 from workbench.runs.seeding import stream_seed
@@ -49,9 +39,7 @@ class VllmEngine(Engine):
     Args:
         ref: A model folder or hub id.
         dtype: "float32" or "bfloat16".
-        tensor_parallel_size: Number of GPUs that share one copy of the model.
-        gpu_memory_utilization: Part of a GPU's memory it takes, weights included.
-        max_model_len: Longest prompt and completion together, in tokens; 0 for what the model allows.
+        tensor_parallel_size: This and the next two are as a recipe's engines have them.
         threads: CPU threads while it computes; 0 for as many as the process has then.
     """
 
@@ -72,7 +60,7 @@ class VllmEngine(Engine):
                 f"{folder} holds an adapter, and the engine vllm takes whole models only; merge it into its base, or "
                 "take the engine transformers instead."
             )
-        self.ref, self.dtype, self.threads = str(ref), dtype, threads
+        self.model_name, self.dtype, self.threads = str(ref), dtype, threads
         self.fingerprint, self.tokenizer = fingerprint_model(folder), load_tokenizer(folder)
         self.on_gpu = torch.cuda.is_available()
         for name, value in SETTINGS.items():
@@ -109,7 +97,7 @@ class VllmEngine(Engine):
         self.ends = end_tokens(self.tokenizer, None)
 
     def __repr__(self) -> str:
-        return f"VllmEngine({self.ref}, {self.dtype}, fingerprint {self.fingerprint})"
+        return f"VllmEngine({self.model_name}, {self.dtype}, fingerprint {self.fingerprint})"
 
     def identity(self) -> list:
         """Return engine, code version, weights and dtype."""
@@ -120,15 +108,9 @@ class VllmEngine(Engine):
         self.llm.llm_engine.engine_core.shutdown()
         super().close()
 
-    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
-        return self._tokenized(requests, decoding, self.ref, self.limit)
-
-    def _finish(
-        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
-    ) -> Iterator[dict[str, Finished]]:
-        ordered = sorted(rows.values(), key=lambda row: (row.ids, row.key))
-        parts = [ordered[start : start + PART_ROWS] for start in range(0, len(ordered), PART_ROWS)]
-        return in_batches(parts, done, lambda part: self._complete(part, decoding, seed))
+    def _batches(self, rows: list[TokenizedRequest]) -> list[list[TokenizedRequest]]:
+        ordered = sorted(rows, key=lambda row: (row.ids, row.key))
+        return [ordered[start : start + PART_ROWS] for start in range(0, len(ordered), PART_ROWS)]
 
     def _complete(self, part: list[TokenizedRequest], decoding: Decoding, seed: int) -> list[Completion]:
         from vllm import SamplingParams
@@ -161,7 +143,8 @@ class VllmEngine(Engine):
             return self.llm.generate(tokens, asked, use_tqdm=False)
         except RuntimeError as error:
             raise ModelError(
-                f"vLLM cannot compute with {self.ref} ({_last_line(error)}); take the engine transformers instead."
+                f"vLLM cannot compute with {self.model_name} ({_last_line(error)}); take the engine transformers "
+                "instead."
             ) from error
         finally:
             torch.set_num_threads(before)

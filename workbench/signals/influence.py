@@ -234,34 +234,34 @@ def measure(
     tokenizer, state = load_tokenizer(student), load_warmed(warmed)
     texts, asked = texts_of(tokenizer, candidates), texts_of(tokenizer, reference)
     rate, student_fp = state.adamw["learning_rate"], fingerprint_model(student)
-    set_fp = fingerprint([asdict(text) for text in asked])
-
-    def key(*more) -> str:
-        """Return the hash of all that can change what a step is found to do.
-
-        Left out: device, processes and library versions, because they change the last digits at most, and how the
-        reference set is averaged, because what is stored is kept text by text.
-        """
-        return fingerprint([KIND, VERSION, student_fp, state.fingerprint, rate, set_fp, *more])
-
+    named = {"signal": "influence", "student": name or student, "student_fp": student_fp}
+    named["set_fp"] = fingerprint([asdict(text) for text in asked])
+    # All that can change what a step is found to do. Left out: device, processes and library versions, because they
+    # change the last digits at most, and how the reference set is averaged, because each of its texts is stored.
+    source = [KIND, VERSION, student_fp, state.fingerprint, rate, named["set_fp"]]
     job = StepJob(student, Path(warmed), device, rate, asked)
-    (zero,) = _found(job, [Candidate(key("zero", ""), "zero gradient", asked[0])], workers)
-    job = replace(job, estimator=estimator, zero=zero["zero"])
-    named = zip(candidates["draft_id"], texts, strict=True)
-    given = [Candidate(key(estimator, asdict(text)), draft_id, text) for draft_id, text in named]
-    changes = np.reshape([one["change"] for one in _found(job, given, workers)], (len(texts), len(asked)))
-    weights = np.full(len(asked), 1 / sum(len(text.completion) for text in asked))
-    frame = candidates[["draft_id", "item_kind"]].assign(
-        signal="influence",
-        student=name or student,
-        student_fp=student_fp,
-        set_fp=set_fp,
+    (zero,) = _found(job, [Candidate(fingerprint([*source, "zero", ""]), "zero gradient", asked[0])], workers)
+    given = [
+        Candidate(fingerprint([*source, estimator, asdict(text)]), draft_id, text)
+        for draft_id, text in zip(candidates["draft_id"], texts, strict=True)
+    ]
+    changes = _found(replace(job, estimator=estimator, zero=zero["zero"]), given, workers)
+    frame = candidates[["draft_id", "item_kind"]].assign(**named, how=estimator)
+    return _with_figures(frame, texts, asked, zero, [one["change"] for one in changes])
+
+
+def _with_figures(
+    frame: pd.DataFrame, texts: list[Text], reference: list[Text], zero: dict, changes: list[list[float]]
+) -> pd.DataFrame:
+    changes = np.reshape(changes, (len(texts), len(reference)))
+    weights = np.full(len(reference), 1 / sum(len(text.completion) for text in reference))
+    n_read = np.where(frame["how"] == "exact", sum(map(len, reference)), 0)
+    frame = frame.assign(
         value=changes @ weights,
-        stderr=[_stderr(change, weights, asked) for change in changes],
-        n=len(asked),
-        tokens=[len(text) + (sum(map(len, asked)) if estimator == "exact" else 0) for text in texts],
+        stderr=[_stderr(change, weights, reference) for change in changes],
+        n=len(reference),
+        tokens=np.array([len(text) for text in texts], dtype=int) + n_read,
         zero_step=np.subtract(zero["start"], zero["zero"]) @ weights,
-        how=estimator,
     )
     frame["raw"] = frame["value"] + frame["zero_step"]
     return schemas.build(frame.to_dict("records"), "influences")
