@@ -177,13 +177,6 @@ def test_every_backend_says_how_it_is_and_how_to_install_it(monkeypatch):
     assert backends.backends_in_words()["unsloth"] == (True, "not installed; to install: make unsloth")
 
 
-def test_unsloth_in_a_process_that_did_not_import_it_first_is_refused(folder, tmp_path):
-    with pytest.raises(
-        ModelError, match="Unsloth changes transformers and TRL when it is imported; train through models"
-    ):
-        trl.tune_sft(recipe_of(folder, training=UNSLOTH), str(folder), rows(), 3, tmp_path, 1)
-
-
 @pytest.mark.parametrize(
     ("sections", "said"),
     [

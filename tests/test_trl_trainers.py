@@ -1,5 +1,7 @@
 """Batches in parts, and the means by which a training takes less memory: none changes what is learned."""
 
+from functools import cache
+
 import pandas as pd
 import pytest
 import torch
@@ -90,11 +92,21 @@ MEANS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plainly(folder, tmp_path_factory):  # noqa: F811
+    """Train by no such means, once for each stage and kind of weights."""
+
+    @cache
+    def train(stage: str, adapter: bool):
+        return run(folder, tmp_path_factory.mktemp(stage) / "work", stage, **({"lora": LORA} if adapter else {}))
+
+    return train
+
+
 @pytest.mark.parametrize("name", MEANS)
-def test_these_means_change_nothing_but_the_last_digits(name, folder, tmp_path):  # noqa: F811
-    plain = {"lora": LORA} if "adapter" in name else {}
+def test_these_means_change_nothing_but_the_last_digits(name, folder, tmp_path, plainly):  # noqa: F811
     for stage in ("training", "alignment") if name != "packed" else ("training",):
-        losses, whole = run(folder, tmp_path / f"{stage}-plain", stage, **plain)
+        losses, whole = plainly(stage, adapter="adapter" in name)
         other_losses, other = run(folder, tmp_path / f"{stage}-{name}", stage, **MEANS[name])
         assert other_losses == pytest.approx(losses, abs=1e-4) and differ(whole, other) < 1e-4
 
@@ -117,8 +129,8 @@ def test_packed_rows_stand_in_one_row_and_see_only_themselves(folder, tmp_path, 
     assert tokens % 4 == 0, "four epochs of the same tokens, none of them padding"
 
 
-def test_bf16_products_leave_the_weights_in_full(folder, tmp_path):  # noqa: F811
-    losses, _ = run(folder, tmp_path / "float32", "training")
+def test_bf16_products_leave_the_weights_in_full(folder, tmp_path, plainly):  # noqa: F811
+    losses, _ = plainly("training", adapter=False)
     rough, after = run(folder, tmp_path / "bf16", "training", bf16=True)
     assert rough != losses and rough == pytest.approx(losses, rel=0.05)
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}

@@ -13,9 +13,6 @@ from pathlib import Path
 
 from workbench.runs.errors import RunError
 
-# Unsloth goes through vLLM's compiled parts when it finds them, of which not all run on every processor.
-HIDDEN_FROM_UNSLOTH = ("vllm",)
-
 
 def unsloth_folder() -> Path:
     """Return where `make unsloth` puts Unsloth and what it needs: apart, so that only this process can import them."""
@@ -28,8 +25,8 @@ def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parents, args=(job["parent"], os.getppid()), daemon=True).start()
     if job["backend"] == "unsloth":
         sys.path.append(str(unsloth_folder()))
-        for name in HIDDEN_FROM_UNSLOTH:
-            sys.modules[name] = None
+        # It goes through vLLM's compiled parts when it finds them, of which not all run on every processor.
+        sys.modules["vllm"] = None
         # Before transformers and TRL, which it changes.
         import unsloth  # noqa: F401
     from workbench.runs.cache import atomic_write
