@@ -150,6 +150,11 @@ class OpenAIEngine(Engine):
         self.client.close()
         super().close()
 
+    def __del__(self) -> None:
+        # An engine that a notebook lets go leaves no connection open.
+        if "client" in vars(self):
+            self.close()
+
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
         if not self.tokenizer:
             return {key: TokenizedRequest(key, request, []) for key, request in requests.items()}

@@ -24,6 +24,14 @@ from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NEXT
 
+DONE = "tuned.json"
+CHECKPOINTS = "checkpoints"
+CURVES = {
+    "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
+    "training": ("loss", "mean_token_accuracy"),
+}
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
+
 
 def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> list[list[int]]:
     """Return row numbers dealt at random into batches of about equal total length, none of them empty.
@@ -119,15 +127,6 @@ def keep_quiet(trainer) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Alive())
-
-
-DONE = "tuned.json"
-CHECKPOINTS = "checkpoints"
-CURVES = {
-    "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
-    "training": ("loss", "mean_token_accuracy"),
-}
-TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
 
 
 @dataclass(frozen=True)
