@@ -98,7 +98,7 @@ class Engine(ABC):
 
     name: str
     model_name: str
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     ends: list[int]
     limit: int
 

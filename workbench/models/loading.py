@@ -156,13 +156,13 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def render(tokenizer: PreTrainedTokenizerBase, user_text: str) -> str:
+def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     """Return the prompt a model sees for a user's text: in its chat template when it has one, else the text itself.
 
     A prompt is later tokenised with the tokenizer's own special tokens, as TRL does, so a leading token that the
     tokenizer adds by itself is not written here a second time.
     """
-    if not tokenizer.chat_template:
+    if tokenizer is None or not tokenizer.chat_template:
         return user_text
     turns = [{"role": "user", "content": user_text}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -172,7 +172,7 @@ def render(tokenizer: PreTrainedTokenizerBase, user_text: str) -> str:
     return text
 
 
-def render_shared(tokenizer: PreTrainedTokenizerBase, prefix: str, rest: str) -> tuple[str, str]:
+def render_shared(tokenizer: PreTrainedTokenizerBase | None, prefix: str, rest: str) -> tuple[str, str]:
     """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix.
 
     The beginning is "" when the chat template rewrites the prefix, so that nothing can be shared.

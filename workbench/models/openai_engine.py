@@ -110,6 +110,7 @@ class OpenAIEngine(Engine):
         budget: Budget | None = None,
     ) -> None:
         self.endpoint, self.max_concurrency, self.budget = endpoint, max_concurrency, budget or Budget()
+        # A chat server renders by itself.
         self.tokenizer, self.fingerprint, self.ends = None, "", []
         if endpoint == "completions":
             folder = resolve(ref)
@@ -125,14 +126,6 @@ class OpenAIEngine(Engine):
     def identity(self) -> list:
         """Return engine, code version, server, name of the model there, and what the recipe says it is."""
         return [self.name, OPENAI_VERSION, [self.base_url, self.model_name, self.endpoint, self.fingerprint]]
-
-    def render(self, user_text: str) -> str:
-        """Return the prompt that is sent: for "chat" the user's text itself."""
-        return super().render(user_text) if self.tokenizer else user_text
-
-    def render_shared(self, prefix: str, rest: str) -> tuple[str, str]:
-        """Render prefix + rest as one user's text; return the prompt and how it begins."""
-        return super().render_shared(prefix, rest) if self.tokenizer else (prefix + rest, prefix)
 
     def generate(self, requests, decoding, seed=0, items=None, progress=None) -> list[Completion]:
         """Return one completion per request, in their order, as Engine.generate says; within the budget.
@@ -156,7 +149,7 @@ class OpenAIEngine(Engine):
             self.close()
 
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
-        if not self.tokenizer:
+        if self.tokenizer is None:
             return {key: TokenizedRequest(key, request, []) for key, request in requests.items()}
         return super()._rows(requests, decoding)
 
