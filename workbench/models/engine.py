@@ -22,12 +22,11 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to write: temperature 0 is greedy; a stop string ends a completion and is cut off."""
+    """How to write: temperature 0 is greedy, top_p the nucleus that is sampled from."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
-    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
@@ -35,8 +34,6 @@ class Decoding:
                 f"Decoding needs max_new_tokens >= 1, a finite temperature >= 0 and 0 < top_p <= 1, got {self}; "
                 "correct these in the recipe."
             )
-        if isinstance(self.stop, str) or "" in self.stop:
-            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}; write ('###',).")
 
 
 @dataclass(frozen=True)
@@ -198,7 +195,8 @@ class Engine(ABC):
                 f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
             )
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
-        return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
+        # There were stop strings once; finished items keep their keys.
+        return fingerprint([*self.identity(), request.prompt, asdict(decoding) | {"stop": []}, drawn])
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:

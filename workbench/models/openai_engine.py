@@ -201,8 +201,6 @@ class OpenAIEngine(Engine):
         import openai
 
         asked = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p}
-        if decoding.stop:
-            asked["stop"] = list(decoding.stop)
         prompt = row.request.prompt
         if self.endpoint == "chat":
             api, asked["messages"] = self.client.chat.completions, [{"role": "user", "content": prompt}]

@@ -155,23 +155,15 @@ class TransformersEngine(Engine):
         return [done[at] for at in range(len(rows))]
 
     def _ended(self, tokens: list[int], n_new: int, decoding: Decoding) -> Completion | None:
-        """Return the completion if an end token, a stop string or the limit ends it, else None.
+        """Return the completion if an end token or the limit ends it, else None.
 
         Only the last n_new tokens are searched; those before them ended nothing.
         """
-        seen = len(tokens) - n_new
-        end = next((at for at in range(seen, len(tokens)) if tokens[at] in self.ends), None)
-        body = tokens if end is None else tokens[:end]
-        text = self._text(body) if decoding.stop or end is not None or len(tokens) >= decoding.max_new_tokens else ""
-        if cuts := [text.index(stop) for stop in decoding.stop if stop in text]:
-            n_tokens = next(n for n in range(1, len(body) + 1) if any(s in self._text(body[:n]) for s in decoding.stop))
-            return Completion(text[: min(cuts)], n_tokens, True)
-        if end is not None:
-            return Completion(text, end + 1, True)
-        return Completion(text, len(tokens), False) if len(tokens) >= decoding.max_new_tokens else None
-
-    def _text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        end = next((at for at in range(len(tokens) - n_new, len(tokens)) if tokens[at] in self.ends), None)
+        if end is None and len(tokens) < decoding.max_new_tokens:
+            return None
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        return Completion(text, len(tokens) if end is None else end + 1, end is not None)
 
     def _start(self, rows: list[TokenizedRequest], n_new: int) -> tuple[Tensor, Tensor, Cache]:
         """Return the padded prompts, their mask and a cache that holds the prefixes if this batch shares them."""

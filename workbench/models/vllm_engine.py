@@ -121,7 +121,6 @@ class VllmEngine(Engine):
                 max_tokens=decoding.max_new_tokens,
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
-                stop=list(decoding.stop),
                 seed=stream_seed(seed, row.request.stream) if own_seeds else None,
             )
             for row in part
@@ -130,7 +129,13 @@ class VllmEngine(Engine):
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(stream_seed(seed, "vllm", *(row.key for row in part)))
             outputs = self._ask([row.ids for row in part], asked)
-        return [self._completion(output, decoding) for output in outputs]
+        written = [output.outputs[0] for output in outputs]
+        # Read from the tokens as every engine here does.
+        texts = [self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in written]
+        return [
+            Completion(text, len(one.token_ids), one.finish_reason == "stop")
+            for text, one in zip(texts, written, strict=True)
+        ]
 
     def _ask(self, prompts: list[list[int]], asked: "list[SamplingParams]") -> "list[RequestOutput]":
         from vllm.inputs import TokensPrompt
@@ -148,13 +153,6 @@ class VllmEngine(Engine):
             ) from error
         finally:
             torch.set_num_threads(before)
-
-    def _completion(self, output: "RequestOutput", decoding: Decoding) -> Completion:
-        """Return what one request got, its text read from its tokens as every engine here does."""
-        (wrote,) = output.outputs
-        text = self.tokenizer.decode(list(wrote.token_ids), skip_special_tokens=True)
-        cuts = [text.index(stop) for stop in decoding.stop if stop in text]
-        return Completion(text[: min(cuts)] if cuts else text, len(wrote.token_ids), wrote.finish_reason == "stop")
 
 
 def _last_line(error: Exception) -> str:
