@@ -75,7 +75,7 @@ class Budget:
             return None
         return ModelError(
             f"The budget of {self.max_tokens} tokens leaves no room for another request: {self.n_tokens} tokens are "
-            f"spent by {self.account or 'this account'} and {n_left} requests are not answered yet; all answers are "
+            f"spent by {self.account} and {n_left} requests are not answered yet; all answers are "
             "kept, so raise budget_tokens in the recipe and run the same command again."
         )
 

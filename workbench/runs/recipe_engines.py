@@ -100,9 +100,6 @@ class Engines(Section):
         Args:
             refs: The models of students and responders.
             aligned_arms: The arms for which the teacher's weights are needed.
-
-        Raises:
-            ValueError: If one cannot, naming what it lacks.
         """
         if "weights" not in self.student.capabilities:
             raise ValueError(
