@@ -28,6 +28,23 @@ evaluation: {n_items: 4, max_new_tokens: 32}
 """
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays():
+    """What one test leaves in the environment changes what the next one sees: a lab without its widgets, once."""
+    before = _ours()
+    yield
+    left = {name: value for name, value in _ours().items() if before.get(name) != value}
+    os.environ.update(before)
+    for name in set(left) - set(before):
+        del os.environ[name]
+    assert not left, f"left in the environment: {left}; take monkeypatch, or put back what was there"
+
+
+def _ours() -> dict[str, str]:
+    own = ("WORKBENCH_", "JUPYTER_", "TQDM_", "OPENAI_")
+    return {name: value for name, value in os.environ.items() if name.startswith(own)}
+
+
 @pytest.fixture
 def recipe_values() -> dict:
     """A small valid recipe as plain values, to be changed by the test."""

@@ -164,11 +164,11 @@ def _kernel() -> Iterator:
     from nbclient import NotebookClient
     from nbclient.util import run_sync
 
-    # Without it a kernelspec of the same name in the home folder, of another Python, would come first.
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    os.environ[HEADLESS] = "1"
-    # Bars of libraries, drawn by processes whose output no notebook catches.
-    os.environ["TQDM_DISABLE"] = "1"
+    # In order: without it a kernelspec of the same name in the home folder, of another Python, would come first; nobody
+    # is there to click; bars of libraries are drawn by processes whose output no notebook catches.
+    own = dict.fromkeys(("JUPYTER_PREFER_ENV_PATH", HEADLESS, "TQDM_DISABLE"), "1")
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
     with TemporaryDirectory(prefix="workbench-") as folder:
         # Sockets in a folder of this user's own instead of open ports.
@@ -178,6 +178,8 @@ def _kernel() -> Iterator:
         finally:
             if kernel.has_kernel:
                 run_sync(kernel.shutdown_kernel)(now=True)
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _execute_cell(kernel, source: str) -> None:
