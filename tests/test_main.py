@@ -300,7 +300,7 @@ def test_the_parser_knows_no_abbreviations():
 def test_doctor_names_each_engine_and_how_to_install_it(capsys, runs, monkeypatch):
     from workbench.models import start
 
-    monkeypatch.setattr(start, "missing", lambda engine: [] if engine == "transformers" else ["it"])
+    monkeypatch.setattr(start, "is_here", lambda engine: engine == "transformers")
     said = outcome(capsys, "doctor")[1]
     assert "transformers 5" in said and "make openai" in said and "make vllm-cpu (with a GPU: make vllm-gpu)" in said
 
