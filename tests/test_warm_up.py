@@ -108,7 +108,7 @@ def test_a_state_that_does_not_fit_is_refused(student, warm, tmp_path):
         ):
             tensors = {name: dict(found) for name, found in warmed.tensors.items()}
             change(tensors[kind])
-            with pytest.raises(ModelError, match=r"does not fit the \d+ parameters of the model; warm this student"):
+            with pytest.raises(ModelError, match=rf"warmed state's {kind} do not fit the model's \d+ param"):
                 require_fit(replace(warmed, tensors=tensors), source, parameters)
 
 

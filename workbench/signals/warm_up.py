@@ -191,7 +191,9 @@ def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, to
             f"The warmed state was made from model {warmed.student}, but the student is {source}; warm this one up."
         )
     wanted = {name: parameter.shape for name, parameter in parameters.items()}
-    if any({name: tensor.shape for name, tensor in warmed.tensors[kind].items()} != wanted for kind in KINDS):
+    shapes = {kind: {name: tensor.shape for name, tensor in warmed.tensors[kind].items()} for kind in KINDS}
+    if wrong := [kind for kind in KINDS if shapes[kind] != wanted]:
         raise ModelError(
-            f"The warmed state does not fit the {len(wanted)} parameters of the model; warm this student up again."
+            f"The warmed state's {' and '.join(wrong)} do not fit the model's {len(wanted)} parameters; warm this "
+            "student up again."
         )
