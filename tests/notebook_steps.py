@@ -15,6 +15,7 @@ NOTEBOOKS = {
     "training": "04_student_training",
     "evaluation": "05_evaluation",
     "influence": "07_influence",
+    "curriculum": "08_curriculum",
 }
 
 

@@ -20,7 +20,7 @@ SHARED = ("tasks/answers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
     "loop/alignment": (2, "2434b24cb5b0d2af"),
     "loop/arms": (2, "b3acd1e3b4445054"),
-    "loop/budgets": (2, "fe89c1496d1bc01e"),
+    "loop/budgets": (2, "122a689d19a4ca99"),
     "loop/drafting": (4, "0f0923ce03de54c3"),
     "loop/instructions": (1, "bf4fd8092cee3375"),
     "loop/pairs": (2, "72619f90777531c3"),
@@ -28,13 +28,14 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/reviews": (1, "081f2d9ddaa90e56"),
     "loop/tailoring": (3, "028233a4ad09d17d"),
     "loop/writing": (3, "692c7ce3113e7abe"),
-    "signals/influence": (2, "ac63ed6d93d4a106"),
-    "signals/influence_of_drafts": (2, "90b8e40d89518435"),
+    "signals/difficulty": (1, "c60a03f65d369fa5"),
+    "signals/influence": (2, "55bd42f6e589e861"),
+    "signals/influence_of_drafts": (2, "d1e70fac660e2d7a"),
     "signals/judge": (1, "4f55dd6af4badbdb"),
     "signals/one_shot": (3, "fe4fef2cf282c9c7"),
     "signals/reference": (1, "82a2d1846297923c"),
     "signals/scores": (1, "f0cc4273a39ba89e"),
-    "signals/warm_up": (1, "6f4f86ad1b7c793b"),
+    "signals/warm_up": (1, "1a8e2b93f2fee9a3"),
 }
 
 

@@ -4,6 +4,7 @@ Source: ARTE, arXiv:2406.19227, section 3.3, through TRL's SFTTrainer. Ours: mat
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,26 +43,34 @@ class _Train:
         return f"SFT of {self.student}, {self.arm}, seed {self.seed}"
 
 
-def equal_tokens(students: dict[str, Model], tasks: dict[str, Task], examples: pd.DataFrame) -> pd.DataFrame:
+def equal_tokens(
+    students: dict[str, Model], tasks: dict[str, Task], examples: pd.DataFrame, by_task: bool = True
+) -> pd.DataFrame:
     """Return the rows each student is trained on: per student, seed and task, arms get equal completion tokens.
 
     Args:
         students: By name; their tokens count.
         tasks: By name.
         examples: Of all arms; those not kept are left out.
+        by_task: Whether arms get equally many of each task, or of all tasks together where they differ in the mix.
     """
     kept, frames = examples[examples["kept"]], []
     for student, model in students.items():
         arms = model.recipe.trained_arms(student)
         own = pd.concat([examples_of_arm(kept, student, arm).assign(arm=arm) for arm in arms])
-        frames.append(equal_rows(model, tasks, student, own, arms))
+        frames.append(equal_rows(model, tasks, student, own, arms, by_task))
     rows = schemas.check(pd.concat(frames, ignore_index=True), "rows")
     rows.attrs["counts"] = {"training rows": len(rows)}
     return rows
 
 
 def equal_rows(
-    model: Model, tasks: dict[str, Task], student: str, examples: pd.DataFrame, arms: list[str]
+    model: Model,
+    tasks: dict[str, Task],
+    student: str,
+    examples: pd.DataFrame,
+    arms: list[str],
+    by_task: bool = True,
 ) -> pd.DataFrame:
     """Return the rows of one student, so that per seed and task its arms get equal completion tokens.
 
@@ -74,24 +83,26 @@ def equal_rows(
         student: Name in the recipe.
         examples: Those that may be used, with the arm each is for.
         arms: All that are wanted.
+        by_task: As for equal_tokens.
     """
     tokenizer = load_tokenizer(model.ref)
     examples = examples.assign(n_tokens=completion_tokens(tokenizer, examples["rationale"].tolist()))
     frames = []
-    for seed, task in itertools.product(model.recipe.seeds, tasks):
-        group = examples[(examples["seed"] == seed) & (examples["task"] == task)]
+    parts = {task: [task] for task in tasks} if by_task else {"": list(tasks)}
+    for seed, task in itertools.product(model.recipe.seeds, parts):
+        group = examples[(examples["seed"] == seed) & examples["task"].isin(parts[task])]
         totals = group.groupby("arm")["n_tokens"].sum()
         missing = [arm for arm in arms if arm not in totals.index]
         if missing:
             raise ValueError(
-                f"Arm {missing[0]} has no usable example of {task} for {student}, seed {seed}; "
+                f"Arm {missing[0]} has no usable example of {task or 'any task'} for {student}, seed {seed}; "
                 "raise tailoring.n_examples or look at why they were dropped in 03_teacher_alignment."
             )
         for arm in arms:
             part = group[group["arm"] == arm]
             rng = stream(seed, "training rows", student, arm, task)
             taken = _take(part.iloc[rng.permutation(len(part))], int(totals[arms].min()))
-            frames.append(_rows(taken, student, arm, tasks[task].description))
+            frames.append(_rows(taken, student, arm, tasks))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -103,7 +114,8 @@ def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
     return examples[examples["n_tokens"].cumsum() <= budget]
 
 
-def _rows(examples: pd.DataFrame, student: str, arm: str, description: str) -> pd.DataFrame:
+def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]) -> pd.DataFrame:
+    asked = examples[["task", "question"]].itertuples(index=False, name=None)
     rows = pd.DataFrame(
         {
             "row_id": [text_id(f"{student}/{one}") for one in examples["example_id"]],
@@ -112,7 +124,7 @@ def _rows(examples: pd.DataFrame, student: str, arm: str, description: str) -> p
             "seed": examples["seed"].to_numpy(),
             "task": examples["task"].to_numpy(),
             "example_id": examples["example_id"].to_numpy(),
-            "prompt": [prompts.naive_prompt(description, question) for question in examples["question"]],
+            "prompt": [prompts.naive_prompt(tasks[task].description, question) for task, question in asked],
             "completion": examples["rationale"].to_numpy(),
             "n_tokens": examples["n_tokens"].to_numpy(),
         }
@@ -126,7 +138,13 @@ def batches_per_epoch(rows: pd.DataFrame, batch_size: int) -> int:
 
 
 def train_students(
-    students: dict[str, Model], rows: pd.DataFrame, settings: Training, folder: Path
+    students: dict[str, Model],
+    rows: pd.DataFrame,
+    settings: Training,
+    begun: Mapping[tuple[str, str, int], Model] | None = None,
+    before: pd.DataFrame | None = None,
+    *,
+    folder: Path,
 ) -> dict[str, pd.DataFrame]:
     """Train every student on every arm's rows, once a seed, all arms of a seed in equally many steps.
 
@@ -134,6 +152,8 @@ def train_students(
         students: By name, as they were.
         rows: As equal_tokens returns them.
         settings: The recipe's section training: rate, epochs, batch.
+        begun: Students of an arm and seed that go on from an earlier training.
+        before: The curve of that training, which goes on too.
         folder: Where the trained students go.
 
     Returns:
@@ -141,10 +161,11 @@ def train_students(
     """
     jobs = []
     for (student, seed), group in rows.groupby(["student", "seed"], sort=False):
-        model, seed = students[student], int(seed)
-        recipe = model.recipe.model_copy(update={"training": settings})
+        seed = int(seed)
         n_batches = batches_per_epoch(group, settings.batch_size)
         for arm, own in group.groupby("arm", sort=False):
+            model = (begun or {}).get((student, arm, seed), students[student])
+            recipe = model.recipe.model_copy(update={"training": settings})
             own = own.reset_index(drop=True)
             texts = own[["prompt", "completion"]].to_numpy().tolist()
             key = fingerprint([VERSION, model.key, identify(settings), seed, n_batches, texts])
@@ -162,7 +183,17 @@ def train_students(
         for job, result in made
         for point in [*result.curve, {"step": result.steps, "metric": "tokens", "value": float(result.n_tokens)}]
     ]
-    return {"students": frame, "curve": schemas.build(curve, "curve")}
+    frame_of_curve = schemas.build(curve, "curve")
+    return {"students": frame, "curve": frame_of_curve if before is None else _continued(before, frame_of_curve)}
+
+
+def _continued(before: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+    """Return two curves of the same students as one; steps and tokens add up."""
+    whose, is_sum = ["arm", "student", "seed"], before["metric"] == "tokens"
+    done = curve[whose].merge(before[is_sum], on=whose, how="left", validate="many_to_one")
+    tokens = done["value"].where(curve["metric"] == "tokens", 0.0)
+    later = curve.assign(step=curve["step"] + done["step"], value=curve["value"] + tokens)
+    return schemas.check(pd.concat([before[~is_sum], later], ignore_index=True), "curve")
 
 
 def _train_one(job: _Train) -> Tuned:

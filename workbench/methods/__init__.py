@@ -10,13 +10,14 @@ from pathlib import Path
 from workbench.methods.arte import ARTE
 from workbench.methods.base import Method
 from workbench.methods.montessori import MONTESSORI
+from workbench.methods.tapir import TAPIR
 from workbench.runs.errors import RecipeError
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"
 POCKET_RECIPE = "arte"  # names all models and tasks that the first notebooks need, and more
 
-ALL: dict[str, Method] = {method.name: method for method in (ARTE, MONTESSORI)}
+ALL: dict[str, Method] = {method.name: method for method in (ARTE, MONTESSORI, TAPIR)}
 
 
 def bring(path: str | Path) -> Method:

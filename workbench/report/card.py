@@ -21,10 +21,12 @@ def rungs(run: Run) -> list[str]:
     Where a preference was planted, it is found when the interval of the probe's AUC lies above 0.5, and learned when
     the native share of what the aligned teacher writes lies above those of the unaligned teacher and of the control,
     interval against interval (a little, if it is less than half). Elsewhere the first line tells how many pairs the
-    probes leave little doubt about.
+    probes leave little doubt about. Where a method forms no pairs and aligns no teacher, the last line stands alone.
     """
-    found, pairs = verdict_of(run), run.read("pairs")
-    lines = []
+    found = verdict_of(run)
+    if not run.has("pairs"):
+        return [line for one in run.recipe.models.students for line in (one, f"  {_better(block_of(found, one))}")]
+    pairs, lines = run.read("pairs"), []
     for row in summarise(run).to_dict("records"):
         own, block = pairs[pairs["student"] == row["student"]], block_of(found, row["student"])
         lines += [f"{row['student']}", *(f"  {line}" for line in (_found(row, own), _learned(row), _better(block)))]

@@ -108,6 +108,8 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
         return [_line(depth, f"teacher {original}, as it was, asked with the plain prompt")]
     if arm in DRAFT_ARMS:
         return [_line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
+    if not work.has("teachers"):
+        return [_line(depth, f"written for {student} in the arm {arm}, which aligns no teacher")]
     pairs = work.read("teachers", "pairs_used")
     own = pairs[(pairs["student"] == student) & (pairs["arm"] == arm)]
     here = own[own["task"] == example["task"]]

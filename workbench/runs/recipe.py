@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 from ruamel.yaml import YAML
@@ -166,6 +166,8 @@ class Primary(Section):
 class Evaluation(Section):
     """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
 
+    KNOWN_ARMS: ClassVar[tuple[str, ...]] = (*ARMS, TAILORED_FOR + "STUDENT")
+
     arms: Annotated[list[Name], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
     shots: Shots = [0, 3]
     n_items: Count
@@ -179,10 +181,8 @@ class Evaluation(Section):
     def _primary_is_evaluated(self):
         require_distinct("arms", self.arms)
         for arm in self.arms:
-            if arm not in ARMS and not arm.startswith(TAILORED_FOR):
-                raise ValueError(
-                    f"arms names {arm!r}, which is none of {', '.join(ARMS)} or {TAILORED_FOR}STUDENT; correct it"
-                )
+            if arm not in self.KNOWN_ARMS and not arm.startswith(TAILORED_FOR):
+                raise ValueError(f"arms names {arm!r}, which is none of {', '.join(self.KNOWN_ARMS)}; correct it")
         require_distinct("shots", self.shots)
         for arm in (self.primary.a, self.primary.b):
             if arm not in self.arms:

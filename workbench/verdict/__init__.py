@@ -7,6 +7,7 @@ __getattr__, __all__ = lazily(
     {
         "evaluation": "SealedTests answer_tests decide verdict_of",
         "verdict": "paired",
+        "intervals": "auc",
     },
 )
 

@@ -1,0 +1,196 @@
+"""A curriculum in rounds: shares that come out, what each arm leaves out, who is held back, and a small run whole."""
+
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from notebook_steps import compute
+from small_classroom import recipe_of, run_whole
+
+from workbench.methods import tapir
+from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe, apportion, choose_items, level_of, plan_round
+from workbench.models.start import students_of
+from workbench.runs.errors import RecipeError
+from workbench.runs.recipe_file import load_recipe
+from workbench.runs.run import open_run
+from workbench.signals.difficulty import WHOSE
+from workbench.tasks.task import load_tasks
+
+ROUNDS = 2
+
+
+def small(folder, **curriculum) -> TapirRecipe:
+    values = recipe_of(folder).model_dump()
+    settings = {
+        "pool": {"web_of_lies": 9, "object_counting": 3},
+        "styles": {"web_of_lies": "tally"},
+        "n_items": 6,
+        "hard_shares": [0.5, 1.0],
+        "n_tries": 2,
+    }
+    values |= {"method": "tapir", "curriculum": settings | curriculum}
+    values["evaluation"] |= {"arms": ["base", *ARMS][:-1], "shots": [0], "primary": {"a": "curriculum", "b": "pool"}}
+    return TapirRecipe.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def whole(classroom, tmp_path_factory):
+    """The folder of runs that holds one run of all arms, never interrupted."""
+    return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom), ("curriculum", "evaluation"))
+
+
+@pytest.fixture
+def run(whole, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
+    return open_run("loop")
+
+
+shares = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.001, 100), min_size=1)
+
+
+@given(st.integers(0, 300), shares)
+def test_shares_add_up_and_none_is_off_by_an_item(n, wanted):
+    numbers = apportion(n, wanted)
+    assert sum(numbers.values()) == n and list(numbers) == list(wanted)
+    assert all(abs(numbers[name] - n * share / sum(wanted.values())) < 1 + 1e-9 for name, share in wanted.items())
+
+
+@given(st.integers(1, 200), shares, st.floats(0, 1), st.dictionaries(st.sampled_from("abcd"), st.integers(0, 50)))
+def test_a_round_takes_no_more_from_the_pool_than_there_is_and_writes_the_rest(n, wanted, hard_share, spare):
+    plan = plan_round(n, wanted, hard_share, spare).set_index("task")
+    assert plan["items"].sum() == n and (plan["items"] == plan["from_pool"] + plan["written"]).all()
+    for task, row in plan.iterrows():
+        assert 0 <= row["from_pool"] <= spare.get(task, 0)
+        assert row["written"] >= math.floor(hard_share * row["items"])
+
+
+def test_a_learner_goes_on_when_it_has_got_better_and_is_held_back_otherwise():
+    assert level_of([0.4], 0.01) == 0
+    assert level_of([0.4, 0.5, 0.6], 0.01) == 2
+    assert level_of([0.4, 0.405, 0.6], 0.01) == 1  # held back once
+    assert level_of([0.4, 0.3], 0.01) == 0
+
+
+def test_every_arm_but_the_plain_one_leaves_out_one_ingredient():
+    for arm, own in ARMS.items():
+        off = [name for name, value in own._asdict().items() if value != Ingredients._field_defaults[name]]
+        assert len(off) == {"curriculum": 0, "pool": 5}.get(arm, 1), arm
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pool": {"web_of_lies": 9}}, "curriculum.pool lacks the task 'object_counting'"),
+        ({"pool": {"web": 9}}, "curriculum.pool names 'web', which is not among tasks.names"),
+        ({"shares": {"web_of_lies": 1.0}}, "curriculum.shares lacks the task 'object_counting'"),
+        ({"hard_shares": [0.9, 0.3]}, "hard_shares must not fall from round to round"),
+        ({"n_items": 7}, "holds 12 questions, but the arm 'pool' takes 14"),
+        ({"aligned_teacher": "x"}, "evaluation.arms has 'aligned_teacher' if and only if"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_fix(small_models, change, said):
+    with pytest.raises(ValueError, match=said):
+        small(small_models, **change)
+
+
+def test_arms_of_other_methods_and_unknown_styles_are_refused(small_models, tmp_path):
+    with pytest.raises(RecipeError, match="evaluation.arms names 'untailored', which is none of base, curriculum"):
+        load_recipe("tapir", {"evaluation.arms": "[base, untailored, curriculum, pool]"})
+    tasks = load_tasks(small(small_models))
+    with pytest.raises(ValueError, match=r"asks for 'rhyme' in web_of_lies, which has tally.*take one of these"):
+        tapir.techniques_of(tasks, {"web_of_lies": "rhyme"})
+
+
+def test_the_hard_ones_come_first_and_others_fill_the_place(small_models):
+    recipe = small(small_models)
+    tasks, key = load_tasks(recipe), {"student": "pupil", "seed": 1}
+    item = {"task": "web_of_lies", "rationale": "<ans>Yes</ans>", "answer": "Yes", "gold": "Yes", "correct": True}
+    item |= {"n_tokens": 3}
+    pool = pd.DataFrame(
+        [item | {"question_id": f"old{n}", "question": f"Old {n}?", "technique": "tally"} for n in range(4)]
+    )
+    arms = ("curriculum", "no_difficulty")
+    new = pd.DataFrame(
+        [item | key | {"arm": a, "question_id": f"new{n}", "question": f"New {n}?"} for a in arms for n in range(6)]
+    )
+    hard = new[[*WHOSE, "task", "question_id"]].assign(difficulty=[0.0, -1.0, 1.0, float("nan"), 0.0, 1.0] * 2)
+    cells = [key | {"arm": arm, "task": "web_of_lies", "items": 6, "from_pool": 2, "written": 4} for arm in arms]
+    before = pd.DataFrame([key | {"arm": "curriculum", "question_id": "old0"}])
+    made = choose_items(1, pd.DataFrame(cells), pool, new, hard, [before], tasks, recipe.curriculum)
+    taken = made["examples"].groupby("arm")["question_id"].agg(list)
+    assert taken["curriculum"][2:] == ["new2", "new5", "new0", "new1"]  # not judged is not hard
+    assert taken["no_difficulty"][2:] == ["new0", "new1", "new2", "new3"]
+    assert "old0" not in taken["curriculum"] and len(set(taken["curriculum"])) == 6
+    counts = made["examples"].attrs["counts"]
+    assert (counts["new items"], counts["new items that are hard"], counts["new items not judged"]) == (8, 3, 2)
+
+
+def test_a_run_ends_with_students_of_every_arm_on_equal_tokens(run):
+    plan = pd.concat([run.read(f"round-{n}/plan").assign(round=n) for n in range(1, ROUNDS + 1)])
+    wide = plan.pivot_table(index=["arm", "seed", "round"], columns="task", values="items")
+    balanced = [arm for arm, of in ARMS.items() if of.balance and arm in set(plan["arm"])]
+    assert (wide.loc[balanced] == 3).all(axis=None)
+    assert not (wide.loc[["no_balance", "pool"]] == 3).any(axis=None)
+    assert plan[plan["arm"] == "pool"]["written"].sum() == 0
+    rows = run.read("round-1/rows")
+    tokens = rows.groupby(["seed", "arm"])["n_tokens"].sum().unstack()
+    longest = rows["n_tokens"].max()
+    assert (tokens.max(axis=1) - tokens.min(axis=1) <= longest).all()
+    curve, models = run.read("students", "curve"), run.read("students", "students")
+    assert len(models) == 2 * len(run.recipe.trained_arms("pupil"))
+    last = curve[curve["metric"] == "tokens"].set_index(["arm", "seed"])
+    both = [run.read(f"round-{n}/rows" if n else "rows") for n in range(ROUNDS + 1)]
+    assert len(both[0]) == len(both[1]) + len(both[2]) and both[0]["row_id"].is_unique
+    n_epochs = run.recipe.training.n_epochs
+    assert (last["value"] == n_epochs * both[0].groupby(["arm", "seed"])["n_tokens"].sum().reindex(last.index)).all()
+    assert set(run.read("predictions")["arm"]) == {"base", *run.recipe.trained_arms("pupil")}
+
+
+def test_the_second_round_asks_trained_learners_and_only_those_whose_arm_goes_by_it(run):
+    first, second = (run.read(f"round-{n}/difficulty") for n in (1, 2))
+    assert set(first["arm"]) == set(run.recipe.trained_arms("pupil"))
+    assert set(second["arm"]) == {"curriculum", "no_balance", "no_style"}
+    by_seed = first.pivot_table(index="question_id", columns=["arm", "seed"], values="score_student")
+    assert by_seed.eq(by_seed.iloc[:, 0], axis=0).all(axis=None)  # untrained, they are one
+    items = run.result("round-2/examples")["candidates"]
+    balanced = items[[ARMS[arm].balance for arm in items["arm"]]]
+    assert balanced.groupby(["arm", "seed", "task"])["taken"].sum().le(3).all()
+    chosen = items[items["arm"] != "no_difficulty"]
+    by_cell = chosen.groupby(["arm", "seed", "task"])
+    assert all(own[own["taken"]]["hard"].sum() == min(own["hard"].sum(), own["taken"].sum()) for _, own in by_cell)
+
+
+def test_no_question_is_taught_twice_to_one_learner_and_none_is_of_the_pool_anew(run):
+    examples, pool = run.read("examples"), run.read("questions")
+    assert not examples.duplicated([*WHOSE, "question_id"]).any()
+    new = run.read("round-1/new")
+    assert not set(new["question"]) & set(pool[pool["kept"]]["question"])
+
+
+def test_answers_are_in_the_style_that_the_task_asks_for(run):
+    examples = run.read("examples")
+    styled = examples[examples["task"] == "web_of_lies"]
+    drafts = run.read("drafts").set_index(["question_id", "technique"])["rationale"]
+    for arm, technique in (("curriculum", "tally"), ("no_style", "plain"), ("pool", "plain")):
+        own = styled[(styled["arm"] == arm) & styled["question_id"].isin(run.read("questions")["question_id"])]
+        assert len(own)
+        assert all(row.rationale == drafts[row.question_id, technique] for row in own.itertuples())
+
+
+def test_a_round_computed_again_is_reused_to_the_last(run, capsys):
+    compute("curriculum", run)
+    said = capsys.readouterr().out
+    assert said.count("reusing") >= 20 and "stopped" not in said
+
+
+def test_another_rule_changes_the_round_and_not_what_came_before(run, whole, tmp_path, monkeypatch):
+    learners = tapir.learners_of(students_of(run.recipe))
+    pool, judged = run.read("drafts"), [run.read("round-1/difficulty")]
+
+    def all_new(n, shares, hard_share, spare):
+        return plan_round(n, shares, 1.0, {})
+
+    plan = tapir.plan_rounds(1, all_new, learners, pool, judged, [], run.recipe.curriculum)
+    assert (plan["written"] == plan["items"]).all() and plan["items"].sum() == 6 * len(learners)

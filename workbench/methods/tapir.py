@@ -1,0 +1,471 @@
+"""TAPIR: what a student finds hard, in the mix of tasks that is wanted, a larger share of it in every round.
+
+Source: TAPIR, arXiv:2405.13448. Its text was not to be had, so threshold, rounds, shares and everything else that is a
+number is ours. Ours too: new items are judged like the pool and kept where they are hard, a student that does not get
+better is held back, and all arms train on equal tokens in every round.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from workbench.loop import prompts
+from workbench.loop.alignment import models_of
+from workbench.loop.writing import SPARE, Guards, Written
+from workbench.methods.base import Amounts, Method
+from workbench.models.engine import Decoding, Request
+from workbench.models.start import Model, run_engine_jobs
+from workbench.runs import schemas
+from workbench.runs.cache import shared_cache
+from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe, Tailoring
+from workbench.runs.recipe_parts import Count, Name, Positive, PositiveOrZero, Section
+from workbench.runs.run import Frames
+from workbench.runs.schemas import text_id
+from workbench.runs.seeding import stream
+from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key, ModelJudge, measure_difficulty
+from workbench.tasks.contamination import normalise
+from workbench.tasks.task import Task
+
+VERSION = 1
+MAX_CALLS = 8  # rounds of calls to the teacher for one lot of questions
+PLAIN = "plain"
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Curriculum(Section):
+    """What is taught in rounds, and how it is chosen.
+
+    pool: questions of each task that the teacher writes beforehand. shares: the mix of tasks that is wanted; none: all
+    alike. styles: the technique in which answers are rewritten, by task; none: plainly. n_items: of all tasks together,
+    for each student, arm, seed and round. hard_shares: how much of a round is newly written and hard, round by round.
+    threshold: harder than this is hard, in the judge's points. n_shown: hard questions that the teacher is shown.
+    n_tries: new questions written for each that is wanted, of which the hard ones are taken. promotion: by how much a
+    student's score on the pool must have grown for the next hard share; else it is held back. max_spread: how far a
+    judging model may contradict itself, in points. aligned_teacher: the folder of a teacher that writes for the arm of
+    that name, as an alignment left it.
+    """
+
+    pool: Annotated[dict[Name, Count], Field(min_length=1)]
+    shares: dict[Name, Positive] = {}
+    styles: dict[Name, Name] = {}
+    n_items: Count
+    hard_shares: Annotated[list[Share], Field(min_length=1)] = [0.3, 0.6, 0.9]
+    threshold: PositiveOrZero = 0.0
+    n_shown: Count = 2
+    n_tries: Count = 3
+    promotion: PositiveOrZero = 0.01
+    max_spread: Positive = 2.0
+    aligned_teacher: str = ""
+
+    @model_validator(mode="after")
+    def _grows(self):
+        if self.hard_shares != sorted(self.hard_shares):
+            raise ValueError(
+                f"hard_shares must not fall from round to round, got {self.hard_shares}; put them in order"
+            )
+        return self
+
+
+class Ingredients(NamedTuple):
+    """What an arm does: choose by difficulty, keep the mix, judge in every round, rewrite, and write new items."""
+
+    difficulty: bool = True
+    balance: bool = True
+    rounds: bool = True
+    style: bool = True
+    new: bool = True
+    teacher: str = "teacher"
+
+
+ARMS = {
+    "curriculum": Ingredients(),
+    "no_difficulty": Ingredients(difficulty=False),
+    "no_balance": Ingredients(balance=False),
+    "no_rounds": Ingredients(rounds=False),
+    "no_style": Ingredients(style=False),
+    "pool": Ingredients(difficulty=False, balance=False, rounds=False, style=False, new=False),
+    "aligned_teacher": Ingredients(teacher="aligned"),
+}
+Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
+
+
+class Arms(Evaluation):
+    """The evaluation of these arms."""
+
+    KNOWN_ARMS: ClassVar[tuple[str, ...]] = ("base", *ARMS)
+
+    primary: Primary = Primary(a="curriculum", b="pool")
+
+
+class TapirRecipe(Recipe):
+    """A recipe with what the method adds; nothing is aligned, so alignment need not be set."""
+
+    evaluation: Arms
+    alignment: Alignment = Alignment(beta=0.1, learning_rate=1e-6, n_epochs=1, batch_size=1, max_length=1)
+    curriculum: Curriculum
+
+    @model_validator(mode="after")
+    def _names_its_tasks(self):
+        names, settings = self.tasks.names, self.curriculum
+        for key in ("pool", "shares", "styles"):
+            for name in getattr(settings, key):
+                if name not in names:
+                    raise ValueError(f"curriculum.{key} names {name!r}, which is not among tasks.names {names}; add it")
+        if missing := [name for name in names if name not in settings.pool]:
+            raise ValueError(f"curriculum.pool lacks the task {missing[0]!r}; say how many questions of it to write")
+        if missing := [name for name in names if settings.shares and name not in settings.shares]:
+            raise ValueError(f"curriculum.shares lacks the task {missing[0]!r}; give its share too")
+        wanted = settings.n_items * len(settings.hard_shares)
+        if "pool" in self.evaluation.arms and (there := sum(settings.pool.values())) < wanted:
+            raise ValueError(
+                f"curriculum.pool holds {there} questions, but the arm 'pool' takes {wanted} (n_items for each of "
+                "hard_shares); write more, or lower n_items"
+            )
+        if ("aligned_teacher" in self.evaluation.arms) != bool(settings.aligned_teacher):
+            raise ValueError(
+                "evaluation.arms has 'aligned_teacher' if and only if curriculum.aligned_teacher names its folder; "
+                "set both or neither"
+            )
+        return self
+
+
+def learners_of(students: Mapping[str, Model]) -> dict[Key, Model]:
+    """Return every learner as it begins: each student in each arm and seed, untrained."""
+    return {
+        Key(name, arm, seed): model.among_trained
+        for name, model in students.items()
+        for arm in model.recipe.trained_arms(name)
+        for seed in model.recipe.seeds
+    }
+
+
+def go_on(learners: Mapping[Key, Model], trained: Frames) -> dict[Key, Model]:
+    """Return the learners as a round's training left them."""
+    return {Key(*key): learners[key].trained(folder) for key, folder in models_of(trained, "students").items()}
+
+
+def judged_in(n_round: int, learners: Mapping[Key, Model]) -> dict[Key, Model]:
+    """Return the learners that are judged in a round: all in the first, then those whose arm goes by it."""
+    return {
+        key: model
+        for key, model in learners.items()
+        if n_round == 1 or ARMS[key.arm].difficulty and ARMS[key.arm].rounds
+    }
+
+
+def asked_in(learners: Mapping[Key, Model], students: Mapping[str, Model], new: pd.DataFrame) -> dict[Key, Model]:
+    """Return who answers the new questions of a round: each learner as it is or, in arms without rounds, as it was."""
+    whose = set(new[WHOSE].itertuples(index=False, name=None))
+    return {
+        key: model if ARMS[key.arm].rounds else students[key.student].among_trained
+        for key, model in learners.items()
+        if key in whose
+    }
+
+
+def teachers_of(recipe: TapirRecipe, teacher: Model) -> dict[str, Model]:
+    """Return who writes, by name: the teacher and, where the recipe has one, the aligned one."""
+    aligned = recipe.curriculum.aligned_teacher
+    return {"teacher": teacher} | ({"aligned": teacher.trained(aligned)} if aligned else {})
+
+
+def judge_of(recipe: TapirRecipe, tasks: Mapping[str, Task]) -> Judge:
+    """Return the recipe's judge: the model that it names, else whoever checks answers that are known."""
+    if not recipe.models.judge:
+        return CheckingJudge(tasks)
+    return ModelJudge(Model(recipe, "judge", recipe.models.judge), recipe.seeds[0])
+
+
+def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return by task how the teacher answers: plainly and, where the recipe names a style for the task, in that.
+
+    Raises:
+        ValueError: If a task has no technique of that name.
+    """
+    for name, style in styles.items():
+        if style not in tasks[name].techniques:
+            known = ", ".join(tasks[name].techniques)
+            raise ValueError(f"curriculum.styles asks for {style!r} in {name}, which has {known}; take one of these.")
+    own = {
+        name: {styles[name]: task.techniques[styles[name]]} if name in styles else {} for name, task in tasks.items()
+    }
+    return {name: {PLAIN: ""} | own[name] for name in tasks}
+
+
+def apportion(n: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Return whole numbers that add up to n, each less than one from its share: largest remainders get the rest."""
+    exact = {name: n * share / sum(shares.values()) for name, share in shares.items()}
+    numbers = {name: math.floor(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: numbers[name] - exact[name])
+    return numbers | {name: numbers[name] + 1 for name in by_remainder[: n - sum(numbers.values())]}
+
+
+def plan_round(n: int, shares: Mapping[str, float], hard_share: float, spare: Mapping[str, int]) -> pd.DataFrame:
+    """Return how many items of each task a round has, and how many of them are newly written.
+
+    Args:
+        n: Items of the round.
+        shares: The mix of tasks.
+        hard_share: How much is to be newly written; more is, where the pool has no more.
+        spare: Items of the pool that are left, by task.
+    """
+    rows = []
+    for task, items in apportion(n, shares).items():
+        from_pool = min(items - round(hard_share * items), spare.get(task, 0))
+        rows.append({"task": task, "items": items, "from_pool": from_pool, "written": items - from_pool})
+    return pd.DataFrame(rows)
+
+
+def level_of(scores: Sequence[float], promotion: float) -> int:
+    """Return how often a learner was promoted: after each round in which its score grew by more than that."""
+    return sum(now - before > promotion for before, now in itertools.pairwise(scores))
+
+
+def plan_rounds(
+    n_round: int,
+    rule: Rule,
+    learners: Mapping[Key, Model],
+    pool: pd.DataFrame,
+    judged: Sequence[pd.DataFrame],
+    taught: Sequence[pd.DataFrame],
+    settings: Curriculum,
+) -> pd.DataFrame:
+    """Return what every learner is taught in a round, by task.
+
+    Args:
+        n_round: From 1.
+        rule: As plan_round is.
+        learners: Who is taught.
+        pool: The teacher's answers to the pool.
+        judged: Difficulties of the pool, of each round so far.
+        taught: Examples, of each round before.
+        settings: The recipe's section curriculum.
+
+    Returns:
+        Columns student, arm, seed, hard_share, held_back (in how many rounds it was), task, items, from_pool, written,
+        hard (questions of the pool that are hard for it).
+    """
+    questions = pool.drop_duplicates("question_id")
+    sizes, frames = questions.groupby("task", sort=False).size().to_dict(), []
+    for key in learners:
+        arm, own = ARMS[key.arm], _of(judged, key)
+        level = n_round - 1
+        if arm.difficulty and arm.rounds:
+            level = level_of([frame["score_student"].mean() for frame in own], settings.promotion)
+        hard_share = settings.hard_shares[level]
+        if not arm.rounds:
+            hard_share = float(np.mean(settings.hard_shares)) if arm.new else 0.0
+        left = questions[~questions["question_id"].isin(_taught(taught, key))]
+        spare = left.groupby("task", sort=False).size().to_dict()
+        shares = (settings.shares or dict.fromkeys(sizes, 1.0)) if arm.balance else sizes if arm.new else spare
+        frame = rule(settings.n_items, shares, hard_share, spare)
+        hard = own[-1][own[-1]["difficulty"] > settings.threshold]["task"].value_counts()
+        known = key._asdict() | {"hard_share": hard_share, "held_back": n_round - 1 - level}
+        frames.append(frame.assign(**known, hard=frame["task"].map(hard).fillna(0).astype(int)))
+    plan = pd.concat(frames, ignore_index=True)
+    plan.attrs["counts"] = {what.replace("_", " "): plan[what].sum() for what in ("items", "from_pool", "written")}
+    return plan
+
+
+def _of(frames: Sequence[pd.DataFrame], key: Key) -> list[pd.DataFrame]:
+    """Return one learner's rows of each frame that has some."""
+    own = [frame[(frame[WHOSE] == list(key)).all(axis=1)] for frame in frames]
+    return [frame for frame in own if len(frame)]
+
+
+def _taught(taught: Sequence[pd.DataFrame], key: Key) -> set[str]:
+    return {question for frame in _of(taught, key) for question in frame["question_id"]}
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """New questions of one task for one learner, after those that the teacher is shown."""
+
+    teacher: Model
+    key: Key
+    task: Task
+    n: int
+    n_round: int
+    shown: Sequence[tuple[str, str]] = field(repr=False)
+    known: frozenset[str] = field(repr=False)
+    given: tuple[Curriculum, Tailoring, Guards] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"{self.n} new questions of {self.task.name} for {'-'.join(map(str, self.key))}, round {self.n_round}"
+
+
+def write_alike(
+    n_round: int,
+    teachers: Mapping[str, Model],
+    tasks: Mapping[str, Task],
+    plan: pd.DataFrame,
+    pool: pd.DataFrame,
+    judged: Sequence[pd.DataFrame],
+    settings: Curriculum,
+    tailoring: Tailoring,
+    guards: Guards,
+) -> pd.DataFrame:
+    """Return new questions for every learner, several for each that is planned, written after some that it finds hard.
+
+    A learner that finds nothing of a task hard, or whose arm does not ask, has any questions of the pool shown instead.
+
+    Args:
+        n_round: From 1.
+        teachers: As teachers_of returns them.
+        tasks: By name.
+        plan: As plan_rounds returns it.
+        pool: The teacher's answers to the pool.
+        judged: Difficulties of the pool, of each round so far.
+        settings: The recipe's section curriculum.
+        tailoring: The recipe's section tailoring: tokens and temperature.
+        guards: What new questions must differ from.
+
+    Returns:
+        Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
+    """
+    known, plain = frozenset(map(normalise, pool["question"])), pool[pool["technique"] == PLAIN]
+    jobs = []
+    for cell in plan[plan["written"] > 0].to_dict("records"):
+        key, arm = Key(*(cell[name] for name in WHOSE)), ARMS[cell["arm"]]
+        own, shown = _of(judged, key)[-1], plain[plain["task"] == cell["task"]]
+        hard = shown["question_id"].isin(own[own["difficulty"] > settings.threshold]["question_id"])
+        shown = shown[hard] if arm.difficulty and hard.any() else shown
+        shown = list(shown[["question", "answer"]].itertuples(index=False, name=None))
+        n, given = cell["written"] * settings.n_tries, (settings, tailoring, guards)
+        jobs.append(_Lot(teachers[arm.teacher], key, tasks[cell["task"]], n, n_round, shown, known, given))
+    parts = run_engine_jobs(_write_lot, jobs, teachers["teacher"], "writing new questions")
+    columns = [*WHOSE, "teacher", "task", "question_id", "question", "kept"]
+    frame = pd.DataFrame([row for part in parts for row in part], columns=columns)
+    frame.attrs["counts"] = {"new questions": len(frame), "wanted": sum(job.n for job in jobs)}
+    return frame.astype({"kept": bool, "seed": "int64"})
+
+
+def _write_lot(job: _Lot) -> list[dict]:
+    engine, (settings, tailoring, guards) = job.teacher.start(), job.given
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
+    guard, known, written = guards.of(job.task), set(job.known), []
+    kept: list[str] = []
+    call = 0
+    for _ in range(MAX_CALLS):
+        requests = []
+        for call in range(call, call + math.ceil((job.n - len(kept)) * SPARE)):  # noqa: B020
+            # Arms share their draws, so that they differ in what they do alone.
+            name = f"curriculum/{job.n_round}/{job.task.name}/{call}"
+            places = stream(job.key.seed, name).permutation(len(job.shown))[: settings.n_shown]
+            prompt = prompts.question_prompt(job.task.description, [job.shown[place] for place in places], 1)
+            requests.append(Request(engine.render(prompt), stream=name))
+        for completion in engine.generate(requests, decoding, job.key.seed, shared_cache()):
+            for question, target in prompts.parse_questions(completion.text)[:1]:
+                reason = guard.overlap(question) or ("written before" if normalise(question) in known else "")
+                known.add(normalise(question))
+                written.append(Written(question, target, completion.text, 0, 0, reason, ""))
+        kept = [one.question for one in written if not one.drop_reason][: job.n]
+        if len(kept) == job.n:
+            break
+        call += 1
+    guards.refuse_copies(job.task, written)
+    named = job.key._asdict() | {"teacher": ARMS[job.key.arm].teacher, "task": job.task.name, "kept": True}
+    return [named | {"question_id": text_id(f"{job.task.name}/{one}"), "question": one} for one in kept]
+
+
+def explained(questions: pd.DataFrame, drafts: Mapping[str, pd.DataFrame], styles: Mapping[str, str]) -> pd.DataFrame:
+    """Return new questions with the teacher's answers, each in the style that its arm and task ask for.
+
+    Args:
+        questions: As write_alike returns them.
+        drafts: Answers by teacher.
+        styles: Technique by task, where there is one.
+    """
+    ways = [
+        styles.get(task, PLAIN) if ARMS[arm].style else PLAIN for arm, task in questions[["arm", "task"]].to_numpy()
+    ]
+    answers = pd.concat([frame.assign(teacher=name) for name, frame in drafts.items()], ignore_index=True)
+    on = ["teacher", "task", "question_id", "question", "technique"]
+    return questions.assign(technique=ways).merge(answers, on=on, how="left", validate="many_to_one")
+
+
+def choose_items(
+    n_round: int,
+    plan: pd.DataFrame,
+    pool: pd.DataFrame,
+    new: pd.DataFrame,
+    difficulty: pd.DataFrame,
+    taught: Sequence[pd.DataFrame],
+    tasks: Mapping[str, Task],
+    settings: Curriculum,
+) -> dict[str, pd.DataFrame]:
+    """Return what every learner is taught in a round: some of the pool, and the first new items that are hard for it.
+
+    Where too few are hard, others fill the place; an arm that does not go by difficulty takes the first ones.
+
+    Args:
+        n_round: From 1.
+        plan: As plan_rounds returns it.
+        pool: The teacher's answers to the pool.
+        new: New questions with answers, as explained returns them.
+        difficulty: Of the new ones.
+        taught: Examples of each round before, which are not taken again.
+        tasks: By name.
+        settings: The recipe's section curriculum.
+
+    Returns:
+        "examples": as their schema describes them; "candidates": the new items with difficulty, hard and taken.
+    """
+    on = [*WHOSE, "task", "question_id"]
+    new = new.merge(difficulty[[*on, "difficulty"]], on=on, how="left", validate="one_to_one")
+    new["hard"] = new["difficulty"] > settings.threshold
+    rows, taken = [], []
+    for cell in plan.to_dict("records"):
+        key, task, arm = Key(*(cell[name] for name in WHOSE)), tasks[cell["task"]], ARMS[cell["arm"]]
+        style = settings.styles.get(task.name, PLAIN) if arm.style else PLAIN
+        old = pool[(pool["task"] == task.name) & (pool["technique"] == style)]
+        old = old[~old["question_id"].isin(_taught(taught, key))]
+        order = stream(key.seed, "from the pool", n_round, task.name).permutation(len(old))
+        own = new[(new[WHOSE] == list(key)).all(axis=1) & (new["task"] == task.name)]
+        own = own.sort_values("hard", ascending=False, kind="stable") if arm.difficulty else own
+        items = pd.concat([old.iloc[order[: cell["from_pool"]]], own.head(cell["written"])])
+        taken += own.head(cell["written"]).index.tolist()
+        rows += [_example(task, key, item, f"{n_round}/{n}") for n, item in enumerate(items.to_dict("records"))]
+    examples, new = schemas.build(rows, "examples"), new.assign(taken=new.index.isin(taken))
+    examples.attrs["counts"] = {"examples": examples["kept"].sum(), "new items": new["taken"].sum()}
+    examples.attrs["counts"] |= {"new items that are hard": (new["taken"] & new["hard"]).sum()}
+    examples.attrs["counts"] |= {"new items not judged": new["difficulty"].isna().sum()}
+    return {"examples": examples, "candidates": new}
+
+
+def _example(task: Task, key: Key, item: dict, n: str) -> dict:
+    copied = ("question_id", "question", "rationale", "answer", "gold", "correct", "n_tokens")
+    known = {"example_id": text_id(f"{'/'.join(map(str, key))}/{task.name}/{n}"), **key._asdict(), "task": task.name}
+    reason = "" if item["answer"] else "rationale without an answer"
+    written = {name: item[name] for name in copied} | {"style": task.style(item["rationale"])}
+    return known | written | {"kept": not reason, "drop_reason": reason}
+
+
+def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return frames of one kind, of all tasks or rounds, as one."""
+    return pd.concat([frame.assign() for frame in parts], ignore_index=True)
+
+
+def plan_of(recipe: TapirRecipe) -> Amounts:
+    """Return what a run of a recipe does, a task; what its rounds write and judge is not in it."""
+    return Amounts(recipe.drafting.n_seed_questions, 1 + bool(recipe.curriculum.styles), 0)
+
+
+TAPIR = Method(
+    name="tapir",
+    recipe=TapirRecipe,
+    notebooks=("08_curriculum", "05_evaluation"),
+    signal=measure_difficulty,
+    pair_rules={},
+    aligned_on="",
+    story="The teacher's and the student's answers to a pool of questions were judged; from those on which the student "
+    "falls behind, the teacher wrote new ones in the mix of tasks that was wanted, a larger share in every round",
+    source="TAPIR, arXiv:2405.13448",
+    plan=plan_of,
+)
