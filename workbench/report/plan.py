@@ -24,9 +24,13 @@ from workbench.verdict.power import (
 
 # What asks a role's server, by stage or by work.
 ASKED_OF = {"teacher": ("stage", "drafting"), "student": ("stage", "probing"), "judge": ("work", JUDGED)}
+JUDGED = (
+    *("round-1/answers", "round-1/difficulty", "judge/steady", "judge/steered"),
+    *("held-out/teacher", "held-out/sampled", "held-out/greedy", "held-out/difficulty"),
+)
 STEPS = {
     "drafting": ("questions", "drafts", "exemplars"),
-    "probing": ("preference_set", "reference", "probes", "influences", "signals"),
+    "probing": ("preference_set", "reference", "probes", "influences", "signals", *JUDGED),
     "alignment": ("pairs", "reviewed", "teachers", "examples"),
     "training": ("rows", "students"),
     "evaluation": ("predictions",),
