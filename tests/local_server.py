@@ -79,8 +79,6 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             owner.ended.wait(HANG_S)
             self.close_connection = True
-        elif fault == "drops":
-            self._send(200, {"choices": []}, {"Content-Length": "1000"}, drops=True)
         elif fault.startswith("to "):
             self._send(307, {}, {"Location": fault.removeprefix("to ") + "/completions"})
         elif fault == "lost":
@@ -123,15 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _send(
-        self, status: int, content: dict | bytes, headers: dict | None = None, half: bool = False, drops: bool = False
-    ) -> None:
+    def _send(self, status: int, content: dict | bytes, headers: dict | None = None, half: bool = False) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        while drops and not self.owner.ended.wait(0.05):
-            self.wfile.write(b" ")
         self.wfile.write(data[: len(data) // 2] if half else data)
         self.close_connection = self.close_connection or half

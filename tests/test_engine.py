@@ -8,9 +8,7 @@ from workbench.models.engine import (
     Finished,
     Request,
     TokenizedRequest,
-    in_batches,
     prompt_ids,
-    refuse_unfit,
 )
 from workbench.models.loading import load_tokenizer
 from workbench.runs.cache import Cache
@@ -33,11 +31,10 @@ class Echo(Engine):
     def _rows(self, requests, decoding):
         return {key: TokenizedRequest(key, request, [1]) for key, request in requests.items()}
 
-    def _finish(self, rows, done, decoding, seed):
-        left = list(rows.values())
-        return in_batches([left[at : at + 2] for at in range(0, len(left), 2)], done, self._shout)
+    def _batches(self, rows):
+        return [rows[at : at + 2] for at in range(0, len(rows), 2)]
 
-    def _shout(self, batch):
+    def _complete(self, batch, decoding, seed):
         prompts = [row.request.prompt for row in batch]
         if self.dies_at in prompts:
             raise ModelError("died")
@@ -75,12 +72,16 @@ def test_sampling_without_a_stream_is_refused():
 
 
 @pytest.mark.parametrize(("n", "fits"), [(0, False), (1, True), (6, True), (7, False)])
-def test_a_prompt_must_hold_something_and_leave_room(n, fits):
+def test_a_prompt_must_hold_something_and_leave_room(n, fits, tmp_path):
+    engine = Echo()
+    engine.tokenizer, engine.ends = load_tokenizer(tiny_folder(tmp_path / "m")), []
+    engine.model_name, engine.limit = "m", 10
+    requests = {"a": Request(" ".join(["w1"] * n))}
     if fits:
-        refuse_unfit("m", Request("w1"), n, 4, 10)
+        assert len(Engine._rows(engine, requests, GREEDY)["a"].ids) == n
     else:
         with pytest.raises(ModelError, match="takes 1 to 6"):
-            refuse_unfit("m", Request("w1"), n, 4, 10)
+            Engine._rows(engine, requests, GREEDY)
 
 
 def test_a_token_that_closes_a_text_is_not_part_of_a_prompt(tmp_path):

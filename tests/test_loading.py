@@ -106,12 +106,6 @@ def test_a_damaged_folder_is_one_sentence(folder, damage):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("dtype", "float8"), ("device", "tpu")])
-def test_unknown_settings_are_refused(folder, key, value):
-    with pytest.raises(ModelError, match=f"{key} must be .* got '{value}'"):
-        load(folder, **{key: value})
-
-
 def test_the_fingerprint_follows_what_can_change_the_output(folder, tmp_path):
     before = fingerprint_model(folder)
     copy = shutil.copytree(folder, tmp_path / "copy")

@@ -300,17 +300,17 @@ def test_the_parser_knows_no_abbreviations():
 def test_doctor_names_each_engine_and_how_to_install_it(capsys, runs, monkeypatch):
     from workbench.models import start
 
-    monkeypatch.setattr(start, "missing", lambda engine: [] if engine == "transformers" else ["it"])
+    monkeypatch.setattr(start, "is_here", lambda engine: engine == "transformers")
     said = outcome(capsys, "doctor")[1]
     assert "transformers 5" in said and "make openai" in said and "make vllm-cpu (with a GPU: make vllm-gpu)" in said
 
 
 def test_plan_says_what_engines_can_do_and_what_a_server_costs(recipe_values):
-    server = {"engine": "openai", "price_in": 1000.0, "price_out": 1000.0, "budget_money": 0.5}
+    server = {"engine": "openai", "price_in": 1000.0, "price_out": 1000.0, "budget_tokens": 500}
     of = Recipe.model_validate(recipe_values | {"engines": {"teacher": server, "student": "vllm"}})
     teacher, student = plan._engines(of, {})[1:]
     frame = cost_estimate.estimate(of)
     asked = frame[frame["stage"] == "drafting"]
     assert f"{(asked['read'].sum() + asked['new'].sum()) / 1000:,.2f} in money" in teacher
-    assert "over the budget of 0.5" in teacher and "openai; can also: weights;" in teacher
+    assert "over the budget of 500" in teacher and "openai; can also: weights;" in teacher
     assert "vllm; can also: weights, folders" in student and "in money" not in student

@@ -8,7 +8,6 @@ import pytest
 from local_server import FAULTS, LocalServer
 from test_loading import tiny_folder
 
-from workbench.models import openai_engine
 from workbench.models.engine import KIND, REFUSED, Completion, Decoding, Request
 from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE, Budget, OpenAIEngine
 from workbench.runs.cache import Cache
@@ -74,8 +73,8 @@ def test_completions_get_our_rendered_prompt_and_chat_gets_the_users_text(folder
     with LocalServer(lambda body: bodies.append(body) or "w1") as server:
         for endpoint in ("completions", "chat"):
             subject = engine(server, folder, endpoint=endpoint)
-            subject.generate([Request(subject.render("w1 w2"))], Decoding(4, stop=("###",)))
-    assert bodies[0]["prompt"] and "messages" not in bodies[0] and bodies[0]["stop"] == ["###"]
+            subject.generate([Request(subject.render("w1 w2"))], Decoding(4))
+    assert bodies[0]["prompt"] and "messages" not in bodies[0]
     assert bodies[1]["messages"] == [{"role": "user", "content": "w1 w2"}]
 
 
@@ -83,7 +82,8 @@ def test_completions_get_our_rendered_prompt_and_chat_gets_the_users_text(folder
 def test_no_fault_loses_or_doubles_a_row(fault, items, folder):
     # The first ten tries fail, in a burst.
     with LocalServer(told, lambda n, prompt: fault if n < 10 else "") as server:
-        subject = engine(server, folder, endpoint="completions")
+        # A busy machine must not look like a server that hangs.
+        subject = engine(server, folder, endpoint="completions", timeout_s=0.5 if fault == "hang" else 20)
         completions = subject.generate(asked(24), GREEDY, items=items)
         assert [one.text for one in completions] == [f"answer to question {i}" for i in range(24)]
         assert Counter(server.answered) == Counter(request.prompt for request in asked(24))
@@ -131,35 +131,28 @@ def test_a_cut_answer_counts_as_not_finished():
         assert not engine(server).generate(asked(1), GREEDY)[0].finished
 
 
-def test_the_budget_stops_cleanly_is_never_passed_and_goes_on_when_raised(items):
-    # The server counts 2 tokens in and 5 out for each; at most 11 + 50 bytes in and 8 out are reserved.
+def test_the_budget_stops_cleanly_and_goes_on_when_raised(items):
+    # The server counts 2 tokens in and 5 out for each.
     with LocalServer(told) as server:
         budget = Budget("loop/teacher", max_tokens=200)
         with pytest.raises(ModelError, match="200 tokens leaves no room .* run the same command again"):
-            engine(server, budget=budget).generate(asked(40), GREEDY, items=items)
+            engine(server, budget=budget, max_concurrency=2).generate(asked(40), GREEDY, items=items)
         n_answered = len(kept(items))
-        assert 10 <= n_answered == len(server.prompts) and n_answered * 7 <= 200
+        assert n_answered == len(server.prompts) and 200 <= n_answered * 7 < 200 + 2 * 7
         # A process of its own knows what was spent before.
-        with pytest.raises(ModelError):
+        with pytest.raises(ModelError, match=rf"{7 * n_answered} tokens are spent by loop/teacher and"):
             engine(server, budget=budget).generate(asked(40), GREEDY, items=Cache(items.path))
         assert len(server.prompts) == n_answered
-        raised = Budget("loop/teacher", max_money=1.0, price_in=1000.0, price_out=1000.0)
+        raised = Budget("loop/teacher", max_tokens=2000)
         found = engine(server, budget=raised).generate(asked(40), GREEDY, items=Cache(items.path))
         assert [one.text for one in found] == [f"answer to question {i}" for i in range(40)]
         assert len(server.prompts) == 40
-        assert kept(items, "spending") == [{"account": "loop/teacher", "n_in": 80, "n_out": 200}]
+        assert kept(items, "spending") == [{"account": "loop/teacher", "n_tokens": 280}]
 
 
-def test_an_answer_that_comes_in_drops_without_end_or_from_elsewhere_is_not_waited_for(monkeypatch):
-    with LocalServer(told, lambda n, prompt: "drops" if n < 2 else "") as server:
-        began = time.monotonic()
-        assert engine(server).generate(asked(1), GREEDY)[0].text == "answer to question 0"
-        assert 2 * 0.5 < time.monotonic() - began < 3 and len(server.prompts) == 3
-        monkeypatch.setattr(openai_engine, "MOST_BYTES", 100)
-        with pytest.raises(ModelError, match="in 1 tries .the last: the answer is longer than 100 bytes"):
-            engine(server, max_retries=0).generate(asked(1), GREEDY)
+def test_nothing_is_sent_elsewhere_than_to_the_server_named():
     with LocalServer(told) as other, LocalServer(told, lambda n, prompt: f"to {other.url}") as server:
-        with pytest.raises(ModelError, match=r"sends requests elsewhere \(Error code: 307.*correct engines' base_url"):
+        with pytest.raises(ModelError, match=r"refuses a request \(Error code: 307.*redirects\? .*recipe's engines"):
             engine(server).generate(asked(1), GREEDY)
         assert other.prompts == []
 
@@ -221,27 +214,18 @@ def test_errors_before_any_work(folder, monkeypatch):
         OpenAIEngine("m", "https://models.example.org/v1", endpoint="chat")
 
 
-def test_a_cap_in_tokens_counts_what_is_reserved_and_what_was_taken():
-    budget = Budget(max_tokens=100)
-    budget.add(30, 30)
-    assert not budget.allows(30, 30)
-    budget.add(0, -20)
-    assert budget.allows(30, 30) and not budget.allows(31, 30)
-    assert Budget().allows(10**12, 10**12)
-
-
-def test_a_cap_in_money_goes_by_the_prices():
-    budget = Budget(max_money=3.0, price_in=1.0, price_out=2.0)
-    assert budget.allows(1_000_000, 1_000_000)
-    budget.add(1_000_000, 1_000_000)
-    assert not budget.allows(1, 0)
-    assert "3 in money" in str(budget.spent(7)) and "7 requests" in str(budget.spent(7))
-
-
 def test_each_account_goes_on_where_it_was(items):
-    Budget("a", n_in=5, n_out=7).save(items)
+    Budget("a", n_tokens=12).save(items)
     Budget("b").save(items)
     again, other = Budget("a"), Budget("b")
     again.load(items)
     other.load(items)
-    assert (again.n_in, again.n_out, other.n_in, other.n_out) == (5, 7, 0, 0)
+    assert (again.n_tokens, other.n_tokens) == (12, 0)
+
+
+def test_tokens_that_a_server_does_not_tell_are_counted_at_the_most():
+    with LocalServer(told) as server:
+        subject = engine(server)
+        answer = {"choices": [{"text": "a", "finish_reason": "stop"}]}
+        assert subject._read(answer, 11, 8)[1] == 19
+        assert subject._read(answer | {"usage": {"prompt_tokens": 2, "completion_tokens": -1}}, 11, 8)[1] == 10

@@ -36,10 +36,9 @@ def test_a_recipe_comes_back_as_it_was_written(load, tmp_path):
     assert load_recipe(str(path)) == recipe
 
 
-def test_caps_on_spending_are_no_other_recipe_and_all_else_is(load):
+def test_a_cap_on_spending_is_no_other_recipe_and_all_else_is(load):
     server = {"engines.teacher.engine": "openai", "engines.teacher.price_in": "1.0"}
-    caps = {"engines.teacher.budget_tokens": "5", "engines.teacher.budget_money": "2.0"}
-    capped, plain = load(server | caps), load(server)
+    capped, plain = load(server | {"engines.teacher.budget_tokens": "5"}), load(server)
     assert capped != plain and capped.without_limits() == plain.without_limits()
     assert load({**server, "engines.teacher.max_concurrency": "2"}).without_limits() != plain.without_limits()
 
@@ -63,11 +62,11 @@ def test_caps_on_spending_are_no_other_recipe_and_all_else_is(load):
             {"engines.teacher.n_attempts": "6"},
             "n_attempts (value 6) is now max_retries, which does not count the first",
         ),
+        ({"engines.teacher": "{engine: openai, budget_money: 1.0}"}, "is now budget_tokens, a cap on tokens; rename"),
         ({"engines.teacher": "{engine: vllm, tensor_parallel_size: 0}"}, "must be greater than or equal to 1, got 0"),
         ({"engines.teacher": "{engine: openai, api_key: sk-1}"}, "engines.teacher.api_key is not a key of a recipe"),
         ({"engines.teacher": "{engine: openai, base_url: localhost}"}, "base_url must begin with http:// or https://"),
         ({"engines.teacher": "{engine: openai, base_url: 'http://me:sk-1@host/v1'}"}, "keys come from OPENAI_API_KEY"),
-        ({"engines.teacher": "{engine: openai, budget_money: 1.0}"}, "budget_money needs price_in and price_out"),
         ({"engines.teacher": "{engine: openai, endpoint: chat}"}, "cannot be aligned, as 'untailored' needs"),
         ({"engines.student": "{engine: openai, endpoint: chat}"}, "cannot be trained"),
         (
@@ -91,6 +90,10 @@ def test_a_key_written_into_an_address_is_not_repeated(load):
 def test_a_chat_server_may_draft_where_nothing_is_aligned(load):
     arms = {"evaluation.arms": "[base, most_preferred]", "evaluation.primary": "{a: most_preferred, b: base}"}
     assert load({"engines.teacher": "{engine: openai, endpoint: chat}", **arms}).engines.teacher.capabilities == ()
+
+
+def test_a_setting_that_is_gone_is_no_fault_where_nobody_set_it(load):
+    assert load({"engines.teacher": "{engine: openai, budget_money: 0.0}"}).engines.teacher.engine == "openai"
 
 
 def test_every_setting_belongs_to_one_engine():

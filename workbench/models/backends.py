@@ -50,14 +50,13 @@ def check(recipe: Recipe) -> None:
             raise ModelError(
                 f"{section}.backend is unsloth, which is not installed; run: {INSTALL['unsloth']}, or take trl."
             )
-        if not settings.lora.load_in_4bit:
-            continue
-        if recipe.compute.device == "cpu" or not torch.cuda.is_available():
+        in_4bit = settings.lora.load_in_4bit
+        if in_4bit and (recipe.compute.device == "cpu" or not torch.cuda.is_available()):
             raise ModelError(
                 f"{section}.lora.load_in_4bit needs a GPU, and there is none to use here; take it out to train the "
                 "adapter beside whole weights."
             )
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if in_4bit and importlib.util.find_spec("bitsandbytes") is None:
             raise ModelError(
                 f"{section}.lora.load_in_4bit needs bitsandbytes, which is not installed; run: "
                 f"{INSTALL['bitsandbytes']}, or take it out."
@@ -73,15 +72,16 @@ def unsloth_version() -> str:
 
 def backends_in_words() -> dict[str, tuple[bool, str]]:
     """Return for each training backend and launcher whether it is as it should be, and a sentence."""
-    version, bits = unsloth_version(), importlib.util.find_spec("bitsandbytes") is not None
-    gpu = torch.cuda.is_available()
-    said = {"trl": f"trl {importlib.metadata.version('trl')} is installed"}
-    said["unsloth"] = f"not installed; to install: {INSTALL['unsloth']}"
-    if version:
-        said["unsloth"] = f"unsloth {version} is installed" + ("" if gpu else "; without a GPU it trains on the CPU")
-    said["QLoRA"] = "bitsandbytes is installed" if bits else f"no bitsandbytes; to install: {INSTALL['bitsandbytes']}"
-    said["QLoRA"] += "" if gpu else "; needs a GPU, there is none"
-    said["accelerate"] = f"accelerate {importlib.metadata.version('accelerate')} launches trainings on several GPUs"
+    here = {name: importlib.metadata.version(name) for name in ("trl", "accelerate")}
+    gpu, version, bits = torch.cuda.is_available(), unsloth_version(), importlib.util.find_spec("bitsandbytes")
+    unsloth = f"unsloth {version} is installed" + ("" if gpu else "; without a GPU it trains on the CPU")
+    said = {
+        "trl": f"trl {here['trl']} is installed",
+        "unsloth": unsloth if version else f"not installed; to install: {INSTALL['unsloth']}",
+        "QLoRA": ("bitsandbytes is installed" if bits else f"no bitsandbytes; to install: {INSTALL['bitsandbytes']}")
+        + ("" if gpu else "; needs a GPU, there is none"),
+        "accelerate": f"accelerate {here['accelerate']} launches trainings on several GPUs",
+    }
     return {name: (True, sentence) for name, sentence in said.items()}
 
 
@@ -96,15 +96,13 @@ def _launcher_config(recipe: Recipe) -> list[str]:
     path = project_root() / Path(named).expanduser()
     try:
         config = parse_yaml(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "num_processes" not in config:
+            raise ValueError("it does not say num_processes")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ModelError(
-            f"compute.launcher_config {path} cannot be read ({reason}); name a file that `accelerate config` wrote."
+            f"compute.launcher_config {path} cannot be used ({reason}); name a file that `accelerate config` wrote."
         ) from None
-    if not isinstance(config, dict) or "num_processes" not in config:
-        raise ModelError(
-            f"compute.launcher_config {path} does not say num_processes; name a file that `accelerate config` wrote."
-        )
     # Two runs on one machine must not meet at one port; across machines the file says which.
     port = ["--main_process_port", "0"] if config.get("num_machines", 1) == 1 and config["num_processes"] > 1 else []
     return ["--config_file", str(path), *port]
@@ -113,14 +111,14 @@ def _launcher_config(recipe: Recipe) -> list[str]:
 def _in_processes(
     recipe: Recipe, settings: Alignment | Training, rows: pd.DataFrame, work: Path, seed: int, **more
 ) -> dict:
-    signs = progress.folder()
+    stage = "training" if isinstance(settings, Training) else "alignment"
     job = {
-        "stage": "training" if isinstance(settings, Training) else "alignment",
+        "stage": stage,
         "backend": settings.backend,
         "recipe": recipe.model_dump(mode="json"),
         "work": str(Path(work).resolve()),
         "seed": seed,
-        "signs": str(signs) if signs else "",
+        "signs": str(progress.folder() or ""),
         "threads": torch.get_num_threads(),
         "parent": progress.this_process(),
         **more,
@@ -129,6 +127,12 @@ def _in_processes(
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         rows.to_parquet(folder / "rows.parquet")
+        environment = {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
+            "OMP_NUM_THREADS": str(job["threads"]),
+            # What Unsloth would put into the current folder.
+            "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled"),
+        }
         ended = subprocess.run(
             [*_command(recipe), str(folder)],
             stdout=subprocess.PIPE,
@@ -136,24 +140,17 @@ def _in_processes(
             text=True,
             errors="replace",
             cwd=project_root(),
-            env=_environment(folder, job["threads"]),
+            env=os.environ | environment,
             # An interrupt is for this process, which then ends the launcher; its processes see that and end too.
             start_new_session=True,
         )
-        return _outcome(folder, ended.returncode, ended.stdout.strip().splitlines()[-N_LINES:], job["stage"])
+        return _outcome(folder, ended.returncode, ended.stdout.strip().splitlines()[-N_LINES:], stage)
 
 
 def _command(recipe: Recipe) -> list[str]:
-    module = ["-m", "workbench.models.backend_process"]
-    if recipe.compute.launcher == "accelerate":
-        module = ["-m", "accelerate.commands.launch", *_launcher_config(recipe), *module]
-    return [sys.executable, *module]
-
-
-def _environment(folder: Path, threads: int) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
-    compiled = str(folder / "compiled")  # what Unsloth would put into the current folder
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "UNSLOTH_COMPILE_LOCATION": compiled}
+    launcher = ["-m", "accelerate.commands.launch", *_launcher_config(recipe)]
+    launched = launcher if recipe.compute.launcher == "accelerate" else []
+    return [sys.executable, *launched, "-m", "workbench.models.backend_process"]
 
 
 def _outcome(folder: Path, status: int, last: list[str], stage: str) -> dict:

@@ -1,7 +1,7 @@
 """What every engine offers, and what all of them share: requests, completions, keys, finished items kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,11 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to write: temperature 0 is greedy; a stop string ends a completion and is cut off."""
+    """How to write: temperature 0 is greedy, top_p the nucleus that is sampled from."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
-    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
@@ -35,8 +34,6 @@ class Decoding:
                 f"Decoding needs max_new_tokens >= 1, a finite temperature >= 0 and 0 < top_p <= 1, got {self}; "
                 "correct these in the recipe."
             )
-        if isinstance(self.stop, str) or "" in self.stop:
-            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}; write ('###',).")
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,8 @@ class TokenizedRequest:
 
 @dataclass(frozen=True)
 class Finished:
-    """What an engine hands back: a completion, what is stored beside it, and whether the model refused.
-
-    Attributes:
-        notes: For the record only, such as the name a server gave its model, and the date.
-        refused: Recorded as a refusal, not as an answer.
-    """
+    """What an engine hands back: a completion, what is stored beside it (a server's name of its model, the date), and
+    whether the model refused, which is recorded as no answer."""
 
     completion: Completion
     notes: dict = field(default_factory=dict)
@@ -88,17 +81,23 @@ class Finished:
 
 
 class Engine(ABC):
-    """What the stages know of an engine: what is asked twice is computed once, and what is finished is kept.
+    """What the steps know of an engine: what is asked twice is computed once, and what is finished is kept.
 
-    Each engine adds who it is (`identity`), how requests are checked and laid out (`_rows`) and how they are finished
-    (`_finish`).
+    Each engine adds who it is (`identity`), what it computes at once (`_batches`) and how (`_complete`), or else how
+    all requests are finished (`_finish`).
 
     Attributes:
         name: As the recipe calls it.
+        model_name: What people call its model.
+        ends: The tokens that end a text.
+        limit: Most tokens of prompt and completion together; 0 if unknown.
     """
 
     name: str
-    tokenizer: PreTrainedTokenizerBase
+    model_name: str
+    tokenizer: PreTrainedTokenizerBase | None
+    ends: list[int]
+    limit: int
 
     def render(self, user_text: str) -> str:
         """Return the prompt the model sees for a user's text."""
@@ -138,13 +137,12 @@ class Engine(ABC):
         done = {key: Completion(**{name: old[name] for name in Completion.__match_args__}) for key, old in kept.items()}
         n_done = 0
         for part in self._finish(rows, done, decoding, seed):
-            fresh = {key: finished for key, finished in part.items() if key not in done}
-            if items:
-                for kind, refused in ((KIND, False), (REFUSED, True)):
-                    own = {key: one for key, one in fresh.items() if one.refused == refused}
-                    if own:
-                        items.put_many(kind, {key: asdict(one.completion) | one.notes for key, one in own.items()})
-            done |= {key: finished.completion for key, finished in fresh.items()}
+            fresh = {key: one for key, one in part.items() if key not in done}
+            for kind, refused in ((KIND, False), (REFUSED, True)):
+                stored = {k: asdict(one.completion) | one.notes for k, one in fresh.items() if one.refused == refused}
+                if items and stored:
+                    items.put_many(kind, stored)
+            done |= {key: one.completion for key, one in fresh.items()}
             n_done += len(part)
             if progress:
                 progress(n_done, len(rows))
@@ -159,15 +157,33 @@ class Engine(ABC):
     def identity(self) -> list:
         """Return all about the engine and its model that can change a completion."""
 
-    @abstractmethod
-    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict:
-        """Return the requests made ready, by key; refuse those that cannot be answered."""
+    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
+        """Return the requests with their token ids, by key.
 
-    @abstractmethod
+        Raises:
+            ModelError: If a prompt is empty or leaves no room for its completion, with the numbers.
+        """
+        rows, n_new, limit = {}, decoding.max_new_tokens, self.limit
+        ids_of = prompt_ids(self.tokenizer, [request.prompt for request in requests.values()], self.ends)
+        for (key, request), ids in zip(requests.items(), ids_of, strict=True):
+            if not ids or (limit and len(ids) + n_new > limit):
+                asked = request.stream or f"{request.prompt[:60]!r}..."
+                raise ModelError(
+                    f"Request {asked} has a prompt of {len(ids)} tokens; with {n_new} new ones {self.model_name} takes "
+                    f"1 to {limit - n_new if limit else 'any number'}, so shorten the prompt or lower max_new_tokens."
+                )
+            rows[key] = TokenizedRequest(key, request, ids)
+        return rows
+
     def _finish(
-        self, rows: dict, done: dict[str, Completion], decoding: Decoding, seed: int
+        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
     ) -> Iterator[dict[str, Finished]]:
-        """Yield every key once, in parts that are stored together; those in done may be computed again or not."""
+        """Yield every key once, in parts that are stored together; one that is done in part is computed whole."""
+        for batch in self._batches(list(rows.values())):
+            keys = [row.key for row in batch]
+            whole = all(key in done for key in keys)
+            written = [done[key] for key in keys] if whole else self._complete(batch, decoding, seed)
+            yield dict(zip(keys, map(Finished, written), strict=True))
 
     def _key(self, request: Request, decoding: Decoding, seed: int) -> str:
         """Return the hash of all that can change the completion.
@@ -179,19 +195,8 @@ class Engine(ABC):
                 f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
             )
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
-        return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
-
-
-def in_batches(
-    batches: Iterable[list[TokenizedRequest]],
-    done: dict[str, Completion],
-    compute: Callable[[list[TokenizedRequest]], list[Completion]],
-) -> Iterator[dict[str, Finished]]:
-    """Yield one batch after another, computed unless all of it is done; one that is done in part is computed whole."""
-    for batch in batches:
-        keys = [row.key for row in batch]
-        written = [done[key] for key in keys] if all(key in done for key in keys) else compute(batch)
-        yield {key: Finished(completion) for key, completion in zip(keys, written, strict=True)}
+        # There were stop strings once; finished items keep their keys.
+        return fingerprint([*self.identity(), request.prompt, asdict(decoding) | {"stop": []}, drawn])
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:
@@ -207,18 +212,3 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ends: l
     """
     n_closing = int(tokenizer("a")["input_ids"][-1] in ends)
     return [ids[: len(ids) - n_closing] for ids in tokenizer(list(texts))["input_ids"]] if texts else []
-
-
-def refuse_unfit(name: str, request: Request, n_tokens: int, n_new: int, limit: int) -> None:
-    """Refuse a prompt that is empty or leaves no room for its completion.
-
-    Raises:
-        ModelError: If so, with the numbers.
-    """
-    if 0 < n_tokens and n_tokens + n_new <= limit:
-        return
-    asked = request.stream or f"{request.prompt[:60]!r}..."
-    raise ModelError(
-        f"Request {asked} has a prompt of {n_tokens} tokens; with {n_new} new ones {name} takes 1 to "
-        f"{limit - n_new}, so shorten the prompt or lower max_new_tokens."
-    )

@@ -42,14 +42,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, repr=False)
 class LoadedModel:
-    """A model ready to run, with the fingerprint that finished items are keyed by.
-
-    Args:
-        model: Any causal language model of transformers, in eval mode.
-        tokenizer: Its tokenizer.
-        fingerprint: fingerprint_model of its folder; of a model just trained, of the folder it was saved to.
-        name: What people call it.
-    """
+    """A model ready to run: in eval mode, with the fingerprint of its folder and what people call it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -62,7 +55,11 @@ class LoadedModel:
 
 
 def resolve(ref: str | Path) -> Path:
-    """Return the folder of a model: a path (relative ones from the project root) or the local snapshot of a hub id."""
+    """Return the folder of a model: a path (relative ones from the project root) or the local snapshot of a hub id.
+
+    Raises:
+        ModelError: If it is neither.
+    """
     path = Path(ref).expanduser()
     folder = path if path.is_absolute() else project_root() / path
     if folder.is_dir():
@@ -110,26 +107,19 @@ def load(
     """
     # A bar for each of many small models would bury the run's own progress lines.
     transformers_logging.disable_progress_bar()
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}; correct models.dtype in the recipe.")
-    if device not in ("auto", "cpu", "cuda"):
-        raise ModelError(f"device must be auto, cpu or cuda, got {device!r}; correct compute.device in the recipe.")
     folder = resolve(ref)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = load_tokenizer(folder)
-        if in_4bit:
-            model = _load_in_4bit(folder, device).eval()
-        else:
-            model = _load_weights(folder, dtype, merged).to(device).eval()
+        model = _load_in_4bit(folder, device) if in_4bit else _load_weights(folder, dtype, merged).to(device)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"Model folder {folder} cannot be loaded ({_first_line(error)}); restore its files or build it again."
         ) from error
-    return LoadedModel(model, tokenizer, fingerprint_model(folder), str(ref))
+    return LoadedModel(model.eval(), tokenizer, fingerprint_model(folder), str(ref))
 
 
 def load_adapted(ref: str | Path, adapter: Path, dtype: str, device: str = "auto") -> PreTrainedModel:
@@ -149,12 +139,9 @@ def _load_in_4bit(folder: Path, device: str) -> PreTrainedModel:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+    place = {"": torch.cuda.current_device()}
     return AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.bfloat16,
-        quantization_config=config,
-        device_map={"": torch.cuda.current_device()},
-        **SAFELY,
+        folder, dtype=torch.bfloat16, quantization_config=config, device_map=place, **SAFELY
     )
 
 
@@ -169,13 +156,13 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def render(tokenizer: PreTrainedTokenizerBase, user_text: str) -> str:
+def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     """Return the prompt a model sees for a user's text: in its chat template when it has one, else the text itself.
 
     A prompt is later tokenised with the tokenizer's own special tokens, as TRL does, so a leading token that the
     tokenizer adds by itself is not written here a second time.
     """
-    if not tokenizer.chat_template:
+    if tokenizer is None or not tokenizer.chat_template:
         return user_text
     turns = [{"role": "user", "content": user_text}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -185,7 +172,7 @@ def render(tokenizer: PreTrainedTokenizerBase, user_text: str) -> str:
     return text
 
 
-def render_shared(tokenizer: PreTrainedTokenizerBase, prefix: str, rest: str) -> tuple[str, str]:
+def render_shared(tokenizer: PreTrainedTokenizerBase | None, prefix: str, rest: str) -> tuple[str, str]:
     """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix.
 
     The beginning is "" when the chat template rewrites the prefix, so that nothing can be shared.
@@ -202,10 +189,7 @@ def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedMo
         # peft froze the base, which may be trained again.
         return wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[dtype],
-        **SAFELY,
-        output_loading_info=True,
+        folder, dtype=DTYPES[dtype], output_loading_info=True, **SAFELY
     )
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
@@ -223,35 +207,34 @@ def _adapted(model: PreTrainedModel, folder: Path) -> "PeftModel":
     """
     from peft import PeftConfig, PeftModel
 
-    config = PeftConfig.from_pretrained(str(folder))
+    config, odd = PeftConfig.from_pretrained(str(folder)), ""
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
         raise ModelError(f"Adapter {folder} is of the kind {kind}; only LORA is read, so merge it first.")
     try:
         wrapped = PeftModel(model, config)
         report = wrapped.load_adapter(str(folder), "default")
+        # peft only warns of weights that find no place, and leaves the random ones there.
+        if lost := [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]:
+            odd = f"{len(lost)} of its weights fit nowhere or are missing, first {lost[0]}"
     except (ValueError, RuntimeError, KeyError) as error:
-        raise _other_base(folder, config, _first_line(error)) from error
-    # peft only warns of weights that find no place, and leaves the random ones there.
-    if odd := [*report.unexpected_keys, *(key for key in report.missing_keys if "lora_" in key)]:
-        raise _other_base(folder, config, f"{len(odd)} of its weights fit nowhere or are missing, first {odd[0]}")
+        odd = _first_line(error)
+    if odd:
+        raise ModelError(
+            f"Adapter {folder} does not fit its base {config.base_model_name_or_path} ({odd}); name the model that it "
+            "was trained on as base_model_name_or_path in its adapter_config.json."
+        )
     return wrapped
-
-
-def _other_base(folder: Path, config, reason: str) -> ModelError:
-    return ModelError(
-        f"Adapter {folder} does not fit its base {config.base_model_name_or_path} ({reason}); name the model that it "
-        "was trained on as base_model_name_or_path in its adapter_config.json."
-    )
 
 
 def require_safetensors(folder: Path) -> None:
     """Refuse a model folder whose weights are missing or pickled."""
     if any(folder.glob("*.safetensors")):
         return
-    if pickled := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
+    pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
+    if pickled:
         raise ModelError(
-            f"Model folder {folder} holds its weights as a pickle ({pickled[0].name}), which can run code when read; "
+            f"Model folder {folder} holds its weights as a pickle ({pickled[0]}), which can run code when read; "
             "only safetensors are loaded, so save it again with save_pretrained where you trust it."
         )
     raise ModelError(

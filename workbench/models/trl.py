@@ -24,6 +24,14 @@ from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NEXT
 
+DONE = "tuned.json"
+CHECKPOINTS = "checkpoints"
+CURVES = {
+    "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
+    "training": ("loss", "mean_token_accuracy"),
+}
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
+
 
 def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> list[list[int]]:
     """Return row numbers dealt at random into batches of about equal total length, none of them empty.
@@ -45,7 +53,9 @@ def deal(lengths: Sequence[int], n_batches: int, rng: np.random.Generator) -> li
 
 
 class _WholeBatches:
-    """What both trainers add to TRL's: their batches are given, and a step gets the rows of a whole one.
+    """What both trainers add to TRL's: tokens and batches are given, and a step gets the rows of a whole one.
+
+    Equal steps and equal tokens in every arm need batches of equal tokens, not of equal rows.
 
     With several processes each takes its share of every batch, and computes it in parts of `rows_at_once`. The gradient
     is that of the whole batch in any case, up to rounding, so that neither changes what is learned.
@@ -58,6 +68,12 @@ class _WholeBatches:
     batches: list[list[int]]
     rows_at_once = 0
     _share = 1.0
+
+    def _prepare_dataset(self, dataset, *_):
+        # TRL encodes prompt and completion as one text, where tokens can merge over the seam ("." and "So" in Llama 3
+        # and Qwen); it then leaves the end of the prompt out, and the teacher would be trained on another than it is
+        # asked. Ours are encoded.
+        return dataset
 
     def get_train_dataloader(self):
         from accelerate.data_loader import prepare_data_loader
@@ -87,32 +103,6 @@ class _WholeBatches:
         return loss if self._share == 1 else loss * self._share
 
 
-def dpo_trainer() -> type:
-    """Return TRL's DPOTrainer for pairs whose tokens are given.
-
-    TRL encodes prompt and completion as one text, where tokens can merge over the seam ("." and "So" in Llama 3 and
-    Qwen); it then leaves the end of the prompt out, and the teacher would be trained on another than it is asked.
-    """
-    from trl import DPOTrainer
-
-    class EncodedTrainer(_WholeBatches, DPOTrainer):
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
-    return EncodedTrainer
-
-
-def sft_trainer() -> type:
-    """Return TRL's SFTTrainer with the batches given: equal steps and equal tokens in every arm need such of equal
-    tokens, not of equal rows."""
-    from trl import SFTTrainer
-
-    class BatchedTrainer(_WholeBatches, SFTTrainer):
-        pass
-
-    return BatchedTrainer
-
-
 def shuffled(n_rows: int, batch_size: int, n_epochs: int, seed: int) -> list[list[int]]:
     """Return row numbers in batches of equal size (the last of an epoch may be smaller), in a new order each epoch."""
     batches = []
@@ -126,35 +116,17 @@ def keep_quiet(trainer) -> None:
     """Replace the callback that prints every log line by signs of life: the curve is kept and drawn instead."""
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-    class Alive(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            progress.steps(_model_of(args), state.global_step, state.max_steps)
+    # The folder that the model will have.
+    folder = Path(trainer.args.output_dir).parent.name.removesuffix(".unfinished").rpartition(".")[0]
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            progress.steps(_model_of(args), state.global_step, state.max_steps, logs)
+    class Alive(TrainerCallback):
+        def on_step_end(self, args, state, control, logs=None, **kwargs):
+            progress.steps(folder, state.global_step, state.max_steps, logs)
+
+        on_log = on_step_end
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Alive())
-
-
-def _model_of(arguments) -> str:
-    """Return the name of the folder that the model being trained will have."""
-    return Path(arguments.output_dir).parent.name.removesuffix(".unfinished").rpartition(".")[0]
-
-
-def curve_of(trainer, metrics: Sequence[str]) -> list[dict]:
-    """Return the points of these metrics that a trainer logged, as step, metric, value."""
-    return [
-        {"step": int(log["step"]), "metric": name, "value": float(log[name])}
-        for log in trainer.state.log_history
-        for name in metrics
-        if name in log and np.isfinite(float(log[name]))
-    ]
-
-
-DONE = "tuned.json"
-CHECKPOINTS = "checkpoints"
-TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
 
 
 @dataclass(frozen=True)
@@ -173,8 +145,8 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     Args:
         folder: Where the model ends up.
         key: Hash of everything that can change the weights.
-        train: Called with a working folder; leaves the model's files there and returns curve, n_tokens, steps. What it
-            finds there comes from a run of the same key that was killed.
+        train: Leaves the model's files in the folder it is given and returns curve, n_tokens, steps. What it finds
+            there comes from a run of the same key that was killed.
     """
     record = read_json(folder / DONE)
     if record.get("key") != key:
@@ -271,8 +243,8 @@ def _train(
     batches: list[list[int]],
     config,
     data,
-):
-    """Train on these batches from where an earlier try was stopped, save the model, and return the trainer.
+) -> dict:
+    """Train on these batches from where an earlier try was stopped, save the model, and return its curve and steps.
 
     Raises:
         ModelError: If memory does not suffice.
@@ -287,7 +259,7 @@ def _train(
 
         model, adapter = adapt(model, adapter, settings, config.seed), None
     try:
-        trainer = trainer_class(
+        trainer = type("WholeBatches", (_WholeBatches, trainer_class), {})(
             model=model, processing_class=loaded.tokenizer, peft_config=adapter, args=config, train_dataset=data
         )
         trainer.batches, trainer.rows_at_once = batches, settings.micro_batch_size
@@ -297,50 +269,42 @@ def _train(
         keep_quiet(trainer)
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     except torch.OutOfMemoryError as error:
-        raise _too_large(section, settings, str(error).split(". ")[0]) from error
+        rows, reason = settings.micro_batch_size or settings.batch_size, str(error).split(". ")[0]
+        advice = f"set {section}.micro_batch_size to {rows // 2} in the recipe, which changes nothing learned"
+        if rows == 1:
+            advice = f"lower {section}.max_length, set gradient_checkpointing or lora, or take a smaller model"
+        raise ModelError(
+            f"Memory does not suffice for {section}, examples at once: {rows} ({reason}); {advice}, and run the same "
+            "command again."
+        ) from error
     if trainer.accelerator.is_main_process:
         _save(trainer, loaded, work, recipe, settings.lora)
     trainer.accelerator.wait_for_everyone()
-    return trainer
-
-
-def _too_large(section: str, settings: Alignment | Training, reason: str) -> ModelError:
-    rows = settings.micro_batch_size or settings.batch_size
-    if rows == 1:
-        return ModelError(
-            f"Memory does not suffice for one example at a time ({reason}); lower {section}.max_length, set "
-            "gradient_checkpointing or lora, or take a smaller model."
-        )
-    return ModelError(
-        f"Memory does not suffice for {section} with {rows} examples at once ({reason}); set {section}."
-        f"micro_batch_size to {rows // 2} in the recipe, which changes nothing learned, and run the same command again."
-    )
+    curve = [
+        {"step": int(log["step"]), "metric": name, "value": float(log[name])}
+        for log in trainer.state.log_history
+        for name in CURVES[section]
+        if name in log and np.isfinite(float(log[name]))
+    ]
+    return {"curve": curve, "steps": trainer.state.global_step}
 
 
 def _save(trainer, loaded: loading.LoadedModel, work: Path, recipe: Recipe, lora: Lora) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     loaded.tokenizer.save_pretrained(work)
-    if lora.rank and lora.merge and lora.load_in_4bit:
-        model = _merged_in_full(model, work, loaded.name, recipe)
-    elif lora.rank and lora.merge:
-        model = model.merge_and_unload()
+    if lora.rank and (lora.load_in_4bit or not lora.merge):
+        adapter = work / CHECKPOINTS / "adapter" if lora.merge else work
+        # As the recipe names it: a place on this machine would tie the adapter to it.
+        model.peft_config["default"].base_model_name_or_path = loaded.name
+        # The embeddings are never adapted; looking whether they were would look for the base on the hub.
+        model.save_pretrained(adapter, safe_serialization=True, save_embedding_layers=False)
+        if not lora.merge:
+            return
+        # Trained beside four bits, merged with the weights in their own precision.
+        model = loading.load_adapted(loaded.name, adapter, recipe.models.dtype, recipe.compute.device)
     elif lora.rank:
-        return _save_adapter(model, work, loaded.name)
+        model = model.merge_and_unload()
     model.to(loading.DTYPES[recipe.models.dtype]).save_pretrained(work, safe_serialization=True)
-
-
-def _save_adapter(model, work: Path, ref: str) -> None:
-    # As the recipe names it: a place on this machine would tie the adapter to it.
-    model.peft_config["default"].base_model_name_or_path = ref
-    # The embeddings are never adapted; looking whether they were would look for the base on the hub.
-    model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
-
-
-def _merged_in_full(model, work: Path, ref: str, recipe: Recipe):
-    """Return the model in its own precision with the adapter that was trained beside its four bits."""
-    apart = work / CHECKPOINTS / "adapter"
-    _save_adapter(model, apart, ref)
-    return loading.load_adapted(ref, apart, recipe.models.dtype, recipe.compute.device)
 
 
 def adapter_config(lora: Lora, model, section: str, seed: int):
@@ -384,20 +348,19 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
     Source: Rafailov et al. 2023, arXiv:2305.18290, through TRL's DPOTrainer. Deviation: none.
     """
     from datasets import disable_progress_bars
-    from trl import DPOConfig
+    from trl import DPOConfig, DPOTrainer
 
     disable_progress_bars()
 
     settings = recipe.alignment
     teacher = _load(recipe, recipe.models.teacher, settings)
     tokenizer = teacher.tokenizer
-    asked = list(pairs["prompt"])
-    sides = [encode(tokenizer, asked, list(pairs[side])) for side in ("chosen", "rejected")]
+    chosen, rejected = (encode(tokenizer, list(pairs["prompt"]), list(pairs[side])) for side in ("chosen", "rejected"))
     rows = [
-        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        for (prompt, chosen), (_, rejected) in zip(*sides, strict=True)
+        {"prompt_ids": prompt, "chosen_ids": better, "rejected_ids": worse}
+        for (prompt, better), (_, worse) in zip(chosen, rejected, strict=True)
     ]
-    lengths = [len(prompt) + len(end) for side in sides for prompt, end in side]
+    lengths = [len(prompt) + len(end) for prompt, end in chosen + rejected]
     _refuse_too_long(max(lengths, default=0), settings.max_length, "alignment")
     batches = shuffled(len(rows), settings.batch_size, settings.n_epochs, seed % 2**31)
     config = DPOConfig(
@@ -407,10 +370,8 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
         **_arguments(settings, recipe, work, seed, len(batches)),
     )
     data = _stored(rows, work, config)
-    trainer = _train(dpo_trainer(), teacher, recipe, settings, work, batches, config, data)
-    metrics = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
-    steps = trainer.state.global_step
-    return {"curve": curve_of(trainer, metrics), "n_tokens": sum(lengths) * settings.n_epochs, "steps": steps}
+    result = _train(DPOTrainer, teacher, recipe, settings, work, batches, config, data)
+    return result | {"n_tokens": sum(lengths) * settings.n_epochs}
 
 
 def _stored(rows: list[dict], work: Path, config):
@@ -440,7 +401,7 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         seed: Orders the rows.
     """
     from datasets import Dataset
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
     settings = recipe.training
     loaded = _load(recipe, student, settings)
@@ -459,9 +420,8 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         padding_free=settings.packing,
         **_arguments(settings, recipe, work, seed, len(batches)) | ({"max_length": None} if settings.packing else {}),
     )
-    trainer = _train(sft_trainer(), loaded, recipe, settings, work, batches, config, Dataset.from_list(data))
-    curve = curve_of(trainer, ("loss", "mean_token_accuracy"))
-    return {"curve": curve, "n_tokens": sum(lengths) * settings.n_epochs, "steps": trainer.state.global_step}
+    result = _train(SFTTrainer, loaded, recipe, settings, work, batches, config, Dataset.from_list(data))
+    return result | {"n_tokens": sum(lengths) * settings.n_epochs}
 
 
 def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:

@@ -1,7 +1,5 @@
 """Unsloth: the model as it loads and adapts it; used by a process that imported it before anything else."""
 
-import sys
-
 from workbench.models import loading
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Alignment, Training
@@ -11,13 +9,8 @@ def load(ref: str, dtype: str, device: str, settings: Alignment | Training) -> l
     """Load a model folder through Unsloth, with the tokenizer as everything else here reads it.
 
     Raises:
-        ModelError: If Unsloth was not imported first, or the folder is an adapter.
-        ModelError: If the folder cannot be used.
+        ModelError: If the folder is an adapter, or cannot be used.
     """
-    if "unsloth" not in sys.modules:
-        raise ModelError(
-            "Unsloth changes transformers and TRL when it is imported; train through models.backends instead."
-        )
     from unsloth import FastLanguageModel
 
     folder = loading.resolve(ref)

@@ -4,23 +4,11 @@ It is started in the main process only: its own workers and those of the process
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.models.engine import (
-    Completion,
-    Decoding,
-    Engine,
-    Finished,
-    Request,
-    TokenizedRequest,
-    in_batches,
-    prompt_ids,
-    refuse_unfit,
-)
+from workbench.models.engine import Completion, Decoding, Engine, TokenizedRequest, end_tokens
 from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
 from workbench.runs.errors import ModelError
 from workbench.runs.seeding import stream_seed
@@ -51,9 +39,7 @@ class VllmEngine(Engine):
     Args:
         ref: A model folder or hub id.
         dtype: "float32" or "bfloat16".
-        tensor_parallel_size: Number of GPUs that share one copy of the model.
-        gpu_memory_utilization: Part of a GPU's memory it takes, weights included.
-        max_model_len: Longest prompt and completion together, in tokens; 0 for what the model allows.
+        tensor_parallel_size: This and the next two are as a recipe's engines have them.
         threads: CPU threads while it computes; 0 for as many as the process has then.
     """
 
@@ -74,7 +60,7 @@ class VllmEngine(Engine):
                 f"{folder} holds an adapter, and the engine vllm takes whole models only; merge it into its base, or "
                 "take the engine transformers instead."
             )
-        self.ref, self.dtype, self.threads = str(ref), dtype, threads
+        self.model_name, self.dtype, self.threads = str(ref), dtype, threads
         self.fingerprint, self.tokenizer = fingerprint_model(folder), load_tokenizer(folder)
         self.on_gpu = torch.cuda.is_available()
         for name, value in SETTINGS.items():
@@ -108,10 +94,10 @@ class VllmEngine(Engine):
             # The CPU build replaces this by a function that does nothing, and training here would be slow for ever.
             torch.set_num_threads = set_threads
         self.limit = self.llm.llm_engine.model_config.max_model_len
-        self.ends = [token for token in [self.tokenizer.eos_token_id] if token is not None]
+        self.ends = end_tokens(self.tokenizer, None)
 
     def __repr__(self) -> str:
-        return f"VllmEngine({self.ref}, {self.dtype}, fingerprint {self.fingerprint})"
+        return f"VllmEngine({self.model_name}, {self.dtype}, fingerprint {self.fingerprint})"
 
     def identity(self) -> list:
         """Return engine, code version, weights and dtype."""
@@ -122,39 +108,36 @@ class VllmEngine(Engine):
         self.llm.llm_engine.engine_core.shutdown()
         super().close()
 
-    def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
-        rows = {}
-        ids_of = prompt_ids(self.tokenizer, [request.prompt for request in requests.values()], self.ends)
-        for (key, request), ids in zip(requests.items(), ids_of, strict=True):
-            refuse_unfit(self.ref, request, len(ids), decoding.max_new_tokens, self.limit)
-            rows[key] = TokenizedRequest(key, request, ids)
-        return rows
-
-    def _finish(
-        self, rows: dict[str, TokenizedRequest], done: dict[str, Completion], decoding: Decoding, seed: int
-    ) -> Iterator[dict[str, Finished]]:
-        ordered = sorted(rows.values(), key=lambda row: (row.ids, row.key))
-        parts = [ordered[start : start + PART_ROWS] for start in range(0, len(ordered), PART_ROWS)]
-        return in_batches(parts, done, lambda part: self._complete(part, decoding, seed))
+    def _batches(self, rows: list[TokenizedRequest]) -> list[list[TokenizedRequest]]:
+        ordered = sorted(rows, key=lambda row: (row.ids, row.key))
+        return [ordered[start : start + PART_ROWS] for start in range(0, len(ordered), PART_ROWS)]
 
     def _complete(self, part: list[TokenizedRequest], decoding: Decoding, seed: int) -> list[Completion]:
         from vllm import SamplingParams
 
-        settings = {"temperature": decoding.temperature, "top_p": decoding.top_p, "stop": list(decoding.stop)}
         own_seeds = decoding.temperature > 0 and self.on_gpu
         asked = [
             SamplingParams(
                 max_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
                 seed=stream_seed(seed, row.request.stream) if own_seeds else None,
-                **settings,
             )
             for row in part
         ]
-        with _seeded(stream_seed(seed, "vllm", *(row.key for row in part))):
+        # vLLM's CPU build draws from the generator of the process; a seed for each request fails there.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(stream_seed(seed, "vllm", *(row.key for row in part)))
             outputs = self._ask([row.ids for row in part], asked)
-        return [self._completion(output, decoding) for output in outputs]
+        written = [output.outputs[0] for output in outputs]
+        # Read from the tokens as every engine here does.
+        texts = [self.tokenizer.decode(list(one.token_ids), skip_special_tokens=True) for one in written]
+        return [
+            Completion(text, len(one.token_ids), one.finish_reason == "stop")
+            for text, one in zip(texts, written, strict=True)
+        ]
 
-    def _ask(self, prompts: list[list[int]], asked: "SamplingParams | list[SamplingParams]") -> "list[RequestOutput]":
+    def _ask(self, prompts: list[list[int]], asked: "list[SamplingParams]") -> "list[RequestOutput]":
         from vllm.inputs import TokensPrompt
 
         tokens = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
@@ -165,28 +148,11 @@ class VllmEngine(Engine):
             return self.llm.generate(tokens, asked, use_tqdm=False)
         except RuntimeError as error:
             raise ModelError(
-                f"vLLM cannot compute with {self.ref} ({_last_line(error)}); take the engine transformers instead."
+                f"vLLM cannot compute with {self.model_name} ({_last_line(error)}); take the engine transformers "
+                "instead."
             ) from error
         finally:
             torch.set_num_threads(before)
-
-    def _completion(self, output: "RequestOutput", decoding: Decoding) -> Completion:
-        """Return what one request got, its text read from its tokens as every engine here does."""
-        (wrote,) = output.outputs
-        text = self.tokenizer.decode(list(wrote.token_ids), skip_special_tokens=True)
-        cuts = [text.index(stop) for stop in decoding.stop if stop in text]
-        return Completion(text[: min(cuts)] if cuts else text, len(wrote.token_ids), wrote.finish_reason == "stop")
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw from this seed inside, and leave the generator of the process as it was.
-
-    vLLM's CPU build draws from it; a seed for each request fails there.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
-        yield
 
 
 def _last_line(error: Exception) -> str:

@@ -114,8 +114,8 @@ def _engines(recipe: Recipe, measured: dict[str, Throughput]) -> list[str]:
             cost = (n_in * choice.price_in + n_out * choice.price_out) / 1e6
             line += f"; {name}: it reads {_count(n_in)} tokens and writes {_count(n_out)}"
             line += f", {cost:,.2f} in money" if cost else ""
-            for spent, cap in ((n_in + n_out, choice.budget_tokens), (cost, choice.budget_money)):
-                line += f"; over the budget of {cap:g}, so it will stop on the way" if 0 < cap < spent else ""
+            over = 0 < choice.budget_tokens < n_in + n_out
+            line += f"; over the budget of {choice.budget_tokens:g}, so it will stop on the way" if over else ""
             line += "" if choice.base_url or os.environ.get(URL_VARIABLE) else f"; set base_url or {URL_VARIABLE} first"
             compared = "; what is compared with trained models is computed by transformers here"
             line += compared if role != "judge" else ""

@@ -122,16 +122,11 @@ class Pairs(Section):
 
 
 class Alignment(Tuning):
-    """DPO of the teacher, on the pairs of these tasks (none named: all); save_steps 0 keeps no checkpoints."""
+    """DPO of the teacher, on the pairs of these tasks (none named: all)."""
 
     beta: Positive
-    learning_rate: Positive
-    n_epochs: Count
-    batch_size: Count
-    max_length: Count
     warmup_ratio: Ratio = 0.1
     scheduler: Scheduler = "cosine"
-    save_steps: CountOrZero = 0
     tasks: list[Name] = []
 
 
@@ -145,15 +140,10 @@ class Tailoring(Section):
 
 
 class Training(Tuning):
-    """SFT of the student; save_steps 0 keeps no checkpoints. packing: all rows in one long row, without padding."""
+    """SFT of the student. packing: all rows in one long row, without padding."""
 
-    learning_rate: Positive
-    n_epochs: Count
-    batch_size: Count
-    max_length: Count
     warmup_ratio: Ratio = 0.03
     scheduler: Scheduler = "linear"
-    save_steps: CountOrZero = 0
     packing: IfSet[bool] = False
 
     @model_validator(mode="after")

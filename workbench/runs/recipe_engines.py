@@ -14,15 +14,16 @@ OWN_SETTINGS = {
     "vllm": ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
     "openai": (
         *("base_url", "model_name", "endpoint", "max_concurrency", "timeout_s", "max_retries"),
-        *("budget_tokens", "budget_money", "price_in", "price_out"),
+        *("budget_tokens", "price_in", "price_out"),
     ),
 }
 RENAMED = {
     "served": "model_name",
     "n_parallel": "max_concurrency",
     "n_attempts": "max_retries, which does not count the first try",
+    "budget_money": "budget_tokens, a cap on tokens",
 }
-LIMITS = {"budget_tokens": 0, "budget_money": 0.0}  # what may be changed while a run is under way
+LIMITS = {"budget_tokens": 0}  # what may be changed while a run is under way
 
 
 class EngineChoice(Section):
@@ -31,7 +32,7 @@ class EngineChoice(Section):
     vllm: number of GPUs for one model, part of their memory, longest text in tokens (0: what the model allows).
     openai: the server (empty: OPENAI_BASE_URL; its key is always OPENAI_API_KEY), the model's name there (empty: as
     under models), completions (prompts are rendered here) or chat (there), requests at once, seconds for each and how
-    often it is tried again, and caps on what is spent, 0 for none, prices being for a million tokens.
+    often it is tried again, a cap on the tokens spent, 0 for none, and for `workbench plan` prices of a million tokens.
     """
 
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
@@ -45,17 +46,19 @@ class EngineChoice(Section):
     timeout_s: Positive = 120.0
     max_retries: CountOrZero = 5
     budget_tokens: CountOrZero = 0
-    budget_money: PositiveOrZero = 0.0
     price_in: PositiveOrZero = 0.0
     price_out: PositiveOrZero = 0.0
 
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"engine": value}
         for old, new in RENAMED.items():
-            if isinstance(value, dict) and old in value:
-                raise ValueError(f"{old} (value {value[old]!r}) is now {new}; rename it")
-        return {"engine": value} if isinstance(value, str) else value
+            # Recipes of older runs name all settings, those that nobody set too.
+            if isinstance(value, dict) and (given := (value := dict(value)).pop(old, None)):
+                raise ValueError(f"{old} (value {given!r}) is now {new}; rename it")
+        return value
 
     @model_validator(mode="after")
     def _settings_fit(self):
@@ -70,8 +73,6 @@ class EngineChoice(Section):
             raise ValueError(f"base_url must begin with http:// or https://, got {self.base_url!r}; correct it")
         if address.username or address.password or address.query:
             raise ValueError("base_url holds a name, a password or a query; keys come from OPENAI_API_KEY, take it out")
-        if self.budget_money and not (self.price_in or self.price_out):
-            raise ValueError("budget_money needs price_in and price_out, each for a million tokens; add them")
         return self
 
     @property
@@ -99,9 +100,6 @@ class Engines(Section):
         Args:
             refs: The models of students and responders.
             aligned_arms: The arms for which the teacher's weights are needed.
-
-        Raises:
-            ValueError: If one cannot, naming what it lacks.
         """
         if "weights" not in self.student.capabilities:
             raise ValueError(

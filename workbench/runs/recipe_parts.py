@@ -66,7 +66,7 @@ ROWS_AT_ONCE = {"micro_batch_size": 0}  # what may be changed while a run is und
 
 
 class Tuning(Section):
-    """By what means DPO and SFT train.
+    """What DPO and SFT have in common, and by what means they train; save_steps 0 keeps no checkpoints.
 
     backend: unsloth trains the same rows in the same order in a process of its own. micro_batch_size: rows that are
     computed at once, a part of batch_size; 0 for all of them. The optimiser's batch stays, so lower it where memory
@@ -79,6 +79,11 @@ class Tuning(Section):
     bf16: IfSet[bool] = False
     gradient_checkpointing: IfSet[bool] = False
     lora: OptionalLora = Lora()
+    learning_rate: Positive
+    n_epochs: Count
+    batch_size: Count
+    max_length: Count
+    save_steps: CountOrZero = 0
 
 
 class Benchmarks(Section):

@@ -8,11 +8,9 @@ subtracted: `value` is what the example does beyond it, `raw` what the whole ste
 
 Source: Montessori-Instruct, arXiv:2410.14208. Deviations: the step at zero gradient is subtracted, the sign is turned
 (the paper's code stores the loss after the step), and the mean is over tokens, where its code takes means of batches.
-
-One AdamW step on one text from a warmed student, and what it does to each text of a reference set.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from os import cpu_count
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor
 
 from workbench.models import loading
-from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
+from workbench.models.loading import fingerprint_model, load_tokenizer
 from workbench.models.packed_losses import Pack, Text, Texts, single, token_losses
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
@@ -233,36 +231,37 @@ def measure(
         ModelError: If the warmed state is missing, damaged or does not fit, or a text is too long.
     """
     _require_apart(reference, guard)
-    tokenizer = load_tokenizer(student)
-    texts, reference_texts = texts_of(tokenizer, candidates), texts_of(tokenizer, reference)
-    state = load_warmed(warmed)
-    rate = state.adamw["learning_rate"]
-    student_fp, set_fp = fingerprint_model(resolve(student)), fingerprint([asdict(text) for text in reference_texts])
-    steps = _Steps(
-        StepJob(student, Path(warmed), device, rate, reference_texts),
-        [VERSION, student_fp, state.fingerprint, rate, set_fp],
-        workers,
-    )
-    names = list(candidates["draft_id"])
-    changes = steps.changes(estimator, names, texts)
-    named = {"signal": "influence", "student": name or student, "student_fp": student_fp, "set_fp": set_fp}
-    frame = candidates[["draft_id", "item_kind"]].assign(**named)
-    return _with_figures(frame, steps, texts, changes, estimator)
+    tokenizer, state = load_tokenizer(student), load_warmed(warmed)
+    texts, asked = texts_of(tokenizer, candidates), texts_of(tokenizer, reference)
+    rate, student_fp = state.adamw["learning_rate"], fingerprint_model(student)
+    named = {"signal": "influence", "student": name or student, "student_fp": student_fp}
+    named["set_fp"] = fingerprint([asdict(text) for text in asked])
+    # All that can change what a step is found to do. Left out: device, processes and library versions, because they
+    # change the last digits at most, and how the reference set is averaged, because each of its texts is stored.
+    source = [KIND, VERSION, student_fp, state.fingerprint, rate, named["set_fp"]]
+    job = StepJob(student, Path(warmed), device, rate, asked)
+    (zero,) = _found(job, [Candidate(fingerprint([*source, "zero", ""]), "zero gradient", asked[0])], workers)
+    given = [
+        Candidate(fingerprint([*source, estimator, asdict(text)]), draft_id, text)
+        for draft_id, text in zip(candidates["draft_id"], texts, strict=True)
+    ]
+    changes = _found(replace(job, estimator=estimator, zero=zero["zero"]), given, workers)
+    frame = candidates[["draft_id", "item_kind"]].assign(**named, how=estimator)
+    return _with_figures(frame, texts, asked, zero, [one["change"] for one in changes])
 
 
 def _with_figures(
-    frame: pd.DataFrame, steps: "_Steps", texts: list[Text], changes: np.ndarray, estimator: str
+    frame: pd.DataFrame, texts: list[Text], reference: list[Text], zero: dict, changes: list[list[float]]
 ) -> pd.DataFrame:
-    reference = steps.job.reference
-    n_read = sum(map(len, reference)) if estimator == "exact" else 0
+    changes = np.reshape(changes, (len(texts), len(reference)))
     weights = np.full(len(reference), 1 / sum(len(text.completion) for text in reference))
+    n_read = np.where(frame["how"] == "exact", sum(map(len, reference)), 0)
     frame = frame.assign(
         value=changes @ weights,
         stderr=[_stderr(change, weights, reference) for change in changes],
         n=len(reference),
-        tokens=[len(text) + n_read for text in texts],
-        zero_step=steps.zero_step @ weights,
-        how=estimator,
+        tokens=np.array([len(text) for text in texts], dtype=int) + n_read,
+        zero_step=np.subtract(zero["start"], zero["zero"]) @ weights,
     )
     frame["raw"] = frame["value"] + frame["zero_step"]
     return schemas.build(frame.to_dict("records"), "influences")
@@ -279,54 +278,22 @@ def _require_apart(reference: pd.DataFrame, guard: Guard) -> None:
             )
 
 
-class _Steps:
-    """What steps on texts do to the reference set: read from the finished items, computed where they lack it.
-
-    Attributes:
-        zero_step: Loss of each reference text before the step at zero gradient minus after it, in nats.
-    """
-
-    def __init__(self, job: StepJob, identity: list, workers: int):
-        self.job, self.identity, self.workers = job, identity, workers
-        (found,) = self._found([Candidate(self._key("zero"), "zero gradient", job.reference[0])])
-        self.job = replace(job, zero=found["zero"])
-        self.zero_step = np.subtract(found["start"], found["zero"])
-
-    def changes(self, estimator: str, names: Sequence[str], texts: Sequence[Text]) -> np.ndarray:
-        """Return each reference text's loss after the step at zero gradient minus that after the step on a text.
-
-        Shape (texts, reference texts), in nats; texts alike are computed once.
-        """
-        job = replace(self.job, estimator=estimator)
-        given = [Candidate(self._key(estimator, text), name, text) for name, text in zip(names, texts, strict=True)]
-        found = [one["change"] for one in self._found(given, job)]
-        return np.reshape(found, (len(texts), len(self.job.reference)))
-
-    def _key(self, estimator: str, text: Text | None = None) -> str:
-        """Return the hash of all that can change what a step is found to do.
-
-        Left out: device, processes and library versions, because they change the last digits at most, and how the
-        reference set is averaged, because what is stored is kept text by text.
-        """
-        return fingerprint([KIND, *self.identity, estimator, asdict(text) if text else ""])
-
-    def _found(self, candidates: list[Candidate], job: StepJob | None = None) -> list[dict[str, list[float]]]:
-        """Return what is known of each candidate, after computing what is not, the work shared by the processes."""
-        job = job or self.job
-        known = shared_cache().get_many(KIND, [candidate.key for candidate in candidates])
-        missing = list({one.key: one for one in candidates if one.key not in known}.values())
-        # Long texts take longer: dealt in turn by length, all processes end at about the same time.
-        missing.sort(key=lambda one: (len(one.text), one.key))
-        n_shares = min(self.workers or cpu_count(), len(missing))
-        jobs = [replace(job, candidates=missing[share::n_shares]) for share in range(n_shares)]
-        try:
-            for done in run_jobs(step_job, jobs, self.workers, "measuring influence"):
-                known |= done
-        except RunError as error:
-            if isinstance(error.__cause__, ModelError):
-                raise error.__cause__ from None
-            raise
-        return [known[candidate.key] for candidate in candidates]
+def _found(job: StepJob, candidates: list[Candidate], workers: int) -> list[dict[str, list[float]]]:
+    """Return what is stored of each candidate, after computing what is not, the work shared by the processes."""
+    known = shared_cache().get_many(KIND, [candidate.key for candidate in candidates])
+    missing = list({one.key: one for one in candidates if one.key not in known}.values())
+    # Long texts take longer: dealt in turn by length, all processes end at about the same time.
+    missing.sort(key=lambda one: (len(one.text), one.key))
+    n_shares = min(workers or cpu_count(), len(missing))
+    jobs = [replace(job, candidates=missing[share::n_shares]) for share in range(n_shares)]
+    try:
+        for done in run_jobs(step_job, jobs, workers, "measuring influence"):
+            known |= done
+    except RunError as error:
+        if isinstance(error.__cause__, ModelError):
+            raise error.__cause__ from None
+        raise
+    return [known[candidate.key] for candidate in candidates]
 
 
 def _stderr(change: np.ndarray, weights: np.ndarray, reference: list[Text]) -> float:

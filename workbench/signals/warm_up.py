@@ -44,14 +44,6 @@ class WarmUp:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
-    def __post_init__(self) -> None:
-        in_range = self.n_steps >= 1 and self.batch_size >= 1 and 0 < self.learning_rate < float("inf")
-        if not in_range or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0 <= self.weight_decay):
-            raise ValueError(
-                f"A warm-up needs n_steps and batch_size >= 1, a finite learning_rate > 0, betas in [0, 1), eps > 0 "
-                f"and weight_decay >= 0, got {self}; correct these."
-            )
-
 
 @dataclass(frozen=True)
 class OptimizerSnapshot:
@@ -151,12 +143,9 @@ def _warm(student: str, source: str, rows: pd.DataFrame, settings: WarmUp, seed:
     state = {name: adamw.state[parameter] for name, parameter in parameters.items()}
     tensors = {"weights": {name: parameter.detach() for name, parameter in parameters.items()}}
     tensors |= {kind: {name: state[name][kind] for name in state} for kind in KINDS[1:]}
-    save_warmed(OptimizerSnapshot(source, settings.n_steps, _next_step(settings), tensors), work)
+    following = {name: getattr(settings, name) for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay")}
+    save_warmed(OptimizerSnapshot(source, settings.n_steps, following, tensors), work)
     return {"curve": curve, "n_tokens": n_tokens, "steps": settings.n_steps}
-
-
-def _next_step(settings: WarmUp) -> dict[str, float]:
-    return {name: getattr(settings, name) for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay")}
 
 
 def save_warmed(warmed: OptimizerSnapshot, folder: Path) -> None:
@@ -192,12 +181,7 @@ def load_warmed(folder: Path) -> OptimizerSnapshot:
 
 
 def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, torch.nn.Parameter]) -> None:
-    """Check that a warmed state belongs to a student.
-
-    Args:
-        warmed: The state.
-        source: Fingerprint of the student's folder.
-        parameters: What of the student is trained.
+    """Check that a warmed state belongs to the student whose folder has this fingerprint, and to what is trained of it.
 
     Raises:
         ModelError: If it was warmed from another model, or its tensors are not those of the parameters.
@@ -206,13 +190,14 @@ def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, to
         raise ModelError(
             f"The warmed state was made from model {warmed.student}, but the student is {source}; warm this one up."
         )
-    for kind in KINDS:
-        found = warmed.tensors[kind]
-        wrong = set(found) ^ set(parameters) or {n for n in found if found[n].shape != parameters[n].shape}
-        if wrong:
-            raise ModelError(
-                f"The warmed state's {kind} do not fit the model: {len(wrong)} of {len(parameters)} parameters are "
-                f"missing, unknown or of another shape (first: {min(wrong)}); warm this student up again."
-            )
-        if not all(torch.isfinite(tensor).all() for tensor in found.values()):
-            raise ModelError(f"The warmed state's {kind} are not finite; warm up again at a lower learning rate.")
+    wanted = {name: parameter.shape for name, parameter in parameters.items()}
+    shapes = {kind: {name: tensor.shape for name, tensor in warmed.tensors[kind].items()} for kind in KINDS}
+    if wrong := [kind for kind in KINDS if shapes[kind] != wanted]:
+        raise ModelError(
+            f"The warmed state's {' and '.join(wrong)} do not fit the model's {len(wanted)} parameters; warm this "
+            "student up again."
+        )
+    if wrong := [kind for kind in KINDS if not all(tensor.isfinite().all() for tensor in warmed.tensors[kind].values())]:
+        raise ModelError(
+            f"The warmed state's {' and '.join(wrong)} are not finite; warm up again at a lower learning rate."
+        )
