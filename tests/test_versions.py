@@ -29,14 +29,14 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/tailoring": (3, "028233a4ad09d17d"),
     "loop/writing": (3, "692c7ce3113e7abe"),
     "signals/difficulty": (1, "643a2285bb061d8e"),
-    "signals/influence": (2, "574330eaeb680ef5"),
-    "signals/influence_of_drafts": (2, "e11523dcdbdb3068"),
+    "signals/influence": (2, "17bc909db3023a71"),
+    "signals/influence_of_drafts": (2, "821754b260c2f5e2"),
     "signals/judge": (1, "4f55dd6af4badbdb"),
     "signals/judging": (1, "2be1c9f4ff8859dc"),
     "signals/one_shot": (3, "fe4fef2cf282c9c7"),
     "signals/reference": (1, "82a2d1846297923c"),
     "signals/scores": (1, "f0cc4273a39ba89e"),
-    "signals/warm_up": (1, "7a06deb007d3a4bf"),
+    "signals/warm_up": (1, "84056eaface2e5fc"),
 }
 
 
