@@ -5,7 +5,7 @@ import pytest
 from workbench.report.summary import cohort_markdown, contrasts_markdown
 from workbench.runs.recipe import Recipe
 from workbench.runs.seeding import stream
-from workbench.verdict.ablations import ALL, OTHERS, cohort, contrasts
+from workbench.verdict.ablations import ALL, OTHERS, cohort, contrasts, hardest
 
 SHARES = {  # student -> arm -> how often it is right
     "s": {"untailored": 0.3, "tailored": 0.7, "most_preferred": 0.3, "tailored_for_t": 0.3, "tailored_for_u": 0.5},
@@ -83,3 +83,24 @@ def test_a_contrast_over_all_students_takes_those_that_have_both_arms(prediction
     table = contrasts(lone, settings).set_index(["student", "b"])
     assert ("s", OTHERS) not in table.index
     assert table.loc[("all students", OTHERS), "difference"] == pytest.approx(table.loc[("t", OTHERS), "difference"])
+
+
+def test_where_no_contrast_is_known_the_first_arm_stands_against_every_other(predictions, settings):
+    names = {"tailored": "full", "untailored": "base", "most_preferred": "without"}
+    own = predictions[(predictions["student"] == "s") & predictions["arm"].isin(list(names))]
+    own = own.assign(arm=own["arm"].map(names))
+    asked = settings.model_copy(update={"primary": settings.primary.model_copy(update={"a": "full", "b": "base"})})
+    table = contrasts(own, asked)
+    assert set(zip(table["a"], table["b"], strict=True)) == {("full", "base"), ("full", "without")}
+    means = own.groupby("arm")["correct"].mean()
+    assert list(table["difference"]) == pytest.approx([means["full"] - means[arm] for arm in table["b"]])
+
+
+def test_the_hardest_items_are_those_the_untrained_student_gets_wrong():
+    keys = {"seed": 0, "shots": 0, "task": "sums"}
+    rows = [keys | {"student": "s", "arm": "base", "item_id": f"i{n}", "correct": n > 2} for n in range(6)]
+    rows += [row | {"arm": "full", "seed": seed, "correct": True} for row in rows for seed in (1, 2)]
+    rows += [row | {"student": "t", "correct": not row["correct"]} for row in rows if row["arm"] == "base"]
+    found = hardest(pd.DataFrame(rows), 0)
+    assert set(found["item_id"]) == {"i0", "i1", "i2"} and set(found["arm"]) == {"full"} and len(found) == 6
+    assert hardest(found, 0).empty

@@ -104,9 +104,24 @@ def _outcome(block: Mapping) -> dict:
     return row
 
 
+def by_arm(found: Mapping) -> pd.DataFrame:
+    """Return the accuracies of a verdict, at the shots of the primary comparison: student, arm, accuracy, low, high."""
+    blocks = [block_of(found, student) for student in found.get("students", [found["student"]])]
+    return pd.DataFrame(
+        [
+            {"student": block["student"], "arm": arm, **values}
+            for block in blocks
+            for arm, values in block["arms"].items()
+        ]
+    )[["student", "arm", "accuracy", "low", "high", "n_items", "n_seeds", "training_tokens"]]
+
+
 def in_words(run: Run) -> str:
-    """Return all tables of a run as Markdown: the summary and, where the run has such arms, ablations and cohort."""
-    parts = [markdown(summarise(run))]
+    """Return all tables of a run as Markdown: the summary (without signals: the arms), then ablations and cohort.
+
+    The last two stand there where the run has arms for them.
+    """
+    parts = [markdown(summarise(run)) if run.has("signals") else arms_markdown(by_arm(verdict_of(run)))]
     predictions, settings = run.read("predictions"), run.recipe.evaluation
     if set(settings.arms) - USUAL_ARMS and len(of_arms := contrasts(predictions, settings)):
         parts.append(contrasts_markdown(of_arms))
@@ -129,6 +144,18 @@ def markdown(table: pd.DataFrame) -> str:
             said = f"{difference} {row.get(f'decision{ending}', '')}".strip()
             line[f"{AFTER} - {other}".replace("_", " ")] = said
         lines.append(line)
+    return _markdown(lines)
+
+
+def arms_markdown(table: pd.DataFrame) -> str:
+    """Return the accuracies as a Markdown table, in percent."""
+    rows = table.to_dict("records")
+    lines = [{"student": row["student"], "arm": row["arm"].replace("_", " ")} for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        line |= {
+            "right answers, %": _interval(row, ("accuracy", "low", "high"), "{:.1f}"),
+            "seeds": f"{row['n_seeds']}",
+        }
     return _markdown(lines)
 
 
@@ -178,27 +205,33 @@ def keep(run: Run, folder: Path) -> list[Path]:
     The test of its probe goes with them if there was one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table, found = summarise(run), verdict_of(run)
+    found = verdict_of(run)
+    table = summarise(run) if run.has("signals") else by_arm(found)
     table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
     (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
-    models, native = model_names(run), planted(run)
-    signals, drafts, examples = run.read("signals"), drafts_of(run), run.read("examples")
     figures = {"comparisons": comparisons(found)}
-    if len(table) > 1:
+    if table["student"].nunique() > 1:
         figures["by_student"] = by_student(found)
-    if native:
-        figures["probe_roc"] = probe_roc(signals, drafts, native, models)
-    student = table["student"].iloc[0]
+    if run.has("signals"):
+        figures |= _of_signals(run)
+    if (groups := validity.stored(run)) is not None:
+        found = validity.predictive_validity(groups)
+        left = validity.left_over(found.iloc[-1])
+        figures["probe_validity"] = probe_validity(groups, found, left, model_names(run))
+        found.to_csv(folder / "validity.csv", index=False, float_format="%.4f")
+    drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [folder / name for name in ("summary.csv", "summary.md", "verdict.json")] + drawn
+
+
+def _of_signals(run: Run) -> dict:
+    """Return the figures of a run's signals and of what its teacher wrote, of the first student where one is drawn."""
+    models, native, student = model_names(run), planted(run), next(iter(run.recipe.models.students))
+    signals, drafts, examples = run.read("signals"), drafts_of(run), run.read("examples")
+    figures = {"probe_roc": probe_roc(signals, drafts, native, models)} if native else {}
     if run.has("influences"):
         figures["influences"] = influences(run.read("influences"), drafts, student, models)
     else:
         figures["preference_scores"] = preference_scores(signals, drafts, student, models)
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
-    figures["style_shift"] = style_shift(shown.assign(student=student), models)
-    if (groups := validity.stored(run)) is not None:
-        found = validity.predictive_validity(groups)
-        figures["probe_validity"] = probe_validity(groups, found, validity.left_over(found.iloc[-1]), models)
-        found.to_csv(folder / "validity.csv", index=False, float_format="%.4f")
-    drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
-    return [folder / name for name in ("summary.csv", "summary.md", "verdict.json")] + drawn
+    return figures | {"style_shift": style_shift(shown.assign(student=student), models)}

@@ -1,6 +1,6 @@
-"""What each part of the method is worth: arms against each other, with the paper's direction beside ours, and cohorts.
+"""What each part of the method is worth: arms against each other, with a paper's direction beside ours, and cohorts.
 
-Source: ARTE, arXiv:2406.19227, tables 2, 5 and 6; the paper's figures are differences of its accuracies, in points.
+Source of the directions: ARTE, arXiv:2406.19227, tables 2, 5 and 6: differences of its accuracies, in points.
 """
 
 from typing import NamedTuple
@@ -40,6 +40,8 @@ CONTRASTS = (
 def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     """Return every contrast whose arms the predictions have, for each student and for all, an item once a student.
 
+    Where they have none of those, the first arm of the primary comparison stands against every other arm.
+
     Returns:
         Columns student, a, b, difference, low, high, p_value, p_holm (by sign flips; corrected for the number of a
         student's contrasts), decision, n_seeds, n_items, paper, where; shares of 1, the paper's difference too.
@@ -49,13 +51,26 @@ def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
     if len(groups) > 1:
         groups[ALL] = predictions.assign(task=predictions["student"] + "/" + predictions["task"], student=ALL)
     for student, own in groups.items():
-        there = [one for one in CONTRASTS if {one.a, one.b} <= set(own["arm"])]
+        first, arms = settings.primary.a, own["arm"].unique()
+        there = [one for one in CONTRASTS if {one.a, one.b} <= set(arms)]
+        there = there or [Contrast(first, arm) for arm in arms if arm != first]
         found = [compare(_with_both(own, one), one.a, one.b, *rule) for one in there]
         p_holm = holm([result["p_value"] for result in found])
         for one, result, p in zip(there, found, p_holm, strict=True):
             row = {"student": student} | {key: result[key] for key in KEPT}
             rows.append(row | {"p_holm": float(p), "paper": one.paper / 100, "where": one.where})
     return pd.DataFrame(rows)
+
+
+def hardest(predictions: pd.DataFrame, shots: int) -> pd.DataFrame:
+    """Return the answers to those items that the untrained student, the arm base, gets wrong; without that arm none.
+
+    Its own answers are left out: they are wrong by choice. The other arms had no part in the choice.
+    """
+    base = predictions[(predictions["arm"] == "base") & (predictions["shots"] == shots)]
+    keys = ["student", "task", "item_id"]
+    wrong = base.loc[~base["correct"].astype(bool), keys].drop_duplicates()
+    return predictions[predictions["arm"] != "base"].merge(wrong, on=keys)
 
 
 def _with_both(predictions: pd.DataFrame, one: Contrast) -> pd.DataFrame:
