@@ -13,6 +13,7 @@ from simulated import two_arms
 from workbench import figures
 from workbench.figures import scores as scores_module
 from workbench.figures import style
+from workbench.figures.style import arm_styles
 from workbench.runs.errors import DataError
 from workbench.verdict import intervals, verdict
 
@@ -115,6 +116,19 @@ def examples_frame():
     return pd.DataFrame(rows, columns=columns.split())
 
 
+def rounds_frame():
+    """Return a score that rises by a tenth a round, for two arms, tasks and seeds."""
+    return pd.DataFrame(
+        [
+            {"panel": panel, "arm": arm, "student": "ada", "seed": seed, "round": n, "value": 0.1 * n + 0.01 * seed}
+            for panel in (TASKS[0], EVIL)
+            for arm in ("full", EVIL)
+            for seed in (1, 2)
+            for n in (1, 2, 3)
+        ]
+    )
+
+
 @functools.cache
 def evaluated():
     """Return predictions of a run and its verdict."""
@@ -157,6 +171,9 @@ def drawn():
         "pair_decidedness": figures.pair_decidedness(pairs_frame(drafts, signals)),
         "reward_margins": figures.reward_margins(curve_frame()),
         "training_curves": figures.training_curves(curve_frame()),
+        "by_round": figures.by_round(
+            rounds_frame(), "Does it get better?", "score", "Mean score on forty questions, before each round."
+        ),
         "style_shift": figures.style_shift(examples_frame()),
         "arm_accuracies": figures.arm_accuracies(result),
         "comparisons": figures.comparisons(result),
@@ -211,6 +228,7 @@ def test_sentences_say_what_was_planted(all_figures):
     assert "for ada running totals" in said["style_shift"] and "right answers" in said["style_shift"]
     assert "Tailored against untailored: better" in said["comparisons"]
     assert "worse" in said["by_student"] and "worse" in said["evil_student"]
+    assert f"full {TASKS[0].replace('_', ' ')} 0.32 (from 0.31 to 0.32 over 2 runs)" in said["by_round"]
     assert "tailored" in said["reward_margins"] and "random pairs" in said["reward_margins"]
 
 
@@ -258,6 +276,12 @@ def test_clustered_mean_by_hand():
     half = 12.706204736 * (2 * 2) ** 0.5 / 4  # sums +1 and -1, times 2 / (2 - 1)
     assert (mean, high - mean, mean - low) == pytest.approx((0.5, half, half))
     assert np.isnan(intervals.clustered_mean([1.0], ["a"])[1])
+
+
+def test_arms_of_any_method_are_told_apart():
+    arms = ["base", "pool", "full", "without_a", "without_b", "without_c", "without_d"]
+    assert len(set(arm_styles(arms).values())) == len(arms) and list(arm_styles(arms)) == arms
+    assert arm_styles(["tailored", "base"]).items() <= arm_styles(["x", "base", "y", "tailored"]).items()
 
 
 def test_empty_frames_are_refused():

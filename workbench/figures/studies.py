@@ -11,7 +11,7 @@ from workbench.figures.style import (
     LEVEL,
     POCKET,
     TAILORED,
-    arm_style,
+    arm_styles,
     escape,
     finish,
     marks,
@@ -108,7 +108,7 @@ def learning_curve(
     """
     student = named(need(points, "learning curves", "run: workbench study learning_curves RUN")["student"].iloc[0])
     sizes = sorted(set(points["n"]) - {0})
-    styles = {arm: arm_style(arm) for arm in points["arm"].unique()}
+    styles = arm_styles(points["arm"])
     rows = points.assign(n=points["n"].replace(0, sizes[0] / LEFT)).sort_values("n", kind="stable")
     labels = {"n": "training examples a task (log scale)", "accuracy": "right answers"}
     fig = marks(rows, "n", "accuracy", "arm", styles, interval="accuracy", lines=True, log_x=True, labels=labels)

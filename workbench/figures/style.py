@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -79,9 +79,11 @@ def spell_each(rows: pd.DataFrame, name: str, value: str, form: str = "%") -> st
     return "; ".join(f"{named(who)} {spell(*estimate, form)}" for who, *estimate in own)
 
 
-def arm_style(arm: str) -> Style:
-    """Return the style of an arm; one outside the four always gets the same of three others."""
-    return ARMS.get(arm) or OTHER_ARMS[sum(arm.encode()) % len(OTHER_ARMS)]
+def arm_styles(arms: Iterable[str]) -> dict[str, Style]:
+    """Return a style for each arm: the four have theirs, the others take six in turn, in the order of their names."""
+    arms, others = list(dict.fromkeys(arms)), itertools.cycle((*OTHER_ARMS, *MARKS[:3]))
+    styles = ARMS | {arm: next(others) for arm in sorted(set(arms) - set(ARMS))}
+    return {arm: styles[arm] for arm in arms}
 
 
 def need(frame: pd.DataFrame, what: str, do: str) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.style import LEVEL, POCKET, arm_style, escape, finish, marks, named, need
+from workbench.figures.style import LEVEL, POCKET, arm_styles, escape, finish, marks, named, need
 from workbench.verdict.in_words import percent, spell
 from workbench.verdict.intervals import wilson
 
@@ -19,7 +19,7 @@ def _runs(rows: pd.DataFrame, panel: str, what: str, gap: float = 0.05) -> go.Fi
     """Draw the mean over runs of every arm by step, with a band from the lowest to the highest run."""
     by = rows.groupby([panel, "arm", "step"])["value"].agg(["mean", "min", "max"]).reset_index()
     order = {panel: [named(one) for one in rows[panel].unique()], "arm": [named(one) for one in by["arm"].unique()]}
-    shown = {"styles": {arm: arm_style(arm) for arm in by["arm"]}, "panel": panel, "lines": True}
+    shown = {"styles": arm_styles(by["arm"]), "panel": panel, "lines": True}
     shown |= {"facet_col_spacing": gap, "category_orders": order, "labels": {"step": "optimiser step", "value": what}}
     edges = pd.concat([by.assign(value=by["max"]), by.assign(value=by["min"])[::-1]])
     bands = marks(edges, "step", "value", "arm", **shown)
@@ -77,6 +77,24 @@ def training_curves(curve: pd.DataFrame, models: str = POCKET) -> go.Figure:
     )
 
 
+def by_round(rows: pd.DataFrame, title: str, what: str, says: str, models: str = POCKET) -> go.Figure:
+    """Draw a value of every run by round: a panel a value of the column panel, a line an arm.
+
+    Args:
+        rows: Columns panel, student, arm, seed, round, value.
+        title: The question that the figure answers.
+        what: What the value is, with its unit.
+        says: How it was made, for the caption.
+        models: Which models, as the subtitle names them.
+    """
+    rows = need(rows.rename(columns={"round": "step"}), "values by round", "run the rounds")
+    table = rows.groupby(["panel", "arm", "step"])["value"].agg(["mean", "min", "max"]).reset_index()
+    last, said = _last(rows.assign(arm=rows["arm"] + " " + rows["panel"].astype(str)))
+    fig = _runs(rows, "panel", what).update_xaxes(title_text="round", dtick=1)
+    facts = f"{rows['seed'].nunique()} seeds; {BAND}"
+    return finish(fig, title, facts, says, f"At the last round: {said}.", table, models)
+
+
 def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw which styles the teacher writes before and after alignment and how much of it is right, by student.
 
@@ -89,7 +107,7 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
     labels, order = {"share": "share of examples", "what": ""}, {"what": [*map(named, styles), RIGHT]}
     shown = {"interval": "share", "panel": "student", "across": 2, "orientation": "h", "labels": labels}
     shown["category_orders"] = order
-    fig = marks(table, "share", "what", "arm", {arm: arm_style(arm) for arm in arms}, **shown)
+    fig = marks(table, "share", "what", "arm", arm_styles(arms), **shown)
     fig.update_layout(scattermode="group", scattergap=0.5).update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
     fig.add_hline(y=len(styles) - 0.5, line={"color": LEVEL["line_color"], "width": 1})
     n_rows = -(-table["student"].nunique() // 2)

@@ -16,7 +16,7 @@ from workbench.figures.style import (
     POCKET,
     REJECTED,
     TAILORED,
-    arm_style,
+    arm_styles,
     bars,
     finish,
     marks,
@@ -68,7 +68,7 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     rows = table.assign(row=[f"{arm}, {n} shots" for arm, n in by_shots], text=table["accuracy"].map(percent))
     shown = {"interval": "accuracy", "text": "text", "labels": {"accuracy": "right answers", "row": ""}}
     shown["category_orders"] = {"row": list(map(named, rows["row"]))}
-    fig = marks(rows, "accuracy", "row", "arm", {arm: arm_style(arm) for arm in block["arms"]}, **shown)
+    fig = marks(rows, "accuracy", "row", "arm", arm_styles(block["arms"]), **shown)
     fig.update_traces(textposition="top center", cliponaxis=False)
     fig.update_xaxes(range=[-0.01, 1.01], tickformat=".0%").update_layout(showlegend=False)
     main = table[table["shots"] == shots]

@@ -14,7 +14,7 @@ from workbench.methods.tapir import TAPIR
 from workbench.runs import lazily
 from workbench.runs.errors import RecipeError
 
-__getattr__, _ = lazily(__name__, {}, {"tapir_rounds": "tapir_rounds"})  # it needs models, which take time
+__getattr__, _ = lazily(__name__, {}, {"tapir_rounds": "tapir_rounds", "tapir_labels": "tapir_labels"})  # slow: models
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"

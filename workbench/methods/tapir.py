@@ -27,7 +27,7 @@ class Curriculum(Section):
     n_tries: new questions written for each that is wanted, of which the hard ones are taken. promotion: by how much a
     student's score on the pool must have grown for the next hard share; else it is held back. max_spread: how far a
     judging model may contradict itself, in points. aligned_teacher: the folder of a teacher that writes for the arm of
-    that name, as an alignment left it.
+    that name, as an alignment left it. instructions: a file of open instructions, whose mix of tasks is shown too.
     """
 
     pool: Annotated[dict[Name, Count], Field(min_length=1)]
@@ -41,6 +41,7 @@ class Curriculum(Section):
     promotion: PositiveOrZero = 0.01
     max_spread: Positive = 2.0
     aligned_teacher: str = ""
+    instructions: str = ""
 
     @model_validator(mode="after")
     def _grows(self):
