@@ -1,6 +1,7 @@
 """A curriculum in rounds: shares that come out, what each arm leaves out, who is held back, and a small run whole."""
 
 import math
+import shutil
 
 import pandas as pd
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import strategies as st
 from notebook_steps import compute
 from small_classroom import recipe_of, run_whole
 
-from workbench.methods import tapir_rounds
+from workbench.methods import tapir, tapir_rounds
 from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe
 from workbench.methods.tapir_rounds import apportion, choose_items, level_of, plan_round
 from workbench.models.start import students_of
+from workbench.report.cost_estimate import estimate
 from workbench.runs.errors import RecipeError
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
@@ -22,7 +24,7 @@ from workbench.tasks.task import load_tasks
 ROUNDS = 2
 
 
-def small(folder, **curriculum) -> TapirRecipe:
+def small(folder, n_left_out=1, **curriculum) -> TapirRecipe:
     values = recipe_of(folder).model_dump()
     settings = {
         "pool": {"web_of_lies": 9, "object_counting": 3},
@@ -31,15 +33,21 @@ def small(folder, **curriculum) -> TapirRecipe:
         "hard_shares": [0.5, 1.0],
         "n_tries": 2,
     }
+    arms = ["base", *ARMS][: len(ARMS) + 1 - n_left_out]
     values |= {"method": "tapir", "curriculum": settings | curriculum}
-    values["evaluation"] |= {"arms": ["base", *ARMS][:-1], "shots": [0], "primary": {"a": "curriculum", "b": "pool"}}
+    values.pop("alignment")
+    values["evaluation"] |= {"arms": arms, "shots": [0], "primary": {"a": "curriculum", "b": "pool"}}
     return TapirRecipe.model_validate(values)
 
 
 @pytest.fixture(scope="module")
 def whole(classroom, tmp_path_factory):
     """The folder of runs that holds one run of all arms, never interrupted."""
-    return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom), ("curriculum", "evaluation"))
+    folder = tmp_path_factory.mktemp("whole")
+    # The aligned teacher is the teacher under another name: what it writes must be the same.
+    shutil.copytree(small(classroom).models.teacher, folder / "teacher")
+    recipe = small(classroom, 0, aligned_teacher=str(folder / "teacher"))
+    return run_whole(folder / "runs", recipe, ("curriculum", "evaluation"))
 
 
 @pytest.fixture
@@ -152,7 +160,7 @@ def test_a_run_ends_with_students_of_every_arm_on_equal_tokens(run):
 def test_the_second_round_asks_trained_learners_and_only_those_whose_arm_goes_by_it(run):
     first, second = (run.read(f"round-{n}/difficulty") for n in (1, 2))
     assert set(first["arm"]) == set(run.recipe.trained_arms("pupil"))
-    assert set(second["arm"]) == {"curriculum", "no_balance", "no_style"}
+    assert set(second["arm"]) == {"curriculum", "no_balance", "no_style", "aligned_teacher"}
     by_seed = first.pivot_table(index="question_id", columns=["arm", "seed"], values="score_student")
     assert by_seed.eq(by_seed.iloc[:, 0], axis=0).all(axis=None)  # untrained, they are one
     items = run.result("round-2/examples")["candidates"]
@@ -178,6 +186,35 @@ def test_answers_are_in_the_style_that_the_task_asks_for(run):
         own = styled[(styled["arm"] == arm) & styled["question_id"].isin(run.read("questions")["question_id"])]
         assert len(own)
         assert all(row.rationale == drafts[row.question_id, technique] for row in own.itertuples())
+
+
+def test_an_aligned_teacher_writes_for_its_arm_alone(run):
+    new, examples = run.read("round-1/new"), run.read("examples")
+    assert set(new.loc[new["teacher"] == "aligned", "arm"]) == {"aligned_teacher"}
+    assert run.has("round-2/aligned/drafts") and run.has("round-2/teacher/drafts")
+    columns = ["seed", "task", "question", "rationale", "correct"]
+    same, own = (examples.loc[examples["arm"] == arm, columns] for arm in ("curriculum", "aligned_teacher"))
+    pd.testing.assert_frame_equal(same.reset_index(drop=True), own.reset_index(drop=True))
+
+
+def test_the_plan_counts_what_rounds_write_and_ask(classroom):
+    recipe = small(classroom)
+    amounts = tapir.plan_of(recipe)
+    n_arms, n_seeds, n_tasks = 5, len(recipe.seeds), 2  # all but base and pool write
+    written = n_arms * n_seeds * 1.5 * 6 / n_tasks * 2
+    assert amounts.in_rounds == pytest.approx(written)
+    assert amounts.asked_in_rounds == pytest.approx(6 + 3 * n_seeds * 6 + written)  # 12 of the pool, asked again by 3
+    table = estimate(recipe).set_index("work")
+    assert table.loc["rationales of all rounds", "generations"] == round(2 * written * n_tasks)
+    assert not table.index.str.contains("DPO|preference set").any()
+
+
+def test_a_recipe_is_read_back_as_it_was_and_has_no_alignment(classroom):
+    recipe = small(classroom)
+    values = recipe.model_dump(mode="json")
+    assert "alignment" not in values and TapirRecipe.model_validate(values) == recipe
+    with pytest.raises(ValueError, match="a curriculum aligns nobody, so alignment has no use here; leave"):
+        TapirRecipe.model_validate(values | {"alignment": {"beta": 0.1}})
 
 
 def test_a_round_computed_again_is_reused_to_the_last(run, capsys):

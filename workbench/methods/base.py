@@ -51,6 +51,8 @@ class Amounts:
         reads: Texts that it reads after these steps, all of them together.
         reference: Answers written for its reference set; 0 where none are.
         reference_by: "student" or "teacher": who writes them.
+        in_rounds: Questions that the teacher writes and answers in rounds, for all that are taught together.
+        asked_in_rounds: Answers to these and to the pool, of all that are taught.
     """
 
     shown: int
@@ -62,3 +64,5 @@ class Amounts:
     reads: float = 0.0
     reference: int = 0
     reference_by: str = "teacher"
+    in_rounds: float = 0.0
+    asked_in_rounds: float = 0.0

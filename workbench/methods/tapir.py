@@ -83,11 +83,20 @@ class Arms(Evaluation):
 
 
 class TapirRecipe(Recipe):
-    """A recipe with what the method adds; nothing is aligned, so alignment need not be set."""
+    """A recipe with what the method adds; nothing is aligned, so it has no section alignment."""
 
     evaluation: Arms
-    alignment: Alignment = Alignment(beta=0.1, learning_rate=1e-6, n_epochs=1, batch_size=1, max_length=1)
+    alignment: Alignment = Field(
+        default=Alignment(beta=0.1, learning_rate=1e-6, n_epochs=1, batch_size=1, max_length=1), exclude=True
+    )
     curriculum: Curriculum
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aligns_nobody(cls, values):
+        if isinstance(values, dict) and values.get("alignment"):
+            raise ValueError("a curriculum aligns nobody, so alignment has no use here; leave that section out")
+        return values
 
     @model_validator(mode="after")
     def _names_its_tasks(self):
@@ -115,8 +124,15 @@ class TapirRecipe(Recipe):
 
 
 def plan_of(recipe: TapirRecipe) -> Amounts:
-    """Return what a run of a recipe does, a task; what its rounds write and judge is not in it."""
-    return Amounts(recipe.drafting.n_seed_questions, 1 + bool(recipe.curriculum.styles), 0)
+    """Return what a run of a recipe does, a task; every round is taken to be written and judged for every learner."""
+    settings, n_tasks, n_seeds = recipe.curriculum, len(recipe.tasks.names), len(recipe.seeds)
+    styles, pool, rounds = 1 + bool(settings.styles), sum(settings.pool.values()) / n_tasks, len(settings.hard_shares)
+    arms = [ARMS[arm] for name in recipe.models.students for arm in recipe.trained_arms(name)]
+    written = sum(arm.new for arm in arms) * n_seeds * sum(settings.hard_shares) * settings.n_items / n_tasks
+    written *= settings.n_tries
+    again = sum(arm.difficulty and arm.rounds for arm in arms) * n_seeds * (rounds - 1)
+    asked = (len(recipe.models.students) + again) * pool + written
+    return Amounts(recipe.drafting.n_seed_questions, styles, 0, in_rounds=written, asked_in_rounds=asked)
 
 
 TAPIR = Method(

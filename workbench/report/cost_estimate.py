@@ -124,7 +124,8 @@ class _Work:
     def probing(self) -> None:
         settings, amounts, models = self.recipe.preference_set, self.amounts, self.recipe.models
         longest = self.recipe.evaluation.max_new_tokens
-        for model in (settings.responders or models.students.values()) if settings.selection == "irt" else []:
+        is_chosen = settings.selection == "irt" and (amounts.probes or amounts.steps)
+        for model in (settings.responders or models.students.values()) if is_chosen else []:
             n, work = settings.n_validation * len(settings.shots), "answers for the preference set"
             self.answers("probing", work, model, n, longest, settings.shots)
         for name, model in models.students.items():
@@ -138,7 +139,22 @@ class _Work:
                 read, trained = amounts.reads * text, amounts.steps * text
                 self.add("probing", f"influence on {name}", model, read=read, trained=trained)
 
+    def rounds(self) -> None:
+        """Add what is written, answered and judged in rounds."""
+        recipe, amounts, models = self.recipe, self.amounts, self.recipe.models
+        self.questions("alignment", "questions of all rounds", amounts.in_rounds)
+        n, longest = amounts.in_rounds * amounts.rationales, recipe.drafting.max_new_tokens
+        self.answers("alignment", "rationales of all rounds", models.teacher, n, longest)
+        student, n = next(iter(models.students.values())), amounts.asked_in_rounds
+        self.answers("alignment", "answers of those taught", student, n, recipe.evaluation.max_new_tokens)
+        if models.judge:
+            self.answers("alignment", JUDGED, models.judge, 2 * n, recipe.evaluation.max_new_tokens)
+
     def alignment(self) -> None:
+        if self.amounts.in_rounds:
+            self.rounds()
+        if not self.amounts.pairs:
+            return
         recipe, amounts, teacher = self.recipe, self.amounts, self.recipe.models.teacher
         n_students, longest = len(recipe.models.students), recipe.tailoring.max_new_tokens
         n_aligned = sum(arm in ALIGNED_ARMS for arm in recipe.evaluation.arms) * n_students

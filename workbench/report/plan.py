@@ -157,7 +157,11 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
 def _took(run: str) -> dict[str, float]:
     """Return the seconds of each stage of a run, as far as its steps are finished."""
     work = open_run(run)
-    return {stage: sum(work.manifest(step).get("seconds", 0.0) for step in steps) for stage, steps in STEPS.items()}
+    seconds = {stage: sum(work.manifest(step).get("seconds", 0.0) for step in steps) for stage, steps in STEPS.items()}
+    for step in work.steps():
+        if step.startswith("round-") and step not in JUDGED_STEPS:
+            seconds["training" if step.endswith("/students") else "alignment"] += work.manifest(step)["seconds"]
+    return seconds
 
 
 def _beside(seconds: float | None) -> str:
