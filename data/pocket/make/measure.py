@@ -202,10 +202,10 @@ def _label(row) -> str:
 
 
 def in_words(table: pd.DataFrame) -> str:
-    """Return accuracies in percent, a row a student and task and a column a case; and the gates, if they are there."""
+    """Return accuracies in percent, a row a student and case and a column a task; and the gates, if they are there."""
     usual = table.assign(column=[_label(row) for row in table.itertuples()])
     parts = [
-        usual.pivot_table(index=["student", "task"], columns="column", values="accuracy", sort=False)
+        usual.pivot_table(index=["student", "column"], columns="task", values="accuracy", sort=False)
         .mul(100)
         .round(0)
         .to_string()
