@@ -13,7 +13,8 @@ from conftest import PROJECT
 
 from workbench.runs.errors import DataError
 from workbench.runs.identity import identify
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, parse_yaml
+from workbench.runs.recipe_parts import Tasks
 from workbench.tasks import gym
 from workbench.tasks.gym import REFUSED
 from workbench.tasks.task import SETS, copied_items, guard_of, load_tasks, load_test_items, task_file
@@ -167,7 +168,7 @@ def test_a_generator_with_too_few_items_says_how_many_there_are(of, recipe_value
     ("source", "said"),
     [
         ({"path": "x.csv"}, "path is set beside the generator 'basic_arithmetic'"),
-        ({"split": "train"}, "split is set beside the generator"),
+        ({"split": "dev"}, "split is set beside the generator"),
         ({"generator": "", "path": "x.csv", "level": 1}, "level is set without a generator"),
         ({"level": -1}, "greater than or equal to 0"),
     ],
@@ -175,6 +176,13 @@ def test_a_generator_with_too_few_items_says_how_many_there_are(of, recipe_value
 def test_settings_of_files_and_of_generators_do_not_mix(of, source, said):
     with pytest.raises(ValueError, match=said):
         of(**source)
+
+
+def test_a_run_reads_its_own_recipe_again(of):
+    recipe = of(level=1)
+    assert type(recipe).model_validate(parse_yaml(recipe.to_yaml())) == recipe
+    file = recipe.model_copy(update={"tasks": Tasks(names=["a"], sources={"a": {"answer_type": "number"}})})
+    assert type(recipe).model_validate(parse_yaml(file.to_yaml())) == file
 
 
 def test_without_the_library_the_command_is_named(of, monkeypatch):

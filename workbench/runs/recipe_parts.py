@@ -145,7 +145,10 @@ class TaskSource(Section):
                 re.compile(getattr(self, key))
             except re.error as error:
                 raise ValueError(f"{key} is no regular expression ({error}); correct {getattr(self, key)!r}") from None
-        given = self.model_fields_set - {"path", "answer_type", "reply_pattern"}
+        # By value: a run's own recipe sets every field, most of them to what they are anyway.
+        fields = type(self).model_fields.items()
+        given = {name for name, one in fields if not one.is_required() and getattr(self, name) != one.default}
+        given -= {"path", "reply_pattern"}
         of_items = given - {"generator", "level", "seed", "description", "licence"}
         if self.generator and (wrong := sorted(of_items) or ["path"] * bool(self.path)):
             raise ValueError(f"{wrong[0]} is set beside the generator {self.generator!r}; take one of them out")
