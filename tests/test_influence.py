@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,13 @@ from workbench.models.loading import fingerprint_model, load
 from workbench.runs import schemas
 from workbench.runs.errors import ModelError
 from workbench.signals import influence
+from workbench.signals.difficulty import CheckingJudge
 from workbench.signals.influence import SnapshotStudent, measure
+from workbench.signals.influence_by_judge import JudgedAnswers
 from workbench.signals.warm_up import KINDS, OptimizerSnapshot, load_warmed, save_warmed, trainable, warm_up
+from workbench.tasks.answers import Answers
 from workbench.tasks.contamination import Guard
+from workbench.tasks.task import Task
 
 NOTHING = Guard({})
 RATE = 0.1
@@ -48,14 +52,17 @@ REFERENCE, CANDIDATES = draw(6, 1), draw(10, 2)
 # so large that AdamW leaves them where they are.
 
 
-@pytest.fixture
-def paper(tmp_path, runs):
+@pytest.fixture(params=[0])
+def paper(tmp_path, runs, request):
     """Return a function that writes a warmed state with the given moments and weight decay, and the model's folder."""
     folder = tmp_path / "paper"
-    shape = dict(hidden_size=2, intermediate_size=2, num_hidden_layers=0, num_attention_heads=1, vocab_size=len(WORDS))
+    shape = dict(hidden_size=2, intermediate_size=2, num_attention_heads=1, vocab_size=len(WORDS))
+    shape["num_hidden_layers"] = request.param
     model = LlamaForCausalLM(LlamaConfig(**shape, rms_norm_eps=1e-14, pad_token_id=0, eos_token_id=2))
     torch.nn.init.ones_(model.model.embed_tokens.weight)
     torch.nn.init.zeros_(model.lm_head.weight)
+    for layer in model.model.layers:  # which then adds nothing
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight), torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
@@ -142,6 +149,62 @@ def test_the_mean_is_over_tokens(paper):
     off = np.array([3 * harmed + helped, helped, helped]) - found["value"] * np.array([4, 1, 1])
     assert found["stderr"] == pytest.approx(np.sqrt((off**2).sum() * 3 / 2) / 6, rel=1e-4)
     assert (found["n"], found["tokens"]) == (3, 2 + 5 + 2 + 2)
+
+
+@dataclass(frozen=True)
+class PartialJudge:
+    """Judges as a checking judge does, but not the question after w2, and counts how often it is asked."""
+
+    judge: CheckingJudge
+    times: list = field(default_factory=list)
+
+    def __call__(self, asked: pd.DataFrame) -> pd.DataFrame:
+        self.times.append(len(asked))
+        scores = self.judge(asked)
+        return scores.mask(asked["question"] == "w2")
+
+
+def judged_step(student, warmed, candidates, judge=None) -> pd.DataFrame:
+    reference = rows([("w1", "w0"), ("w2", "w0"), ("w3", "w0"), ("w4", "w5")])
+    asked = reference.assign(task="t", target=reference["completion"])
+    nothing = rows([])[["question"]].assign(target="")
+    task = Task("t", "", {}, nothing, nothing, nothing, "", answers=Answers("regex", r"w\d+"))
+    judged = JudgedAnswers(judge or CheckingJudge({"t": task}), asked, 1)
+    given = (rows(candidates), reference, NOTHING, "judge", "s", "cpu")
+    return schemas.check(measure(student, warmed, *given, judged=judged), "influences")
+
+
+# Writing needs a layer.
+@pytest.mark.parametrize("paper", [1], indirect=True)
+def test_what_a_judge_sees_of_a_step_by_hand(paper):
+    student, warmed = paper
+    # Momentum alone raises w0 a little, so the step at zero gradient makes the student say w0: three of four are right.
+    # A step on w5 raises that by ten times as much: the student says w5, and one of four is right. Before any step all
+    # words are alike and the first of the vocabulary, a sign that is not shown, comes: none is right.
+    state = warmed(steps=9, exp_avg=(0.0, -0.01), exp_avg_sq=1.0, eos_weight=-0.5)
+    found = judged_step(student, state, [("w1", "w5"), ("w1", "w0")])
+    assert found["zero_step"].tolist() == [0.75, 0.75]
+    assert found["value"].tolist() == [-0.5, 0.0] and found["raw"].tolist() == [0.25, 0.75]
+    assert set(found["how"]) == {"judge"} and set(found["n"]) == {4}
+    # Changes -1, -1, -1, +1: each off its mean -0.5 by 0.5, 0.5, 0.5 and 1.5.
+    assert found["stderr"][0] == pytest.approx(math.sqrt((3 * 0.25 + 2.25) / 3 / 4)) and found["stderr"][1] == 0
+
+
+@pytest.mark.parametrize("paper", [1], indirect=True)
+def test_a_step_that_lets_the_student_say_what_is_right_is_helpful_and_what_is_not_judged_changes_nothing(paper):
+    student, warmed = paper
+    state = warmed(eos_weight=-0.5)
+    found = judged_step(student, state, [("w1", "w0"), ("w1", "w5")])
+    assert found["value"].tolist() == [0.75, 0.25] and found["zero_step"].tolist() == [0.0, 0.0]
+    nothing = rows([])[["question"]].assign(target="")
+    task = Task("t", "", {}, nothing, nothing, nothing, "", answers=Answers("regex", r"w\d+"))
+    judge = PartialJudge(CheckingJudge({"t": task}))
+    partly = judged_step(student, state, [("w1", "w0")], judge)
+    assert partly["value"].tolist() == [0.5] and judge.times == [4, 4, 4]  # before, at zero gradient, and after
+    again = judged_step(student, state, [("w1", "w0")], PartialJudge(CheckingJudge({"t": task})))
+    assert again.equals(partly)
+    # Losses are stored apart from scores.
+    assert one(student, state, ("w1", "w0"), [("w1", "w0")])["value"] not in (0.75, 0.5)
 
 
 @pytest.fixture(scope="module")

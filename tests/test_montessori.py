@@ -293,8 +293,8 @@ def test_a_student_that_is_never_right_leaves_no_reference_set(run, classroom):
 def measure_drafts(run, folder: Path, tasks=None, **settings) -> dict[str, pd.DataFrame]:
     """Measure the drafts of a run again, in another folder, tasks and settings changed where given."""
     frames = [run.read(name) for name in ("questions", "drafts", "reference")]
-    given = (tasks or load_tasks(run.recipe), *frames, run.recipe.influence.model_copy(update=settings), 1, folder)
-    return influence_of_drafts.measure_influence(students_of(run.recipe), *given)
+    given = (tasks or load_tasks(run.recipe), *frames, run.recipe.influence.model_copy(update=settings), 1)
+    return influence_of_drafts.measure_influence(students_of(run.recipe), *given, folder=folder)
 
 
 def test_a_reference_question_that_is_tested_later_is_refused(run, tmp_path):

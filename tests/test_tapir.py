@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from local_server import LocalServer
 from notebook_steps import compute
 from small_classroom import recipe_of, run_whole
+from test_difficulty import scores, sides_of
 
 from workbench.methods import tapir, tapir_rounds
 from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe
@@ -19,7 +21,7 @@ from workbench.runs.errors import RecipeError
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
 from workbench.signals.difficulty import WHOSE
-from workbench.tasks.task import load_tasks
+from workbench.tasks.task import SETS, load_tasks
 
 ROUNDS = 2
 
@@ -232,3 +234,42 @@ def test_another_rule_changes_the_round_and_not_what_came_before(run, whole, tmp
 
     plan = tapir_rounds.plan_rounds(1, all_new, learners, pool, judged, [], run.recipe.curriculum)
     assert (plan["written"] == plan["items"]).all() and plan["items"].sum() == 6 * len(learners)
+
+
+def test_a_curriculum_runs_on_a_generator(classroom, tmp_path, monkeypatch):
+    """By a teacher and a judge on a server that answer by rule: no pocket model was raised on such questions."""
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    # A student that is never right has no area to measure.
+    monkeypatch.setattr("workbench.verdict.intervals.auc", lambda *given: (0.5, 0.0, 1.0))
+    numbers = iter(range(10**6))
+
+    def reply(body: dict) -> str:
+        prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        if "score_a" in prompt:
+            return scores(*(8 if "so <ans>" in side else 2 for side in sides_of(prompt)))
+        if "more question" in prompt:
+            return f"<input>Add 4 to {next(numbers)} in your head.</input><target>5</target>"
+        return " I add, so <ans>5</ans>"
+
+    source = {"generator": "basic_arithmetic", "level": 1, "answer_type": "tagged", "description": "Calculate."}
+    values = recipe_of(classroom).model_dump() | {"method": "tapir"}
+    values["tasks"] = {"names": ["sums"], "sources": {"sums": source}}
+    values["curriculum"] = {"pool": {"sums": 8}, "n_items": 4, "hard_shares": [0.5, 1.0], "n_tries": 1}
+    arms = ["base", "pool", "curriculum"]
+    values["evaluation"] |= {"arms": arms, "shots": [0], "primary": {"a": "curriculum", "b": "pool"}}
+    values["models"]["judge"] = "m"
+    with LocalServer(reply) as server:
+        to_server = {"engine": "openai", "base_url": server.url, "model_name": "m"}
+        values["engines"] = {"teacher": to_server, "judge": to_server | {"endpoint": "chat"}}
+        runs = run_whole(tmp_path / "runs", TapirRecipe.model_validate(values), ("curriculum", "evaluation"))
+    monkeypatch.setenv("WORKBENCH_RUNS", str(runs))
+    run = open_run("loop")
+    predictions, task = run.read("predictions"), load_tasks(run.recipe)["sums"]
+    assert set(predictions["arm"]) == set(arms) and set(predictions["task"]) == {"sums"}
+    assert set(predictions["item_id"]) <= set(task.test["item_id"])
+    targets = task.test.set_index("item_id")["target"]
+    right = [task.answers.same(row.answer, targets[row.item_id]) for row in predictions.itertuples()]
+    assert predictions["correct"].tolist() == right
+    assert run.read("round-1/difficulty")["difficulty"].gt(0).any()
+    taught = pd.concat([run.read("examples"), run.read("drafts")])
+    assert not set(taught["question"]) & {question for part in SETS for question in getattr(task, part)["question"]}

@@ -244,7 +244,8 @@ def influences(found: pd.DataFrame, drafts: pd.DataFrame, student: str, models: 
     own = found[(found["student"] == student) & (found["item_kind"] == "rationale")]
     rows = scored(own.assign(value=MILLI * own["value"]), drafts)
     table = _means(rows, ["task", "technique"])
-    fig = dots_and_means(rows, table, "task", f"influence ({UNIT})").update_xaxes(matches=None)
+    unit = "thousandths of a judge's point a question" if (own["how"] == "judge").any() else UNIT
+    fig = dots_and_means(rows, table, "task", f"influence ({unit})").update_xaxes(matches=None)
     fig.add_vline(x=0, line={"color": CONTROL, "width": 1.5})
     fig.add_vline(x=-MILLI * float(own["zero_step"].iloc[0]), line={"color": CONTROL, "dash": "dot", "width": 1.5})
     helpful, raw = (spell(share, *wilson(share, len(own))) for share in ((own[["value", "raw"]] > 0).mean()))

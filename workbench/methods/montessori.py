@@ -79,8 +79,8 @@ def plan(recipe: MontessoriRecipe) -> Amounts:
         pairs=scored * (synthesis.n_siblings - 1) / 4,
         side="question",
         steps=steps + settings.n_steps * settings.batch_size / n_tasks,
-        # The references of all tasks are read after each step.
-        reads=steps * n_reference * n_tasks if settings.estimator == "exact" else 0.0,
+        # The references of all tasks are read after each step; what is written to be judged is not in it.
+        reads=steps * n_reference * n_tasks if settings.estimator != "first_order" else 0.0,
         reference=n_reference * settings.n_tries if written else 0,
         reference_by=settings.reference if written else "teacher",
     )

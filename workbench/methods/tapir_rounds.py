@@ -20,8 +20,7 @@ from workbench.runs.recipe import Tailoring
 from workbench.runs.run import Frames
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
-from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key, rows_of
-from workbench.signals.judging import ModelJudge
+from workbench.signals.difficulty import WHOSE, Key, rows_of
 from workbench.tasks.contamination import normalise
 from workbench.tasks.task import Task
 
@@ -68,13 +67,6 @@ def teachers_of(recipe: TapirRecipe, teacher: Model) -> dict[str, Model]:
     """Return who writes, by name: the teacher and, where the recipe has one, the aligned one."""
     aligned = recipe.curriculum.aligned_teacher
     return {"teacher": teacher} | ({"aligned": teacher.trained(aligned)} if aligned else {})
-
-
-def judge_of(recipe: TapirRecipe, tasks: Mapping[str, Task]) -> Judge:
-    """Return the recipe's judge: the model that it names, else whoever checks answers that are known."""
-    if not recipe.models.judge:
-        return CheckingJudge(tasks)
-    return ModelJudge(Model(recipe, "judge", recipe.models.judge), recipe.seeds[0])
 
 
 def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -105,16 +105,22 @@ class Benchmarks(Section):
 
 
 class TaskSource(Section):
-    """Where one task's items come from and how its answers are read; without a path, they are its task file's.
+    """Where one task's items come from and how its answers are read; without path and generator, its task file.
 
     path is a file (CSV, TSV, JSON, JSONL, Parquet; from the project root), a folder or a hub id that `datasets` loads;
     config and split are those of `datasets`. test is another file, or another split, to take the test items from; ""
     takes them from the same rows. question and answer name columns; gold_pattern finds the answer in its column (its
     group, the last match), reply_pattern, for the answer type regex, in what a model wrote. Questions that stand there
     twice are refused or dropped.
+
+    generator, instead of a path, names one of the library reasoning-gym (make gym), whose verifier then compares the
+    answers; level is from 0, its easiest, and seed names the draw of the items.
     """
 
     path: str = ""
+    generator: IfSet[str] = ""
+    level: IfSet[CountOrZero] = 0
+    seed: IfSet[CountOrZero] = 0
     config: str = ""
     split: Text = "train"
     test: str = ""
@@ -139,7 +145,16 @@ class TaskSource(Section):
                 re.compile(getattr(self, key))
             except re.error as error:
                 raise ValueError(f"{key} is no regular expression ({error}); correct {getattr(self, key)!r}") from None
-        if not self.path and (given := self.model_fields_set - {"path", "answer_type", "reply_pattern"}):
+        # By value: a run's own recipe sets every field, most of them to what they are anyway.
+        fields = type(self).model_fields.items()
+        given = {name for name, one in fields if not one.is_required() and getattr(self, name) != one.default}
+        given -= {"path", "reply_pattern"}
+        of_items = given - {"generator", "level", "seed", "description", "licence"}
+        if self.generator and (wrong := sorted(of_items) or ["path"] * bool(self.path)):
+            raise ValueError(f"{wrong[0]} is set beside the generator {self.generator!r}; take one of them out")
+        if not self.generator and (wrong := sorted(given & {"level", "seed"})):
+            raise ValueError(f"{wrong[0]} is set without a generator, which alone has one; add generator")
+        if not (self.path or self.generator) and given:
             raise ValueError(
                 f"{sorted(given)[0]} is set without a path, but a task file says this itself; add the path"
             )
@@ -170,10 +185,12 @@ class Influence(Section):
     The first n_warm_up questions of a task, with their responses, warm the student up (with adapters, if its folder
     holds one, these alone) for n_steps of AdamW; the others are scored. The reference set is the preference set, with
     answers that are written, in n_tries, by the student or the teacher (those that are right) or are the bare target.
+    estimator judge has the student answer the reference questions after each step and takes a judge's score in place of
+    the loss: that of models.judge, and without one whether the answer is right.
     sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
     """
 
-    estimator: Literal["exact", "first_order"] = "exact"
+    estimator: Literal["exact", "first_order", "judge"] = "exact"
     sign: Literal["corrected", "raw"] = "corrected"
     reference: Literal["student", "teacher", "target"] = "student"
     n_tries: Count = 8

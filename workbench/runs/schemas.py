@@ -104,7 +104,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             **_SIGNAL,
             "raw": pa.Column("float64"),
             "zero_step": pa.Column("float64"),
-            "how": _text("exact", "first_order"),
+            "how": _text("exact", "first_order", "judge"),
         },
         unique=_SIGNAL_ID,
     ),

@@ -8,7 +8,7 @@ __getattr__, __all__ = lazily(
         "one_shot": "probe_drafts",
         "scores": "as_signal share_right",
         "difficulty": "measure_difficulty",
-        "judging": "answer_questions require_steady steer_judge",
+        "judging": "answer_questions judge_of require_steady steer_judge",
         "reference": "build_reference",
         "warm_up": "load_warmed texts_of",
         "influence_of_drafts": "measure_influence influence_of_examples texts_to_learn",

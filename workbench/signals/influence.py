@@ -26,8 +26,10 @@ from workbench.models.packed_losses import Pack, Text, Texts, single, token_loss
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
 from workbench.runs.errors import ModelError, RunError
+from workbench.runs.identity import identify
 from workbench.runs.run import fingerprint
 from workbench.runs.workers import run_jobs
+from workbench.signals.influence_by_judge import JudgedAnswers
 from workbench.signals.warm_up import OptimizerSnapshot, load_warmed, require_fit, texts_of, trainable
 from workbench.tasks.contamination import Guard
 
@@ -57,9 +59,10 @@ class StepJob:
         device: As models.load takes it.
         learning_rate: Of the step.
         reference: What the loss is measured on.
-        estimator: "exact" or "first_order"; "zero" for the step without an example.
+        estimator: "exact", "judge" or "first_order"; "zero" for the step without an example.
         candidates: What to step on; for "zero" a single one, whose text is not used.
         zero: The reference losses after the step at zero gradient, in nats; empty for "zero".
+        judged: What is read in place of the losses: a judge's scores, as losses of that sign; None for losses.
     """
 
     student: str
@@ -70,6 +73,7 @@ class StepJob:
     estimator: str = "zero"
     candidates: list[Candidate] = field(default_factory=list, repr=False)
     zero: list[float] = field(default_factory=list, repr=False)
+    judged: JudgedAnswers | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"{len(self.candidates)} steps ({self.estimator}) of {self.student}"
@@ -84,7 +88,7 @@ class SnapshotStudent:
 
     def __init__(self, student: str, warmed: OptimizerSnapshot, device: str, learning_rate: float):
         loaded = loading.load(student, "float32", device, merged=False)
-        self.model, self.warmed, self.learning_rate = loaded.model, warmed, learning_rate
+        self.loaded, self.model, self.warmed, self.learning_rate = loaded, loaded.model, warmed, learning_rate
         parameters = trainable(self.model)
         require_fit(warmed, loaded.fingerprint, parameters)
         self.start, self.exp_avg, self.exp_avg_sq = (
@@ -135,7 +139,7 @@ def step_job(job: StepJob) -> dict[str, dict[str, list[float]]]:
     the step on the candidate, in nats; for "zero" the losses before (`start`) and after (`zero`) that step.
     """
     student = SnapshotStudent(job.student, load_warmed(job.warmed), job.device, job.learning_rate)
-    compute = {"zero": _zero_step, "exact": _exact, "first_order": _first_order}[job.estimator]
+    compute = {"zero": _zero_step, "exact": _exact, "judge": _exact, "first_order": _first_order}[job.estimator]
     items, done = shared_cache(), {}
     for found in compute(student, job):
         items.put_many(KIND, found)
@@ -144,10 +148,10 @@ def step_job(job: StepJob) -> dict[str, dict[str, list[float]]]:
 
 
 def _zero_step(student: SnapshotStudent, job: StepJob):
-    reference = Texts(student.model, job.reference)
-    start, zero = reference.losses(), student.after_update(student.zero_gradient_update, reference.losses)
+    read = _reading(student, job)
+    start, zero = read(), student.after_update(student.zero_gradient_update, read)
     for when, losses in (("before any step", start), ("after the step at zero gradient", zero)):
-        if not torch.isfinite(losses).all():
+        if not job.judged and not torch.isfinite(losses).all():
             raise ModelError(
                 f"The reference loss {when} is not finite; warm the student up at a lower learning rate, or lower "
                 f"that of the step ({job.learning_rate:g})."
@@ -156,10 +160,18 @@ def _zero_step(student: SnapshotStudent, job: StepJob):
 
 
 def _exact(student: SnapshotStudent, job: StepJob):
-    reference, zero = Texts(student.model, job.reference), torch.tensor(job.zero, dtype=torch.float64)
+    read, zero = _reading(student, job), torch.tensor(job.zero, dtype=torch.float64)
     for candidate in job.candidates:
-        after = student.after_update(_movement_on(student, candidate), reference.losses)
-        yield {candidate.key: {"change": _finite(zero - after, candidate)}}
+        change = zero - student.after_update(_movement_on(student, candidate), read)
+        change = change.nan_to_num(0.0) if job.judged else change
+        yield {candidate.key: {"change": _finite(change, candidate)}}
+
+
+def _reading(student: SnapshotStudent, job: StepJob) -> Callable[[], Tensor]:
+    """Return what reads each reference text's loss, or its judged score turned round, so that lower is better too."""
+    if job.judged is None:
+        return Texts(student.model, job.reference).losses
+    return lambda: -job.judged.scores(student.loaded)
 
 
 def _first_order(student: SnapshotStudent, job: StepJob):
@@ -206,6 +218,7 @@ def measure(
     name: str = "",
     device: str = "auto",
     workers: int = 1,
+    judged: JudgedAnswers | None = None,
 ) -> pd.DataFrame:
     """Return every candidate's influence on a warmed student; what is finished is kept and never scored again.
 
@@ -216,15 +229,18 @@ def measure(
         reference: Columns question, prompt, completion; the loss is that of these completions.
         guard: Holds the test set, in which no reference question may be.
         estimator: "exact" takes the step and evaluates; "first_order" puts every example's gradient through AdamW as
-            that step would and multiplies the movement with the reference gradient.
+            that step would and multiplies the movement with the reference gradient; "judge" takes the step and has the
+            answers judged.
         name: What the student is called; its reference otherwise.
         device: As models.load takes it.
         workers: Processes; 0 means one per core.
+        judged: For "judge": who scores answers to what, in the order of the reference.
 
     Returns:
-        The frame "influences", in the order of the candidates, in nats per reference token: value, raw and
-        zero_step (what the step at zero gradient does: raw = value + zero_step), stderr of the value over the n
-        reference texts, tokens read for it, and how: "exact" or "first_order".
+        The frame "influences", in the order of the candidates, in nats per reference token, for "judge" in its points
+        per reference question: value, raw and zero_step (what the step at zero gradient does: raw = value + zero_step),
+        stderr of the value over the n reference texts, tokens read for it (answers that are judged left out), and how:
+        the estimator.
 
     Raises:
         ModelError: If there is no reference set, it overlaps the guard's sets, or a loss is not finite.
@@ -239,7 +255,9 @@ def measure(
     # All that can change what a step is found to do. Left out: device, processes and library versions, because they
     # change the last digits at most, and how the reference set is averaged, because each of its texts is stored.
     source = [KIND, VERSION, student_fp, state.fingerprint, rate, named["set_fp"]]
-    job = StepJob(student, Path(warmed), device, rate, asked)
+    if judged:
+        source += identify([judged.judge, judged.asked, judged.max_new_tokens])
+    job = StepJob(student, Path(warmed), device, rate, asked, judged=judged)
     (zero,) = _found(job, [Candidate(fingerprint([*source, "zero", ""]), "zero gradient", asked[0])], workers)
     given = [
         Candidate(fingerprint([*source, estimator, asdict(text)]), draft_id, text)
@@ -254,14 +272,17 @@ def _with_figures(
     frame: pd.DataFrame, texts: list[Text], reference: list[Text], zero: dict, changes: list[list[float]]
 ) -> pd.DataFrame:
     changes = np.reshape(changes, (len(texts), len(reference)))
-    weights = np.full(len(reference), 1 / sum(len(text.completion) for text in reference))
+    # A loss is summed over the tokens of its text, a judge's score is one a text.
+    judged = (frame["how"] == "judge").any()
+    sizes = np.array([1 if judged else len(text.completion) for text in reference])
+    weights = np.full(len(reference), 1 / sizes.sum())
     n_read = np.where(frame["how"] == "exact", sum(map(len, reference)), 0)
     frame = frame.assign(
         value=changes @ weights,
-        stderr=[_stderr(change, weights, reference) for change in changes],
+        stderr=[_stderr(change, weights, sizes) for change in changes],
         n=len(reference),
         tokens=np.array([len(text) for text in texts], dtype=int) + n_read,
-        zero_step=np.subtract(zero["start"], zero["zero"]) @ weights,
+        zero_step=np.nan_to_num(np.subtract(zero["start"], zero["zero"])) @ weights,
     )
     frame["raw"] = frame["value"] + frame["zero_step"]
     return schemas.build(frame.to_dict("records"), "influences")
@@ -296,10 +317,9 @@ def _found(job: StepJob, candidates: list[Candidate], workers: int) -> list[dict
     return [known[candidate.key] for candidate in candidates]
 
 
-def _stderr(change: np.ndarray, weights: np.ndarray, reference: list[Text]) -> float:
+def _stderr(change: np.ndarray, weights: np.ndarray, sizes: np.ndarray) -> float:
     """Return the standard error of a weighted mean per token over reference texts, as that of a ratio of two sums."""
-    if len(reference) < 2:
+    if len(sizes) < 2:
         return float("inf")
-    n_tokens = np.array([len(text.completion) for text in reference])
-    off = weights * (change - change @ weights * n_tokens)
+    off = weights * (change - change @ weights * sizes)
     return float(np.sqrt((off**2).sum() * len(off) / (len(off) - 1)))

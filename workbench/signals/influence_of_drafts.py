@@ -11,9 +11,13 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.models.start import Model
+from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_parts import Influence
 from workbench.runs.seeding import stream, stream_seed
+from workbench.signals.difficulty import Judge
 from workbench.signals.influence import measure
+from workbench.signals.influence_by_judge import JudgedAnswers
+from workbench.signals.judging import judge_of
 from workbench.signals.reference import guard_of_tests
 from workbench.signals.warm_up import WarmUp, warm_up
 from workbench.tasks.task import Task
@@ -30,6 +34,8 @@ def measure_influence(
     reference: pd.DataFrame,
     settings: Influence,
     seed: int,
+    judge: Judge | None = None,
+    *,
     folder: Path,
 ) -> dict[str, pd.DataFrame]:
     """Warm every student up and measure the influence of every draft outside the warm-up set.
@@ -42,11 +48,13 @@ def measure_influence(
         reference: As build_reference returns it.
         settings: A recipe's section influence.
         seed: Names the draws.
+        judge: Scores the answers where settings.estimator is judge; None takes the recipe's (see judge_of).
         folder: Where the warmed states are kept.
 
     Returns:
-        "influences": of drafts, and of questions as means over their drafts, in nats per reference token; value
-        (positive = the example helps), raw (with the step at zero gradient left in) and zero_step.
+        "influences": of drafts, and of questions as means over their drafts, in nats per reference token (a judge's
+        points per question where settings.estimator is judge); value (positive = the example helps), raw (with the step
+        at zero gradient left in) and zero_step.
 
     Raises:
         ModelError: If there is no reference set, it overlaps a test set, or a loss is not finite.
@@ -61,6 +69,7 @@ def measure_influence(
         warm_up(model.ref, warming, how, stream_seed(seed, "warm-up", student), path, compute.device)
         own, guard = reference[reference["student"] == student], guard_of_tests(model.recipe, tasks)
         more = (guard, settings.estimator, student, compute.device, compute.workers)
+        more += (_judged(model.recipe, tasks, own, settings, judge),)
         parts.append(with_questions(measure(model.ref, path, probing, own, *more), drafts))
     influences = pd.concat(parts, ignore_index=True)
     of_drafts = influences[influences["item_kind"] == "rationale"]
@@ -102,13 +111,28 @@ def influence_of_examples(
             for (arm, task), part in own.groupby(["arm", "task"])
         ]
         drawn = pd.concat(drawn).rename(columns={"example_id": "draft_id"})
-        given = (texts_to_learn(tasks, drawn), reference[reference["student"] == student])
-        compute = model.recipe.compute
+        own_reference, compute = reference[reference["student"] == student], model.recipe.compute
+        given = (texts_to_learn(tasks, drawn), own_reference)
         more = (guard_of_tests(model.recipe, tasks), settings.estimator, student, compute.device, compute.workers)
+        more += (_judged(model.recipe, tasks, own_reference, settings),)
         values = measure(model.ref, warmed / WARMED / student, *given, *more)
         known = drawn[["draft_id", "arm", "task", "question_id"]].merge(values, on="draft_id")
         parts.append(known[["student", "arm", "task", "question_id", "value", "raw"]])
     return pd.concat(parts, ignore_index=True)
+
+
+def _judged(
+    recipe: Recipe,
+    tasks: dict[str, Task],
+    reference: pd.DataFrame,
+    settings: Influence,
+    judge: Judge | None = None,
+) -> JudgedAnswers | None:
+    """Return who judges the answers to the reference questions, where that is what is measured."""
+    if settings.estimator != "judge":
+        return None
+    asked = reference[["task", "question", "target", "prompt", "completion"]].reset_index(drop=True)
+    return JudgedAnswers(judge or judge_of(recipe, tasks), asked, recipe.evaluation.max_new_tokens)
 
 
 def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:

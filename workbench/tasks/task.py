@@ -14,6 +14,7 @@ from workbench.runs.seeding import stream
 from workbench.tasks import pocket_questions, pocket_styles
 from workbench.tasks.answers import Answers
 from workbench.tasks.contamination import Guard, Overlap, copies, guard_for
+from workbench.tasks.gym import drawn_items
 from workbench.tasks.sources import check_golds, items_of, sha256_of
 
 GENERAL_TECHNIQUES = {
@@ -91,7 +92,8 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
 def task_file(recipe: Recipe, name: str) -> Path | None:
     """Return the file of a task in the recipe's folder of tasks, or None when its items come from elsewhere."""
     source = recipe.tasks.sources.get(name)
-    return None if source and source.path else project_root() / recipe.tasks.folder / f"{name}.json"
+    elsewhere = source and (source.path or source.generator)
+    return None if elsewhere else project_root() / recipe.tasks.folder / f"{name}.json"
 
 
 def _task_of(recipe: Recipe, name: str) -> Task:
@@ -104,12 +106,15 @@ def _task_of(recipe: Recipe, name: str) -> Task:
         targets = pd.concat([getattr(task, part)["target"] for part in SETS])
         check_golds(list(targets), answers, f"Task {name}, {file}", f"tasks.sources.{name}.answer_type")
         return task
-    examples, test = items_of(source, name)
-    raw = _split({"examples": examples}, name, recipe, has_test=bool(test))
-    raw["test"] = test or raw["test"]
-    sets = {part: _items(raw[part], Path(source.path), part) for part in SETS}
+    if source.generator:
+        wanted = (recipe.n_seeds_wanted, recipe.preference_set.n_validation, recipe.evaluation.n_items)
+        raw, answers, sha256 = drawn_items(source, name, dict(zip(SETS, wanted, strict=True)))
+    else:
+        examples, test = items_of(source, name)
+        raw = _split({"examples": examples}, name, recipe, has_test=bool(test))
+        raw["test"], sha256 = test or raw["test"], sha256_of([examples, test])
+    sets = {part: _items(raw[part], Path(source.path or source.generator), part) for part in SETS}
     description = source.description or _description(name)
-    sha256 = sha256_of([examples, test])
     return Task(name, description, dict(GENERAL_TECHNIQUES), **sets, sha256=sha256, answers=answers)
 
 
