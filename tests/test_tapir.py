@@ -27,7 +27,7 @@ ROUNDS = 2
 
 
 def small(folder, n_left_out=1, **curriculum) -> TapirRecipe:
-    values = recipe_of(folder).model_dump()
+    values = recipe_of(folder).model_dump(exclude={"alignment"})
     settings = {
         "pool": {"web_of_lies": 9, "object_counting": 3},
         "styles": {"web_of_lies": "tally"},
@@ -37,7 +37,6 @@ def small(folder, n_left_out=1, **curriculum) -> TapirRecipe:
     }
     arms = ["base", *ARMS][: len(ARMS) + 1 - n_left_out]
     values |= {"method": "tapir", "curriculum": settings | curriculum}
-    values.pop("alignment")
     values["evaluation"] |= {"arms": arms, "shots": [0], "primary": {"a": "curriculum", "b": "pool"}}
     return TapirRecipe.model_validate(values)
 
@@ -239,8 +238,6 @@ def test_another_rule_changes_the_round_and_not_what_came_before(run, whole, tmp
 def test_a_curriculum_runs_on_a_generator(classroom, tmp_path, monkeypatch):
     """By a teacher and a judge on a server that answer by rule: no pocket model was raised on such questions."""
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    # A student that is never right has no area to measure.
-    monkeypatch.setattr("workbench.verdict.intervals.auc", lambda *given: (0.5, 0.0, 1.0))
     numbers = iter(range(10**6))
 
     def reply(body: dict) -> str:
@@ -252,7 +249,7 @@ def test_a_curriculum_runs_on_a_generator(classroom, tmp_path, monkeypatch):
         return " I add, so <ans>5</ans>"
 
     source = {"generator": "basic_arithmetic", "level": 1, "answer_type": "tagged", "description": "Calculate."}
-    values = recipe_of(classroom).model_dump() | {"method": "tapir"}
+    values = recipe_of(classroom).model_dump(exclude={"alignment"}) | {"method": "tapir"}
     values["tasks"] = {"names": ["sums"], "sources": {"sums": source}}
     values["curriculum"] = {"pool": {"sums": 8}, "n_items": 4, "hard_shares": [0.5, 1.0], "n_tries": 1}
     arms = ["base", "pool", "curriculum"]
