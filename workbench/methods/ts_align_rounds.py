@@ -317,7 +317,9 @@ def updated(students: Mapping[Key, RewardModel], made: pd.DataFrame, folder: Pat
     return {key: student.updated(at[key]) if key in at else student for key, student in students.items()}
 
 
-def compare_rewards(old: pd.DataFrame, new: pd.DataFrame, later: pd.DataFrame, teacher: Scorer) -> pd.DataFrame:
+def compare_rewards(
+    old: pd.DataFrame, new: pd.DataFrame, later: pd.DataFrame, teacher: Scorer, teacher_margin: float
+) -> pd.DataFrame:
     """Return how a round changed each learner's student reward model and policy, on held-out questions.
 
     Args:
@@ -325,6 +327,7 @@ def compare_rewards(old: pd.DataFrame, new: pd.DataFrame, later: pd.DataFrame, t
         new: The same samples, rewarded by the student after it.
         later: Samples of the policy after the round, rewarded by the student before its update.
         teacher: Orders the two samples of each question.
+        teacher_margin: Pairs whose teacher's rewards lie no further apart are left out of the agreement.
 
     Returns:
         Columns student, arm, seed, n_pairs, agreement_before, agreement_after (shares of pairs that student and teacher
@@ -333,12 +336,13 @@ def compare_rewards(old: pd.DataFrame, new: pd.DataFrame, later: pd.DataFrame, t
     first, second = (new[new["sample"] == n].reset_index(drop=True) for n in (0, 1))
     apart = (first["text"] != second["text"]).to_numpy()
     told = _margins(teacher, first.rename(columns={"text": "chosen"}).assign(rejected=second["text"])[apart])
+    told = np.where(np.abs(told) > teacher_margin, told, np.nan)
     sides = [frame[frame["sample"] == n]["reward"].to_numpy()[apart] for frame in (old, new) for n in (0, 1)]
     margins = first.loc[apart, WHOSE].assign(told=told, before=sides[0] - sides[1], after=sides[2] - sides[3])
     rows = []
     for key in dict.fromkeys(Key(*row) for row in old[WHOSE].itertuples(index=False, name=None)):
         own, of = rows_of(margins, key), [rows_of(frame, key) for frame in (old, later)]
-        row = key._asdict() | {"n_pairs": int((own["told"].notna() & (own["told"] != 0)).sum())}
+        row = key._asdict() | {"n_pairs": int(own["told"].notna().sum())}
         row |= {f"agreement_{when}": agreement(own[when], own["told"]) for when in ("before", "after")}
         for name, column in (("reward", "reward"), ("gold", "correct")):
             row |= {f"{name}_{when}": part[column].mean() for when, part in zip(("before", "after"), of, strict=True)}
