@@ -16,6 +16,7 @@ NOTEBOOKS = {
     "evaluation": "05_evaluation",
     "influence": "07_influence",
     "curriculum": "08_curriculum",
+    "ts_align": "09_ts_align",
 }
 
 

@@ -335,7 +335,7 @@ def test_no_student_is_raised_on_a_question_of_the_task_files(monkeypatch):
     drawn = iter(["I have a pear. How many fruits do I have?", "I have a plum. How many fruits do I have?"])
     monkeypatch.setattr(raising, "write", lambda *_: next(drawn))
     monkeypatch.setattr(raising, "held_out", lambda: {normalise("I have a pear. How many fruits do I have?")})
-    assert raising._fresh_question("object_counting", np.random.default_rng(0), (1, 1)).startswith("I have a plum")
+    assert raising.fresh_question("object_counting", np.random.default_rng(0), (1, 1)).startswith("I have a plum")
 
 
 def test_names_and_kinds_hold_no_doubles():

@@ -20,7 +20,7 @@ SHARED = ("tasks/answers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
     "loop/alignment": (2, "2434b24cb5b0d2af"),
     "loop/arms": (2, "b3acd1e3b4445054"),
-    "loop/budgets": (2, "8024f14716a62edf"),
+    "loop/budgets": (2, "bb98fbf8a2c8a631"),
     "loop/drafting": (4, "0f0923ce03de54c3"),
     "loop/instructions": (1, "bf4fd8092cee3375"),
     "loop/pairs": (2, "72619f90777531c3"),
@@ -36,6 +36,8 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/judging": (1, "ed629527a195418e"),
     "signals/one_shot": (3, "fe4fef2cf282c9c7"),
     "signals/reference": (1, "82a2d1846297923c"),
+    "signals/reward": (1, "185f1ab0c11649d9"),
+    "signals/reward_models": (1, "92c2880a7da7031b"),
     "signals/scores": (1, "f0cc4273a39ba89e"),
     "signals/warm_up": (1, "84056eaface2e5fc"),
 }

@@ -183,10 +183,10 @@ def train_students(
         for point in [*result.curve, {"step": result.steps, "metric": "tokens", "value": float(result.n_tokens)}]
     ]
     frame_of_curve = schemas.build(curve, "curve")
-    return {"students": frame, "curve": frame_of_curve if before is None else _continued(before, frame_of_curve)}
+    return {"students": frame, "curve": frame_of_curve if before is None else continued(before, frame_of_curve)}
 
 
-def _continued(before: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
+def continued(before: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     """Return two curves of the same students as one; steps and tokens add up."""
     whose, is_sum = ["arm", "student", "seed"], before["metric"] == "tokens"
     done = curve[whose].merge(before[is_sum], on=whose, how="left", validate="many_to_one")

@@ -11,16 +11,18 @@ from workbench.methods.arte import ARTE
 from workbench.methods.base import Method
 from workbench.methods.montessori import MONTESSORI
 from workbench.methods.tapir import TAPIR
+from workbench.methods.ts_align import TS_ALIGN
 from workbench.runs import lazily
 from workbench.runs.errors import RecipeError
 
-__getattr__, _ = lazily(__name__, {}, {"tapir_rounds": "tapir_rounds", "tapir_labels": "tapir_labels"})  # slow: models
+SLOW = ("tapir_rounds", "tapir_labels", "ts_align_rounds")  # they load models
+__getattr__, _ = lazily(__name__, {}, {name: name for name in SLOW})
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"
 POCKET_RECIPE = "arte"  # names all models and tasks that the first notebooks need, and more
 
-ALL: dict[str, Method] = {method.name: method for method in (ARTE, MONTESSORI, TAPIR)}
+ALL: dict[str, Method] = {method.name: method for method in (ARTE, MONTESSORI, TAPIR, TS_ALIGN)}
 
 
 def bring(path: str | Path) -> Method:

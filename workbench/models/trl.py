@@ -363,8 +363,10 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
     lengths = [len(prompt) + len(end) for prompt, end in chosen + rejected]
     _refuse_too_long(max(lengths, default=0), settings.max_length, "alignment")
     batches = shuffled(len(rows), settings.batch_size, settings.n_epochs, seed % 2**31)
+    both = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.sft_weight]} if settings.sft_weight else {}
     config = DPOConfig(
         beta=settings.beta,
+        **both,
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=settings.micro_batch_size or settings.batch_size,
         **_arguments(settings, recipe, work, seed, len(batches)),

@@ -122,12 +122,25 @@ class Pairs(Section):
 
 
 class Alignment(Tuning):
-    """DPO of the teacher, on the pairs of these tasks (none named: all)."""
+    """DPO of the teacher, on the pairs of these tasks (none named: all).
+
+    sft_weight: of the mean loss on the chosen side's tokens, added to that of DPO; 0 for none.
+    """
 
     beta: Positive
+    sft_weight: IfSet[PositiveOrZero] = 0.0
     warmup_ratio: Ratio = 0.1
     scheduler: Scheduler = "cosine"
     tasks: list[Name] = []
+
+    @model_validator(mode="after")
+    def _sums_up(self):
+        if self.sft_weight and self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size must be 0 with sft_weight, got {self.micro_batch_size}: that loss is a mean "
+                "over the tokens computed at once; lower batch_size instead"
+            )
+        return self
 
 
 class Tailoring(Section):

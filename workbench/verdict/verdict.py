@@ -31,6 +31,7 @@ from workbench.verdict.intervals import (
     spread,
     wilson,
 )
+from workbench.verdict.win_rates import win_rate_of
 
 BASE_SEED = -1
 UNTRAINED = {"training_tokens": 0, "steps": 0}
@@ -110,7 +111,7 @@ def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float
 
     Returns:
         a, b, shots, difference, low, high, p_value, decision, more_needed (None unless undecided), n_items, n_seeds,
-        stderr, seed_sd (of the seed means), low_equivalence, high_equivalence.
+        stderr, seed_sd (of the seed means), low_equivalence, high_equivalence, and the win rate; see win_rate_of.
 
     Raises:
         DataError: If arms, seeds or items do not match, naming the first that is missing.
@@ -143,7 +144,7 @@ def _compare(
         "seed_sd": float(np.sqrt(of.ms_seed / of.n_items)),
         "low_equivalence": max(of.mean - inner, -1.0),
         "high_equivalence": min(of.mean + inner, 1.0),
-    }
+    } | win_rate_of(table.to_numpy(), half)
     return row, of
 
 

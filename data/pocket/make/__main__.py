@@ -60,8 +60,13 @@ def main() -> None:
         _measure(arguments.names or usual, arguments.folder, arguments.curves)
         return
     from data.pocket.make.raising import raise_all
+    from data.pocket.make.rewards import SHAPES, raise_rewards
 
-    raise_all(arguments.names or ["teacher", *STUDENTS], arguments.folder)
+    names = arguments.names or ["teacher", *STUDENTS, *SHAPES]
+    if rest := [name for name in names if name not in SHAPES]:
+        raise_all(rest, arguments.folder)
+    if rewards := [name for name in names if name in SHAPES]:
+        raise_rewards(rewards, arguments.folder)
 
 
 if __name__ == "__main__":

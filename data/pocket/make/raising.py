@@ -83,7 +83,7 @@ def held_out() -> frozenset[str]:
     )
 
 
-def _fresh_question(task: str, rng: np.random.Generator, sizes: tuple[int, int]) -> str:
+def fresh_question(task: str, rng: np.random.Generator, sizes: tuple[int, int]) -> str:
     """Return a question that no task file holds."""
     while normalise(question := write(task, rng, sizes)) in held_out():
         pass
@@ -102,7 +102,7 @@ def student_text(student: Student, rng: np.random.Generator) -> Text:
     sizes = (1, student.native_sizes[task]) if bare else student.sizes(task, style)
     worked = []
     for _ in range(n_shots + 1):
-        question = _fresh_question(task, rng, sizes)
+        question = fresh_question(task, rng, sizes)
         worked.append(
             (question, f"<ans>{solve(task, question)}</ans>" if bare else rationale_for(task, question, style))
         )
