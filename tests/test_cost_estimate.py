@@ -112,3 +112,10 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
     assert found[recipe.models.teacher].new == pytest.approx(8)
     assert found["data/pocket/no-preference"].new == pytest.approx(8 * n_processes(recipe.compute.workers))
     assert "no-preference" in plan.in_words(of, measured=found)
+
+
+def test_what_policies_are_asked_in_rounds_is_counted():
+    table = cost_estimate.estimate(load_recipe("ts-align")).set_index("work")
+    # Two tasks, two arms that are trained, five seeds: two rounds of 60 prompts, eight samples each, and 3 times 2 of 40.
+    assert table.loc["answers of those taught", "generations"] == 2 * 2 * 5 * (2 * 60 * 8 + 3 * 2 * 40)
+    assert "questions of all rounds" not in table.index

@@ -125,8 +125,13 @@ def best_and_worst(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def plan_of(recipe: TsAlignRecipe) -> Amounts:
-    """Return what a run of a recipe does, a task; what is sampled, rewarded and aligned in rounds is not in it."""
-    return Amounts(recipe.drafting.n_seed_questions, 1, recipe.rewards.n_rounds * recipe.rewards.n_prompts)
+    """Return what a run of a recipe does, a task; a policy's alignment counts as its training, rewards are left out."""
+    settings, models = recipe.rewards, recipe.models.students
+    n_policies = sum(len(recipe.trained_arms(name)) for name in models) * len(recipe.seeds)
+    # All samples of the prompts, and two of what is held out, before the first round and after each.
+    of_prompts = settings.n_rounds * settings.n_prompts * settings.n_samples
+    asked = n_policies * (of_prompts + 2 * settings.n_held_out * (settings.n_rounds + 1))
+    return Amounts(recipe.drafting.n_seed_questions, 0, 0, asked_in_rounds=asked)
 
 
 TS_ALIGN = Method(

@@ -142,16 +142,17 @@ class _Work:
     def rounds(self) -> None:
         """Add what is written, answered and judged in rounds."""
         recipe, amounts, models = self.recipe, self.amounts, self.recipe.models
-        self.questions("alignment", "questions of all rounds", amounts.in_rounds)
-        n, longest = amounts.in_rounds * amounts.rationales, recipe.drafting.max_new_tokens
-        self.answers("alignment", "rationales of all rounds", models.teacher, n, longest)
+        if amounts.in_rounds:
+            self.questions("alignment", "questions of all rounds", amounts.in_rounds)
+            n, longest = amounts.in_rounds * amounts.rationales, recipe.drafting.max_new_tokens
+            self.answers("alignment", "rationales of all rounds", models.teacher, n, longest)
         student, n = next(iter(models.students.values())), amounts.asked_in_rounds
         self.answers("alignment", "answers of those taught", student, n, recipe.evaluation.max_new_tokens)
         if models.judge:
             self.answers("alignment", JUDGED, models.judge, 2 * n, recipe.evaluation.max_new_tokens)
 
     def alignment(self) -> None:
-        if self.amounts.in_rounds:
+        if self.amounts.asked_in_rounds:
             self.rounds()
         if not self.amounts.pairs:
             return
