@@ -116,6 +116,6 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
 
 def test_what_policies_are_asked_in_rounds_is_counted():
     table = cost_estimate.estimate(load_recipe("ts-align")).set_index("work")
-    # Two tasks, two arms that are trained, five seeds: two rounds of 60 prompts, eight samples each, and 3 times 2 of 40.
+    # Two tasks, two trained arms, five seeds; two rounds of 60 prompts, eight samples each, and three times 2 of 40.
     assert table.loc["answers of those taught", "generations"] == 2 * 2 * 5 * (2 * 60 * 8 + 3 * 2 * 40)
     assert "questions of all rounds" not in table.index
