@@ -24,14 +24,17 @@ from workbench.verdict.power import (
 
 # What asks a role's server, by stage or by work.
 ASKED_OF = {"teacher": ("stage", "drafting"), "student": ("stage", "probing"), "judge": ("work", JUDGED)}
-JUDGED_STEPS = (
-    *("round-1/answers", "round-1/difficulty", "judge/steady", "judge/steered"),
-    *("held-out/teacher", "held-out/sampled", "held-out/greedy", "held-out/difficulty"),
-)
 STEPS = {
     "drafting": ("questions", "drafts", "exemplars"),
-    "probing": ("preference_set", "reference", "probes", "influences", "signals", *JUDGED_STEPS),
-    "alignment": ("pairs", "reviewed", "teachers", "examples"),
+    "probing": (
+        *("preference_set", "reference", "probes", "influences", "signals", "labels", "held-out"),
+        *("round-1/answers", "round-1/difficulty", "judge/steady", "judge/steered"),
+        *("held-out/teacher", "held-out/sampled", "held-out/greedy", "held-out/difficulty"),
+    ),
+    "alignment": (
+        *("pairs", "reviewed", "teachers", "examples"),
+        *("round-1/prompts", "round-1/samples", "round-1/rewards", "round-1/mined"),
+    ),
     "training": ("rows", "students"),
     "evaluation": ("predictions",),
 }
@@ -157,10 +160,14 @@ def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[s
 def _took(run: str) -> dict[str, float]:
     """Return the seconds of each stage of a run, as far as its steps are finished."""
     work = open_run(run)
-    seconds = {stage: sum(work.manifest(step).get("seconds", 0.0) for step in steps) for stage, steps in STEPS.items()}
+    stage_of = {step: stage for stage, steps in STEPS.items() for step in steps}
+    parts, seconds = {"pool": "drafting", "held-out": "probing"}, dict.fromkeys(STEPS, 0.0)
     for step in work.steps():
-        if step.startswith("round-") and step not in JUDGED_STEPS:
-            seconds["training" if step.endswith("/students") else "alignment"] += work.manifest(step)["seconds"]
+        stage = stage_of.get(step) or parts.get(step.partition("/")[0])
+        if step.startswith("round-") and not stage:
+            stage = "training" if step.endswith("/students") else "alignment"
+        if stage:
+            seconds[stage] += work.manifest(step).get("seconds", 0.0)
     return seconds
 
 
