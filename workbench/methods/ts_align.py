@@ -126,7 +126,7 @@ def best_and_worst(samples: pd.DataFrame) -> pd.DataFrame:
 
 def plan_of(recipe: TsAlignRecipe) -> Amounts:
     """Return what a run of a recipe does, a task; what is sampled, rewarded and aligned in rounds is not in it."""
-    return Amounts(recipe.drafting.n_seed_questions, 1, recipe.rewards.n_rounds * recipe.rewards.n_prompts)
+    return Amounts(recipe.drafting.n_seed_questions, 0, 0)
 
 
 TS_ALIGN = Method(
