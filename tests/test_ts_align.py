@@ -3,13 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from notebook_steps import compute
 from reward_models import write_reward_model
 from small_classroom import recipe_of, run_whole
 
 from workbench.methods import ts_align_rounds as rounds
 from workbench.methods.ts_align import ARMS, Ingredients, TsAlignRecipe, best_and_worst
+from workbench.models.loading import load
 from workbench.models.start import students_of
+from workbench.models.trl import encode, tune_dpo
 from workbench.runs.errors import ModelError, RecipeError, RunError
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run
@@ -243,3 +246,23 @@ def test_a_reward_model_of_the_wrong_kind_stops_the_run_where_it_is_asked(classr
     with pytest.raises((ModelError, RunError), match="has 2 labels, and a reward is one number"):
         rounds.reward_samples(*given, load_tasks(recipe))
     assert list(samples[WHOSE].iloc[0]) == list(key)
+
+
+def test_the_loss_of_sft_makes_the_chosen_side_likelier_than_dpo_alone_does(small_models, tmp_path):
+    recipe, means = small(small_models), {}
+    pairs = pd.DataFrame([{"prompt": f"Q: {n}", "chosen": "Yes Yes", "rejected": "Yes No"} for n in range(8)])
+    for weight in (0.0, 5.0):
+        settings = recipe.alignment.model_copy(update={"sft_weight": weight})
+        work = tmp_path / str(weight)
+        work.mkdir()
+        tune_dpo(recipe.model_copy(update={"alignment": settings}), pairs, work, 1)
+        means[weight] = mean_logprob(work, "Q: 3", "Yes Yes")
+    assert means[5.0] > means[0.0] + 0.05
+
+
+def mean_logprob(folder, prompt: str, completion: str) -> float:
+    loaded = load(folder, device="cpu")
+    ((start, end),) = encode(loaded.tokenizer, [prompt], [completion])
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([start + end])).logits[0, len(start) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(end)), end].mean().item()
