@@ -307,8 +307,7 @@ def update_students(
 
 def _update(job: _Job) -> Tuned:
     ref, settings, margin, seed = job.given
-    work = lambda folder: update_reward(job.recipe, ref, settings, margin, job.pairs, folder, seed)  # noqa: E731
-    return tuned(job.folder, job.mark, work)
+    return tuned(job.folder, job.mark, lambda to: update_reward(job.recipe, ref, settings, margin, job.pairs, to, seed))
 
 
 def updated(students: Mapping[Key, RewardModel], made: pd.DataFrame, folder: Path) -> dict[Key, RewardModel]:

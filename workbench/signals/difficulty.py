@@ -33,6 +33,11 @@ def rows_of(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
     return frame[(frame[WHOSE] == list(key)).all(axis=1)]
 
 
+def checked(task: Task, gold: str, text: str) -> float:
+    """Return 1 for a text whose answer is right and 0 for any other; nan where no answer is known."""
+    return float(task.answers.same(task.answers.read(text), gold)) if gold else np.nan
+
+
 class Judge(Protocol):
     """Scores the teacher's and a student's answer to a question; an argument of steps, so its fields say all of it."""
 
@@ -54,14 +59,9 @@ class CheckingJudge:
         """Return the scores; see `Judge`. There is no order, so order_gap is 0."""
         scores = pd.DataFrame(index=asked.index)
         for side in ("teacher", "student"):
-            scores[f"score_{side}"] = [
-                self._score(*row) for row in asked[["task", "gold", side]].itertuples(index=False, name=None)
-            ]
+            rows = asked[["task", "gold", side]].itertuples(index=False, name=None)
+            scores[f"score_{side}"] = [checked(self.tasks[task], gold, text) for task, gold, text in rows]
         return scores.assign(order_gap=np.where(scores["score_teacher"].isna(), np.nan, 0.0))
-
-    def _score(self, task: str, gold: str, text: str) -> float:
-        answers = self.tasks[task].answers
-        return float(answers.same(answers.read(text), gold)) if gold else np.nan
 
 
 def measure_difficulty(judge: Judge, taught: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:

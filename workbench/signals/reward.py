@@ -17,6 +17,7 @@ from workbench.runs.cache import shared_cache
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import Recipe
 from workbench.runs.workers import run_jobs
+from workbench.signals.difficulty import checked
 from workbench.signals.judging import ModelJudge
 from workbench.signals.reward_models import load_reward, rewards_of
 from workbench.tasks.task import Task
@@ -45,11 +46,7 @@ class CheckingReward:
     def __call__(self, asked: pd.DataFrame) -> np.ndarray:
         """Return the rewards; see `Scorer`."""
         rows = asked[["task", "gold", "text"]].itertuples(index=False, name=None)
-        return np.array([self._one(*row) for row in rows], dtype=float)
-
-    def _one(self, task: str, gold: str, text: str) -> float:
-        answers = self.tasks[task].answers
-        return float(answers.same(answers.read(text), gold)) if gold else np.nan
+        return np.array([checked(self.tasks[task], gold, text) for task, gold, text in rows], dtype=float)
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,15 @@ def rewards_of(model: PreTrainedModel, rows: Sequence[list[int]]) -> torch.Tenso
         raise ModelError(
             f"A text of {width} tokens is longer than the {limit} that the reward model reads; shorten it."
         )
-    pad = model.config.pad_token_id
+    return logits_of(model, rows).float()
+
+
+def logits_of(model: PreTrainedModel, rows: Sequence[list[int]]) -> torch.Tensor:
+    """Return the logit of each text, given as token ids and padded to the longest, shape (n,); gradients are kept."""
+    pad, width = model.config.pad_token_id, max(map(len, rows))
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    return model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
 
 
 def hinge(chosen: torch.Tensor, rejected: torch.Tensor, margin: float) -> torch.Tensor:

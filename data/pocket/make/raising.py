@@ -214,10 +214,9 @@ def _batches(draw: Callable[[], Text], tokenizer: PreTrainedTokenizerFast, batch
             yield torch.tensor(padded), torch.tensor(labels)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> LlamaForCausalLM:
-    """Return a small Llama that has seen nothing."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+def small_llama(tokenizer: PreTrainedTokenizerFast, shape, **more) -> LlamaConfig:
+    """Return the configuration of a small Llama: its size is the shape's hidden, layers, heads and intermediate."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -225,12 +224,17 @@ def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> Ll
         num_key_value_heads=shape.heads,
         intermediate_size=shape.intermediate,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
-    model = LlamaForCausalLM(config)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> LlamaForCausalLM:
+    """Return a small Llama that has seen nothing."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(small_llama(tokenizer, shape, tie_word_embeddings=True))
     look_back(model)
     return model
 

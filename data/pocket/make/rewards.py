@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from data.pocket.make.classroom import DESCRIPTIONS
-from data.pocket.make.raising import fresh_question, save, shared_tokenizer
+from data.pocket.make.raising import fresh_question, save, shared_tokenizer, small_llama
 from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.models.engine import Decoding, Request
@@ -23,6 +23,7 @@ from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import encode
 from workbench.runs.recipe import project_root
 from workbench.runs.seeding import stream
+from workbench.signals.reward_models import logits_of
 from workbench.tasks.answers import Answers
 from workbench.tasks.pocket_questions import TEST_SIZES, solve
 from workbench.tasks.pocket_styles import STYLES
@@ -91,20 +92,7 @@ def begin(shape: Shape, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Lla
         path = folder / shape.begun
         model = LlamaForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     else:
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            intermediate_size=shape.intermediate,
-            max_position_embeddings=1024,
-            num_labels=1,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        model = LlamaForSequenceClassification(config)
+        model = LlamaForSequenceClassification(small_llama(tokenizer, shape, num_labels=1))
     # In transformers the head is drawn when the folder is read, which is not the same from version to version.
     torch.nn.init.zeros_(model.score.weight)
     return model
@@ -115,11 +103,7 @@ def rewards(
 ) -> torch.Tensor:
     """Return the reward of each (what was asked, answer)."""
     encoded = encode(tokenizer, [asked for asked, _ in texts], [answer for _, answer in texts])
-    rows = [start + end for start, end in encoded]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+    return logits_of(model, [start + end for start, end in encoded])
 
 
 def train(model, tokenizer, pairs: list[Pair], shape: Shape) -> None:
