@@ -23,7 +23,7 @@ demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
 
 test: lint
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test.stamp
 	.venv/bin/ruff check .

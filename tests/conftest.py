@@ -28,6 +28,18 @@ evaluation: {n_items: 4, max_new_tokens: 32}
 """
 
 
+# The files that take longest, by minutes; the last ones begun are then short, and no worker waits long for the other.
+LONGEST = (
+    "notebooks three_engines montessori loop lesson tapir vllm_engine ts_align main pocket inspector_browser".split()
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first; see Makefile."""
+    at = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: at.get(item.path.name, len(at)))
+
+
 @pytest.fixture(autouse=True)
 def _environment_stays():
     """What one test leaves in the environment changes what the next one sees: a lab without its widgets, once."""
