@@ -11,8 +11,8 @@ from workbench.models.start import Model
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
-from workbench.verdict import benchmarks
-from workbench.verdict.benchmarks import ask_model
+from workbench.studies import benchmarks
+from workbench.studies.benchmarks import ask_model
 
 STUDENT = "data/pocket/no-preference"
 YAML = """

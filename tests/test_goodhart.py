@@ -13,7 +13,7 @@ from workbench import figures
 from workbench.runs.errors import DataError, RunError
 from workbench.runs.run import open_run
 from workbench.runs.seeding import stream
-from workbench.verdict.goodhart import by_round, findings, follow, partings
+from workbench.studies.goodhart import by_round, findings, follow, partings
 
 SCORES = (0.4, 0.5, 0.6, 0.65)
 

@@ -10,10 +10,10 @@ import small_classroom
 
 from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
+from workbench.studies import learning_curves, validity
+from workbench.studies.learning_curves import doubling, measure
+from workbench.studies.validity import held_out, usable
 from workbench.tasks.task import load_tasks
-from workbench.verdict import learning_curves, validity
-from workbench.verdict.learning_curves import doubling, measure
-from workbench.verdict.validity import held_out, usable
 
 
 def first(examples: pd.DataFrame, n: int) -> pd.DataFrame:

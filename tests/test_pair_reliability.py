@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from workbench.runs.errors import DataError
-from workbench.verdict.pair_reliability import (
+from workbench.studies.pair_reliability import (
     ALL,
     AT_RANDOM,
     BY_IRT,

@@ -9,7 +9,7 @@ from test_pair_reliability import stored
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import open_run
-from workbench.verdict.pair_reliability import AT_RANDOM, BY_IRT, probe_validation, split_half_reliability
+from workbench.studies.pair_reliability import AT_RANDOM, BY_IRT, probe_validation, split_half_reliability
 
 
 def compared(*frames: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from notebook_steps import compute
 from small_classroom import recipe_of, run_whole
 from test_difficulty import scores, sides_of
 
-from workbench.methods import tapir, tapir_rounds
+from workbench.methods import rounds, tapir, tapir_rounds
 from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe
 from workbench.methods.tapir_rounds import apportion, choose_items, level_of, plan_round
 from workbench.models.start import students_of
@@ -225,7 +225,7 @@ def test_a_round_computed_again_is_reused_to_the_last(run, capsys):
 
 
 def test_another_rule_changes_the_round_and_not_what_came_before(run, whole, tmp_path, monkeypatch):
-    learners = tapir_rounds.learners_of(students_of(run.recipe))
+    learners = rounds.learners_of(students_of(run.recipe))
     pool, judged = run.read("drafts"), [run.read("round-1/difficulty")]
 
     def all_new(n, shares, hard_share, spare):

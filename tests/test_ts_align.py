@@ -9,6 +9,7 @@ from reward_models import write_reward_model
 from small_classroom import recipe_of, run_whole
 
 from workbench.methods import ts_align_rounds as rounds
+from workbench.methods.rounds import learners_of
 from workbench.methods.ts_align import ARMS, Ingredients, TsAlignRecipe, best_and_worst
 from workbench.models.loading import load
 from workbench.models.start import students_of
@@ -158,7 +159,7 @@ def test_who_the_teacher_is(small_models):
 
 def test_too_few_prompts_and_no_pair_at_all_are_errors_that_say_what_to_do(small_models, tmp_path):
     recipe = small(small_models)
-    learners = rounds.learners_of(students_of(recipe))
+    learners = learners_of(students_of(recipe))
     questions = pd.DataFrame({"task": "web_of_lies", "question_id": ["a"], "question": ["A?"], "kept": [True]})
     with pytest.raises(ValueError, match=r"1 questions of web_of_lies were kept, but 1 rounds take 4; raise drafting"):
         rounds.draw_prompts(1, learners, questions, 4)
@@ -228,7 +229,7 @@ def test_a_final_student_reward_model_can_align_another_policy(run, classroom):
     values["evaluation"] |= {"arms": ["base", "student_only", "successor"]}
     values["evaluation"]["primary"] = {"a": "successor", "b": "student_only", "shots": 0}
     recipe = TsAlignRecipe.model_validate(values)
-    learners = rounds.learners_of(students_of(recipe))
+    learners = learners_of(students_of(recipe))
     refs = {key.arm: model.ref for key, model in rounds.students_of(recipe, learners).items()}
     assert refs == {"student_only": str(classroom / "small"), "successor": str(folder)}
     assert {key.arm for key in rounds.different(learners)} == {"student_only"}
@@ -238,7 +239,7 @@ def test_a_reward_model_of_the_wrong_kind_stops_the_run_where_it_is_asked(classr
     monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
     two = write_reward_model(tmp_path / "two", classroom / "teacher", labels=2)
     recipe = small(classroom, student=str(two))
-    learners = rounds.learners_of(students_of(recipe))
+    learners = learners_of(students_of(recipe))
     key = next(iter(learners))
     samples = pd.DataFrame([key._asdict() | {"task": "web_of_lies", "question_id": "q", "sample": 0, "text": "No"}])
     question = pd.DataFrame([{"task": "web_of_lies", "question_id": "q", "question": "A?"}])

@@ -5,7 +5,7 @@ import pytest
 from workbench import figures
 from workbench.runs.run import open_run
 from workbench.runs.seeding import stream
-from workbench.verdict.validity import (
+from workbench.studies.validity import (
     FORMAT,
     LENGTH,
     format_of,

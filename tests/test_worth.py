@@ -9,7 +9,7 @@ import pytest
 from workbench import figures
 from workbench.runs.errors import DataError
 from workbench.runs.seeding import stream
-from workbench.verdict.learning_curves import needed, points, worth
+from workbench.studies.learning_curves import needed, points, worth
 from workbench.verdict.verdict import BASE_SEED
 
 SIZES, N_ITEMS, SEEDS = (5, 10, 20, 40), 100, (1, 2, 3)

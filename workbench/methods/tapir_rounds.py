@@ -9,15 +9,14 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.alignment import models_of
 from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written
+from workbench.methods.rounds import example_of
 from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
 from workbench.models.engine import Decoding, Request
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
 from workbench.runs.recipe import Tailoring
-from workbench.runs.run import Frames
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
 from workbench.signals.difficulty import WHOSE, Key, rows_of
@@ -27,21 +26,6 @@ from workbench.tasks.task import Task
 VERSION = 1
 PLAIN = "plain"
 Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
-
-
-def learners_of(students: Mapping[str, Model]) -> dict[Key, Model]:
-    """Return every learner as it begins: each student in each arm and seed, untrained."""
-    return {
-        Key(name, arm, seed): model.among_trained
-        for name, model in students.items()
-        for arm in model.recipe.trained_arms(name)
-        for seed in model.recipe.seeds
-    }
-
-
-def go_on(learners: Mapping[Key, Model], trained: Frames) -> dict[Key, Model]:
-    """Return the learners as a round's training left them."""
-    return {Key(*key): learners[key].trained(folder) for key, folder in models_of(trained, "students").items()}
 
 
 def judged_in(n_round: int, learners: Mapping[Key, Model]) -> dict[Key, Model]:
@@ -315,22 +299,9 @@ def choose_items(
         own = own.sort_values("hard", ascending=False, kind="stable") if arm.difficulty else own
         items = pd.concat([old.iloc[order[: cell["from_pool"]]], own.head(cell["written"])])
         taken += own.head(cell["written"]).index.tolist()
-        rows += [_example(task, key, item, f"{n_round}/{n}") for n, item in enumerate(items.to_dict("records"))]
+        rows += [example_of(task, key, item, f"{n_round}/{n}") for n, item in enumerate(items.to_dict("records"))]
     examples, new = schemas.build(rows, "examples"), new.assign(taken=new.index.isin(taken))
     examples.attrs["counts"] = {"examples": examples["kept"].sum(), "new items": new["taken"].sum()}
     examples.attrs["counts"] |= {"new items that are hard": (new["taken"] & new["hard"]).sum()}
     examples.attrs["counts"] |= {"new items not judged": new["difficulty"].isna().sum()}
     return {"examples": examples, "candidates": new}
-
-
-def _example(task: Task, key: Key, item: dict, n: str) -> dict:
-    copied = ("question_id", "question", "rationale", "answer", "gold", "correct", "n_tokens")
-    known = {"example_id": text_id(f"{'/'.join(map(str, key))}/{task.name}/{n}"), **key._asdict(), "task": task.name}
-    reason = "" if item["answer"] else "rationale without an answer"
-    written = {name: item[name] for name in copied} | {"style": task.style(item["rationale"])}
-    return known | written | {"kept": not reason, "drop_reason": reason}
-
-
-def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return frames of one kind, of all tasks or rounds, as one."""
-    return pd.concat(parts, ignore_index=True)

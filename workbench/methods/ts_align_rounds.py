@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.budgets import continued
-from workbench.methods.tapir_rounds import go_on, learners_of, together
+from workbench.methods.rounds import example_of, together
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
 from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
@@ -17,7 +17,6 @@ from workbench.models.trl import Tuned, model_folder, tuned
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint, identify
 from workbench.runs.recipe import Alignment, Recipe
-from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream, stream_seed
 from workbench.runs.workers import run_jobs
 from workbench.signals.difficulty import WHOSE, Key, rows_of
@@ -26,9 +25,8 @@ from workbench.signals.reward import CheckingReward, JudgeReward, RewardModel, S
 from workbench.signals.reward_models import update_reward
 from workbench.tasks.task import Task
 
-VERSION = 1
+VERSION = 2
 PROMPT = ["task", "question_id", "question", "gold", "prompt"]
-__all__ = ["go_on", "learners_of", "together"]  # as in the curriculum
 
 
 def teacher_of(recipe: TsAlignRecipe, tasks: Mapping[str, Task]) -> Scorer:
@@ -118,7 +116,8 @@ def reward_samples(
         rows_of(known, asked[key.student, key.seed, model.key]).assign(**key._asdict()).reset_index(drop=True)
         for key, model in learners.items()
     ]
-    rewards = scored([(scorers[key], frame) for key, frame in zip(learners, frames, strict=True)], _workers(learners))
+    workers = next(iter(learners.values())).recipe.compute.workers
+    rewards = scored([(scorers[key], frame) for key, frame in zip(learners, frames, strict=True)], workers)
     made = [frame.assign(reward=values) for frame, values in zip(frames, rewards, strict=True)]
     return together(made)[[*WHOSE, *PROMPT, "sample", "text", "correct", "reward"]]
 
@@ -128,10 +127,6 @@ def _with_prompts(questions: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.Data
     gold = questions["gold"] if "gold" in questions else [tasks[task].solve(question) for task, question in rows]
     asked = [prompts.naive_prompt(tasks[task].description, question) for task, question in rows]
     return questions.assign(gold=gold, prompt=asked)[PROMPT]
-
-
-def _workers(learners: Mapping[Key, Model]) -> int:
-    return next(iter(learners.values())).recipe.compute.workers
 
 
 def order_pairs(pairs: pd.DataFrame, teacher: Scorer, settings: Rewards) -> pd.DataFrame:
@@ -192,9 +187,8 @@ def _margins(teacher: Scorer, pairs: pd.DataFrame) -> np.ndarray:
     both["question_id"] += "/" + both["pair"].astype(str)
     rewards = teacher(both)
     asked["margin"] = rewards[: len(asked)] - rewards[len(asked) :]
-    return pairs.merge(asked, on=[*PROMPT, "chosen", "rejected"], how="left", validate="many_to_one")[
-        "margin"
-    ].to_numpy()
+    known = pairs.merge(asked, on=[*PROMPT, "chosen", "rejected"], how="left", validate="many_to_one")
+    return known["margin"].to_numpy()
 
 
 @dataclass(frozen=True)
@@ -369,9 +363,7 @@ def examples_of(pairs: Sequence[pd.DataFrame], tasks: Mapping[str, Task]) -> pd.
         for row in frame[frame["used"]].to_dict("records"):
             task, text = tasks[row["task"]], row["chosen"]
             answer = task.answers.read(text)
-            known = {name: row[name] for name in (*WHOSE, "task", "question_id", "question", "gold")}
             read = {"rationale": text, "answer": answer, "correct": task.answers.same(answer, row["gold"])}
-            named = "/".join(str(row[name]) for name in (*WHOSE, "question_id"))
-            kept = {"style": task.style(text), "n_tokens": 0, "kept": True, "drop_reason": ""}
-            rows.append({"example_id": text_id(f"{n_round}/{named}"), **known, **read, **kept})
+            key = Key(*(row[name] for name in WHOSE))
+            rows.append(example_of(task, key, row | read | {"n_tokens": 0}, f"{n_round}/{row['question_id']}"))
     return schemas.build(rows, "examples")

@@ -13,8 +13,8 @@ from workbench.figures.verdict import block_of, by_student, comparisons
 from workbench.runs.cache import read_json
 from workbench.runs.recipe import project_root
 from workbench.runs.run import Run
+from workbench.studies import validity
 from workbench.tasks.task import load_tasks
-from workbench.verdict import validity
 from workbench.verdict.ablations import cohort, contrasts
 from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import decision_in_words
