@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from functools import reduce
 from graphlib import TopologicalSorter
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 from conftest import PROJECT
@@ -132,6 +134,21 @@ def test_no_step_calls_another():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
         }
         assert not called & names, f"{module} calls {called & names}"
+
+
+@pytest.mark.parametrize("package", ["", *ROOMS])
+def test_no_public_name_is_hidden_by_a_file_of_that_name(package):
+    """A file, once imported, stands in its package under its own name, and a function of that name is gone."""
+    room = import_module(f"workbench.{package}".rstrip("."))
+    within = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == package}
+    hidden = [
+        name
+        for name in getattr(room, "__all__", [])
+        if name in within and not isinstance(getattr(room, name), ModuleType)
+    ]
+    assert not hidden, (
+        f"{package or 'workbench'} offers {hidden}, and has files of that name; call one of them otherwise"
+    )
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if room_of(m) not in ("methods", "")])

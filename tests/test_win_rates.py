@@ -15,8 +15,8 @@ from workbench.verdict.verdict import compare
 from workbench.verdict.win_rates import (
     judged,
     length_controlled,
+    raw_and_controlled,
     win_rate_of,
-    win_rates,
     write_alpaca_eval,
     write_mt_bench,
 )
@@ -60,10 +60,10 @@ def planted(n: int, by_length: float, by_worth: float, seed: int = 0):
 
 
 def test_a_liking_for_long_answers_shows_in_the_length_controlled_rate_and_not_in_the_raw_one():
-    found = win_rates(*planted(1200, by_length=3.0, by_worth=0.0))
+    found = raw_and_controlled(*planted(1200, by_length=3.0, by_worth=0.0))
     assert found["low"] > 0.7  # the raw rate praises what is only longer
     assert found["controlled_low"] < 0.5 < found["controlled_high"]
-    fair = win_rates(*planted(1200, by_length=0.0, by_worth=1.0))
+    fair = raw_and_controlled(*planted(1200, by_length=0.0, by_worth=1.0))
     assert fair["controlled"] == pytest.approx(fair["win_rate"], abs=0.05) and fair["controlled_low"] > 0.6
 
 
@@ -98,7 +98,7 @@ def test_the_length_controlled_rate_is_alpaca_evals_own(alpaca_eval, monkeypatch
     pd.DataFrame({"model": "m", "index": range(800), "instruction_difficulty": 0.0}).to_csv(table, index=False)
     monkeypatch.setattr(alpaca_eval.glm, "hf_hub_download", lambda **_: table)
     theirs = alpaca_eval.glm.get_length_controlled_winrate(frame, "length_controlled_minimal", save_weights_dir=None)
-    ours = win_rates(preferences, mine, other, np.arange(800))
+    ours = raw_and_controlled(preferences, mine, other, np.arange(800))
     assert 100 * ours["win_rate"] == pytest.approx(theirs["win_rate"])
     # It fits with a penalty chosen by cross-validation, we with next to none.
     assert 100 * ours["controlled"] == pytest.approx(theirs["length_controlled_winrate"], abs=1.0)
@@ -116,17 +116,19 @@ def test_the_fit_is_that_of_logistic_regression():
 
 def test_intervals_widen_when_the_answers_of_a_prompt_belong_together():
     preferences, mine, other, prompts = planted(200, 0.0, 0.0)
-    alone = win_rates(preferences, mine, other, np.arange(200))
-    twice = win_rates(np.repeat(preferences, 5), np.repeat(mine, 5), np.repeat(other, 5), np.repeat(np.arange(200), 5))
+    alone = raw_and_controlled(preferences, mine, other, np.arange(200))
+    twice = raw_and_controlled(
+        np.repeat(preferences, 5), np.repeat(mine, 5), np.repeat(other, 5), np.repeat(np.arange(200), 5)
+    )
     assert twice["high"] - twice["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.02)
 
 
 def test_one_side_always_and_nothing_judged():
-    assert 0.9 < win_rates(np.ones(20), np.arange(20), np.zeros(20), np.arange(20))["controlled"] <= 1.0
-    left_out = win_rates(np.array([1.0, np.nan, 0.0]), np.ones(3), np.ones(3), np.arange(3))
+    assert 0.9 < raw_and_controlled(np.ones(20), np.arange(20), np.zeros(20), np.arange(20))["controlled"] <= 1.0
+    left_out = raw_and_controlled(np.array([1.0, np.nan, 0.0]), np.ones(3), np.ones(3), np.arange(3))
     assert (left_out["n"], left_out["not_judged"], left_out["win_rate"]) == (2, 1, 0.5)
     with pytest.raises(DataError, match="None of 2 pairs was judged"):
-        win_rates(np.full(2, np.nan), np.ones(2), np.ones(2), np.arange(2))
+        raw_and_controlled(np.full(2, np.nan), np.ones(2), np.ones(2), np.arange(2))
 
 
 def test_outputs_are_as_alpaca_eval_and_mt_bench_read_them(tmp_path, alpaca_eval):

@@ -8,7 +8,7 @@ __getattr__, __all__ = lazily(
         "evaluation": "SealedTests answer_tests decide verdict_of",
         "verdict": "paired",
         "intervals": "auc",
-        "win_rates": "judged win_rates write_alpaca_eval write_mt_bench",
+        "win_rates": "judged raw_and_controlled write_alpaca_eval write_mt_bench",
     },
 )
 

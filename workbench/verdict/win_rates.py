@@ -63,7 +63,7 @@ def judged(asked: pd.DataFrame, judge: Judge) -> pd.Series:
     return ((1 + np.sign(gap)) / 2).set_axis(asked.index)
 
 
-def win_rates(
+def raw_and_controlled(
     preferences: np.ndarray, lengths: np.ndarray, others: np.ndarray, prompts: np.ndarray
 ) -> dict[str, float]:
     """Return the raw and the length-controlled win rate of a over b, with 95 % intervals clustered by prompt.
