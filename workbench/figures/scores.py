@@ -115,7 +115,7 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
     fig = dots_and_means(shown, table, "task", "preference score").update_xaxes(range=[-0.03, 1.03])
     overall = _means(rows, ["technique"]).sort_values("mean")
     worst, best = (
-        f"{named(one.technique)} drafts, {spell(one.mean, one.low, one.high, '.2f')}"
+        f"{named(one.technique)} drafts, {spell(one.mean, one.low, one.high, '')}"
         for one in overall.iloc[[0, -1]].itertuples()
     )
     return finish(
@@ -176,7 +176,7 @@ def probe_roc(
         area = auc(own["rank"], positive, own["question_id"])
         above = own["rank"].to_numpy() >= np.r_[np.inf, np.unique(own["rank"])[::-1]][:, None]
         curve = {"false": above[:, ~positive].mean(axis=1), "hit": above[:, positive].mean(axis=1)}
-        curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(*area, '.2f')}"))
+        curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(*area, '')}"))
         found.append((student, native[student], *area, len(own)))
     table = pd.DataFrame(found, columns=["student", "native", "auc", "low", "high", "n"])
     styles = {"chance": (CONTROL, "circle", "dot")} | marks_by(pd.concat(curves)["curve"])
@@ -190,7 +190,7 @@ def probe_roc(
         "A draft is native when its technique is the one the student was raised on; the probe does not know which that "
         "is. Scores are ranked within their task. The area is the chance that a native draft ranks above a foreign "
         "one, ties counting half.",
-        f"Area under the curve, 0.5 being chance, with 95 % intervals: {spell_each(table, 'student', 'auc', '.2f')}.",
+        f"Area under the curve, 0.5 being chance, with 95 % intervals: {spell_each(table, 'student', 'auc', '')}.",
         table,
         models,
         height=470,
