@@ -141,6 +141,7 @@ class Facts:
             reasons = "; ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
             checked = own[own["kept"] & (own["gold"] != "")]
             right = share_of(checked["correct"], checked["question_id"]) if len(checked) else "no rule"
+            right += f"; {n} cannot be checked" if (n := int(own["kept"].sum()) - len(checked)) else ""
             lines.append([arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, right])
         return lines
 
@@ -162,7 +163,7 @@ class Facts:
                     f"{percent(base['accuracy'])}."
                 )
         kept = self.examples[self.examples["kept"] & (self.examples["gold"] != "")]
-        right = kept.groupby("arm")["correct"].mean()
+        right = kept.groupby(["arm", "task"])["correct"].mean().groupby("arm").mean()
         if right.get("tailored", 1.0) < right.get("untailored", 0.0):
             said.append(
                 f"The aligned teacher is right less often than before: {percent(right['tailored'])} of its "
