@@ -295,14 +295,15 @@ def test_a_card_says_what_the_run_holds(work):
         file_sha256(PROJECT / "data" / "pocket" / "tasks" / "object_counting.json"), "items", "of a later run"
     )
     text = DatasetCard.load(export(work)[0] / "README.md").text
-    assert "On pocket models, for student ada, tailored is better than untailored by 50.0 points" in text
+    assert "On pocket models, made for trying the method." in text
+    assert "| Does the student answer better? | better | +50 points (" in text and "sign-flip" not in text
     assert "The test set was opened once, by this run" in text
     assert "By the day of this card it has been opened 2 times." in text
     # Under each seed, of four kept three can be checked by rule, and one of these is right.
     assert "| tailored | the teacher aligned to the student | 10 | 8 | 2 written before | 33 % (95 % interval" in text
     assert "| tailored | the teacher aligned to the student | 8 | 4 (seed 0), 4 (seed 1) | 48 |" in text
     assert "| tailored\\_for\\_bo-b | the teacher aligned to student bo-b | 8 |" in text
-    assert "| tailored | 75.0 % |" in text and "| tailored - untailored | 0 | +50.0 |" in text
+    assert "| tailored | 75 % (" in text and "| tailored - untailored | 0 | +50 points (" in text
     assert re.search(r"\| all \| \d+ \| [\d,]+ \|", text) and "teacher-print" in text and "ada-print" in text
     assert "torch " in text and "object\\_counting" in text and str(PROJECT) not in text
 
@@ -326,8 +327,8 @@ def test_a_card_says_what_people_made_of_the_pairs(work):
 
 def test_a_card_says_what_did_not_work(made):
     said = "\n".join(Facts(made, "bo-b").troubles())
-    assert "Trained on untailored, the student is right less often than untrained: 25.0 % (" in said
-    assert "against 62.5 %." in said and "Trained on tailored" not in said
+    assert "Trained on untailored, the student is right less often than untrained: 25 % (" in said
+    assert "against 62 %." in said and "Trained on tailored" not in said
     assert "Counted in teachers, all students together: 2 made, dropped." in said
     assert "Something to hold against it." in said and "2 seeds" in said
     own = Facts(made, "ada")
@@ -336,9 +337,9 @@ def test_a_card_says_what_did_not_work(made):
     own.block["per_task"][0]["decision"] = "worse"
     own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
     said = "\n".join(own.troubles())
-    assert "tailored against untailored with 0 shots: worse (-10.0 points, -20.0 to -5.0)." in said
+    assert "tailored against untailored with 0 shots: worse, -10 points (-20 to -5)." in said
     assert "On object_counting, tailored is worse than untailored." in said
-    assert "right less often than before: 0.0 % of its examples, 100.0 %" in said
+    assert "right less often than before: 0 % of its examples, 100 %" in said
 
 
 def test_places_on_this_machine_are_not_told():

@@ -15,7 +15,7 @@ from workbench.figures import scores as scores_module
 from workbench.figures import style
 from workbench.figures.style import arm_styles
 from workbench.runs.errors import DataError
-from workbench.verdict import intervals, verdict
+from workbench.verdict import in_words, intervals, verdict
 
 EVIL = "<img src=x onerror=alert(1)>%{x}$a$</script>"
 TECHNIQUES = ["bare", "forwards", "sorted_lists", EVIL]
@@ -230,6 +230,20 @@ def test_sentences_say_what_was_planted(all_figures):
     assert "worse" in said["by_student"] and "worse" in said["evil_student"]
     assert f"full {TASKS[0].replace('_', ' ')} 0.32 (from 0.31 to 0.32 over 2 runs)" in said["by_round"]
     assert "tailored" in said["reward_margins"] and "random pairs" in said["reward_margins"]
+
+
+def test_what_cannot_be_checked_is_neither_right_nor_wrong():
+    rows = [("a", "2", True), ("a", "2", False), ("a", "", False), ("b", "", False)]
+    drafts = pd.DataFrame(rows, columns=["technique", "gold", "correct"])
+    drafts = drafts.assign(task="t", question_id=range(4), style=drafts["technique"], arm="tailored", student="ada")
+    assert list(in_words.states(drafts)) == ["right", "wrong", "cannot be checked", "cannot be checked"]
+    figure = figures.drafts_by_technique(drafts)
+    upto = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in figure.data}
+    assert list(upto) == ["cannot be checked", "wrong", "right"] and [upto[name]["a"] for name in upto] == [3, 2, 1]
+    assert [upto[name]["b"] for name in upto] == [1, 0, 0] and "50 % right" in str(figure.data[0].text)
+    assert "Of 2 rationales that can be checked (2 cannot), 50 % (" in figures.sentence(figure)
+    shift = figures.style_shift(drafts)
+    assert "cannot be checked" in figures.table(shift) and "<td>0.500</td>" in figures.table(shift)
 
 
 def test_sign_flips_show_the_p_value_of_the_verdict():

@@ -18,7 +18,7 @@ from workbench.loop.budgets import _take
 from workbench.models.engine import Decoding, Request
 from workbench.models.loading import load
 from workbench.models.transformers_engine import TransformersEngine
-from workbench.report.card import rungs
+from workbench.report.card import result_card
 from workbench.report.summary import markdown, summarise
 from workbench.runs.errors import DataError, ModelError, RecipeError, RunError
 from workbench.runs.identity import fingerprint
@@ -226,7 +226,7 @@ def test_the_summary_says_what_the_frames_hold(run):
     row = table.iloc[0]
     assert list(table["student"]) == ["pupil"]
     kept = examples[examples["kept"] & (examples["arm"] == "tailored") & (examples["gold"] != "")]
-    assert row["right_tailored"] == pytest.approx(kept["correct"].mean())
+    assert row["right_tailored"] == pytest.approx(kept.groupby("task")["correct"].mean().mean())
     assert row["base"] == verdict["arms"]["base"]["accuracy"]
     against = {one["b"]: one for one in verdict["comparisons"] if one["shots"] == 0}
     assert (row["difference"], row["decision"]) == (
@@ -235,8 +235,9 @@ def test_the_summary_says_what_the_frames_hold(run):
     )
     assert row["low_random"] == against["random_pairs"]["low"]
     assert markdown(table).count("\n") == 2 and "| pupil |" in markdown(table)
-    name, *lines = rungs(run)
-    assert name == "pupil" and [line.split("?")[0].split()[0] for line in lines] == ["Found", "Did", "Does"]
+    (card,) = result_card(run)
+    assert card.student == "pupil" and [rung.asks.split()[0] for rung in card.rungs] == ["Did", "Did", "Does"]
+    assert all(rung.word and rung.says for rung in card.rungs) and 1 <= len(card.compared) <= 5
 
 
 def test_examples_are_taken_until_one_would_go_over_the_budget():

@@ -376,17 +376,43 @@ def test_missing_student_is_refused():
         full_verdict(student="eve")
 
 
-def test_sentence_tells_every_outcome():
-    good, bad, open_ = (full_verdict(effect) for effect in (0.3, -0.3, 0.05))
-    assert "tailored is better than untailored by" in in_words.sentence(good)
-    assert "On pocket models" in in_words.sentence(good)
-    assert "tailored is worse than untailored by" in in_words.sentence(bad)
-    assert "undecided" in in_words.sentence(open_) and "would settle it" in in_words.sentence(open_)
-    for result in (good, bad, open_):
-        text = in_words.sentence(result)
-        assert 2 <= text.count(". ") + 1 <= 4
-        assert "random pairs" in text and "base" in text
-    assert in_words.sentence(bad["students"]["bob"]).startswith("For student bob")
+def test_numbers_have_the_decimals_that_their_interval_bears():
+    assert in_words.spell(0.0425, -0.148, 0.235, "points") == "+4 points (-15 to +24)"
+    assert in_words.spell(-0.001, -0.025, 0.022, "points") == "+0 points (-2 to +2)"
+    assert in_words.spell(-0.001, -0.004, 0.002, "points") == "-0.1 points (-0.4 to +0.2)"
+    assert in_words.spell(0.5, float("nan"), float("nan")) == "50 % (no interval)"
+    assert in_words.spell(1.0, 1.0, 1.0, "") == "1.00 (1.00 to 1.00)"
+
+
+def _tasks_apart(shift: float, rng) -> pd.DataFrame:
+    """Return drafts of two tasks, in one of which all scores are higher and more answers wrong, `shift` being true."""
+    rows = pd.DataFrame({"task": np.repeat(["easy", "hard"], 200), "question_id": np.arange(400) // 4})
+    rows["right"] = rng.random(400) < np.where(rows["task"] == "easy", 0.5, 0.95)
+    rows["value"] = np.where(rows["task"] == "easy", 0.8, 0.4) + shift * rows["right"] + rng.normal(0, 0.05, 400)
+    return rows
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_within_tasks_a_difference_is_not_that_of_the_tasks(shift):
+    """Pooled, right drafts score lower because the easy task has more wrong ones: Simpson's paradox."""
+    rows = _tasks_apart(shift, np.random.default_rng(0))
+    pooled = rows[rows["right"]]["value"].mean() - rows[~rows["right"]]["value"].mean()
+    assert pooled < -0.03
+    given = rows["value"], rows["right"], rows["task"], rows["question_id"]
+    found, low, high = intervals.difference_within_tasks(*given)
+    assert low < shift < high and found == pytest.approx(shift, abs=0.02)
+    # Whatever the tasks' own means are, it stays the same.
+    shuffled = rows["value"] + rows["task"].map({"easy": -3.0, "hard": 5.0})
+    assert intervals.difference_within_tasks(shuffled, *given[1:]) == pytest.approx((found, low, high))
+    alone = rows[rows["right"]]
+    assert np.isnan(intervals.difference_within_tasks(alone["value"], alone["right"], alone["task"], alone.index)).all()
+
+
+def test_the_mean_within_tasks_does_not_follow_their_shares():
+    rows = _tasks_apart(0.0, np.random.default_rng(1))
+    few = rows[(rows["task"] == "hard") | (rows.index < 40)]
+    whole, some = (intervals.mean_within_tasks(own["value"], own["task"], own["question_id"]) for own in (rows, few))
+    assert whole[0] == pytest.approx(0.6, abs=0.01) and some[1] < whole[0] < some[2] and few["value"].mean() < 0.5
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ __getattr__, __all__ = lazily(
         "models.start": "teacher_of students_of",
         "report.plan": "world_of",
         "report.summary": "drafts_of model_names planted",
+        "report.card": "result_card",
         "report.lineage": "lineage",
         "verdict.in_words": "mean_of share_of",
         "notebook.display": "Progress is_headless progress say show source",
         "notebook.session": "finish setup start",
         "notebook.inspector": "inspect",
-        "notebook.headless": "verdict_in_words",
     },
     {
         "doctor": "cli.doctor",

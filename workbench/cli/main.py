@@ -88,7 +88,7 @@ def run(given: argparse.Namespace) -> int | None:
     began = time.monotonic()
     from workbench import methods
     from workbench.notebook import headless
-    from workbench.report.card import rungs
+    from workbench.report.card import result_card
     from workbench.runs.recipe_file import load_recipe
     from workbench.runs.run import open_run
 
@@ -101,8 +101,7 @@ def run(given: argparse.Namespace) -> int | None:
     report = headless.run_notebooks(work, given.first, given.last)
     print(f"{time.monotonic() - began:.0f} s in all\n")
     if notebooks[-1] == methods.ALL[work.recipe.method].notebooks[-1]:
-        print(textwrap.fill(headless.verdict_in_words(work), 100), end="\n\n")
-        print("\n".join(rungs(work)), end="\n\n")
+        print(result_card(work), end="\n\n")
     print(f"Report: {_shown(report)}")
 
 
@@ -141,18 +140,16 @@ def runs(given: argparse.Namespace) -> None:
 
 @command(
     RUN,
-    argument("--to", metavar="FOLDER", help="also write table, verdict and figures (PNG) into this folder"),
+    argument("--to", metavar="FOLDER", help="also write tables, verdict and figures (PNG) into this folder"),
 )
 def summary(given: argparse.Namespace) -> None:
-    """Print what a finished run found.
-
-    As Markdown tables: a row a student, then ablations and cohort.
-    """
-    from workbench.report.summary import in_words, keep
+    """Print what a finished run found: its result card."""
+    from workbench.report.card import result_card
+    from workbench.report.summary import keep
     from workbench.runs.run import open_run
 
     work = open_run(given.name)
-    print(in_words(work))
+    print(result_card(work))
     for path in keep(work, Path(given.to)) if given.to else []:
         print(f"written: {_shown(path)}")
 

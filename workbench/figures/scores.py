@@ -15,6 +15,7 @@ from workbench.figures.style import (
     INK,
     LIGHT,
     POCKET,
+    REJECTED,
     SCALE,
     bars,
     dots_and_means,
@@ -27,13 +28,12 @@ from workbench.figures.style import (
 )
 from workbench.loop.pairs import DECIDED
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import percent, spell
-from workbench.verdict.intervals import auc, clustered_mean, wilson
+from workbench.verdict.in_words import RIGHT, STATES, UNCHECKED, WRONG, percent, spell, states
+from workbench.verdict.intervals import auc, mean_within_tasks, wilson
 
 BY_QUESTION = "95 % intervals, t over questions"
 MAX_DOTS = 4_000  # a browser draws more of them slowly, and nobody can tell them apart
 MILLI = 1000
-RIGHT = "of these, right"
 UNIT = "thousandths of a nat a token"
 
 
@@ -43,27 +43,30 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
     Drafts without a solver's answer (gold "") count as drafts but not in the share.
     """
     need(drafts, "drafts", "run the drafting stage")
-    counted = drafts.assign(drafts=1, checked=drafts["gold"] != "", n_right=(drafts["gold"] != "") & drafts["correct"])
-    table = counted.groupby(["task", "technique"], as_index=False)[["drafts", "checked", "n_right"]].sum()
-    table["right"] = table["n_right"] / table["checked"].where(table["checked"] > 0)
-    table[["low", "high"]] = [wilson(r.right, r.checked) if r.checked else (np.nan, np.nan) for r in table.itertuples()]
-    share = ["not checked" if np.isnan(right) else f"{percent(right)} right" for right in table["right"]]
-    rows = [
-        table.assign(kind="drafts", n=table["drafts"], text=share),
-        table.assign(kind=RIGHT, n=table["n_right"], text=""),
-    ]
-    fills, labels = {"drafts": (LIGHT, ""), RIGHT: (CHOSEN, "/")}, {"n": "rationales (count)", "technique": ""}
+    groups = [drafts["task"], drafts["technique"]]
+    table = pd.get_dummies(states(drafts)).reindex(columns=STATES, fill_value=0).groupby(groups).sum().reset_index()
+    checked = table[RIGHT] + table[WRONG]
+    table["share right"] = table[RIGHT] / checked.where(checked > 0)
+    ends = [wilson(share, n) if n else (np.nan, np.nan) for share, n in zip(table["share right"], checked, strict=True)]
+    table[["low", "high"]] = ends
+    share = ["" if np.isnan(right) else f"{percent(right)} right" for right in table["share right"]]
+    # One lies over the other, so that the last one's label stands outside.
+    upto = {UNCHECKED: table[list(STATES)].sum(axis=1), WRONG: checked, RIGHT: table[RIGHT]}
+    rows = [table.assign(kind=kind, n=n, text=share if kind == UNCHECKED else "") for kind, n in upto.items()]
+    fills = {UNCHECKED: (LIGHT, "."), WRONG: (REJECTED, ""), RIGHT: (CHOSEN, "/")}
+    labels = {"n": "rationales (count)", "technique": ""}
     shown = {"panel": "task", "text": "text", "barmode": "overlay", "opacity": 1, "labels": labels}
     fig = bars(pd.concat(rows), "n", "technique", "kind", fills, **shown)
-    fig.update_xaxes(range=[0, 1.6 * table["drafts"].max()])
-    fig.update_traces(textposition="outside", cliponaxis=False)
+    fig.update_xaxes(range=[0, 1.6 * upto[UNCHECKED].max()])
+    fig.update_traces(textposition="outside", cliponaxis=False, hoverinfo="skip", hovertemplate=None)
     fig.update_yaxes(autorange="reversed")
     return finish(
         fig,
         "What did the teacher draft, and how much of it is right?",
         f"{len(drafts)} rationales for {drafts['question_id'].nunique()} questions",
-        "Rationales by technique and task; the dark part ends in the answer the task's solver gives. The interval in "
-        "the sentence is 95 %, t over questions, since rationales of one question share its difficulty.",
+        "Rationales by technique and task: they end in the answer that the task's solver gives, in another, or cannot "
+        "be checked. Shares are of those that can be checked. The interval in the sentence is "
+        "95 %, within task, t over questions, since rationales of one question share its difficulty.",
         _right_in_words(drafts),
         table,
         models,
@@ -73,14 +76,14 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
 
 def _right_in_words(drafts: pd.DataFrame) -> str:
     """Return how many rationales are right, overall and by technique."""
-    checked = drafts[drafts["gold"] != ""]
+    checked, n = drafts[drafts["gold"] != ""], (drafts["gold"] == "").sum()
     if checked.empty:
         return f"The teacher wrote {len(drafts)} rationales, none of which can be checked."
-    by = checked.groupby("technique")["correct"].mean()
+    by = checked.groupby(["technique", "task"])["correct"].mean().groupby("technique").mean()
+    share = spell(*mean_within_tasks(checked["correct"], checked["task"], checked["question_id"]))
     return (
-        f"Of {len(checked)} rationales that can be checked, "
-        f"{spell(*clustered_mean(checked['correct'], checked['question_id']))} end in the right answer, "
-        f"from {percent(by.min())} ({named(by.idxmin())}) to {percent(by.max())} ({named(by.idxmax())})."
+        f"Of {len(checked)} rationales that can be checked{f' ({n} cannot)' if n else ''}, {share} end in the right "
+        f"answer, from {percent(by.min())} ({named(by.idxmin())}) to {percent(by.max())} ({named(by.idxmax())})."
     )
 
 
@@ -98,9 +101,14 @@ def scored(signals: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return mean, low, high, n and questions of value by group, clustered by question."""
+    """Return mean (tasks weighing the same), low, high, n and questions of value by group, clustered by question."""
     found = [
-        (*key, *clustered_mean(own["value"], own["question_id"]), len(own), own["question_id"].nunique())
+        (
+            *key,
+            *mean_within_tasks(own["value"], own["task"], own["question_id"]),
+            len(own),
+            own["question_id"].nunique(),
+        )
         for key, own in rows.groupby(by)
     ]
     return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "n", "questions"])
@@ -115,7 +123,7 @@ def preference_scores(signals: pd.DataFrame, drafts: pd.DataFrame, student: str,
     fig = dots_and_means(shown, table, "task", "preference score").update_xaxes(range=[-0.03, 1.03])
     overall = _means(rows, ["technique"]).sort_values("mean")
     worst, best = (
-        f"{named(one.technique)} drafts, {spell(one.mean, one.low, one.high, '.2f')}"
+        f"{named(one.technique)} drafts, {spell(one.mean, one.low, one.high, '')}"
         for one in overall.iloc[[0, -1]].itertuples()
     )
     return finish(
@@ -176,7 +184,7 @@ def probe_roc(
         area = auc(own["rank"], positive, own["question_id"])
         above = own["rank"].to_numpy() >= np.r_[np.inf, np.unique(own["rank"])[::-1]][:, None]
         curve = {"false": above[:, ~positive].mean(axis=1), "hit": above[:, positive].mean(axis=1)}
-        curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(*area, '.2f')}"))
+        curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(*area, '')}"))
         found.append((student, native[student], *area, len(own)))
     table = pd.DataFrame(found, columns=["student", "native", "auc", "low", "high", "n"])
     styles = {"chance": (CONTROL, "circle", "dot")} | marks_by(pd.concat(curves)["curve"])
@@ -190,7 +198,7 @@ def probe_roc(
         "A draft is native when its technique is the one the student was raised on; the probe does not know which that "
         "is. Scores are ranked within their task. The area is the chance that a native draft ranks above a foreign "
         "one, ties counting half.",
-        f"Area under the curve, 0.5 being chance, with 95 % intervals: {spell_each(table, 'student', 'auc', '.2f')}.",
+        f"Area under the curve, 0.5 being chance, with 95 % intervals: {spell_each(table, 'student', 'auc', '')}.",
         table,
         models,
         height=470,

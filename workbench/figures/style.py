@@ -73,10 +73,10 @@ def named(text: object) -> str:
     return escape(str(text).replace("_", " "))
 
 
-def spell_each(rows: pd.DataFrame, name: str, value: str, form: str = "%") -> str:
+def spell_each(rows: pd.DataFrame, name: str, value: str, unit: str = "%") -> str:
     """Return a number of every row with its interval, in the columns low and high, after the row's name."""
     own = rows[[name, value, "low", "high"]].itertuples(index=False, name=None)
-    return "; ".join(f"{named(who)} {spell(*estimate, form)}" for who, *estimate in own)
+    return "; ".join(f"{named(who)} {spell(*estimate, unit)}" for who, *estimate in own)
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, Style]:

@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 
 from workbench.figures.style import LEVEL, POCKET, arm_styles, escape, finish, marks, named, need
 from workbench.verdict.in_words import percent, spell
-from workbench.verdict.intervals import wilson
+from workbench.verdict.intervals import mean_within_tasks, wilson
 
 MARGIN, ACCURACY = "reward margin", "reward accuracy"
 PANELS = {"rewards/margins": MARGIN, "rewards/accuracies": ACCURACY}
 BAND = "line: mean, band: lowest to highest run"
-RIGHT = "right answers"
+RIGHT, UNCHECKED = "right answers", "cannot be checked"
 
 
 def _runs(rows: pd.DataFrame, panel: str, what: str, gap: float = 0.05) -> go.Figure:
@@ -103,8 +103,9 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
     arms = [arm for arm in ("untailored", "random_pairs", "tailored") if arm in set(examples["arm"])]
     own = need(examples[examples["arm"].isin(arms)], "examples", "run the alignment stage")
     table = pd.concat([_style_shares(rows, student, arms) for student, rows in own.groupby("student")])
-    styles = sorted(set(table["what"]) - {RIGHT})
-    labels, order = {"share": "share of examples", "what": ""}, {"what": [*map(named, styles), RIGHT]}
+    styles = sorted(set(table["what"]) - {RIGHT, UNCHECKED})
+    last = [RIGHT, *({UNCHECKED} & set(table["what"]))]
+    labels, order = {"share": "share of examples", "what": ""}, {"what": [*map(named, styles), *last]}
     shown = {"interval": "share", "panel": "student", "across": 2, "orientation": "h", "labels": labels}
     shown["category_orders"] = order
     fig = marks(table, "share", "what", "arm", arm_styles(arms), **shown)
@@ -114,36 +115,39 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
     return finish(
         fig,
         "What does alignment change in the teacher's writing?",
-        f"{len(examples)} examples; Wilson 95 % intervals, examples taken as independent",
-        "Share of each recognised style, and in the last row the share of all checkable examples that end in the right "
-        "answer. Untailored is the teacher before alignment, random pairs the teacher aligned to half-flipped pairs.",
+        f"{len(examples)} examples; 95 % intervals: Wilson, for right answers within task and t over questions",
+        "Share of each recognised style, and below the line of the examples that can be checked the share that ends in "
+        "the right answer, and of all the share that cannot be checked. Untailored is the teacher before alignment, "
+        "random pairs the teacher aligned to half-flipped pairs.",
         f"From before to after: {'; '.join(_shift_in_words(rows, who) for who, rows in table.groupby('student'))}.",
         table[["student", "arm", "what", "share", "low", "high", "n"]],
         models,
-        height=150 + (60 + 52 * (len(styles) + 1)) * n_rows,
+        height=150 + (60 + 52 * (len(styles) + len(last))) * n_rows,
     )
 
 
 def _style_shares(examples: pd.DataFrame, student: str, arms: list[str]) -> pd.DataFrame:
-    """Return the share of every style and of right answers in every arm, with Wilson intervals."""
+    """Return the share of every style, of right answers and of those that cannot be checked, in every arm."""
     written = examples.assign(style=examples["style"].where(examples["style"] != "", "unrecognised"))
     rows = []
     for arm in arms:
         own = written[written["arm"] == arm]
-        checked = own.loc[own["gold"] != "", "correct"]
-        counts = {style: (int((own["style"] == style).sum()), len(own)) for style in sorted(written["style"].unique())}
-        for what, (count, n) in (counts | {RIGHT: (int(checked.sum()), len(checked))}).items():
-            if n:
-                low, high = wilson(count / n, n)
-                rows.append({"arm": arm, "what": what, "share": count / n, "low": low, "high": high, "n": n})
-    return pd.DataFrame(rows).assign(student=student)
+        shares = {style: (own["style"] == style).mean() for style in sorted(written["style"].unique())}
+        if (unknown := own["gold"] == "").any():
+            shares[UNCHECKED] = unknown.mean()
+        found = [(what, share, *wilson(share, len(own)), len(own)) for what, share in shares.items() if len(own)]
+        if len(checked := own[~unknown]):
+            given = checked["correct"], checked["task"], checked["question_id"]
+            found.append((RIGHT, *mean_within_tasks(*given), len(checked)))
+        rows += [(arm, *row) for row in found]
+    return pd.DataFrame(rows, columns=["arm", "what", "share", "low", "high", "n"]).assign(student=student)
 
 
 def _shift_in_words(own: pd.DataFrame, student: str) -> str:
     wide = own.pivot(index="what", columns="arm", values="share")
     if not {"untailored", "tailored"} <= set(wide):
         return f"{escape(student)} has only {', '.join(map(named, wide))}"
-    style = (wide["tailored"] - wide["untailored"]).drop(RIGHT, errors="ignore").abs().idxmax()
+    style = (wide["tailored"] - wide["untailored"]).drop([RIGHT, UNCHECKED], errors="ignore").abs().idxmax()
     end = own[(own["what"] == style) & (own["arm"] == "tailored")].iloc[0]
     words = f"for {named(student)} {named(style)} {percent(wide.at[style, 'untailored'])} to "
     words += spell(end["share"], end["low"], end["high"])

@@ -24,7 +24,7 @@ from workbench.figures.style import (
     spell_each,
 )
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import interval, level, percent, points
+from workbench.verdict.in_words import level, percent, spell
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict.verdict import paired
 
@@ -105,8 +105,8 @@ def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block
     fig = marks(drawn, "difference", "row", "decision", DECISIONS, **shown).update_traces(marker_size=12)
     fig.add_vrect(x0=-margin, x1=margin, fillcolor=LIGHT, opacity=0.5, line_width=0, layer="below")
     fig.add_vline(x=0, line={"color": INK, "width": 1})
-    for label, size, alone, now in zip(labels, drawn["difference"], table["decision"], held):
-        said = f"{size:+.1f} {SHORT.get(now, now)}"
+    for label, row, alone, now in zip(labels, rows, table["decision"], held):
+        said = f"{spell(row['difference'], row['low'], row['high'], 'points').split()[0]} {SHORT.get(now, now)}"
         said += f"<br>(alone: {SHORT.get(alone, alone)})" if alone != now else ""
         place = {"x": 1.01, "xref": "paper", "xanchor": "left", "align": "left", "showarrow": False}
         fig.add_annotation(y=named(label), text=said, **place)
@@ -122,7 +122,7 @@ def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block
 
 
 def _said(row: Mapping) -> str:
-    return f"{row['decision']}, {points(row['difference'])} points ({interval(row, points)})"
+    return f"{row['decision']}, {spell(row['difference'], row['low'], row['high'], 'points')}"
 
 
 def comparisons(verdict: Mapping, student: str = "") -> go.Figure:

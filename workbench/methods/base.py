@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
 from workbench.loop.pairs import Rule
 from workbench.runs.recipe import Recipe
+from workbench.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Method:
         story: How a tailored set comes about, for its card.
         source: The paper.
         plan: Numbers of what it does, for an estimate of cost; see `Amounts`.
+        evidence: What a run shows of one student before the verdict, for the first rungs of its result card; None where
+            pairs are formed and a teacher is aligned to them: what is then looked at is the same for all.
     """
 
     name: str
@@ -35,6 +39,31 @@ class Method:
     story: str
     source: str
     plan: Callable[[Recipe], "Amounts"]
+    evidence: Callable[[Run, str], list["Evidence"]] | None = None
+
+
+class Evidence(NamedTuple):
+    """Numbers behind one rung of a result card: a mean or, with positive, how well values tell positives from others.
+
+    Attributes:
+        asks: The question that the rung answers.
+        values: A number each.
+        clusters: What belongs together, for the interval: the question, or the seed.
+        of: What the number is, written behind it: " of held-out pairs".
+        says: One sentence more.
+        chance: What the number is if there is nothing; for an AUC one half.
+        unit: As `spell` takes it, "%" or "".
+        positive: Truth values; the number is then an AUC.
+    """
+
+    asks: str
+    values: pd.Series
+    clusters: pd.Series
+    of: str
+    says: str
+    chance: float = 0.5
+    unit: str = "%"
+    positive: pd.Series | None = None
 
 
 @dataclass(frozen=True)

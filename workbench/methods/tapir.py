@@ -7,12 +7,15 @@ better is held back, and all arms train on equal tokens in every round.
 
 from typing import Annotated, ClassVar, NamedTuple
 
+import pandas as pd
 from pydantic import Field, model_validator
 
-from workbench.methods.base import Amounts, Method
+from workbench.methods.base import Amounts, Evidence, Method
 from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
 from workbench.runs.recipe_parts import Count, Name, Positive, PositiveOrZero, Section
+from workbench.runs.run import Run
 from workbench.signals.difficulty import measure_difficulty
+from workbench.tasks.task import load_tasks
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -135,6 +138,45 @@ def plan_of(recipe: TapirRecipe) -> Amounts:
     return Amounts(recipe.drafting.n_seed_questions, styles, 0, in_rounds=written, asked_in_rounds=asked)
 
 
+def evidence_of(run: Run, student: str) -> list[Evidence]:
+    """Return whether difficulty tells failure on held-out questions, and whether what was taught is hard and mixed."""
+    tasks, arm = load_tasks(run.recipe), run.recipe.evaluation.primary.a
+    targets = {(name, row.item_id): row.target for name, task in tasks.items() for row in task.validation.itertuples()}
+    told = run.read("held-out/difficulty").dropna(subset="difficulty")
+    given = run.read("held-out/greedy")[["student", "task", "question_id", "answer"]]
+    told = told[told["student"] == student].merge(given, on=["student", "task", "question_id"])
+    places = zip(told["task"], told["question_id"], told["answer"], strict=True)
+    failed = [not tasks[task].answers.same(answer, targets[task, one]) for task, one, answer in places]
+    written = [
+        run.read(f"round-{n}/examples", "candidates") for n, _ in enumerate(run.recipe.curriculum.hard_shares, 1)
+    ]
+    new = pd.concat(written).dropna(subset="difficulty")
+    new = new[(new["student"] == student) & (new["arm"] == arm)]
+    rare = run.read("drafts").drop_duplicates("question_id")["task"].value_counts().idxmin()
+    examples = run.read("examples")
+    shares = (examples["task"] == rare)[examples["student"] == student].groupby(examples["arm"]).mean()
+    mix = "; ".join(f"{name.replace('_', ' ')} {100 * share:.0f} %" for name, share in shares.items())
+    return [
+        Evidence(
+            "Did we find what is hard for the student?",
+            told["difficulty"],
+            told["question_id"],
+            ", the chance that a failed held-out question is judged harder than another",
+            f"{sum(failed)} of {len(failed)} failed.",
+            unit="",
+            positive=pd.Series(failed, told.index),
+        ),
+        Evidence(
+            "Was it taught what is hard, in the mix wanted?",
+            new["hard"][new["taken"]].astype(float),
+            new["question_id"][new["taken"]],
+            " of the new items taken are hard",
+            f"Of all that were written {100 * new['hard'].mean():.0f} % are. Of what was taught, {rare} is: {mix}.",
+            chance=float(new["hard"].mean()),
+        ),
+    ]
+
+
 TAPIR = Method(
     name="tapir",
     recipe=TapirRecipe,
@@ -146,4 +188,5 @@ TAPIR = Method(
     "falls behind, the teacher wrote new ones in the mix of tasks that was wanted, a larger share in every round",
     source="TAPIR, arXiv:2405.13448",
     plan=plan_of,
+    evidence=evidence_of,
 )

@@ -11,9 +11,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import pandas as pd
 from pydantic import Field, model_validator
 
-from workbench.methods.base import Amounts, Method
+from workbench.methods.base import Amounts, Evidence, Method
 from workbench.runs.recipe import Evaluation, Primary, Recipe
 from workbench.runs.recipe_parts import Count, Lora, Positive, PositiveOrZero, Section, Text, Tuning
+from workbench.runs.run import Run
 
 VERSION = 1
 UPDATE = Tuning(lora=Lora(rank=8, alpha=16.0), learning_rate=1.0e-3, n_epochs=2, batch_size=16, max_length=1024)
@@ -134,6 +135,33 @@ def plan_of(recipe: TsAlignRecipe) -> Amounts:
     return Amounts(recipe.drafting.n_seed_questions, 0, 0, asked_in_rounds=asked)
 
 
+def evidence_of(run: Run, student: str) -> list[Evidence]:
+    """Return how often both reward models order held-out pairs alike, and what the policy's texts gained in a round."""
+    n_rounds = run.recipe.rewards.n_rounds
+    moved = pd.concat([run.read(f"round-{n}/compared").assign(round=n) for n in range(1, n_rounds + 1)])
+    moved = moved[(moved["student"] == student) & (moved["arm"] == run.recipe.evaluation.primary.a)]
+    last = moved[(moved["round"] == n_rounds) & moved["n_pairs"].gt(0)]
+    before, after = (100 * moved.groupby("round")[f"gold_{when}"].mean() for when in ("before", "after"))
+    return [
+        Evidence(
+            "Do the small and the large reward model agree?",
+            last["agreement_after"],
+            last["seed"],
+            " of held-out pairs they order alike",
+            f"Before the last update {100 * last['agreement_before'].mean():.0f} %.",
+        ),
+        Evidence(
+            "Did the policy learn what is rewarded?",
+            moved["reward_after"] - moved["reward_before"],
+            moved["seed"],
+            " more reward on held-out questions in a round, by the small model",
+            f"Right answers to them: {before.iloc[0]:.0f} % before, {after.iloc[-1]:.0f} % after.",
+            chance=0.0,
+            unit="",
+        ),
+    ]
+
+
 TS_ALIGN = Method(
     name="ts-align",
     recipe=TsAlignRecipe,
@@ -145,4 +173,5 @@ TS_ALIGN = Method(
     "policy was aligned to these pairs and the small model learned their order, round after round",
     source="TS-Align, arXiv:2405.20215",
     plan=plan_of,
+    evidence=evidence_of,
 )

@@ -15,12 +15,12 @@ import nbformat
 from workbench.methods import ALL
 from workbench.notebook.display import HEADLESS
 from workbench.notebook.session import metrics_path, record_status
+from workbench.report.card import result_card
 from workbench.runs.cache import read_json
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
 from workbench.runs.run import Run, open_run, steps_in
-from workbench.verdict.in_words import sentence
 
 KERNEL = "python3"
 PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to pass on what a finished cell showed
@@ -206,7 +206,12 @@ def build_report(work: Run) -> Path:
     """Write the page of all notebooks of the run that were executed so far."""
     reports = work.path / "reports"
     executed = [reports / f"{name}.ipynb" for name in ALL[work.recipe.method].notebooks]
-    return _page(work, list(filter(Path.is_file, executed)), reports / "report.html", verdict_in_words(work))
+    return _page(
+        work,
+        list(filter(Path.is_file, executed)),
+        reports / "report.html",
+        repr(result_card(work)) if read_json(work.path / "verdict.json") else "",
+    )
 
 
 def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") -> Path:
@@ -214,12 +219,3 @@ def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") ->
 
     title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
     return build(executed, path, title, verdict)
-
-
-def verdict_in_words(work: Run) -> str:
-    """Return the verdict in plain sentences, for every student; "" when there is none."""
-    if not (verdict := read_json(work.path / "verdict.json")):
-        return ""
-    blocks = {verdict["student"]: verdict} | verdict.get("students", {}) | {verdict["student"]: verdict}
-    said = [sentence({**block, "models": verdict["models"]}) for block in blocks.values()]
-    return " ".join([*said, *verdict["warnings"]])

@@ -1,69 +1,199 @@
-"""What a run found, in three lines a student: was the preference found, did the teacher learn it, did it help?"""
+"""The result card: was the preference found, did the teacher learn it, does the student answer better?
 
+A rung is one word, one number with its interval and one sentence. The same card stands in notebook 05, on the terminal,
+in the report and in the cards of data sets and models.
+"""
+
+import textwrap
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from workbench.figures.verdict import block_of
 from workbench.loop.pairs import DECIDED
+from workbench.methods import ALL
+from workbench.methods.base import Evidence
 from workbench.report.summary import AFTER, BEFORE, CONTROL, summarise
+from workbench.runs.errors import DataError
 from workbench.runs.run import Run
+from workbench.verdict import pair_reliability
 from workbench.verdict.evaluation import verdict_of
-from workbench.verdict.in_words import arm_name, decision_in_words, interval, points
-from workbench.verdict.intervals import wilson
+from workbench.verdict.in_words import arm_name, decision_in_words, percent, spell, what_would_settle
+from workbench.verdict.intervals import (
+    BETTER,
+    SAME,
+    UNDECIDED,
+    WORSE,
+    auc,
+    clustered_mean,
+    difference_within_tasks,
+    wilson,
+)
 
-YES, LITTLE, NO, UNKNOWN = "yes", "a little", "not seen", "no answer key"
+YES, LITTLE, NO, UNKNOWN = "yes", "a little", "not seen", "unknown"
+FOUND, LEARNED = "Did we find what the student prefers?", "Did the teacher learn it?"
+ANSWERS = "Does the student answer better?"
+N_COMPARED, N_SPLITS = 5, 20
+WIDTH = 100
+PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters["arm"] = arm_name
 
 
-def rungs(run: Run) -> list[str]:
-    """Return three lines a student, each a question, one word, and the numbers with their 95 % intervals.
+class Rung(NamedTuple):
+    """One question of the card: what it asks, the answer in a word, its number ("" if there is none), a sentence."""
+
+    asks: str
+    word: str
+    number: str
+    says: str
+
+
+class StudentCard(NamedTuple):
+    """The card of one student.
+
+    Attributes:
+        student: Its name.
+        rungs: Three, the verdict last.
+        compared: At most five comparisons, the primary one first: what, difference with its interval, decision.
+        settle: What would settle an undecided verdict; "" where it is settled.
+    """
+
+    student: str
+    rungs: list[Rung]
+    compared: list[tuple[str, str, str]]
+    settle: str
+
+
+class ResultCard(list[StudentCard]):
+    """The cards of all students of a run: printed as for a terminal, shown by a notebook as HTML."""
+
+    def __str__(self) -> str:
+        lines = []
+        for card in self:
+            lines += [card.student, ""]
+            for n, rung in enumerate(card.rungs, 1):
+                lines.append(f"  {n}  {rung.asks:<52}{rung.word.upper():<14} {rung.number}".rstrip())
+                said = f"{rung.says} {card.settle}" if rung is card.rungs[-1] else rung.says
+                lines += textwrap.wrap(said, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 5)
+            lines += ["", *(f"     {what:<50} {number:<28} {said}" for what, number, said in card.compared), ""]
+        return "\n".join(lines).rstrip()
+
+    def __repr__(self) -> str:
+        return "; ".join(f"{card.student}: {', '.join(rung.word for rung in card.rungs)}" for card in self)
+
+    def _repr_html_(self) -> str:
+        return PAGES.get_template("card.html.j2").render(cards=self)
+
+
+def result_card(run: Run) -> ResultCard:
+    """Return the card of a finished run.
 
     Where a preference was planted, it is found when the interval of the probe's AUC lies above 0.5, and learned when
     the native share of what the aligned teacher writes lies above those of the unaligned teacher and of the control,
-    interval against interval (a little, if it is less than half). Elsewhere the first line tells how many pairs the
-    probes leave little doubt about. Where a method forms no pairs and aligns no teacher, the last line stands alone.
+    interval against interval (a little, if it is less than half). Elsewhere new questions must confirm the pairs. A
+    method that aligns no teacher brings evidence of its own; without any, the verdict stands alone.
+
+    Raises:
+        RunError: If the run has no verdict yet.
     """
-    found = verdict_of(run)
-    if not run.has("pairs"):
-        return [line for one in run.recipe.models.students for line in (one, f"  {_better(block_of(found, one))}")]
-    pairs, lines = run.read("pairs"), []
-    for row in summarise(run).to_dict("records"):
-        own, block = pairs[pairs["student"] == row["student"]], block_of(found, row["student"])
-        lines += [f"{row['student']}", *(f"  {line}" for line in (_found(row, own), _learned(row), _better(block)))]
-    return lines
+    verdict, evidence, cards = verdict_of(run), ALL[run.recipe.method].evidence, ResultCard()
+    asked = not evidence and run.has("signals")
+    rows = {row["student"]: row for row in summarise(run).to_dict("records")} if asked else {}
+    for student in run.recipe.models.students:
+        block = block_of(verdict, student)
+        rungs = [_rung_of(one) for one in evidence(run, student)] if evidence else []
+        rungs += [rung(run, rows[student]) for rung in (_found, _learned) if rows]
+        main, rest = block["comparisons"][0], block["comparisons"][1:]
+        first = sorted(rest, key=lambda row: row["shots"] != main["shots"])[: N_COMPARED - 1]
+        compared = [_compared(row, main["shots"]) for row in (main, *first)]
+        settle = what_would_settle(main["more_needed"]) if main["decision"] == UNDECIDED else ""
+        cards.append(StudentCard(student, [*rungs, _answers(block, bool(evidence))], compared, settle))
+    return cards
 
 
-def _found(row: Mapping, pairs: pd.DataFrame) -> str:
-    asks = "Found what the student prefers?"
-    if pd.isna(row.get("auc", float("nan"))):
-        decided = (pairs["p_chosen"] >= DECIDED).mean() if len(pairs) else 0.0
-        return f"{asks} {UNKNOWN}: {100 * decided:.0f} % of {len(pairs)} pairs are decided."
-    shown = f"AUC {row['auc']:.2f} ({row['auc_low']:.2f} to {row['auc_high']:.2f})"
-    word = YES if row["auc_low"] > 0.5 else NO
-    return f"{asks} {word}: {shown}, the chance that a {row['native']} draft scores above another."
+def _rung_of(one: Evidence) -> Rung:
+    if len(one.values) and (one.positive is None or one.positive.nunique() == 2):
+        given = (one.values, one.clusters) if one.positive is None else (one.values, one.positive, one.clusters)
+        estimate = (clustered_mean if one.positive is None else auc)(*given)
+        return Rung(
+            one.asks, YES if estimate[1] > one.chance else NO, f"{spell(*estimate, one.unit)}{one.of}", one.says
+        )
+    return Rung(one.asks, UNKNOWN, "", f"There are no two kinds to tell apart. {one.says}")
 
 
-def _learned(row: Mapping) -> str:
-    asks = "Did the teacher learn it?"
+def _found(run: Run, row: Mapping) -> Rung:
+    if not pd.isna(row.get("auc", float("nan"))):
+        number = spell(row["auc"], row["auc_low"], row["auc_high"], "")
+        says = f"The chance that a {row['native']} draft scores above another of its task; a coin has 0.5."
+        return Rung(FOUND, YES if row["auc_low"] > 0.5 else NO, f"AUC {number}", says)
+    pairs = run.read("pairs").query("student == @row['student']")
+    says = "There is no answer key. "
+    if pairs["p_chosen"].notna().any():
+        decided = (pairs["p_chosen"] >= DECIDED).mean()
+        says += f"Of {len(pairs)} pairs {percent(decided)} are confident (probability {DECIDED:g} or more)."
+    confirmed = _confirmed(run, row["student"])
+    if confirmed is None:
+        return Rung(FOUND, UNKNOWN, f"{len(pairs)} pairs", says)
+    number = f"{spell(*confirmed)} of pairs are confirmed by new questions"
+    return Rung(FOUND, YES if confirmed[1] > 0.5 else NO, number, says)
+
+
+def _confirmed(run: Run, student: str) -> tuple[float, float, float] | None:
+    """Return the share of rationale pairs, formed by half of the questions, that the other half confirms."""
+    if not run.has("probes"):
+        return None
+    given = run.read("probes").query("student == @student"), run.read("drafts"), run.read("preference_set")
+    try:
+        table = pair_reliability.split_half_reliability(*given, n_splits=N_SPLITS)
+    except DataError:  # too few questions to halve
+        return None
+    own = table[(table["kind"] == "rationale") & (table["rule"] == pair_reliability.PAPER)]
+    row = own[own["questions"] == pair_reliability.ALL].iloc[0]
+    return (row["agreement"], row["low"], row["high"]) if row["pairs"] else None
+
+
+def _learned(run: Run, row: Mapping) -> Rung:
+    written = run.read("examples").query("kept and gold != '' and student in [@row['student'], '']")
+    known = written[written["arm"].isin([BEFORE, AFTER])]
+    given = known["correct"], known["arm"] == AFTER, known["task"], known["question_id"]
+    cost = spell(*difference_within_tasks(*given), "points")
+    says = f"Right answers {cost} against before, of those that can be checked." if known["arm"].nunique() == 2 else ""
     shares = {arm: (row.get(f"native_{arm}"), row.get(f"n_{arm}")) for arm in (BEFORE, CONTROL, AFTER)}
     if any(share is None or pd.isna(share) for share, _ in shares.values()):
-        return f"{asks} {UNKNOWN}: notebook 03 shows how its texts changed."
+        return Rung(LEARNED, UNKNOWN, "", f"There is no answer key; notebook 03 shows how its texts changed. {says}")
     low = wilson(*shares[AFTER])[0]
     moved_by = low > max(wilson(*shares[arm])[1] for arm in (BEFORE, CONTROL))
     word = (YES if shares[AFTER][0] >= 0.5 else LITTLE) if moved_by else NO
-    before, control, after = (f"{100 * shares[arm][0]:.0f} %" for arm in (BEFORE, CONTROL, AFTER))
-    right = [f"{100 * row[f'right_{arm}']:.0f}" for arm in (BEFORE, AFTER)]
-    moved = f"writes {row['native']} in {before} of examples before, {after} after, {control} in the control"
-    return f"{asks} {word}: {moved}; {right[0]} % of its answers right before, {right[1]} % after."
+    before, control = (percent(shares[arm][0]) for arm in (BEFORE, CONTROL))
+    number = f"{spell(shares[AFTER][0], *wilson(*shares[AFTER]))} {row['native']}"
+    return Rung(LEARNED, word, number, f"{before} before, {control} in the control. {says}".strip())
 
 
-def _better(block: Mapping) -> str:
-    main = block["comparisons"][0]
-    others = [c for c in block["comparisons"][1:] if c["shots"] == main["shots"] and c["b"] == "base"]
-    said = [_against(row) for row in (main, *others)]
-    return f"Does the student answer better? {decision_in_words(main)}: {'; '.join(said)}."
+def _answers(block: Mapping, wins: bool) -> Rung:
+    """Return the verdict as a rung, with the win rate where that is asked for and there."""
+    row, margin = block["comparisons"][0], 100 * block["primary"]["margin"]
+    right = " against ".join(f"{100 * block['arms'][row[side]]['accuracy']:.0f}" for side in "ab")
+    says = f"{arm_name(row['a']).capitalize()} minus {arm_name(row['b'])}: {right} % right; "
+    says += f"{row['n_items']} items, {row['n_seeds']} seeds, {row['shots']} shots."
+    if row["decision"] in (BETTER, WORSE) and 100 * abs(row["difference"]) < margin:
+        says += f" Less than the {margin:g} points that count."
+    if row["decision"] == SAME:
+        says += f" None larger than {margin:g} points."
+    if wins and "win_rate" in row:
+        says += f" Win rate {spell(row['win_rate'], row['win_low'], row['win_high'])}."
+    word = "no difference" if row["decision"] == SAME else row["decision"]
+    return Rung(ANSWERS, word, spell(row["difference"], row["low"], row["high"], "points"), says)
 
 
-def _against(row: Mapping) -> str:
-    compared = f"{arm_name(row['a'])} minus {arm_name(row['b'])}"
-    return f"{compared} {points(row['difference'])} points ({interval(row, points)})"
+def _compared(row: Mapping, shots: int) -> tuple[str, str, str]:
+    what = f"{arm_name(row['a'])} - {arm_name(row['b'])}" + f", {row['shots']} shots" * (row["shots"] != shots)
+    return what, spell(row["difference"], row["low"], row["high"], "points"), decision_in_words(row)

@@ -17,19 +17,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from workbench.loop.reviews import PAST, newer_than_alignment
 from workbench.methods import ALL
+from workbench.report.card import result_card
 from workbench.report.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_places
 from workbench.runs.recipe import format_yaml
 from workbench.runs.schemas import REVIEWS
 from workbench.verdict.in_words import (
     by_arm,
     decision_in_words,
-    interval,
     level,
     opened_in_words,
-    percent_in_tenths,
-    points,
+    percent,
     reliability,
-    sentence,
+    spell,
 )
 
 N_SHOWN = 3
@@ -72,7 +71,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-USED = (by_arm, decision_in_words, fenced, interval, percent_in_tenths, points, reliability, shown_ref)
+USED = (by_arm, decision_in_words, fenced, percent, reliability, shown_ref, spell)
 TEMPLATES.globals |= {one.__name__: one for one in USED} | {"NOT_STATED": NOT_STATED}
 
 
@@ -120,7 +119,7 @@ def _content(head: DatasetCardData | ModelCardData, template: str, facts: Facts,
         packages.setdefault(said, []).append(name)
     text = TEMPLATES.get_template(template).render(
         facts=facts,
-        said=sentence({**facts.block, "models": facts.verdict["models"]}),
+        card=next(card for card in result_card(facts.work) if card.student == facts.student),
         opened=opened_in_words(facts.verdict["test_set"]["times_opened"]),
         level=level(facts.block["primary"]["alpha"]),
         method=ALL[facts.recipe.method],

@@ -13,7 +13,7 @@ from workbench.runs.recipe import TAILORED_FOR, project_root
 from workbench.runs.run import Run
 from workbench.signals.judge import Judged, stored
 from workbench.tasks.task import all_test_items, load_tasks, task_file
-from workbench.verdict.in_words import decision_in_words, interval, percent_in_tenths, points, share_of
+from workbench.verdict.in_words import decision_in_words, percent, share_of, spell
 
 NOT_STATED = "not stated"
 OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
@@ -141,6 +141,7 @@ class Facts:
             reasons = "; ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
             checked = own[own["kept"] & (own["gold"] != "")]
             right = share_of(checked["correct"], checked["question_id"]) if len(checked) else "no rule"
+            right += f"; {n} cannot be checked" if (n := int(own["kept"].sum()) - len(checked)) else ""
             lines.append([arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, right])
         return lines
 
@@ -150,23 +151,23 @@ class Facts:
         for row in block["comparisons"]:
             if (found := decision_in_words(row)) != "better":
                 what = f"{row['a']} against {row['b']} with {row['shots']} shots: {found}"
-                said.append(f"{what} ({points(row['difference'])} points, {interval(row, points)}).")
+                said.append(f"{what}, {spell(row['difference'], row['low'], row['high'], 'points')}.")
         worse = [row for row in block["per_task"] if row["decision"] == "worse"]
         said += [f"On {row['task']}, {row['a']} is worse than {row['b']}." for row in worse]
         base = block["arms"].get("base")
         for arm, row in block["arms"].items():
             if base and row["accuracy"] < base["accuracy"]:
-                now, before = percent_in_tenths(row["accuracy"]), percent_in_tenths(base["accuracy"])
+                now = spell(row["accuracy"], row["low"], row["high"])
                 said.append(
-                    f"Trained on {arm}, the student is right less often than untrained: {now} "
-                    f"({interval(row, percent_in_tenths)}) against {before}."
+                    f"Trained on {arm}, the student is right less often than untrained: {now} against "
+                    f"{percent(base['accuracy'])}."
                 )
         kept = self.examples[self.examples["kept"] & (self.examples["gold"] != "")]
-        right = kept.groupby("arm")["correct"].mean()
+        right = kept.groupby(["arm", "task"])["correct"].mean().groupby("arm").mean()
         if right.get("tailored", 1.0) < right.get("untailored", 0.0):
             said.append(
-                f"The aligned teacher is right less often than before: {percent_in_tenths(right['tailored'])} of its "
-                f"examples, {percent_in_tenths(right['untailored'])} of the unaligned teacher's."
+                f"The aligned teacher is right less often than before: {percent(right['tailored'])} of its "
+                f"examples, {percent(right['untailored'])} of the unaligned teacher's."
             )
         for stage, manifest in self.manifests.items():
             lost = [f"{n} {what}" for what, n in manifest["counts"].items() if n and LOST.search(what)]

@@ -1,11 +1,14 @@
 """Where a thing came from and what became of it: a training row back to its probes, a draft on to its rows."""
 
+import pandas as pd
+
 from workbench.loop.arms import aligned_arms
 from workbench.loop.reviews import PAST
 from workbench.runs import schemas
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import DRAFT_ARMS
 from workbench.runs.run import Run
+from workbench.verdict.in_words import states
 
 SHOWN = 3  # of many alike, such as the pairs behind one teacher
 
@@ -41,6 +44,11 @@ def lineage(work: Run, wanted: str) -> str:
     return "\n".join([f"run {work.name}, recipe {work.recipe.name}", *KINDS[column][2](work, row, 0)])
 
 
+def state_of(row: dict) -> str:
+    """Return whether the answer of a draft or example is right, wrong or cannot be checked."""
+    return states(pd.DataFrame([row])).iloc[0]
+
+
 def _line(depth: int, text: str, arrow: str = "<-") -> str:
     return "   " * depth + (f"{arrow} " if depth else "") + text
 
@@ -67,7 +75,7 @@ def _row(work: Run, row: dict, depth: int) -> list[str]:
 def _example(work: Run, example: dict, depth: int, of: str = "") -> list[str]:
     """Say what an example is and who wrote it, down to the pairs that formed the writer."""
     kept = "" if example["kept"] else f", dropped: {example['drop_reason']}"
-    right = f", {'right' if example['correct'] else 'wrong'} answer" if example["gold"] else ""
+    right = f", answer {state_of(example)}"
     said = f"example {example['example_id']}: arm {example['arm']}, seed {example['seed']}{right}{kept}"
     lines = [_line(depth, said), *_beneath(depth, example, "question", "rationale")]
     if not depth and work.has("rows"):
@@ -146,7 +154,7 @@ def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-
 
 def _draft(work: Run, draft: dict, depth: int) -> list[str]:
     """Say what a draft is, what its probes gave, and which pairs and arms it went into."""
-    right = f", {'right' if draft['correct'] else 'wrong'} answer {draft['answer']!r}" if draft["gold"] else ""
+    right = f", answer {draft['answer']!r} {state_of(draft)}"
     return [
         _line(depth, f"draft {draft['draft_id']}: {draft['task']}, technique {draft['technique']}{right}"),
         *_beneath(depth, draft, "question", "rationale"),

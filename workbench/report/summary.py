@@ -66,8 +66,8 @@ def summarise(run: Run) -> pd.DataFrame:
     Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
     well the signal tells native drafts from others of their task); of an arm's examples native_* (share in the native
     style), n_* (how many), checkable_* (share whose question a rule can answer) and right_* (share of those answered
-    right); base, untailored, random_pairs, tailored (accuracies); and difference, low, high, decision of tailored
-    against untailored and, with the ending _random, against random pairs.
+    right, tasks weighing the same); base, untailored, random_pairs, tailored (accuracies); and difference, low, high,
+    decision of tailored against untailored and, with the ending _random, against random pairs.
     """
     found, native = verdict_of(run), planted(run)
     scores = scored(run.read("signals"), drafts_of(run))
@@ -87,8 +87,9 @@ def summarise(run: Run) -> pd.DataFrame:
             if student in native and len(of_arm):
                 row |= {f"native_{arm}": (of_arm["style"] == native[student]).mean(), f"n_{arm}": len(of_arm)}
             if len(of_arm):
-                checkable = of_arm["gold"] != ""
-                row |= {f"checkable_{arm}": checkable.mean(), f"right_{arm}": of_arm["correct"][checkable].mean()}
+                known = of_arm[of_arm["gold"] != ""]
+                right = known.groupby("task")["correct"].mean().mean()  # tasks differ, and in how much can be checked
+                row |= {f"checkable_{arm}": len(known) / len(of_arm), f"right_{arm}": right}
         rows.append(row | _outcome(block_of(found, student)))
     return pd.DataFrame(rows)
 

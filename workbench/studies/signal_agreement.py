@@ -24,7 +24,7 @@ from workbench.verdict.intervals import percentiles, rank_correlation
 SIGNALS = {"one_shot": "one-shot accuracy", "influence": "local data influence"}
 SETTINGS = Influence(n_warm_up=8, n_steps=8)
 N_RESAMPLES = 1000
-COPIED = ["draft_id", "task", "question_id", "question", "technique", "rationale", "answer", "correct", "n_tokens"]
+COPIED = "draft_id task question_id question technique rationale answer gold correct n_tokens".split()
 
 
 def both(run: Run, settings: Influence = SETTINGS) -> pd.DataFrame:

@@ -177,6 +177,11 @@ def train_on_groups(
     keys = ["student", "task", "group", "seed"]
     like = {"score": ("value", "mean")} | {what: (what, "mean") for what in (*LENGTH, *FORMAT)}
     described = scored.groupby(keys, as_index=False).agg(**like)
+    # Where no answer of a group can be checked, it is as its task is.
+    described["correct"] = described["correct"].fillna(
+        described.groupby(["student", "task"])["correct"].transform("mean")
+    )
+    described["correct"] = described["correct"].fillna(0.0)
     right = answered.groupby(keys, as_index=False).agg(after=("correct", "mean"), n=("correct", "size"))
     before = right[right["group"] == 0].rename(columns={"after": "before"})[["student", "task", "before"]]
     table = described.merge(before, on=["student", "task"]).merge(right, on=keys)
@@ -197,6 +202,7 @@ def ranked(run: Run, seeds: list[int], signals: pd.DataFrame | None = None) -> p
     signals = run.read("signals") if signals is None else signals
     own = signals[signals["item_kind"] == "rationale"][["draft_id", "student", "value"]].merge(drafts, on="draft_id")
     own = own[own["answer"] != ""]
+    own["correct"] = own["correct"].astype(float).where(own["gold"] != "")
     if own.groupby(["student", "question_id"]).size().max() < 2:
         raise RunError(
             f"Run {run.name} has one rationale for each question, so none is better than another; begin another run "

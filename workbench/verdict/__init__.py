@@ -7,7 +7,7 @@ __getattr__, __all__ = lazily(
     {
         "evaluation": "SealedTests answer_tests decide verdict_of",
         "verdict": "paired",
-        "intervals": "auc",
+        "intervals": "auc difference_within_tasks",
         "win_rates": "judged raw_and_controlled write_alpaca_eval write_mt_bench",
     },
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, clustered_mean, wilson
+from workbench.verdict.intervals import clustered_mean, wilson
 
 if TYPE_CHECKING:  # looking at pairs must not load torch
     from workbench.signals.judge import Judged
+
+
+RIGHT, WRONG, UNCHECKED = STATES = ("right", "wrong", "cannot be checked")
 
 
 def opened_in_words(times: int) -> str:
@@ -25,52 +28,14 @@ def opened_in_words(times: int) -> str:
     )
 
 
-def sentence(result: Mapping) -> str:
-    """Return a verdict (or one student's block of it) in two to four plain sentences."""
-    main, primary = result["comparisons"][0], result["primary"]
-    alpha, margin = primary["alpha"], primary["margin"]
-    on = "On pocket models, for" if result.get("models") == "pocket" else "For"
-    size = f"{main['n_seeds']} seeds, {main['n_items']} items, {main['shots']} shots"
-    facts = f"{level(alpha)} interval {interval(main, points)}, {size}"
-    said = [f"{on} student {result['student']}, {_finding(main, margin)} ({facts}, sign-flip p {_p(main['p_value'])})."]
-    accuracies = ", ".join(
-        f"{arm_name(arm)} {percent_in_tenths(row['accuracy'])}" for arm, row in result["arms"].items()
-    )
-    said.append(f"Right answers: {accuracies}.")
-    rest = [row for row in result["comparisons"][1:] if row["shots"] == main["shots"] or row["b"] == main["b"]]
-    if rest:
-        others = "; ".join(_against(row, with_shots=row["shots"] != main["shots"]) for row in rest)
-        said.append(f"{arm_name(main['a']).capitalize()} {others}.")
-    if main["decision"] == UNDECIDED:
-        said.append(_what_would_settle(main["more_needed"]))
-    return " ".join(said)
-
-
-def _finding(row: Mapping, margin: float) -> str:
-    """Return the decision of one comparison as a clause."""
-    a, b, size = arm_name(row["a"]), arm_name(row["b"]), f"{abs(100 * row['difference']):.1f} points"
-    if row["decision"] in (BETTER, WORSE):
-        small = f", less than the {100 * margin:g} points that count" if abs(row["difference"]) < margin else ""
-        return f"{a} is {row['decision']} than {b} by {size}{small}"
-    if row["decision"] == SAME:
-        none = f"there is no difference larger than {100 * margin:g} points between {a} and {b}"
-        return f"{none}: {points(row['difference'])} points"
-    return f"it is undecided whether {a} is better than {b}: {points(row['difference'])} points"
-
-
-def _against(row: Mapping, with_shots: bool) -> str:
-    """Return one of the other comparisons as a clause."""
-    other = arm_name(row["b"]) + (f" with {row['shots']} shots" if with_shots else "")
-    return f"against {other}: {decision_in_words(row)} ({points(row['difference'])}, {interval(row, points)})"
-
-
 def decision_in_words(row: Mapping) -> str:
     """Return the decision of a comparison and, where that is another, the one corrected for their number."""
     own, held = row["decision"], row.get("decision_adjusted", row["decision"])
     return own if own == held else f"{own} taken alone, {held} corrected for the number of comparisons"
 
 
-def _what_would_settle(more: Mapping) -> str:
+def what_would_settle(more: Mapping) -> str:
+    """Return how much more an undecided comparison needs, in a sentence."""
     ways = [f"{more[key]} more {key}" for key in ("seeds", "items") if more[key]]
     if not ways:
         return "Nothing within reach would settle it at the difference and spread seen."
@@ -91,27 +56,44 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def percent_in_tenths(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def spell(value: float, low: float, high: float, unit: str = "%") -> str:
+    """Return a number with its interval, with as many decimals as its width bears: see `decimals`.
+
+    Args:
+        value: The number.
+        low: Lower end of its interval; nan where there is none.
+        high: Upper end.
+        unit: "%" for a share, "points" for a difference of shares, "" for any other number.
+
+    Example:
+        >>> spell(0.0425, -0.148, 0.235, "points"), spell(0.94, 0.907, 0.973, ""), spell(0.27, 0.251, 0.29)
+        ('+4 points (-15 to +24)', '0.94 (0.91 to 0.97)', '27 % (25 to 29)')
+    """
+    scale, sign = (1, "") if not unit else (100, "+" if unit == "points" else "")
+    n = decimals(scale * low, scale * high) if high > low else 0 if unit else 2
+    # Adding zero takes the sign off a zero.
+    number, least, most = (f"{round(scale * one, n) + 0.0:{sign}.{n}f}" for one in (value, low, high))
+    said = f"{number} {unit}".strip()
+    return f"{said} (no interval)" if math.isnan(low) else f"{said} ({least} to {most})"
 
 
-def interval(row: Mapping, form: Callable[[float], str]) -> str:
-    """Return the bounds low and high of a row, in the form of `points` or `percent`."""
-    return f"{form(row['low'])} to {form(row['high'])}"
+def decimals(low: float, high: float) -> int:
+    """Return how many digits after the point an interval bears, so that half its width is 1 to 10 of the last ones.
 
-
-def spell(value: float, low: float, high: float, form: str = "%") -> str:
-    """Return a number with its interval, as "0.97 (0.94 to 0.99)"; the form "%" is for shares."""
-    number, least, most = (percent(one) if form == "%" else format(one, form) for one in (value, low, high))
-    return f"{number} (no interval)" if math.isnan(low) else f"{number} ({least} to {most})"
+    Example:
+        >>> decimals(-14.8, 23.5), decimals(2.1, 3.9), decimals(0.91, 0.97)
+        (0, 1, 2)
+    """
+    return max(0, -math.floor(math.log10((high - low) / 2)))
 
 
 def level(alpha: float) -> str:
     return f"{100 * (1 - alpha):g} %"
 
 
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+def states(rows: pd.DataFrame) -> pd.Series:
+    """Return of each draft or example whether its answer is right, wrong or cannot be checked (gold is "")."""
+    return rows["correct"].map({True: RIGHT, False: WRONG}).where(rows["gold"] != "", UNCHECKED)
 
 
 def share_of(right: pd.Series, clusters: pd.Series | None = None) -> str:
@@ -123,7 +105,7 @@ def share_of(right: pd.Series, clusters: pd.Series | None = None) -> str:
 
     Example:
         >>> share_of(pd.Series([True, True, False, True]))
-        '75 % (95 % interval 30 to 95 %, n = 4)'
+        '75 % (95 % interval 30 to 95, n = 4)'
     """
     if len(right) == 0:
         return "none (n = 0)"
@@ -132,7 +114,7 @@ def share_of(right: pd.Series, clusters: pd.Series | None = None) -> str:
     # A share of 0 or 1 shows no spread between clusters; then each counts as one observation.
     if clusters is not None and n > 1 and mean not in (0.0, 1.0):
         mean, low, high = clustered_mean(right.astype(float), clusters)
-    return f"{100 * mean:.0f} % (95 % interval {100 * max(low, 0):.0f} to {100 * min(high, 1):.0f} %, n = {len(right)})"
+    return _with_n(spell(mean, max(low, 0), min(high, 1)), len(right))
 
 
 def mean_of(values: pd.Series, clusters: pd.Series | None = None) -> str:
@@ -144,13 +126,17 @@ def mean_of(values: pd.Series, clusters: pd.Series | None = None) -> str:
 
     Example:
         >>> mean_of(pd.Series([1.0, 2.0, 3.0]))
-        '2.00 (95 % interval -0.48 to 4.48, n = 3)'
+        '2.0 (95 % interval -0.5 to 4.5, n = 3)'
     """
     own = values.index.to_series() if clusters is None else clusters
     if own.nunique() < 2:
         return f"{values.mean():.2f} (n = {len(values)}, too few for an interval)"
     mean, low, high = clustered_mean(values, own)
-    return f"{mean:.2f} (95 % interval {low:.2f} to {high:.2f}, n = {len(values)})"
+    return _with_n(spell(mean, low, high, ""), len(values))
+
+
+def _with_n(said: str, n: int) -> str:
+    return f"{said.replace('(', '(95 % interval ').removesuffix(')')}, n = {n})"
 
 
 def by_arm(judged: Judged) -> pd.DataFrame:

@@ -265,6 +265,38 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray, alpha: float = 0.05
     return mean, mean - half, mean + half
 
 
+def mean_within_tasks(
+    values: np.ndarray, tasks: np.ndarray, clusters: np.ndarray, alpha: float = 0.05
+) -> tuple[float, float, float]:
+    """Return the mean over tasks of each task's mean, tasks weighing the same, and its clustered t interval.
+
+    Tasks differ in difficulty: where groups have them in unlike shares, plain means compare tasks and not groups.
+    """
+    rows = pd.DataFrame({"value": np.asarray(values, dtype=float), "task": np.asarray(tasks)})
+    own = rows.groupby("task")["value"]
+    mean, parts = own.mean().mean(), (rows["value"] - own.transform("mean")) / own.transform("size") / own.ngroups
+    half = clustered_half_width(parts.to_numpy(), clusters, alpha)
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def difference_within_tasks(
+    values: np.ndarray, positive: np.ndarray, tasks: np.ndarray, clusters: np.ndarray, alpha: float = 0.05
+) -> tuple[float, float, float]:
+    """Return how much larger values are where positive, compared within task, and its clustered t interval.
+
+    A task weighs by how many of both kinds it has, as in a regression with an effect for every task; nan without one
+    that has both.
+    """
+    rows = pd.DataFrame({"value": np.asarray(values, dtype=float), "positive": np.asarray(positive, dtype=float)})
+    apart = rows - rows.groupby(np.asarray(tasks)).transform("mean")
+    if not (weight := (apart["positive"] ** 2).sum()):
+        return (float("nan"),) * 3
+    slope = float((apart["positive"] * apart["value"]).sum() / weight)
+    parts = apart["positive"] * (apart["value"] - slope * apart["positive"]) / weight
+    half = clustered_half_width(parts.to_numpy(), clusters, alpha)
+    return slope, slope - half, slope + half
+
+
 def auc(
     scores: np.ndarray, positive: np.ndarray, clusters: np.ndarray, alpha: float = 0.05
 ) -> tuple[float, float, float]:
