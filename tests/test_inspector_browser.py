@@ -23,7 +23,7 @@ work = open_run("probed")
 wb.inspect(work).show()
 print("pid", os.getpid())"""
 REVIEWED = """pairs = work.read("pairs")
-work.step("reviewed", wb.loop.apply_reviews, pairs, wb.loop.reviews_of(work, pairs))
+work.step("reviewed", wb.loop.apply_reviews, pairs, wb.loop.reviews_in_force(work, pairs))
 print({what: n for what, n in work.counts("reviewed").items() if "review" in what})"""
 TEXTS = [
     "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'>",

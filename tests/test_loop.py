@@ -15,9 +15,11 @@ from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed,
 
 from workbench.loop import prompts
 from workbench.loop.budgets import _take
+from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment, reviews_in_force
 from workbench.models.engine import Decoding, Request
 from workbench.models.loading import load
 from workbench.models.transformers_engine import TransformersEngine
+from workbench.notebook.session import begin
 from workbench.report.card import result_card
 from workbench.report.summary import markdown, summarise
 from workbench.runs.errors import DataError, ModelError, RecipeError, RunError
@@ -292,6 +294,26 @@ def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reusing")]
     assert len(said) == len(ALL_STEPS) and all("from run loop (key" in line for line in said)
     assert (run.path / "verdict.json").read_bytes() == before
+
+
+def test_reviewing_pairs_and_running_all_changes_nothing_that_is_finished(copy):
+    before, said = {path: path.read_bytes() for path in copy.path.rglob("*.json")}, str(result_card(copy))
+    pairs, reviews = copy.read("pairs"), Reviews.of_run(copy)
+    for pair, review in zip(pairs.to_dict("records"), ("flip", "drop", "flip", "keep", "drop"), strict=False):
+        reviews.add(pair, "review", review)
+    for stage in STAGES:
+        compute(stage, copy)
+    assert {path: path.read_bytes() for path in copy.path.rglob("*.json")} == before and str(result_card(copy)) == said
+    assert not list(copy.path.rglob("*.superseded-*"))
+    told = newer_than_alignment(copy)
+    assert "Of 4 pairs people say" in told and told.endswith("workbench run run:loop --name loop-reviewed")
+    # The run that is offered: nothing before the alignment is computed again, and the reviews are taken.
+    other = begin("loop-reviewed", "run:loop")
+    assert other.steps() == [step for step in ALL_STEPS[: ALL_STEPS.index("reviewed")]]
+    work = {stage: compute(stage, other) for stage in STAGES[:2]}
+    assert work and not list(other.path.rglob("*.superseded-*"))
+    reviewed = other.step("reviewed", apply_reviews, other.read("pairs"), reviews_in_force(other, other.read("pairs")))
+    assert len(reviewed["reviewed"]) == len(pairs) - 2 and len(reviewed["reviews"]) == 5
 
 
 def test_a_lost_verdict_is_written_again_from_what_is_stored(copy):

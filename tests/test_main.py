@@ -80,6 +80,16 @@ def test_the_package_lists_its_contents_and_nothing_else():
         _ = workbench.drft
 
 
+def test_what_was_moved_aside_is_brought_back(capsys, runs, recipe):
+    status, _, error = outcome(capsys, "restore", "a")
+    assert status == FAILED and "There is no run 'a'" in error
+    work = open_run("a", recipe)
+    for n in (1, 2):
+        work.step("numbers", as_it_is, pd.DataFrame({"n": range(n)}))
+    status, said, _ = outcome(capsys, "restore", "a")
+    assert status == DONE and said.endswith("Brought back: numbers.\n") and len(work.read("numbers")) == 1
+
+
 def test_help_reads_well(capsys):
     status, said, _ = outcome(capsys, "--help")
     assert status == DONE

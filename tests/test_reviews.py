@@ -227,10 +227,18 @@ def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(work, c
     assert "Of 1 pair people say something else now" in newer_than_alignment(work)
     reviews.add(pair(1), "review", "")
     told = newer_than_alignment(work)
-    assert "Of 2 pairs people say" in told and told.endswith("recipe.yaml --name reviewed")
+    assert "Of 2 pairs people say" in told and told.endswith("workbench run run:reviewed --name reviewed-reviewed")
     start("reviewed")
     assert "Of 2 pairs people say" in " ".join(capsys.readouterr().out.split())
     assert align(work) == ""
+
+
+def test_opening_a_notebook_on_a_run_that_is_not_there_makes_nothing(runs):
+    for recipe, name in (("", "nope"), ("arte-demo", "nope"), ("run:nope", "other")):
+        with pytest.raises(RunError, match="There is no run 'nope' .*begin it in the first notebook of"):
+            start(name, recipe)
+    assert not runs.exists()
+    assert start("mine", first="arte-demo").recipe.name == "arte-demo" and (runs / "mine" / "recipe.yaml").is_file()
 
 
 def test_a_keep_or_a_note_computes_no_alignment_anew(work, capsys):

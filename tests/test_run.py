@@ -17,7 +17,7 @@ from workbench.runs import cache, identity, progress, schemas
 from workbench.runs.cache import Cache, atomic_write, record_test_access
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
-from workbench.runs.run import open_run, runs_table
+from workbench.runs.run import open_run, restore, runs_table
 
 CALLS: list[str] = []
 
@@ -84,7 +84,7 @@ def test_another_recipe_is_refused_with_the_difference(run, recipe_values):
 
 
 def test_an_unknown_run_names_the_known_ones(run):
-    with pytest.raises(RunError, match=r"no run 'dmeo' \(there are: demo\); begin it with: workbench run"):
+    with pytest.raises(RunError, match=r"no run 'dmeo' \(there are: demo\); begin it in the first notebook"):
         open_run("dmeo")
 
 
@@ -198,12 +198,14 @@ def test_a_function_without_a_text_is_refused(run):
         run.step("some", names["mine"], 1)
 
 
-def test_again_moves_a_step_aside_to_be_computed_again(run):
+def test_again_computes_a_step_again_and_leaves_it_in_force_until_then(run):
     run.step("numbers", numbers, 3)
     run.again("numbers")
-    assert not run.has("numbers") and run.steps() == []
-    run.step("numbers", numbers, 3)
+    assert run.has("numbers") and len(run.read("numbers")) == 3 and not run.stands("numbers")
+    for _ in range(2):
+        run.step("numbers", numbers, 3)
     assert CALLS == ["numbers"] * 2 and len(list(run.path.glob("numbers.superseded-*"))) == 1
+    assert run.stands("numbers") and not list(run.path.rglob("again"))
 
 
 # Steps: what lies where
@@ -372,6 +374,55 @@ def test_partial_work_stays_for_the_same_key_and_leaves_for_another(run, before)
     assert (run.path / "numbers" / "checkpoint").is_dir() and not (run.path / "numbers.next").exists()
 
 
+# Steps: what is brought back
+
+
+def chain(run, n: int) -> None:
+    """Compute three steps, each from the one before."""
+    run.step("teachers", numbers, n)
+    run.step("students", halves, run.read("teachers"))
+    run.step("mine", anything, dict(run.result("students")))
+
+
+def test_what_a_finished_result_was_made_from_is_brought_back(run):
+    chain(run, 3)
+    before = {name: run.manifest(name) for name in run.steps()}
+    run.step("teachers", numbers, 4)
+    assert not run.stands("mine")
+    assert restore(run) == ["teachers"] and run.stands("mine")
+    assert {name: run.manifest(name) for name in before} == before
+    # What was begun only, and what was moved aside with nothing in its place.
+    run.step("teachers", numbers, 5)
+    (run.path / "students").rename(run.path / "students.superseded-0")
+    (run.path / "students").mkdir()
+    assert restore(run) == ["students", "teachers"] and run.stands("mine")
+    assert {name: run.manifest(name) for name in before} == before
+    chain(run, 3)
+    assert CALLS.count("halves") == CALLS.count("anything") == 1, "what was brought back is not computed again"
+
+
+def test_a_second_restore_undoes_the_first(run):
+    for n in (3, 4):
+        chain(run, n)
+    for n in (3, 4, 3):
+        assert set(restore(run)) == {"mine", "students", "teachers"}
+        assert len(run.read("teachers")) == n and run.stands("mine")
+
+
+def test_what_cannot_be_brought_back_is_said_and_nothing_is_moved(run):
+    with pytest.raises(RunError, match="Nothing of run demo was moved aside"):
+        restore(run)
+    chain(run, 3)
+    run.step("teachers", numbers, 4)
+    (aside,) = run.path.glob("teachers.superseded-*")
+    (aside / "manifest.json").unlink()
+    run.step("other", numbers, 1)
+    run.step("other", numbers, 2)
+    with pytest.raises(RunError, match="The teachers that students of run demo was made from is not there any more"):
+        restore(run)
+    assert len(run.read("teachers")) == 4 and run.has("mine")
+
+
 # Steps: what is refused when it is read
 
 
@@ -437,10 +488,11 @@ def test_what_was_made_from_what_has_since_changed_is_refused(run):
     assert len(run.read("mine"))
 
 
-def test_what_hangs_on_a_step_that_was_moved_aside_is_refused(run):
+def test_what_hangs_on_a_step_that_is_gone_is_refused(run):
     run.step("teachers", numbers, 3)
     run.step("students", halves, run.read("teachers"))
-    run.again("teachers")
+    (run.path / "teachers").rename(run.path / "away")
+    (run.path / "away" / "manifest.json").unlink()
     with pytest.raises(RunError, match="no finished step 'teachers' yet; open notebooks/03_teacher_alignment"):
         run.read("students", "odd")
 

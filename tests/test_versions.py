@@ -25,7 +25,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/instructions": (1, "bf4fd8092cee3375"),
     "loop/pairs": (2, "72619f90777531c3"),
     "loop/preference_set": (1, "61145ed4d733397e"),
-    "loop/reviews": (1, "081f2d9ddaa90e56"),
+    "loop/reviews": (1, "2f1c73dacd5c8b7a"),
     "loop/tailoring": (3, "028233a4ad09d17d"),
     "loop/writing": (3, "692c7ce3113e7abe"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),

@@ -63,7 +63,12 @@ def parameters(what: str) -> tuple:
 
 RUN = argument("name", metavar="RUN", help="name of the run")
 RECIPE = (
-    argument("recipe", metavar="RECIPE", help="name in notebooks/recipes, or path of a .yaml file"),
+    argument(
+        "recipe",
+        metavar="RECIPE",
+        help="name in notebooks/recipes, path of a .yaml file, or (run) run:NAME, to go on "
+        "from what run NAME has before its reviews",
+    ),
     argument("--method", metavar="FILE.py", default="", help="a method of your own, set there as METHOD"),
     parameters("change one value of the recipe, for example: -p alignment.beta 0.05"),
 )
@@ -88,12 +93,11 @@ def run(given: argparse.Namespace) -> int | None:
     began = time.monotonic()
     from workbench import methods
     from workbench.notebook import headless
+    from workbench.notebook.session import begin
     from workbench.report.card import result_card
-    from workbench.runs.recipe_file import load_recipe
-    from workbench.runs.run import open_run
 
     try:
-        work = open_run(given.name, load_recipe(given.recipe, dict(given.parameter)))
+        work = begin(given.name, given.recipe, dict(given.parameter))
         notebooks = headless.wanted(work, given.first, given.last)
     except (RunError, ValueError) as error:
         return _say(error, REFUSED)
@@ -240,6 +244,24 @@ def export(given: argparse.Namespace) -> None:
 
     for folder in export(open_run(given.name), given.to, given.students):
         print(_shown(folder))
+
+
+@command(RUN)
+def restore(given: argparse.Namespace) -> None:
+    """Bring back the last finished result that was moved aside, and what it was made from.
+
+    What stands in its place is moved aside in turn: a second call undoes the first. Nothing is deleted.
+
+    exit status: 0 brought back, 1 there is nothing to bring back, or a part of it is gone
+    """
+    from workbench.runs.run import open_run
+    from workbench.runs.run import restore as bring_back
+    from workbench.verdict.evaluation import decide
+
+    work = open_run(given.name)
+    print(f"Brought back: {', '.join(bring_back(work))}.")
+    if work.stands("predictions"):
+        decide(work)
 
 
 @command()

@@ -10,7 +10,7 @@ __getattr__, __all__ = lazily(
         "drafting": "draft_questions draft_rationales work_exemplars",
         "preference_set": "choose_preference_set responders_of",
         "pairs": "build_pairs flip_half",
-        "reviews": "apply_reviews reviews_of",
+        "reviews": "apply_reviews reviews_in_force",
         "arms": "pairs_by_arm",
         "alignment": "align_teachers",
         "tailoring": "write_examples",

@@ -20,7 +20,7 @@ from workbench.loop.pairs import swap_sides
 from workbench.runs import schemas
 from workbench.runs.cache import Database
 from workbench.runs.errors import RunError
-from workbench.runs.run import Run
+from workbench.runs.run import OF_RUN, Run
 from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
 
 PAST = {KEEP: "kept", FLIP: "flipped", DROP: "dropped"}
@@ -219,6 +219,16 @@ def reviews_of(run: Run, pairs: pd.DataFrame) -> pd.DataFrame:
     return schemas.build(rows, "reviews")
 
 
+def reviews_in_force(run: Run, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the reviews that the teachers of a run were aligned with; what people say now where none are aligned yet.
+
+    So that nothing finished is computed anew because somebody looked at pairs: later reviews are for another run.
+    """
+    if run.has("teachers") and run.stands("reviewed"):
+        return run.read("reviewed", "reviews")
+    return reviews_of(run, pairs)
+
+
 def apply_reviews(pairs: pd.DataFrame, reviews: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the pairs as people left them ("reviewed"), and the reviews.
 
@@ -235,7 +245,8 @@ def apply_reviews(pairs: pd.DataFrame, reviews: pd.DataFrame) -> dict[str, pd.Da
 def newer_than_alignment(run: Run) -> str:
     """Return in a sentence of how many pairs people say something else than the aligned teachers were made from.
 
-    Keeps and notes change no pair and do not count. "" where there is nothing to say.
+    Keeps and notes change no pair and do not count. "" where there is nothing to say. What comes before the alignment
+    is taken over by the run that the sentence names, so the seconds it gives are those of the rest.
     """
     if not run.has("teachers"):
         return ""
@@ -249,10 +260,11 @@ def newer_than_alignment(run: Run) -> str:
         for reviews in (used, now)
     ]
     n = len({pair_id for pair_id, _ in changing[0] ^ changing[1]})
+    spent = sum(run.manifest(name)["seconds"] for name in run.made_from("reviewed"))
     if not n:
         return ""
     return (
-        f"Of {n} {'pair' if n == 1 else 'pairs'} people say something else now than when the teachers were aligned, "
-        "and what comes after the alignment does not know it; to use the new reviews: "
-        f"workbench run {run.path / 'recipe.yaml'} --name {run.name}"
+        f"Of {n} {'pair' if n == 1 else 'pairs'} people say something else now than when the teachers were aligned. "
+        f"What is shown was made before and stays. To align again beside it ({spent:.0f} s last time): "
+        f"workbench run {OF_RUN}{run.name} --name {run.name}-reviewed"
     )

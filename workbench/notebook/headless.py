@@ -93,12 +93,11 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
 
 
 def begin_again(work: Run, first: str) -> None:
-    """Move the steps of a notebook and of later ones aside, and with them the verdict; earlier ones must be there."""
+    """Have the steps of a notebook and of later ones computed again, in force until then; earlier ones are there."""
     names = ALL[work.recipe.method].notebooks
     at = names.index(first)
     for step in (step for name in names[:at] for step in steps_in(name)):
         work.result(step)
-    (work.path / "verdict.json").unlink(missing_ok=True)
     for step in (step for name in names[at:] for step in steps_in(name)):
         work.again(step)
 

@@ -3,51 +3,73 @@
 import ast
 import difflib
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from workbench import figures
-from workbench.loop.reviews import newer_than_alignment
+from workbench.loop.reviews import Reviews, newer_than_alignment
 from workbench.methods import FIRST_RECIPE
 from workbench.notebook.display import HEADLESS, is_headless, say, watching
 from workbench.runs.cache import atomic_write, read_json, runs_folder
 from workbench.runs.errors import RecipeError, RunError
 from workbench.runs.recipe import Recipe, canonical_json
 from workbench.runs.recipe_file import load_recipe
-from workbench.runs.run import Run, open_run
+from workbench.runs.run import OF_RUN, Run, open_run, take_over
 
 INJECTED = "# Parameters"
 
 
-def start(
-    run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None, first: str = FIRST_RECIPE
-) -> Run:
-    """Check a notebook's parameters and open its run, or begin it.
+def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None, first: str = "") -> Run:
+    """Check a notebook's parameters and open its run, or begin it where the notebook is the first of a method.
 
     Args:
         run: Name of the run, a folder under data/runs.
-        recipe: Name or path; empty means the run's own, or the first one when the run is new.
+        recipe: Name or path, or "run:NAME" as for `begin`; empty means the run's own, or `first` when the run is new.
         overrides: For example "alignment.beta=0.05; seeds=[0, 1, 2]"; values are read as YAML.
         given: The notebook's globals(), to refuse what papermill injected and the notebook does not know.
-        first: The recipe of a new run, where none is named.
+        first: The recipe of a new run, where none is named; without it the notebook begins none.
 
     Raises:
         RecipeError: If a parameter is unknown or of the wrong type, or recipe and overrides make no valid recipe.
-        RunError: If the run was begun with another recipe.
+        RunError: If the run was begun with another recipe, or there is none and this notebook begins none.
 
     Example:
         work = wb.start("demo", overrides="alignment.beta=0.05")
     """
     check_parameters(given or {})
     stored = runs_folder() / run / "recipe.yaml"
-    if not recipe and stored.is_file():
-        recipe = str(stored)
-    opened = open_run(run, load_recipe(recipe or first, parse_overrides(overrides)))
+    if first or recipe.startswith(OF_RUN) or stored.is_file():
+        own = str(stored) if stored.is_file() else first
+        opened = begin(run, recipe or own, parse_overrides(overrides))
+    else:
+        opened = open_run(run)
     _make_ready()
     opened.watching = watching
     say(f"{opened}.")
     if newer := newer_than_alignment(opened):
         say(newer)
+    return opened
+
+
+def begin(run: str, recipe: str, overrides: Mapping[str, str] = {}) -> Run:
+    """Open a run, or begin it.
+
+    Args:
+        run: Its name.
+        recipe: Name or path, or "run:NAME": then the recipe of that run is taken, and of a new run also the reviews of
+            that one and all of its steps that no review goes into.
+        overrides: Changes of the recipe; steps that one goes into are computed anew.
+    """
+    if not recipe.startswith(OF_RUN):
+        return open_run(run, load_recipe(recipe, overrides))
+    source, is_new = open_run(recipe.removeprefix(OF_RUN)), not (runs_folder() / run / "recipe.yaml").is_file()
+    opened = open_run(run, load_recipe(str(source.path / "recipe.yaml"), overrides))
+    if is_new:
+        said, later = Reviews.of_run(source).path, source.made_from("reviewed")
+        if said.is_file():
+            shutil.copy2(said, Reviews.of_run(opened).path)
+        take_over(opened, source, [step for step in source.steps() if step not in later])
     return opened
 
 

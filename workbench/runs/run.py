@@ -9,9 +9,10 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,8 @@ from workbench.runs.recipe import Recipe, canonical_json, flatten, parse_yaml, p
 from workbench.runs.recipe_file import load_recipe
 
 SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: finished steps are then computed again
-MANIFEST, BEGUN, NEXT, SUPERSEDED = "manifest.json", "begun.json", ".next", ".superseded-"
+MANIFEST, BEGUN, AGAIN, NEXT, SUPERSEDED = "manifest.json", "begun.json", "again", ".next", ".superseded-"
+OF_RUN = "run:"  # before the name of a run that stands where a recipe does
 BEFORE_WORK = {"recipe.yaml", "reports"}  # what a run's folder holds that was refused before any work
 OLD_STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 COLUMNS = ["name", "recipe", "steps", "decision", "difference", "low", "high", "seconds"]
@@ -78,7 +80,7 @@ class Run:
         inputs, step = _inputs(function, arguments), Step(self, name)
         step.settle()
         key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
-        if step.manifest.get("key") == key:
+        if step.manifest.get("key") == key and not (step.path / AGAIN).exists():
             # Of work on another result, which was stopped and which nobody waits for any more.
             progress.forget(step.folder)
             print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
@@ -134,9 +136,29 @@ class Run:
         ordered = sorted(found, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
         return [path.relative_to(self.path).as_posix() for path in ordered]
 
+    def stands(self, name: str) -> bool:
+        """Say whether a step is finished, made from what now lies upstream of it, and not to be computed again."""
+        step = Step(self, name)
+        try:
+            return bool(step.require()) and not (step.path / AGAIN).exists()
+        except RunError:
+            return False
+
+    def made_from(self, name: str) -> list[str]:
+        """Return a step and the finished ones that were made from it, through others too."""
+        found = [name]
+        for step in self.steps():
+            if step not in found and set(self.manifest(step)["parents"]) & set(found):
+                found.append(step)
+        return found
+
     def again(self, name: str) -> None:
-        """Move a step aside, so that it is computed again; nothing is deleted."""
-        Step(self, name).move_aside()
+        """Have a step computed again when it is next called; a finished result stays until the new one is whole."""
+        step = Step(self, name)
+        if step.manifest:
+            (step.path / AGAIN).touch()
+        else:
+            step.move_aside()
 
     def _parents(self, of: str, inputs: dict) -> dict[str, list[str]]:
         """Return the steps whose frames are among the inputs, with the content of those frames."""
@@ -226,6 +248,7 @@ class Step:
     def move_aside(self) -> None:
         """Rename the step's folder, whole or unfinished; nothing is deleted."""
         if self.path.exists():
+            (self.path / AGAIN).unlink(missing_ok=True)
             _rename(self.path, self.path, (self.manifest or read_json(self.path / BEGUN)).get("key", "unknown"))
 
     def require(self, seen: frozenset[str] = frozenset()) -> dict:
@@ -275,6 +298,56 @@ class Step:
         notebook = notebook_of(self.name)
         open_it = f"open notebooks/{notebook}.ipynb or " if notebook else ""
         return f"{open_it}run: workbench run {self.run.path / 'recipe.yaml'} --name {self.run.name}"
+
+
+def restore(run: Run) -> list[str]:
+    """Bring back what a finished result was made from, where that was moved aside; return the names of these steps.
+
+    The result is the last one in force that something upstream was taken from; where there is none, the last one that
+    was moved aside. What stands in the way is moved aside in turn, so that a second call undoes the first.
+
+    Raises:
+        RunError: If nothing was moved aside, or a part of it is not there any more.
+    """
+    aside = sorted(run.path.rglob(f"*{SUPERSEDED}*/{MANIFEST}"), key=lambda path: -path.stat().st_mtime_ns)
+    waiting = [run.path / name for name in reversed(run.steps()) if not run.stands(name)]
+    if not aside:
+        raise RunError(f"Nothing of run {run.name} was moved aside, so there is nothing to bring back.")
+    plan: dict[str, Path] = {}
+    _collect(run, [*waiting, aside[0].parent][0], [path.parent for path in aside], plan)
+    moved = {name: folder for name, folder in plan.items() if folder != run.path / name}
+    for name, folder in moved.items():
+        Step(run, name).move_aside()
+        folder.rename(run.path / name)
+    return list(moved)
+
+
+def _collect(run: Run, folder: Path, aside: list[Path], plan: dict[str, Path]) -> None:
+    """Add to the plan a step's result and all that it was made from: name -> folder in which that lies now."""
+    manifest = read_json(folder / MANIFEST)
+    plan[manifest["step"]] = folder
+    for parent, built_from in manifest["parents"].items():
+        if parent in plan:
+            continue
+        there = [run.path / parent, *(path for path in aside if read_json(path / MANIFEST)["step"] == parent)]
+        for place in there:
+            if set(built_from) <= set(read_json(place / MANIFEST).get("contents", {}).values()):
+                _collect(run, place, aside, plan)
+                break
+        else:
+            raise RunError(
+                f"The {parent} that {manifest['step']} of run {run.name} was made from is not there any more, so it "
+                f"cannot be brought back; compute it again: {Step(run, manifest['step'])._make_it()}"
+            )
+
+
+def take_over(work: Run, source: Run, steps: Iterable[str]) -> None:
+    """Copy finished steps of another run into one that is begun; what its recipe changes is computed anew later."""
+    for step in steps:
+        # A step is whole when its manifest is there, so that comes last.
+        unfinished = shutil.ignore_patterns(MANIFEST, AGAIN)
+        shutil.copytree(source.path / step, work.path / step, ignore=unfinished, dirs_exist_ok=True)
+        shutil.copy2(source.path / step / MANIFEST, work.path / step)
 
 
 def steps_in(notebook: str) -> list[str]:
@@ -366,7 +439,7 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         known = sorted(found.parent.name for found in runs_folder().glob("*/recipe.yaml"))
         raise RunError(
             f"There is no run {name!r} (there are: {', '.join(known) or 'none'}); "
-            f"begin it with: workbench run RECIPE --name {name}"
+            f"begin it in the first notebook of a method, or with: workbench run RECIPE --name {name}"
         )
     atomic_write(file, recipe.to_yaml().encode("utf-8"))
     return Run(name, path, recipe)

@@ -13,7 +13,6 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.alignment import models_of
-from workbench.loop.reviews import newer_than_alignment
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.engine import Completion
 from workbench.models.start import Model, run_engine_jobs
@@ -151,7 +150,7 @@ def decide(run: Run) -> dict:
         student=next(iter(recipe.models.students)),
         training=training[["student", "arm", "seed", "tokens", "steps"]],
         test_set=test_set,
-        warnings=[*overlap_warnings(overlap), *filter(None, [newer_than_alignment(run)])],
+        warnings=overlap_warnings(overlap),
     )
     result["overlap"] = overlap
     atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
