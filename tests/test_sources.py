@@ -165,6 +165,28 @@ def test_a_data_set_that_cannot_be_fetched_is_one_sentence(recipe_values, monkey
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("answers", "kind", "said"),
+    [
+        (["1", "2024-05-01"], "number", "answer '2024-05-01' of row 2 .1 of 2. cannot be read as number.*exact would"),
+        (["0,5", "1,75", "1.5"], "number", "of row 1, '0,5', and of row 3, '1.5', take ',' and '.' for the decimal"),
+        (["0,5", "1,234"], "number", "of row 1, '0,5', and of row 2, '1,234', take ',' and '.' for the decimal sign"),
+        (["A", "A or B"], "option", "answer 'A or B' of row 2 .* cannot be read as option"),
+        (
+            ["x", "I went. He stayed."],
+            "exact",
+            "'I went. He stayed.' of row 2 would not .* to tagged",
+        ),
+        (["x", "</ans>"], "tagged", "the answer '</ans>' of row 2 would not count as right in the reply"),
+    ],
+)
+def test_an_answer_that_could_never_be_right_is_named_by_its_row(of, tmp_path, answers, kind, said):
+    write(tmp_path / "mine.jsonl", [{"q": f"Question {n}?", "a": answer} for n, answer in enumerate(answers)])
+    with pytest.raises(DataError, match=said) as raised:
+        load_tasks(of("mine.jsonl", question="q", answer="a", answer_type=kind))
+    assert "\n" not in str(raised.value)
+
+
 def test_a_task_file_keeps_its_items_and_takes_a_kind_of_answer(recipe_values, tmp_path):
     rows = [{"input": f"Is {n} even?", "target": "Yes" if n % 2 == 0 else "No"} for n in range(20)]
     (tmp_path / "even.json").write_text(json.dumps({"examples": rows}))
@@ -217,8 +239,7 @@ def test_all_tasks_of_bbh_load_split_and_grade_their_own_answers(recipe_values, 
         sizes = [len(getattr(plain[name], part)) for part in SETS]
         assert sizes[:2] == [3, 40] and sizes[2] >= 30 and len(questions(plain[name])) == sum(sizes)
         assert right(plain[name]) == right(typed[name]) == 1, name
-        # Brackets and a list of words are no prose: stated in a sentence, they lose what looks like its end.
-        stated = {form: right(typed[name], form) for form in FORMS if name not in ("dyck_languages", "ruin_names")}
+        stated = {form: right(typed[name], form) for form in FORMS}
         assert all(share == 1 for share in stated.values()), (name, stated)
 
 

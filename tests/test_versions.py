@@ -15,37 +15,39 @@ from workbench.runs.schemas import text_id
 
 PACKAGE = PROJECT / "workbench"
 ROOMS = ("loop", "signals")
-# Beside those rooms, what can change their results and has no VERSION of its own.
-SHARED = ("tasks/answers", "models/packed_losses")
+# Beside those rooms, what can change their results. Answers are an argument of steps, so their VERSION counts there.
+SHARED = ("tasks/answers", "tasks/numbers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
     "loop/alignment": (2, "2434b24cb5b0d2af"),
-    "loop/arms": (2, "b3acd1e3b4445054"),
-    "loop/budgets": (2, "bb98fbf8a2c8a631"),
-    "loop/drafting": (4, "0f0923ce03de54c3"),
-    "loop/instructions": (1, "bf4fd8092cee3375"),
-    "loop/pairs": (2, "72619f90777531c3"),
-    "loop/preference_set": (1, "61145ed4d733397e"),
-    "loop/reviews": (1, "2f1c73dacd5c8b7a"),
-    "loop/tailoring": (3, "028233a4ad09d17d"),
-    "loop/writing": (3, "692c7ce3113e7abe"),
+    "loop/arms": (2, "d5686894499d932f"),
+    "loop/budgets": (2, "49930718a72edac4"),
+    "loop/drafting": (4, "c0b9dc085764eace"),
+    "loop/instructions": (1, "1ef9e7e453b47c42"),
+    "loop/pairs": (2, "05fad7270357b9e8"),
+    "loop/preference_set": (1, "b679fb74d91e086a"),
+    "loop/reviews": (1, "5cc7bec285ce7b73"),
+    "loop/tailoring": (3, "526265c8f233d893"),
+    "loop/writing": (3, "cf61930d944872da"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),
     "signals/influence": (2, "110cb973d8dad18d"),
     "signals/influence_by_judge": (1, "ed2d033ae8effe60"),
-    "signals/influence_of_drafts": (2, "8269ada4f3a1f922"),
-    "signals/judge": (1, "4f55dd6af4badbdb"),
-    "signals/judging": (1, "e4cdc963f4746aef"),
-    "signals/one_shot": (3, "fe4fef2cf282c9c7"),
-    "signals/reference": (1, "82a2d1846297923c"),
-    "signals/reward": (1, "0f16c3874c1b0afa"),
+    "signals/influence_of_drafts": (2, "bd38a03934257b81"),
+    "signals/judge": (2, "5eaf7d1a95be115e"),
+    "signals/judging": (1, "079a1910a8279ead"),
+    "signals/one_shot": (3, "c8c80c6743668718"),
+    "signals/reference": (1, "a8431d0b21106d6a"),
+    "signals/reward": (1, "5f568ac30dcf4e2e"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),
     "signals/scores": (1, "f0cc4273a39ba89e"),
     "signals/warm_up": (1, "84056eaface2e5fc"),
+    "tasks/answers": (2, "4098e514602c49e3"),
 }
 
 
 def versioned() -> list[str]:
-    """Return the modules of loop/ and signals/ that have a VERSION, as room/name."""
+    """Return the modules of loop/ and signals/, and of SHARED, that have a VERSION, as room/name."""
     paths = [path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py"))]
+    paths += [PACKAGE / f"{name}.py" for name in SHARED]
     names = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in paths]
     return [name for name in names if version_of(name)]
 
@@ -98,7 +100,7 @@ def test_no_module_is_known_that_is_gone():
 
 
 def test_the_digest_knows_what_a_module_asks_and_reads():
-    assert {"loop/prompts", "loop/writing", "tasks/answers"} < with_imports("signals/one_shot")
+    assert {"loop/prompts", "loop/writing", "tasks/answers", "tasks/numbers"} < with_imports("signals/one_shot")
     assert "models/packed_losses" in with_imports("signals/influence_of_drafts")
     assert "loop/item_response" in with_imports("loop/preference_set")
 

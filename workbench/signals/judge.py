@@ -20,7 +20,7 @@ from workbench.runs.run import Run, fingerprint
 from workbench.tasks.answers import Answers
 from workbench.tasks.task import Task, load_tasks
 
-VERSION = 1
+VERSION = 2
 FILE = "judgements.json"
 NOBODY = (
     "This recipe names no judge; with models: {judge: ...} another model would answer the examples' questions here."

@@ -12,7 +12,7 @@ import pandas as pd
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import canonical_json, project_root
 from workbench.runs.recipe_parts import AnswerType, TaskSource
-from workbench.tasks.answers import Answers
+from workbench.tasks.answers import FORMATS, Answers
 
 # Read by pandas, as they are: `datasets` guesses types, by which 007 becomes 7 and the answer None becomes nothing.
 READERS = {
@@ -53,19 +53,36 @@ def sha256_of(rows: list[dict]) -> str:
 
 
 def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> None:
-    """Refuse answers that their own reader cannot read, naming the kinds that could read them all.
+    """Refuse answers that their own reader cannot read, or would not take for right when given to the letter.
 
     Raises:
-        DataError: If there are any, naming the first.
+        DataError: If there are any, naming the first and the kinds that could read them all.
     """
-    unread = [(at, target) for at, target in enumerate(targets, 1) if not answers.read_gold(target)]
-    if unread:
+    rows, signs = {}, {}
+    for at, target in enumerate(targets, 1):
+        rows.setdefault(target, at)
+    if unread := [at for at, target in enumerate(targets, 1) if not answers.read_gold(target)]:
         typed: tuple[AnswerType, ...] = ("option", "number", "boolean")
-        fitting = [kind for kind in typed if all(map(Answers(kind).read_gold, targets))] + ["exact"]
-        at, target = unread[0]
+        fitting = [kind for kind in typed if all(map(Answers(kind).read_gold, rows))] + ["exact"]
         raise DataError(
-            f"{where}: the answer {_short(target)} of row {at} ({len(unread)} of {len(targets)}) cannot be read as "
-            f"{answers.kind}; correct the rows, or set {key}, for which {' or '.join(fitting)} would fit."
+            f"{where}: the answer {_short(targets[unread[0] - 1])} of row {unread[0]} ({len(unread)} of "
+            f"{len(targets)}) cannot be read as {answers.kind}; correct the rows, or set {key}, for which "
+            f"{' or '.join(fitting)} would fit."
+        )
+    for target, at in rows.items():
+        if sign := answers.decimal_sign(target):
+            signs.setdefault(sign, at)
+        if form := answers.lost_in(target):
+            raise DataError(
+                f"{where}: the answer {_short(target)} of row {at} would not count as right in the reply "
+                f"{_short(FORMATS[form].format(target))}; correct the row, or set {key} to tagged, which reads the "
+                "text of the <ans> tag and nothing else."
+            )
+    if len(signs) > 1:
+        (one, first), (other, second) = signs.items()
+        raise DataError(
+            f"{where}: the answers of row {first}, {_short(targets[first - 1])}, and of row {second}, "
+            f"{_short(targets[second - 1])}, take {one!r} and {other!r} for the decimal sign; write all one way."
         )
 
 

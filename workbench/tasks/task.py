@@ -98,9 +98,7 @@ def task_file(recipe: Recipe, name: str) -> Path | None:
 
 def _task_of(recipe: Recipe, name: str) -> Task:
     source, file = recipe.tasks.sources.get(name), task_file(recipe, name)
-    if source is None:
-        return load_task(file, recipe)
-    answers = Answers(source.answer_type, source.reply_pattern)
+    answers = Answers(source.answer_type, source.reply_pattern) if source else Answers()
     if file:
         task = replace(load_task(file, recipe), answers=answers)
         targets = pd.concat([getattr(task, part)["target"] for part in SETS])
