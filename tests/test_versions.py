@@ -32,7 +32,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/influence": (2, "110cb973d8dad18d"),
     "signals/influence_by_judge": (1, "ed2d033ae8effe60"),
     "signals/influence_of_drafts": (2, "8269ada4f3a1f922"),
-    "signals/judge": (1, "4f55dd6af4badbdb"),
+    "signals/judge": (1, "4f6589ac55b140b1"),
     "signals/judging": (1, "e4cdc963f4746aef"),
     "signals/one_shot": (3, "fe4fef2cf282c9c7"),
     "signals/reference": (1, "82a2d1846297923c"),

@@ -8,18 +8,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import nbformat
 
 from workbench.methods import ALL
 from workbench.notebook.display import HEADLESS
 from workbench.notebook.session import metrics_path, record_status
-from workbench.runs.cache import read_json
-from workbench.runs.errors import RunError
+from workbench.runs.cache import atomic_write, temporary_folder
+from workbench.runs.errors import RunError, redact
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
-from workbench.runs.run import Run, open_run, steps_in
+from workbench.runs.run import VERDICT, Run, hold, open_run, steps_in
 from workbench.verdict.in_words import sentence
 
 KERNEL = "python3"
@@ -87,7 +86,7 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
     Raises:
         RunError: If it ends with an error.
     """
-    with _kernel() as kernel:
+    with hold(work.name), _kernel() as kernel:
         executed = _run_notebook(work, f"studies/{name}", kernel, parameters)
     return _page(work, [executed], executed.with_suffix(".html"))
 
@@ -98,7 +97,7 @@ def begin_again(work: Run, first: str) -> None:
     at = names.index(first)
     for step in (step for name in names[:at] for step in steps_in(name)):
         work.result(step)
-    (work.path / "verdict.json").unlink(missing_ok=True)
+    (work.path / VERDICT).unlink(missing_ok=True)
     for step in (step for name in names[at:] for step in steps_in(name)):
         work.again(step)
 
@@ -130,9 +129,18 @@ def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object]
         said = " ".join(str(error.evalue).split())
         record_status(metrics_path(work), executed.stem, {"status": "failed", "error": said})
         raise RunError(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
+    finally:
+        _redact_file(executed)
     counts = [f"{n:,} {what}" for step in steps_in(name) for what, n in list(work.counts(step).items())[:1]]
     print(f"{name:<22} {time.monotonic() - began:4.0f} s   {', '.join(counts)}", flush=True)
     return executed
+
+
+def _redact_file(path: Path) -> None:
+    """Take keys out of an executed notebook, which papermill writes."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if (clean := redact(text)) != text:
+        atomic_write(path, clean.encode("utf-8"))
 
 
 @contextmanager
@@ -145,9 +153,9 @@ def _kernel() -> Iterator:
     # is there to click; bars of libraries are drawn by processes whose output no notebook catches.
     own = dict.fromkeys(("JUPYTER_PREFER_ENV_PATH", HEADLESS, "TQDM_DISABLE"), "1")
     # Sockets in a folder of this user's own instead of open ports.
-    with _environment(own), TemporaryDirectory(prefix="workbench-") as folder:
+    with _environment(own), temporary_folder() as folder:
         kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
-        kernel.transport, kernel.connection_file = "ipc", str(Path(folder) / "kernel.json")
+        kernel.transport, kernel.connection_file = "ipc", str(folder / "kernel.json")
         try:
             yield kernel
         finally:
@@ -218,7 +226,7 @@ def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") ->
 
 def verdict_in_words(work: Run) -> str:
     """Return the verdict in plain sentences, for every student; "" when there is none."""
-    if not (verdict := read_json(work.path / "verdict.json")):
+    if not (verdict := work.verdict):
         return ""
     blocks = {verdict["student"]: verdict} | verdict.get("students", {}) | {verdict["student"]: verdict}
     said = [sentence({**block, "models": verdict["models"]}) for block in blocks.values()]
