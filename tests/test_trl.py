@@ -202,28 +202,37 @@ def test_a_text_that_would_lose_its_end_is_refused(of, folder, tmp_path, seen, s
     assert len(seen) == 1
 
 
+def zero_the_middle(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 512] = bytes(512)
+    path.write_bytes(data)
+
+
 class Killed(BaseException):
     pass
 
 
 def die_after(monkeypatch, n_checkpoints: int):
     """Make training stop dead once so many checkpoints are written; return what takes that back."""
-    from transformers import Trainer
+    from transformers.trainer_callback import CallbackHandler
 
-    save, left = Trainer._save_checkpoint, [n_checkpoints]
+    save, left = CallbackHandler.on_save, [n_checkpoints]
 
     def dying(self, *args, **kwargs):
-        save(self, *args, **kwargs)
+        control = save(self, *args, **kwargs)
         left[0] -= 1
         if not left[0]:
             raise Killed
+        return control
 
-    monkeypatch.setattr(Trainer, "_save_checkpoint", dying)
-    return lambda: monkeypatch.setattr(Trainer, "_save_checkpoint", save)
+    monkeypatch.setattr(CallbackHandler, "on_save", dying)
+    return lambda: monkeypatch.setattr(CallbackHandler, "on_save", save)
 
 
-@pytest.mark.parametrize("stage", ["dpo", "sft"])
-def test_killed_and_resumed_gives_the_weights_of_an_unbroken_training(of, folder, tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize(("stage", "damaged"), [("dpo", False), ("sft", False), ("sft", True)])
+def test_killed_and_resumed_gives_the_weights_of_an_unbroken_training(
+    of, folder, tmp_path, monkeypatch, stage, damaged
+):
     recipe = of(alignment={"save_steps": 3}, training={"save_steps": 3})
 
     def train(work):
@@ -245,16 +254,51 @@ def test_killed_and_resumed_gives_the_weights_of_an_unbroken_training(of, folder
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
         (checkpoints / "checkpoint-12" / name).write_bytes(b"{")
     revive()
+    if damaged:
+        zero_the_middle(checkpoints / "checkpoint-6" / "model.safetensors")
     from transformers import Trainer
 
     steps, step = [], Trainer.training_step
     monkeypatch.setattr(Trainer, "training_step", lambda self, *a, **k: steps.append(1) or step(self, *a, **k))
     resumed = tuned(tmp_path / "broken", "k", train)
-    assert len(steps) == 6, "it did not go on from the last whole checkpoint"
+    assert len(steps) == (9 if damaged else 6), "it did not go on from the last whole checkpoint"
     assert same_weights(tmp_path / "whole", tmp_path / "broken")
     assert loading.fingerprint_model(tmp_path / "whole") == loading.fingerprint_model(tmp_path / "broken")
     assert (resumed.steps, resumed.n_tokens, resumed.curve) == (whole.steps, whole.n_tokens, whole.curve)
     assert not checkpoints.exists() and not (tmp_path / "broken" / "checkpoints").exists()
+
+
+def test_damaged_weights_are_not_loaded_not_copied_and_trained_again(runs, tmp_path):
+    def train(work):
+        trained.append(work)
+        (work / "model.safetensors").write_bytes(bytes(range(256)) * 8)
+        return {"curve": [], "n_tokens": 1, "steps": 1}
+
+    trained, here, other = [], runs / "a" / "students" / "m", runs / "b" / "students" / "m"
+    tuned(here, "k", train)
+    assert tuned(other, "k", train).folder == other and len(trained) == 1, "it was copied"
+    for path in (here, other):
+        zero_the_middle(path / "model.safetensors")
+        with pytest.raises(ModelError) as error:
+            loading.resolve(path)
+        assert "model.safetensors is not what was written" in str(error.value) and "trains this model anew" in str(
+            error.value
+        )
+    with pytest.warns(UserWarning, match="not what was written.*It is not used here"):
+        tuned(other, "k", train)
+    assert len(trained) == 2 and loading.resolve(other) == other
+    with pytest.warns(UserWarning, match="It is not used here"):
+        tuned(here, "k", train)
+    assert len(trained) == 2 and loading.resolve(here) == here, "it was copied from where it is whole"
+    (here / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="model.safetensors is missing"):
+        loading.fingerprint_model(here)
+
+
+def test_a_model_trained_by_an_earlier_workbench_is_taken_as_it_is(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "tuned.json").write_text('{"key": "k", "curve": [], "n_tokens": 1, "steps": 2}')
+    assert tuned(tmp_path / "m", "k", None).steps == 2 and loading.resolve(tmp_path / "m") == tmp_path / "m"
 
 
 def test_killed_without_checkpoints_begins_again_and_ends_the_same(of, folder, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/influence": (2, "110cb973d8dad18d"),
     "signals/influence_by_judge": (1, "ed2d033ae8effe60"),
     "signals/influence_of_drafts": (2, "bd38a03934257b81"),
-    "signals/judge": (2, "5eaf7d1a95be115e"),
+    "signals/judge": (2, "ef1e530ae59fc6bf"),
     "signals/judging": (1, "079a1910a8279ead"),
     "signals/one_shot": (3, "c8c80c6743668718"),
     "signals/reference": (1, "a8431d0b21106d6a"),

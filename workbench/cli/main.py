@@ -9,11 +9,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from workbench.runs.errors import RecipeError, RunError
+from workbench.runs.errors import RecipeError, RunError, redact, visible
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+SAID = 2_000  # characters of a line of an error
 # {first} stands for the first recipe that the project ships, {demo} for its demo.
 EXAMPLES = """examples:
   workbench run {demo} --name demo            the whole loop on the models the project ships, in minutes
@@ -81,6 +83,7 @@ RECIPE = (
         "--from", dest="first", metavar="NOTEBOOK", default="", help="do this and later ones again: 03, alignment"
     ),
     argument("--to", dest="last", metavar="NOTEBOOK", default="", help="stop after it"),
+    argument("--wait", action="store_true", help="until another process has done with a run of this name"),
 )
 def run(given: argparse.Namespace) -> int | None:
     """Run the notebooks of a recipe and report the verdict.
@@ -95,14 +98,17 @@ def run(given: argparse.Namespace) -> int | None:
     from workbench.notebook import headless
     from workbench.notebook.session import begin
     from workbench.report.card import result_card
+    from workbench.runs.run import hold
 
-    try:
-        work = begin(given.name, given.recipe, dict(given.parameter))
-        notebooks = headless.wanted(work, given.first, given.last)
-    except (RunError, ValueError) as error:
-        return _say(error, REFUSED)
-    print(f"run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", flush=True)
-    report = headless.run_notebooks(work, given.first, given.last)
+    with ExitStack() as alone:
+        try:
+            work = begin(given.name, given.recipe, dict(given.parameter))
+            alone.enter_context(hold(given.name, given.wait))
+            notebooks = headless.wanted(work, given.first, given.last)
+        except (RunError, ValueError) as error:
+            return _say(error, REFUSED)
+        print(f"run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)", flush=True)
+        report = headless.run_notebooks(work, given.first, given.last)
     print(f"{time.monotonic() - began:.0f} s in all\n")
     if notebooks[-1] == methods.ALL[work.recipe.method].notebooks[-1]:
         print(result_card(work), end="\n\n")
@@ -316,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(error: Exception | str, status: int) -> int:
-    print(f"workbench: {error}", file=sys.stderr)
+    said = "\n".join(visible(line, SAID) for line in redact(f"workbench: {error}").splitlines())
+    print(said, file=sys.stderr)
     return status
 
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
@@ -15,7 +14,7 @@ import torch
 from workbench.models import trl
 from workbench.models.backend_process import unsloth_folder
 from workbench.runs import progress
-from workbench.runs.cache import read_json
+from workbench.runs.cache import read_json, temporary_folder
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Alignment, Recipe, Training, parse_yaml, project_root
 
@@ -123,8 +122,7 @@ def _in_processes(
         "parent": progress.this_process(),
         **more,
     }
-    with TemporaryDirectory(prefix="workbench-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         rows.to_parquet(folder / "rows.parquet")
         environment = {

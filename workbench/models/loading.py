@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,11 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from workbench.runs.cache import read_json
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import project_root
-from workbench.runs.run import file_sha256, fingerprint
+from workbench.runs.run import MANIFEST, file_sha256, fingerprint
+from workbench.runs.schemas import Trained
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,9 +33,11 @@ FINGERPRINTED = (
     "merges.txt",
     "*.model",
     "chat_template*",
+    "additional_chat_templates/*",
     "*.safetensors",
     "*.safetensors.index.json",
 )
+DONE = "tuned.json"  # what is recorded of a model trained here
 # Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,11 +61,12 @@ def resolve(ref: str | Path) -> Path:
     """Return the folder of a model: a path (relative ones from the project root) or the local snapshot of a hub id.
 
     Raises:
-        ModelError: If it is neither.
+        ModelError: If it is neither, or a model trained here that is not what was written.
     """
     path = Path(ref).expanduser()
     folder = path if path.is_absolute() else project_root() / path
     if folder.is_dir():
+        require_whole(folder)
         return folder
     if not _is_hub_id(str(ref)):
         raise ModelError(
@@ -84,8 +88,9 @@ def fingerprint_model(folder: str | Path) -> str:
     Left out: names and places of folders, model cards and trainer states, because they change no output.
     """
     folder = resolve(folder)
+    _refuse_weights_outside(folder)
     files = sorted({path for pattern in FINGERPRINTED for path in folder.glob(pattern) if path.is_file()})
-    parts = {path.name: _file_hash(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+    parts = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     base = _adapter_base(folder)
     return fingerprint([parts, fingerprint_model(base) if base else ""])
 
@@ -228,7 +233,8 @@ def _adapted(model: PreTrainedModel, folder: Path) -> "PeftModel":
 
 
 def require_safetensors(folder: Path) -> None:
-    """Refuse a model folder whose weights are missing or pickled."""
+    """Refuse a model folder whose weights are missing, pickled, or elsewhere."""
+    _refuse_weights_outside(folder)
     if any(folder.glob("*.safetensors")):
         return
     pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
@@ -240,6 +246,29 @@ def require_safetensors(folder: Path) -> None:
     raise ModelError(
         f"Model folder {folder} holds no weights; a file ending in .safetensors is needed, so build or copy it again."
     )
+
+
+def require_whole(folder: Path) -> None:
+    """Refuse a model trained here of which a file is missing or not what was written; of others nothing is known."""
+    for name, sha256 in read_json(folder / DONE, Trained).get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise ModelError(
+                f"{path} is {'not what was written' if path.is_file() else 'missing'}, by the checksums in {DONE}; "
+                f"delete {folder.parent / MANIFEST} and run the same command again, which trains this model anew."
+            )
+
+
+def _refuse_weights_outside(folder: Path) -> None:
+    """Refuse an index that names weights which no fingerprint of the folder would hold."""
+    for path in folder.glob("*.index.json"):
+        named = read_json(path).get("weight_map")
+        odd = [n for n in named.values() if Path(str(n)).name != n] if isinstance(named, dict) else [named]
+        if odd:
+            raise ModelError(
+                f"{path} names weights that are no files of this folder ({odd[0]!r}); save the model again with "
+                "save_pretrained."
+            )
 
 
 def _adapter_base(folder: Path) -> Path | None:
@@ -263,12 +292,6 @@ def _adapter_base(folder: Path) -> Path | None:
 def _is_hub_id(ref: str) -> bool:
     owner, _, name = ref.partition("/")
     return bool(owner.strip("~.") and name) and "/" not in name and not (project_root() / owner).is_dir()
-
-
-@lru_cache(maxsize=4096)
-def _file_hash(path: str, mtime_ns: int, size: int) -> str:
-    # The time and the size are arguments only so that a changed file is read again.
-    return file_sha256(path)
 
 
 def _first_line(error: Exception) -> str:

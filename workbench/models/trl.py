@@ -4,9 +4,9 @@ TRL's trainers, given whole batches of tokens: dealt out to the processes, and c
 """
 
 import contextlib
-import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,16 @@ import torch
 from safetensors import SafetensorError
 
 from workbench.models import loading
+from workbench.models.loading import DONE
 from workbench.runs import progress
-from workbench.runs.cache import atomic_write, read_json, runs_folder
+from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import ModelError, RunError
+from workbench.runs.identity import file_sha256
 from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NEXT
+from workbench.runs.schemas import Trained
 
-DONE = "tuned.json"
 CHECKPOINTS = "checkpoints"
 CURVES = {
     "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
@@ -113,7 +115,7 @@ def shuffled(n_rows: int, batch_size: int, n_epochs: int, seed: int) -> list[lis
 
 
 def keep_quiet(trainer) -> None:
-    """Replace the callback that prints every log line by signs of life: the curve is kept and drawn instead."""
+    """Replace the callback that prints every log line by signs of life, and have checkpoints keep checksums."""
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
     # The folder that the model will have.
@@ -124,6 +126,11 @@ def keep_quiet(trainer) -> None:
             progress.steps(folder, state.global_step, state.max_steps, logs)
 
         on_log = on_step_end
+
+        def on_save(self, args, state, control, **kwargs):
+            if state.is_world_process_zero:
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                write_json(checkpoint / DONE, _checksums(checkpoint))
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Alive())
@@ -148,20 +155,21 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
         train: Leaves the model's files in the folder it is given and returns curve, n_tokens, steps. What it finds
             there comes from a run of the same key that was killed.
     """
-    record = read_json(folder / DONE)
-    if record.get("key") != key:
+    record = _whole(folder, key)
+    if not record:
         if folder.exists():
             shutil.rmtree(folder)
         work = folder.with_name(f"{folder.name}.{key}.unfinished")
         work.mkdir(parents=True, exist_ok=True)
         try:
-            if there := _trained_elsewhere(folder, key):
+            if there := next((path for path in _elsewhere(folder) if _whole(path, key)), None):
                 shutil.copytree(there, work, dirs_exist_ok=True)
-                record = read_json(there / DONE)
+                record = read_json(work / DONE)
             else:
                 record = {"key": key} | train(work)
                 shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-            atomic_write(work / DONE, json.dumps(record).encode())
+            # What was copied must be what was written there.
+            write_json(work / DONE, {"files": _checksums(work)} | record)
             os.replace(work, folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
@@ -174,15 +182,30 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     return Tuned(folder, record["curve"], record["n_tokens"], record["steps"])
 
 
-def _trained_elsewhere(folder: Path, key: str) -> Path | None:
-    """Return the same folder of another run if it holds a model trained for this key."""
+def _whole(folder: Path, key: str) -> dict:
+    """Return what is recorded of a model trained for this key; {} if there is none, or it is damaged."""
+    try:
+        if (record := read_json(folder / DONE, Trained)).get("key") == key:
+            loading.require_whole(folder)
+            return record
+    except (RunError, ModelError) as error:
+        warnings.warn(f"{error} It is not used here.", stacklevel=3)
+    return {}
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DONE)
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+
+
+def _elsewhere(folder: Path) -> list[Path]:
+    """Return the same folder of other runs."""
     runs = runs_folder()
     if runs not in folder.parents:
-        return None
+        return []
     # A step that replaces another is made beside it.
     _, *inside = (part.removesuffix(NEXT) for part in folder.relative_to(runs).parts)
-    found = (path.parent for path in sorted(runs.glob("/".join(["*", *inside, DONE]))) if path.parent != folder)
-    return next((path for path in found if read_json(path / DONE).get("key") == key), None)
+    return [path.parent for path in sorted(runs.glob("/".join(["*", *inside, DONE]))) if path.parent != folder]
 
 
 def model_folder(*names: str | int) -> str:
@@ -191,11 +214,11 @@ def model_folder(*names: str | int) -> str:
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    """Return the newest checkpoint that was written to its end."""
+    """Return the newest checkpoint that was written to its end and is what was written."""
     for path in sorted(work.glob(f"{CHECKPOINTS}/checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1])):
-        # The trainer writes its state last, so a kill in the middle leaves none of it, or half a file.
+        # Ours is written after all that the trainer writes.
         with contextlib.suppress(RunError):
-            if read_json(path / "trainer_state.json"):
+            if (sums := read_json(path / DONE)) and sums.items() <= _checksums(path).items():
                 return str(path)
     return None
 

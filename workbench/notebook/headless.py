@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import nbformat
 
@@ -16,11 +15,11 @@ from workbench.methods import ALL
 from workbench.notebook.display import HEADLESS
 from workbench.notebook.session import metrics_path, record_status
 from workbench.report.card import result_card
-from workbench.runs.cache import read_json
-from workbench.runs.errors import RunError
+from workbench.runs.cache import atomic_write, temporary_folder
+from workbench.runs.errors import RunError, redact
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_engines import ROLES
-from workbench.runs.run import Run, open_run, steps_in
+from workbench.runs.run import Run, hold, open_run, steps_in
 
 KERNEL = "python3"
 PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to pass on what a finished cell showed
@@ -87,7 +86,7 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
     Raises:
         RunError: If it ends with an error.
     """
-    with _kernel() as kernel:
+    with hold(work.name), _kernel() as kernel:
         executed = _run_notebook(work, f"studies/{name}", kernel, parameters)
     return _page(work, [executed], executed.with_suffix(".html"))
 
@@ -129,9 +128,18 @@ def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object]
         said = " ".join(str(error.evalue).split())
         record_status(metrics_path(work), executed.stem, {"status": "failed", "error": said})
         raise RunError(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
+    finally:
+        _redact_file(executed)
     counts = [f"{n:,} {what}" for step in steps_in(name) for what, n in list(work.counts(step).items())[:1]]
     print(f"{name:<22} {time.monotonic() - began:4.0f} s   {', '.join(counts)}", flush=True)
     return executed
+
+
+def _redact_file(path: Path) -> None:
+    """Take keys out of an executed notebook, which papermill writes."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if (clean := redact(text)) != text:
+        atomic_write(path, clean.encode("utf-8"))
 
 
 @contextmanager
@@ -144,9 +152,9 @@ def _kernel() -> Iterator:
     # is there to click; bars of libraries are drawn by processes whose output no notebook catches.
     own = dict.fromkeys(("JUPYTER_PREFER_ENV_PATH", HEADLESS, "TQDM_DISABLE"), "1")
     # Sockets in a folder of this user's own instead of open ports.
-    with _environment(own), TemporaryDirectory(prefix="workbench-") as folder:
+    with _environment(own), temporary_folder() as folder:
         kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
-        kernel.transport, kernel.connection_file = "ipc", str(Path(folder) / "kernel.json")
+        kernel.transport, kernel.connection_file = "ipc", str(folder / "kernel.json")
         try:
             yield kernel
         finally:
@@ -209,7 +217,7 @@ def build_report(work: Run) -> Path:
         work,
         list(filter(Path.is_file, executed)),
         reports / "report.html",
-        repr(result_card(work)) if read_json(work.path / "verdict.json") else "",
+        repr(result_card(work)) if work.verdict else "",
     )
 
 

@@ -11,9 +11,9 @@ from workbench import figures
 from workbench.loop.reviews import Reviews, newer_than_alignment
 from workbench.methods import FIRST_RECIPE
 from workbench.notebook.display import HEADLESS, is_headless, say, watching
-from workbench.runs.cache import atomic_write, read_json, runs_folder
+from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import RecipeError, RunError
-from workbench.runs.recipe import Recipe, canonical_json
+from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import OF_RUN, Run, open_run, take_over
 
@@ -187,4 +187,4 @@ def record_status(path: Path, notebook: str, values: Mapping) -> None:
     except RunError:
         # Metrics are derived: a damaged file is written anew by the notebooks.
         there = {}
-    atomic_write(path, (canonical_json({**there, notebook: dict(values)}) + "\n").encode("utf-8"))
+    write_json(path, {**there, notebook: dict(values)})

@@ -7,6 +7,7 @@ import pandas as pd
 
 from workbench.methods import ALL
 from workbench.runs import progress
+from workbench.runs.errors import visible
 from workbench.runs.run import NEXT, SUPERSEDED, Run, open_run, steps_in
 
 SILENT_S = 60  # from then on silence is worth a word, though the process is there
@@ -44,17 +45,6 @@ class Now:
         lines += ["", *self.curve] if self.curve else []
         lines += ["", "Last written:", *(f"  {visible(text, 110)}" for text in self.texts)] if self.texts else []
         return "\n".join(lines)
-
-
-def visible(text: str, limit: int) -> str:
-    """Return a text on one line without anything that a terminal would act on: control, escape and direction marks.
-
-    Example:
-        >>> visible("a\\x1b[31mb\\n\\u202ec", 20)
-        'a [31mb c'
-    """
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def spark_lines(model: str, points: list[tuple[int, str, float]]) -> list[str]:

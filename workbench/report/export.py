@@ -14,7 +14,7 @@ import pandas as pd
 from workbench.models.trl import DONE, model_folder
 from workbench.report.cards import data_card, model_card
 from workbench.report.facts import Facts
-from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.cache import read_json, write_json
 from workbench.runs.errors import RunError
 from workbench.runs.identity import file_sha256
 from workbench.runs.run import Run
@@ -56,7 +56,7 @@ def export(work: Run, to: Path | None = None, students: bool = False) -> list[Pa
         ]
         files = sorted(path for path in making.rglob("*") if path.is_file())
         sums = {path.relative_to(making).as_posix(): file_sha256(path) for path in files}
-        atomic_write(making / LIST, _pretty({"run": work.name, "files": sums}))
+        write_json(making / LIST, {"run": work.name, "files": sums})
         if to.exists():
             shutil.rmtree(to)
         making.rename(to)
@@ -91,7 +91,7 @@ def _write_set(facts: Facts, to: Path) -> Path:
         rows.to_parquet(to / f"{arm}.parquet", index=False)
         rows.to_json(to / f"{arm}.jsonl", orient="records", lines=True, force_ascii=False)
     described = {f"{facts.student}_{arm}": {"file_name": f"{arm}.jsonl", **LLAMA_FACTORY} for arm in facts.arms}
-    (to / "dataset_info.json").write_bytes(_pretty(described))
+    (to / "dataset_info.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     data_card(facts, {arm: f"{arm}.parquet" for arm in facts.arms}).save(to / "README.md")
     return to
 
@@ -121,7 +121,3 @@ def _write_model(facts: Facts, kind: str, source: Path, to: Path, seed: int | No
     weights = {path.name: file_sha256(path) for path in sorted(to.glob("*.safetensors"))}
     model_card(facts, kind, weights, seed).save(to / "README.md")
     return to
-
-
-def _pretty(value) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.runs.cache import read_json, runs_folder
+from workbench.runs.cache import LOOKS, read_json, runs_folder
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import TAILORED_FOR, project_root
 from workbench.runs.run import Run
+from workbench.runs.schemas import Ledger
 from workbench.signals.judge import Judged, stored
 from workbench.tasks.task import all_test_items, load_tasks, task_file
 from workbench.verdict.in_words import decision_in_words, percent, share_of, spell
@@ -44,7 +45,7 @@ class Facts:
 
     def __init__(self, work: Run, student: str):
         self.work, self.student, self.recipe = work, student, work.recipe
-        self.verdict = read_json(work.path / "verdict.json")
+        self.verdict = work.verdict
         if not self.verdict:
             raise RunError(
                 f"Run {work.name} has no verdict, which its card needs; write it with: "
@@ -101,7 +102,7 @@ class Facts:
     @property
     def looks(self) -> int:
         """How often the test set has been opened by now: the most of its files, since the ledger counts by file."""
-        ledger = read_json(runs_folder() / "looks.json")
+        ledger = read_json(runs_folder() / LOOKS, Ledger)
         files = [all_test_items(self.recipe, task)[1] for task in load_tasks(self.recipe).values()]
         return max((len(ledger[sha]["looks"]) for sha in files if sha in ledger), default=0)
 

@@ -5,19 +5,28 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import socket
 import sqlite3
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+from pydantic import BaseModel, ValidationError
+
 from workbench.runs import progress
-from workbench.runs.errors import RunError
+from workbench.runs.errors import RunError, redact, visible
+from workbench.runs.identity import seal, unseal
 from workbench.runs.recipe import canonical_json, project_root
-from workbench.runs.schemas import text_id
+from workbench.runs.schemas import Ledger, text_id
 
 BUSY_S = 60
+ITEMS, LOOKS, LOCK = "items.sqlite", "looks.json", "workbench.lock"
+LEFT_S = 60  # a folder younger than this may be one that its process has not locked yet
 SPENDING = "spending"  # running totals: kept here too, and no finished items
 KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
 
@@ -59,18 +68,111 @@ def _cannot_write(path: Path, full: bool, reason: str) -> str:
     return f"{path} could not be written ({reason}), nothing earlier is lost; {fix} and run the same command again."
 
 
-def read_json(path: Path) -> dict:
-    """Return a JSON file's content, {} when there is no such file.
+def write_json(path: Path, values: Mapping) -> None:
+    """Write a mapping, sealed; raises as atomic_write."""
+    atomic_write(path, f"{seal(values)}\n".encode())
+
+
+def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict:
+    """Return what write_json wrote, or another JSON file's mapping; {} when there is no such file.
+
+    Args:
+        path: The file. One without a checksum, as an earlier workbench wrote it, is taken as it is.
+        shape: What it must look like at least.
 
     Raises:
-        RunError: If it is there and cannot be read.
+        RunError: If it is there and cannot be read, is not what was written, or has another shape.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = unseal(Path(path).read_text(encoding="utf-8"))
+        if shape:
+            shape.model_validate(values)
     except FileNotFoundError:
         return {}
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise RunError(_damaged(path, f"{where}: {fault['msg']}")) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); rename it or its folder and run again.") from error
+        raise RunError(_damaged(path, str(error))) from error
+    return values
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path} is damaged ({visible(reason, 200)}); rename it or its folder and run again."
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file while the block lasts; the end of a process, however it comes, frees what it held.
+
+    What this process holds already, or one that it was started by, counts as held.
+
+    Args:
+        path: The file; it says who holds it.
+        what: What it stands for, for the error.
+        wait: Wait until it is free, instead of an error.
+
+    Raises:
+        RunError: If another process holds it, with its number, its machine and since when.
+    """
+    with _open_lock(path) as file:
+        told = False
+        while not _lock(file):
+            file.seek(0)
+            try:
+                holder = unseal(file.read(), required=True)
+                who = "process {pid} on {host} since {since}".format_map(holder)
+                is_ours = holder["host"] == socket.gethostname() and holder["pid"] in _lineage()
+            except ValueError:  # it was locked a moment ago, and says nothing yet
+                who, is_ours = "another process", False
+            if is_ours:
+                yield
+                return
+            if not wait:
+                raise RunError(f"{what} is in use by {who}; let that finish (workbench run ... --wait), or end it.")
+            if not told:
+                print(f"waiting for {who}, which uses {what}", flush=True)
+            told = True
+            time.sleep(0.5)
+        file.truncate(0)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(seal(progress.this_process() | {"since": since}))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _open_lock(path: Path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(_cannot_write(path, error.errno == errno.ENOSPC, error.strerror or str(error))) from error
+
+
+def _lock(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _lineage() -> set[int]:
+    """Return the numbers of this process and of those it was started by."""
+    return {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder that goes when the block ends; those that killed processes left behind go first."""
+    for lock in Path(tempfile.gettempdir()).glob(f"workbench-*/{LOCK}"):
+        with contextlib.suppress(OSError), open(lock, "a+") as file:
+            if time.time() - lock.parent.stat().st_mtime > LEFT_S and _lock(file):
+                shutil.rmtree(lock.parent)
+    with tempfile.TemporaryDirectory(prefix="workbench-") as name, held(Path(name) / LOCK, name):
+        yield Path(name)
 
 
 class Database:
@@ -149,7 +251,7 @@ class Cache(Database):
 
     def put_many(self, kind: str, payloads: Mapping[str, dict]) -> None:
         """Store payloads in one transaction: after a crash either all of them are there or none."""
-        texts = {key: canonical_json(payload) for key, payload in payloads.items()}
+        texts = {key: canonical_json(redact(payload)) for key, payload in payloads.items()}
         rows = [(kind, key, text, _checksum(kind, key, text)) for key, text in texts.items()]
 
         def write(connection: sqlite3.Connection) -> None:
@@ -188,7 +290,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 def shared_cache() -> Cache:
     """Return the record of finished items that all runs share."""
-    return Cache(runs_folder() / "items.sqlite")
+    return Cache(runs_folder() / ITEMS)
 
 
 def record_test_access(test_set_sha: str, name: str, fingerprint: str) -> int:
@@ -196,13 +298,13 @@ def record_test_access(test_set_sha: str, name: str, fingerprint: str) -> int:
 
     The same fingerprint again (a resumed evaluation) is not another look.
     """
-    path = runs_folder() / "looks.json"
+    path = runs_folder() / LOOKS
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name("looks.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ledger = read_json(path)
+        ledger = read_json(path, Ledger)
         looks = ledger.setdefault(test_set_sha, {"name": name, "looks": []})["looks"]
         if fingerprint not in (seen["fingerprint"] for seen in looks):
             looks.append({"fingerprint": fingerprint, "date": datetime.now(UTC).isoformat(timespec="seconds")})
-            atomic_write(path, (json.dumps(ledger, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+            write_json(path, ledger)
     return len(looks)

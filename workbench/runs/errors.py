@@ -1,4 +1,16 @@
-"""The four things that can be wrong: what was asked for, a run, a model, or data. Each message says what to do."""
+"""The four things that can be wrong: what was asked for, a run, a model, or data. Each message says what to do.
+
+And how anything is said or stored that came from outside: without keys, and without what a terminal would act on.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+SECRETS = ("OPENAI_API_KEY", "HF_TOKEN")
+SHORTEST_SECRET = 8  # "EMPTY", which vLLM's server is given, may stand in any text
 
 
 class RecipeError(ValueError):
@@ -15,3 +27,39 @@ class ModelError(ValueError):
 
 class DataError(ValueError):
     """Tasks, frames, predictions or what a figure is drawn from: missing, or not as they must be."""
+
+
+def secret(name: str) -> str:
+    """Return a key from the environment without the blanks and line ends around it."""
+    return os.environ.get(name, "").strip()
+
+
+def redact(value: Any) -> Any:
+    """Return a text, or plain values with all texts in them, without the keys in the environment.
+
+    A key is found as it is, as Python or JSON escapes it, and as it stands in an address.
+    """
+    keys = [key for key in map(secret, SECRETS) if len(key) >= SHORTEST_SECRET]
+    if not keys:
+        return value
+    if isinstance(value, Mapping):
+        return {redact(name): redact(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(one) for one in value]
+    for key in keys if isinstance(value, str) else ():
+        forms = {key, repr(key)[1:-1], repr(key.encode())[2:-1], quote(key, safe=""), quote_plus(key)}
+        forms |= {json.dumps(key, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+        for form in sorted(forms, key=len, reverse=True):
+            value = value.replace(form, "[key]")
+    return value
+
+
+def visible(text: str, limit: int) -> str:
+    """Return a text on one line without anything that a terminal would act on: control, escape and direction marks.
+
+    Example:
+        >>> visible("a\\x1b[31mb\\n\\u202ec", 20)
+        'a [31mb c'
+    """
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import inspect
+import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -13,11 +15,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from workbench.runs.errors import RunError
+from workbench.runs.errors import RunError, redact
 from workbench.runs.recipe import canonical_json
 from workbench.runs.recipe_parts import ROWS_AT_ONCE
 from workbench.runs.schemas import text_id
 
+CHECKSUM, RACY_NS = "checksum", 10**9
 PACKAGE = __name__.partition(".")[0]
 
 
@@ -26,8 +29,37 @@ def fingerprint(value) -> str:
     return text_id(canonical_json(value))
 
 
+def seal(values: Mapping) -> str:
+    """Return a mapping as JSON with a checksum of what is in it, without keys from the environment."""
+    plain = json.loads(json.dumps(redact(values)))
+    return json.dumps(plain | {CHECKSUM: fingerprint(plain)}, indent=1, ensure_ascii=False)
+
+
+def unseal(text: str, required: bool = False) -> dict:
+    """Return the mapping in JSON text; ValueError if it is none or, where there is a checksum, not what was sealed."""
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it must be a mapping, got {type(values).__name__}")
+    told = values.pop(CHECKSUM, None)
+    if (told is not None or required) and told != fingerprint(values):
+        raise ValueError("it is not what was written, by its checksum")
+    return values
+
+
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex; one that did not change since is not read again."""
+    stat = Path(path).stat()
+    # Unlike the time of change, that of the inode cannot be set; two changes may share one tick of it, though.
+    if RACY_NS > time.time_ns() - stat.st_ctime_ns:
+        return _sha256.__wrapped__(str(path))
+    return _sha256(str(path), stat.st_ino, stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: str, *state: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

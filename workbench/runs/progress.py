@@ -5,7 +5,6 @@ never an error. They lie in the step's folder and go when the step is finished.
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from workbench.runs.identity import seal, unseal
 
 FOLDER = "alive"
 EVERY_S = 1.0
@@ -39,7 +40,7 @@ class _Signs:
         path = self.folder / f"{os.getpid()}.json"
         with contextlib.suppress(OSError):
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({**self.values, "at": time.time()}), encoding="utf-8")
+            temporary.write_text(seal({**self.values, "at": time.time()}), encoding="utf-8")
             os.replace(temporary, path)
 
 
@@ -141,7 +142,7 @@ def read(step: Path) -> list[dict]:
     signs = []
     for path in sorted((step / FOLDER).glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
-            signs.append(json.loads(path.read_text(encoding="utf-8")))
+            signs.append(unseal(path.read_text(encoding="utf-8"), required=True))
     return sorted(signs, key=lambda sign: not sign["main"])
 
 

@@ -13,23 +13,24 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
 from workbench.runs import progress, schemas
-from workbench.runs.cache import atomic_write, read_json, runs_folder
-from workbench.runs.errors import RunError
+from workbench.runs.cache import ITEMS, LOCK, LOOKS, atomic_write, held, read_json, runs_folder, write_json
+from workbench.runs.errors import RunError, visible
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify
-from workbench.runs.recipe import Recipe, canonical_json, flatten, parse_yaml, project_root
+from workbench.runs.recipe import Recipe, flatten, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
 
 SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: finished steps are then computed again
 MANIFEST, BEGUN, AGAIN, NEXT, SUPERSEDED = "manifest.json", "begun.json", "again", ".next", ".superseded-"
+VERDICT = "verdict.json"
 OF_RUN = "run:"  # before the name of a run that stands where a recipe does
-BEFORE_WORK = {"recipe.yaml", "reports"}  # what a run's folder holds that was refused before any work
+BEFORE_WORK = {"recipe.yaml", "reports", LOCK}  # what a run's folder holds that was refused before any work
 OLD_STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 COLUMNS = ["name", "recipe", "steps", "decision", "difference", "low", "high", "seconds"]
 VERSIONED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow", "scipy")
@@ -78,24 +79,30 @@ class Run:
             rows = work.step("rows", wb.loop.equal_tokens, students, tasks, examples)
         """
         inputs, step = _inputs(function, arguments), Step(self, name)
-        step.settle()
         key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
-        if step.manifest.get("key") == key and not (step.path / AGAIN).exists():
-            # Of work on another result, which was stopped and which nobody waits for any more.
-            progress.forget(step.folder)
-            print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
-            return step.result()
+        if not step.holds(key):
+            with hold(self.name):
+                step.settle()
+                # While this one waited, or before it was killed.
+                if not step.holds(key):
+                    self._compute(step, key, function, inputs, arguments)
+                    return step.result()
+        # Of work on another result, which was stopped and which nobody waits for any more.
+        progress.forget(step.folder)
+        print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
+        return step.result()
+
+    def _compute(self, step: "Step", key: str, function: Callable, inputs: dict, arguments) -> None:
         folder, began = step.begin(key), time.monotonic()
         given = {"folder": folder} if "folder" in inspect.signature(function).parameters else {}
         try:
-            with self.watching(name):
+            with self.watching(step.name):
                 made = function(*arguments, **given)
-            step.finish(key, function, inputs, self._parents(name, inputs), made, time.monotonic() - began)
+            step.finish(key, function, inputs, self._parents(step.name, inputs), made, time.monotonic() - began)
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
             progress.stop(f"{type(error).__name__}: {error}")
             raise
-        return step.result()
 
     def read(self, name: str, frame: str = "") -> pd.DataFrame:
         """Return a frame of a finished step.
@@ -129,6 +136,11 @@ class Run:
     def counts(self, name: str) -> dict[str, int]:
         """Return what a finished step counted; {} when it is not finished."""
         return self.manifest(name).get("counts", {})
+
+    @property
+    def verdict(self) -> dict:
+        """The run's verdict as stored; {} when there is none."""
+        return read_json(self.path / VERDICT, schemas.Verdict)
 
     def steps(self) -> list[str]:
         """Return the finished steps, in the order in which they were finished."""
@@ -183,12 +195,16 @@ class Step:
     @property
     def manifest(self) -> dict:
         """What is recorded of the finished step; {} when it is not finished."""
-        return read_json(self.path / MANIFEST)
+        return read_json(self.path / MANIFEST, schemas.Manifest)
 
     @property
     def folder(self) -> Path:
         """Where the step is computed: beside what it replaces, which stays until the new one is whole."""
         return self.path.with_name(self.path.name + NEXT) if self.manifest else self.path
+
+    def holds(self, key: str) -> bool:
+        """Say whether the finished result is of this key, and not to be computed again."""
+        return self.manifest.get("key") == key and not (self.path / AGAIN).exists()
 
     def settle(self) -> None:
         """Give a whole result its place, where a kill came after the old one was moved aside and before that."""
@@ -201,7 +217,7 @@ class Step:
         folder = self.folder
         if folder.exists() and read_json(folder / BEGUN).get("key") != key:
             _rename(folder, self.path, read_json(folder / BEGUN).get("key", "unknown"))
-        atomic_write(folder / BEGUN, canonical_json({"key": key}).encode())
+        write_json(folder / BEGUN, {"key": key})
         progress.begin(folder)
         return folder
 
@@ -233,13 +249,14 @@ class Step:
             "counts": counts or {name.replace("_", " "): len(frame) for name, frame in frames.items()},
             "contents": contents,
             "files": {name: file_sha256(folder / f"{name}.parquet") for name in frames},
+            "others": {path.relative_to(folder).as_posix(): file_sha256(path) for path in _others(folder, frames)},
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
             "git_commit": _git_commit(),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
             "tokens": tokens,
         }
-        atomic_write(folder / MANIFEST, _pretty(manifest))
+        write_json(folder / MANIFEST, manifest)
         progress.end()
         if folder != self.path:
             self.move_aside()
@@ -391,6 +408,13 @@ def _write(path: Path, name: str, frame: pd.DataFrame) -> str:
     return content_of(pd.read_parquet(path))
 
 
+def _others(folder: Path, frames) -> list[Path]:
+    """Return what lies in a step's folder besides its frames and what belongs to the work on it."""
+    known = {*(f"{name}.parquet" for name in frames), MANIFEST, BEGUN, progress.FOLDER}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if path.relative_to(folder).parts[0] not in known]
+
+
 def _rename(folder: Path, base: Path, key: str) -> None:
     """Rename a folder to a name that says that it was superseded."""
     name, n = f"{base.name}{SUPERSEDED}{key[:8]}", 1
@@ -411,6 +435,29 @@ def _is_aside(path: Path) -> bool:
     return any(SUPERSEDED in part or part.endswith(NEXT) for part in path.parts)
 
 
+def path_of(name: str) -> Path:
+    """Return the folder of a run of that name.
+
+    Raises:
+        RunError: If no run can be called so.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise RunError(
+            "A run's name has up to 100 letters, digits, '.', '_' and '-' and begins with a letter or digit, got "
+            f"{visible(name, 120)!r}; choose another."
+        )
+    if name.lower().startswith((ITEMS, f"{Path(LOOKS).stem}.")):
+        raise RunError(f"{name!r} is a file that all runs share, or one beside it; choose another --name.")
+    return runs_folder() / name
+
+
+@contextmanager
+def hold(name: str, wait: bool = False) -> Iterator[None]:
+    """Compute a run in this process, and those it starts, alone while the block lasts; raises as `cache.held`."""
+    with held(path_of(name) / LOCK, f"Run {name}", wait):
+        yield
+
+
 def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
@@ -418,9 +465,7 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         RunError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
             runs otherwise, or does not exist and no recipe is given.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise RunError(f"A run's name has letters, digits, '.', '_' and '-' only, got {name!r}; choose another.")
-    path = runs_folder() / name
+    path = path_of(name)
     file = path / "recipe.yaml"
     if old := [stage for stage in OLD_STAGES if "fingerprint" in read_json(path / stage / MANIFEST)]:
         raise RunError(
@@ -441,7 +486,8 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
             f"There is no run {name!r} (there are: {', '.join(known) or 'none'}); "
             f"begin it in the first notebook of a method, or with: workbench run RECIPE --name {name}"
         )
-    atomic_write(file, recipe.to_yaml().encode("utf-8"))
+    with hold(name):
+        atomic_write(file, recipe.to_yaml().encode("utf-8"))
     return Run(name, path, recipe)
 
 
@@ -465,7 +511,7 @@ def _run_row(path: Path) -> dict:
         run = Run(path.name, path, None)
         manifests = [run.manifest(name) for name in run.steps()]
         row |= {"steps": len(manifests), "seconds": sum(made["seconds"] for made in manifests)}
-        verdict = read_json(path / "verdict.json")
+        verdict = read_json(path / VERDICT)
         row["decision"] = verdict.get("decision", "")
         primary = verdict.get("primary", {})
         for compared in verdict.get("comparisons", []):
@@ -475,10 +521,6 @@ def _run_row(path: Path) -> dict:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"
     return row
-
-
-def _pretty(value) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _git_commit() -> str:

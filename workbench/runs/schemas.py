@@ -5,6 +5,7 @@ import hashlib
 import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
+from pydantic import BaseModel, ConfigDict, RootModel
 
 from workbench.runs.errors import DataError
 
@@ -161,6 +162,60 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         unique=["student", "arm", "seed", "shots", "task", "item_id"],
     ),
 }
+
+
+class Stored(BaseModel):
+    """A JSON file that is read back, as far as something depends on it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Manifest(Stored):
+    """What is recorded of a step: files by SHA-256, its frames and whatever else lies in its folder."""
+
+    key: str
+    inputs: dict
+    parents: dict[str, list[str]]
+    single: bool
+    counts: dict[str, int]
+    contents: dict[str, str]
+    files: dict[str, str]
+    others: dict[str, str] = {}
+    versions: dict[str, str]
+    seconds: float
+    tokens: int
+
+
+class Trained(Stored):
+    """What is recorded of a trained model: its curve and cost, and its files by SHA-256."""
+
+    key: str
+    curve: list[dict]
+    n_tokens: int
+    steps: int
+    files: dict[str, str] = {}
+
+
+class Verdict(Stored):
+    """The outcome of a run."""
+
+    decision: str
+    student: str
+    models: str
+    warnings: list[str]
+    primary: dict
+    comparisons: list[dict]
+
+
+class _Looks(Stored):
+    name: str
+    looks: list[dict[str, str]]
+
+
+class Ledger(RootModel):
+    """How often each test set was opened, by the SHA-256 of its file."""
+
+    root: dict[str, _Looks]
 
 
 def check(frame: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -13,9 +13,9 @@ import pandas as pd
 from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job
 from workbench.models.start import Model, engine_fingerprint, model_fingerprint, run_engine_jobs
-from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.cache import read_json, write_json
 from workbench.runs.errors import RunError
-from workbench.runs.recipe import Recipe, canonical_json
+from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, fingerprint
 from workbench.tasks.answers import Answers
 from workbench.tasks.task import Task, load_tasks
@@ -80,7 +80,7 @@ def judge(run: Run) -> Judged | None:
         of = _key(run.recipe, asked)
         # Another model at the same place was another judge.
         kept = {other: one for other, one in found.items() if one["of"] != of}
-        atomic_write(path, canonical_json(kept | {key: {"of": of, "said": said}}).encode())
+        write_json(path, kept | {key: {"of": of, "said": said}})
     return _compare(asked, said)
 
 

@@ -15,9 +15,9 @@ import pandas as pd
 from workbench.loop.alignment import models_of
 from workbench.models.loading import load
 from workbench.models.start import students_of
-from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.cache import read_json, write_json
 from workbench.runs.errors import DataError
-from workbench.runs.recipe import Recipe, canonical_json, project_root
+from workbench.runs.recipe import Recipe, project_root
 from workbench.runs.run import Run, file_sha256, fingerprint
 from workbench.verdict.evaluation import everyone
 
@@ -43,7 +43,7 @@ def ask(run: Run) -> pd.DataFrame:
         found = read_json(path)
         if key not in found:
             found[key] = ask_model(recipe, model.ref)
-            atomic_write(path, canonical_json(found).encode())
+            write_json(path, found)
         rows += [{"student": student, "arm": arm, **row} for row in found[key]]
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -7,7 +7,6 @@ gain is counted on validation questions outside the preference set.
 Other studies, too, train students outside a run's arms and ask them held-out questions: `train_and_ask`.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
 from workbench.models.start import Model
 from workbench.models.trl import tuned
-from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.cache import atomic_write, read_json, write_json
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_engines import Engines
@@ -94,7 +93,7 @@ def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
     job = AskJob(Model(recipe, "student", ref), repr(trial), trial.asked, recipe.evaluation.max_new_tokens)
     written = zip(complete_job(job), trial.targets, strict=True)
     told = [(one.text, reader.same(reader.read(one.text), target)) for one, (reader, target) in written]
-    atomic_write(path, json.dumps({"key": key, "answers": told}, ensure_ascii=False).encode())
+    write_json(path, {"key": key, "answers": told})
     shutil.rmtree(trial.folder, ignore_errors=True)
     return told
 

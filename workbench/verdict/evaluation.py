@@ -5,7 +5,6 @@ fixed beforehand. Ours throughout; ARTE reports neither seeds nor intervals.
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,11 +16,11 @@ from workbench.loop.writing import AskJob, complete_job
 from workbench.models.engine import Completion
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
-from workbench.runs.cache import atomic_write, read_json, record_test_access
+from workbench.runs.cache import record_test_access, write_json
 from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of, fingerprint
 from workbench.runs.recipe import Recipe
-from workbench.runs.run import Frames, Run
+from workbench.runs.run import VERDICT, Frames, Run
 from workbench.tasks.overlap import overlap_report, overlap_warnings
 from workbench.tasks.task import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.verdict.in_words import opened_in_words
@@ -153,7 +152,7 @@ def decide(run: Run) -> dict:
         warnings=overlap_warnings(overlap),
     )
     result["overlap"] = overlap
-    atomic_write(run.path / "verdict.json", (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(run.path / VERDICT, result)
     return verdict_of(run)
 
 
@@ -163,8 +162,7 @@ def verdict_of(run: Run) -> dict:
     Raises:
         RunError: If the run has none yet.
     """
-    found = read_json(run.path / "verdict.json")
-    if not found:
+    if not (found := run.verdict):
         raise RunError(
             f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
             f"workbench run {run.recipe.name} --name {run.name}"
