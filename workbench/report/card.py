@@ -19,7 +19,7 @@ from workbench.methods.base import Evidence
 from workbench.report.summary import AFTER, BEFORE, CONTROL, summarise
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
-from workbench.verdict import pair_reliability
+from workbench.studies import pair_reliability
 from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import arm_name, decision_in_words, percent, spell, what_would_settle
 from workbench.verdict.intervals import (
