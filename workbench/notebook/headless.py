@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import nbformat
 from workbench.methods import ALL
 from workbench.notebook.display import HEADLESS
 from workbench.notebook.session import metrics_path, record_status
-from workbench.report.card import result_card
+from workbench.report.page import notebook_page, write_report
 from workbench.runs.cache import atomic_write, temporary_folder
 from workbench.runs.errors import RunError, redact
 from workbench.runs.recipe import project_root
@@ -77,7 +77,7 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
         for name in notebooks:
             _execute_cell(kernel, EMPTY)
             _run_notebook(work, name, kernel)
-    return build_report(work)
+    return write_report(work)
 
 
 def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
@@ -88,7 +88,7 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
     """
     with hold(work.name), _kernel() as kernel:
         executed = _run_notebook(work, f"studies/{name}", kernel, parameters)
-    return _page(work, [executed], executed.with_suffix(".html"))
+    return notebook_page(executed)
 
 
 def begin_again(work: Run, first: str) -> None:
@@ -207,22 +207,3 @@ class _Indented:
 
     def flush(self) -> None:
         sys.stdout.flush()
-
-
-def build_report(work: Run) -> Path:
-    """Write the page of all notebooks of the run that were executed so far."""
-    reports = work.path / "reports"
-    executed = [reports / f"{name}.ipynb" for name in ALL[work.recipe.method].notebooks]
-    return _page(
-        work,
-        list(filter(Path.is_file, executed)),
-        reports / "report.html",
-        repr(result_card(work)) if work.verdict else "",
-    )
-
-
-def _page(work: Run, executed: Sequence[Path], path: Path, verdict: str = "") -> Path:
-    from workbench.report.page import build
-
-    title = f"Run {work.name} of recipe {work.recipe.name} ({work.recipe.profile} models)"
-    return build(executed, path, title, verdict)

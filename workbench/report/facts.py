@@ -1,6 +1,7 @@
 """What a finished run says of one student, for its cards: verdict, frames, manifests, licences of what went in."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,11 @@ class Facts:
         return {name: self.work.manifest(name) for name in self.work.steps()}
 
     @property
+    def date(self) -> str:
+        """The day on which the last step was written."""
+        return max((made["written"][:10] for made in self.manifests.values()), default=NOT_STATED)
+
+    @property
     def timings(self) -> dict[str, dict]:
         """Step -> seconds and tokens; "all" sums them."""
         keys = ("seconds", "tokens")
@@ -171,9 +177,17 @@ class Facts:
                 f"examples, {percent(right['untailored'])} of the unaligned teacher's."
             )
         for stage, manifest in self.manifests.items():
-            lost = [f"{n} {what}" for what, n in manifest["counts"].items() if n and LOST.search(what)]
+            lost = [f"{n:,} {what}" for what, n in merged(manifest["counts"]).items() if LOST.search(what)]
             said += [f"Counted in {stage}, all students together: {'; '.join(lost)}."] if lost else []
         return said + list(dict.fromkeys([*self.verdict["warnings"], *block["warnings"]]))
+
+
+def merged(counts: Mapping[str, int]) -> Counter:
+    """Return what was counted, without zeros and with copies of known questions together, however they were found."""
+    sums: Counter = Counter()
+    for what, n in counts.items():
+        sums[re.sub(r"same as .*", "copies of test, validation or seed questions", what)] += n
+    return +sums
 
 
 def _our_licence(ref: str) -> str:

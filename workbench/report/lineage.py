@@ -1,5 +1,10 @@
 """Where a thing came from and what became of it: a training row back to its probes, a draft on to its rows."""
 
+import html
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import pandas as pd
 
 from workbench.loop.arms import aligned_arms
@@ -8,13 +13,68 @@ from workbench.runs import schemas
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import DRAFT_ARMS
 from workbench.runs.run import Run
+from workbench.tasks.task import load_tasks, seed_pairs
 from workbench.verdict.in_words import states
 
+TREE = """
+.wb-tree details, .wb-tree p { margin: .15rem 0 .15rem .4rem; padding-left: .7rem; border-left: 2px solid #c9d3dc; }
+.wb-tree summary { cursor: pointer; } .wb-tree p { white-space: pre-wrap; }
+"""
+WIDTH = 100
 SHOWN = 3  # of many alike, such as the pairs behind one teacher
 
 
-def lineage(work: Run, wanted: str) -> str:
-    """Return as text where a row, example, pair, draft or question came from and where it went.
+class Line(NamedTuple):
+    """One thing of a lineage, under the nearest one before it that stands less deep; `aside`: in the tree alone."""
+
+    depth: int
+    text: str
+    arrow: str = "<-"
+    aside: bool = False
+
+
+class Lineage(str):
+    """A lineage as text; a notebook shows it as a tree to unfold, with what the text has no room for.
+
+    Attributes:
+        lines: What it is made of.
+    """
+
+    def __new__(cls, lines: Sequence[Line]):
+        shown = [f"{line.arrow} " * bool(line.depth and line.arrow) + line.text for line in lines]
+        cut = [
+            text if line.arrow or len(text) <= WIDTH else text[: WIDTH - 3] + "..." for text, line in zip(shown, lines)
+        ]
+        made = super().__new__(
+            cls, "\n".join("   " * line.depth + text for text, line in zip(cut, lines) if not line.aside)
+        )
+        made.lines = list(lines)
+        return made
+
+    __repr__ = str.__str__
+
+    def _repr_html_(self) -> str:
+        return f'<div class="wb-tree"><style>{TREE}</style>{_tree(self.lines)}</div>'
+
+
+def _tree(lines: Sequence[Line]) -> str:
+    """Return lines as nested details, those near the root open; all text is escaped."""
+    parts = []
+    while lines:
+        head, *rest = lines
+        n = next((n for n, line in enumerate(rest) if line.depth <= head.depth), len(rest))
+        # Ids are cut to what trace still resolves.
+        text = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8}\b", r"<code>\1</code>", html.escape(head.text))
+        opened = " open" * (head.depth < 2)
+        parts.append(
+            f"<details{opened}><summary>{text}</summary>{_tree(rest[:n])}</details>" if n else f"<p>{text}</p>"
+        )
+        lines = rest[n:]
+    return "".join(parts)
+
+
+def lineage(work: Run, wanted: str) -> Lineage:
+    """Return where a row, example, pair, draft or question came from and where it went.
 
     Args:
         work: The run.
@@ -41,7 +101,7 @@ def lineage(work: Run, wanted: str) -> str:
         some = ", ".join(sorted(one for _, one in found)[:3])
         raise RunError(f"{wanted!r} begins {len(found)} ids of run {work.name} ({some}, ...); give more of it.")
     (((column, _), row),) = found.items()
-    return "\n".join([f"run {work.name}, recipe {work.recipe.name}", *KINDS[column][2](work, row, 0)])
+    return Lineage([Line(0, f"run {work.name}, recipe {work.recipe.name}"), *KINDS[column][2](work, row, 0)])
 
 
 def state_of(row: dict) -> str:
@@ -49,35 +109,29 @@ def state_of(row: dict) -> str:
     return states(pd.DataFrame([row])).iloc[0]
 
 
-def _line(depth: int, text: str, arrow: str = "<-") -> str:
-    return "   " * depth + (f"{arrow} " if depth else "") + text
+def _onward(depth: int, text: str) -> Line:
+    return Line(depth, text, "->")
 
 
-def _onward(depth: int, text: str) -> str:
-    return _line(depth, text, "->")
+def _beneath(depth: int, row: dict, *names: str, aside: bool = False) -> list[Line]:
+    """Return these texts of a row, each on a line of its own, under a line of that depth."""
+    return [Line(depth + 1, f"{name} {' '.join(row[name].split())!r}", "", aside) for name in names]
 
 
-def _beneath(depth: int, row: dict, *names: str) -> list[str]:
-    """Return these texts of a row, each on a line of its own and cut, under a line of that depth."""
-    texts = {name: " ".join(row[name].split()) for name in names}
-    cut = {name: text if len(text) <= 90 else text[:87] + "..." for name, text in texts.items()}
-    return ["   " * (depth + 1) + f"{name} {text!r}" for name, text in cut.items()]
-
-
-def _row(work: Run, row: dict, depth: int) -> list[str]:
+def _row(work: Run, row: dict, depth: int) -> list[Line]:
     """Say what a training row is, and follow it back through its example."""
     of = f"student {row['student']}, arm {row['arm']}, seed {row['seed']}, {row['task']}"
     examples = work.read("examples")
     (example,) = examples[examples["example_id"] == row["example_id"]].to_dict("records")
-    return [_line(depth, f"training row {row['row_id']}: {of}"), *_example(work, example, depth + 1, row["student"])]
+    return [Line(depth, f"training row {row['row_id']}: {of}"), *_example(work, example, depth + 1, row["student"])]
 
 
-def _example(work: Run, example: dict, depth: int, of: str = "") -> list[str]:
+def _example(work: Run, example: dict, depth: int, of: str = "") -> list[Line]:
     """Say what an example is and who wrote it, down to the pairs that formed the writer."""
     kept = "" if example["kept"] else f", dropped: {example['drop_reason']}"
     right = f", answer {state_of(example)}"
     said = f"example {example['example_id']}: arm {example['arm']}, seed {example['seed']}{right}{kept}"
-    lines = [_line(depth, said), *_beneath(depth, example, "question", "rationale")]
+    lines = [Line(depth, said), *_beneath(depth, example, "question", "rationale")]
     if not depth and work.has("rows"):
         rows = work.read("rows")
         own = rows[rows["example_id"] == example["example_id"]].head(SHOWN)
@@ -87,40 +141,50 @@ def _example(work: Run, example: dict, depth: int, of: str = "") -> list[str]:
     return [*lines, *_teacher(work, example, depth + 1, of)]
 
 
-def _teacher(work: Run, example: dict, depth: int, of: str) -> list[str]:
+def _teacher(work: Run, example: dict, depth: int, of: str) -> list[Line]:
     arm, student = example["arm"], example["student"] or of
     original = work.recipe.models.teacher
     if not example["student"]:
-        return [_line(depth, f"teacher {original}, as it was, asked with the plain prompt")]
+        return [
+            Line(depth, f"teacher {original}, as it was, asked with the plain prompt"),
+            *_seeds(work, example, depth + 1),
+        ]
     if arm in DRAFT_ARMS:
-        return [_line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
+        return [Line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
     if not work.has("teachers"):
-        return [_line(depth, f"written for {student} in the arm {arm}, which aligns no teacher")]
+        return [Line(depth, f"written for {student} in the arm {arm}, which aligns no teacher")]
     pairs = work.read("teachers", "pairs_used")
     own = pairs[(pairs["student"] == student) & (pairs["arm"] == arm)]
     here = own[own["task"] == example["task"]].sort_values("score_gap", ascending=False)
     lines = [
-        _line(depth, f"teacher {original}, aligned by DPO to {len(own)} pairs of {student} ({arm})"),
-        _line(depth + 1, f"{len(here)} of these pairs are of {example['task']}, {int(here['flipped'].sum())} flipped"),
+        Line(depth, f"teacher {original}, aligned by DPO to {len(own)} pairs of {student} ({arm})"),
+        Line(depth + 1, f"{len(here)} of these pairs are of {example['task']}, {int(here['flipped'].sum())} flipped"),
     ]
     for pair in here.head(SHOWN).to_dict("records"):
         lines += _pair(work, pair, depth + 1, brief=True)
     more = len(here) - SHOWN
-    return lines + [_line(depth + 1, f"and {more} more pairs")] * (more > 0)
+    return lines + [Line(depth + 1, f"and {more} more pairs")] * (more > 0) + _seeds(work, example, depth + 1)
 
 
-def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
+def _seeds(work: Run, row: dict, depth: int) -> list[Line]:
+    """Say which seed questions the prompt for new questions of a task shows."""
+    task, n = load_tasks(work.recipe)[row["task"]], work.recipe.drafting.n_seed_questions
+    texts = [Line(depth + 1, " ".join(question.split()), "", aside=True) for question, _ in seed_pairs(task, n)]
+    return [Line(depth, f"shown {len(texts)} seed questions that people wrote", "", aside=True), *texts]
+
+
+def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[Line]:
     """Say what a pair is; its two sides are drafts, or questions with all their drafts."""
     reviews = work.read("reviewed", "reviews") if work.has("reviewed") else schemas.build([], "reviews")
     said = [f", {PAST[one]} by review" for one in reviews["review"][reviews["pair_id"] == pair["pair_id"]]]
     said += [", flipped"] * bool(pair["flipped"])
     what = f"pair {pair['pair_id']}: {pair['kind']}s, student {pair['student']}, {pair['task']}"
-    lines, drafts = [_line(depth, what + "".join(said))], work.read("drafts").set_index("draft_id")
+    lines, drafts = [Line(depth, what + "".join(said))], work.read("drafts").set_index("draft_id")
     for side in ("chosen", "rejected"):
         one = pair[f"{side}_id"]
         kind = "question" if pair["kind"] == "question" else f"draft ({drafts.at[one, 'technique']})"
-        lines.append(_line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
-        lines += [] if brief else _beneath(depth + 1, pair, side)
+        lines.append(Line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
+        lines += _beneath(depth + 1, pair, side, aside=brief)
         # The score of a question is in its rationales' probes; that of an influence is one of its own.
         if pair["kind"] == "rationale" or not work.has("probes"):
             lines += _probes(work, one, pair["student"], depth + 2)
@@ -132,7 +196,7 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[str]:
     return lines
 
 
-def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-") -> list[str]:
+def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-") -> list[Line]:
     """Say how a student, or each if it is "", did with a draft as its demonstration."""
     if not work.has("signals"):
         return []
@@ -148,31 +212,37 @@ def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-
             said = f"{int(own['correct'].sum())} of {signal['n']} preference questions right, score "
             said += f"{signal['value']:.3f} ± {signal['stderr']:.3f}"
             said += f", {unread} answers not readable" if unread else ""
-        lines.append(_line(depth, f"student {signal['student']} ({signal['student_fp'][:8]}): {said}", arrow))
+        lines.append(Line(depth, f"student {signal['student']} ({signal['student_fp'][:8]}): {said}", arrow))
+        if probes is not None:
+            asked = work.read("preference_set").set_index("item_id")
+            for one in own.itertuples():
+                item, mark = asked.loc[one.item_id], "right" if one.correct else "wrong"
+                said = f"{mark}: {one.answer or '(not readable)'!r}, asked {' '.join(item['question'].split())!r}"
+                lines.append(Line(depth + 1, said, "", aside=True))
     return lines
 
 
-def _draft(work: Run, draft: dict, depth: int) -> list[str]:
+def _draft(work: Run, draft: dict, depth: int) -> list[Line]:
     """Say what a draft is, what its probes gave, and which pairs and arms it went into."""
     right = f", answer {draft['answer']!r} {state_of(draft)}"
     return [
-        _line(depth, f"draft {draft['draft_id']}: {draft['task']}, technique {draft['technique']}{right}"),
+        Line(depth, f"draft {draft['draft_id']}: {draft['task']}, technique {draft['technique']}{right}"),
         *_beneath(depth, draft, "question", "rationale"),
-        _line(1, _asked(work)),
+        Line(1, _asked(work)),
         *_probes(work, draft["draft_id"], "", 1, "->"),
         *_pairs_with(work, draft["draft_id"]),
     ]
 
 
-def _question(work: Run, question: dict, depth: int) -> list[str]:
+def _question(work: Run, question: dict, depth: int) -> list[Line]:
     """Say what a draft question is, its rationales, and which pairs it went into."""
     kept = "kept" if question["kept"] else f"dropped: {question['drop_reason']}"
     drafts = work.read("drafts")
     own = drafts[drafts["question_id"] == question["question_id"]]
     return [
-        _line(depth, f"draft question {question['question_id']}: {question['task']}, {kept}"),
+        Line(depth, f"draft question {question['question_id']}: {question['task']}, {kept}"),
         *_beneath(depth, question, "question"),
-        _line(1, f"{_asked(work)}, call {question['call']}"),
+        Line(1, f"{_asked(work)}, call {question['call']}"),
         *(_onward(1, f"draft {draft.draft_id}, technique {draft.technique}") for draft in own.itertuples()),
         *_pairs_with(work, question["question_id"]),
     ]
@@ -185,7 +255,7 @@ def _asked(work: Run) -> str:
     return f"teacher {work.recipe.models.teacher}{known}"
 
 
-def _pairs_with(work: Run, wanted: str) -> list[str]:
+def _pairs_with(work: Run, wanted: str) -> list[Line]:
     """Say which pairs have the draft or question on a side, and how many rows each arm made of such pairs has."""
     if not work.has("pairs"):
         return [_onward(1, "no pairs yet")]

@@ -1,39 +1,36 @@
-"""One HTML page from executed notebooks: opens offline, asks no other host for anything, plotly.js in it once."""
+"""The report of a run: one page that needs nothing but itself, beside it the executed notebooks, a page each.
 
-import html
+Figures of the report are drawn by its own template as SVG, so that the page is small, prints and can be sent; those of
+the notebooks are drawn by plotly.js, which lies beside them once.
+"""
+
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from nbconvert import HTMLExporter
+from plotly.offline import get_plotlyjs
 
-from workbench.figures.style import plotly_script
+from workbench.figures.style import ARMS
+from workbench.figures.verdict import DECISIONS, block_of
+from workbench.methods import ALL
+from workbench.report.card import PAGES, result_card
+from workbench.report.facts import Facts, merged, shown_ref, without_places
+from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
+from workbench.runs.recipe import format_yaml
+from workbench.runs.run import Run
+from workbench.verdict.evaluation import verdict_of
+from workbench.verdict.in_words import STATES, arm_name, percent, spell, states
+from workbench.verdict.intervals import wilson
 
 SCRIPT_SAYS = "Figures are drawn by plotly."
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 Helvetica, Arial, sans-serif; color: #1f1f1f; background: #fff; margin: 0; }
-main { max-width: 62rem; margin: 0 auto; padding: 1rem 1.5rem 4rem; }
-nav { background: #f3f5f7; padding: .8rem 1.5rem; position: sticky; top: 0; z-index: 5; font-size: 14px; }
-nav a { margin-right: 1.2rem; color: #00517d; }
-h1 { font-size: 1.9rem; margin-top: 3rem; border-top: 3px solid #0072b2; padding-top: 1rem; }
-h2 { font-size: 1.35rem; margin-top: 2.2rem; }
-.verdict { background: #eef5fa; border-left: 5px solid #0072b2; padding: .8rem 1.2rem; font-size: 1.08rem; }
-table { border-collapse: collapse; font-size: 14px; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #dde3e8; vertical-align: top; }
-pre { background: #f6f8fa; padding: .7rem 1rem; overflow-x: auto; font-size: 13px; line-height: 1.4; }
-details { margin: .4rem 0; }
-summary { cursor: pointer; color: #00517d; }
-details.code > summary { font-size: 12px; color: #595959; }
-blockquote { border-left: 4px solid #c9d3dc; margin-left: 0; padding-left: 1rem; color: #333; }
-.anchor-link { display: none; }
-.highlight .k, .highlight .kn, .highlight .ow { color: #00517d; font-weight: bold; }
-.highlight .s1, .highlight .s2 { color: #7a3e00; }
-.highlight .c1 { color: #595959; font-style: italic; }
-.output_error { border-left: 5px solid #d55e00; }
-"""
+PLOTLY = "plotly.min.js"
+N_LISTED = 400  # examples in the table to search; with all of them the page would be too large to send
+PAGES.globals |= {"arm_name": arm_name, "percent": percent, "spell": spell, "shown_ref": shown_ref}
 # The cells alone, their code folded.
 CELLS = """{%- extends 'basic/index.html.j2' -%}
 {%- block input -%}
@@ -42,33 +39,144 @@ CELLS = """{%- extends 'basic/index.html.j2' -%}
 """
 
 
-def build(notebooks: Sequence[Path], path: Path, title: str, verdict: str = "") -> Path:
-    """Write one page from executed notebooks, in their order.
+def write_report(work: Run) -> Path:
+    """Write the page of a run, and a page of each of its notebooks that was executed; return the first.
+
+    A run without a verdict has no page of its own yet: the last notebook's is returned.
+    """
+    reports, names = work.path / "reports", ALL[work.recipe.method].notebooks
+    links = [notebook_page(path).name for name in names if (path := reports / f"{name}.ipynb").is_file()]
+    if links and not (work.path / "verdict.json").is_file():
+        return reports / links[-1]
+    verdict, cards = verdict_of(work), result_card(work)
+    facts, blocks = Facts(work, verdict["student"]), [block_of(verdict, card.student) for card in cards]
+    page = PAGES.get_template("report.html.j2").render(
+        work=work,
+        method=ALL[work.recipe.method],
+        facts=facts,
+        verdict=verdict,
+        blocks=blocks,
+        cards=cards,
+        answers=sorted(Counter(card.rungs[-1].word for card in cards).items()),
+        figure=_comparisons(blocks),
+        styles=_styles(work),
+        pairs=_pairs(work),
+        steps=_steps(facts.manifests),
+        recipe=format_yaml(without_places(work.recipe.model_dump())),
+        links=links,
+        **_written(work),
+    )
+    atomic_write(reports / "report.html", page.encode("utf-8"))
+    return reports / "report.html"
+
+
+def _chart(rows: Sequence[tuple[str, list, str]], title: str, band: float = 0.0, legend: Sequence = ()) -> dict:
+    """Return a figure for the template.
 
     Args:
-        notebooks: Executed copies; HTML in them comes from our own cells, which escape the text of models.
-        path: Where the page goes.
-        title: What the page is called.
-        verdict: What stands first, in plain words.
+        rows: What it is, its marks, and what is said behind them. A mark: value, low, high, colour, shape.
+        title: The question that it answers.
+        band: Differences that do not matter, shaded around zero; 0 where values are shares and not differences.
+        legend: Name, colour and shape of each kind of mark.
     """
+    reach = max((abs(end) for _, marks, _ in rows for mark in marks for end in mark[1:3]), default=1.0)
+    top = 1.05 * max(1.3 * band, reach) if band else 1.0
+    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.25, 0.5) if top / step <= 5)
+    least = -top if band else 0.0
+    ticks = [place * step for place in range(-5, 6) if least <= place * step <= top]
+    return {"rows": rows, "title": title, "band": band, "legend": legend, "least": least, "top": top, "ticks": ticks}
+
+
+def _comparisons(blocks: Sequence[Mapping]) -> dict:
+    """Return the figure of page one: all comparisons of one student, or the primary one of several."""
+    main = blocks[0]["comparisons"][0]
+    a, b, one = arm_name(main["a"]), arm_name(main["b"]), len(blocks) == 1
+    compared = [row for row in blocks[0]["comparisons"] if row["shots"] == main["shots"]]
+    compared = compared if one else [block["comparisons"][0] for block in blocks]
+    names = [f"{a} - {arm_name(row['b'])}" for row in compared] if one else [block["student"] for block in blocks]
+    title = f"What does {a} teaching gain?" if one else f"Whom does {a} teaching help, against {b}?"
+    rows = []
+    for name, row in zip(names, compared, strict=True):
+        held, ends = row["decision_adjusted" if one else "decision"], (row["difference"], row["low"], row["high"])
+        said = f"{spell(*ends, 'points').split()[0]} {held.partition(' larger')[0]}"
+        rows.append((name, [(*ends, *DECISIONS[held][:2])], said))
+    return _chart(rows, title, blocks[0]["primary"]["margin"])
+
+
+def _styles(work: Run) -> list[dict]:
+    """Return a figure for each student of the styles that was written in for it, by arm; [] where none is known."""
+    examples = work.read("examples").query("kept") if work.has("examples") else pd.DataFrame({"arm": [], "style": []})
+    legend = [(arm_name(arm), *ARMS[arm][:2]) for arm in ARMS if arm in set(examples["arm"])]
+    charts = []
+    for student in work.recipe.models.students if examples["style"].ne("").any() and len(legend) > 1 else ():
+        own = examples[examples["student"].isin([student, ""]) & examples["arm"].isin(ARMS)]
+        counts = pd.crosstab(own["style"], own["arm"].map(arm_name))
+        rows = []
+        for style, of_style in counts.iterrows():
+            shares = [(of_style[name] / counts[name].sum(), counts[name].sum(), *look) for name, *look in legend]
+            marks = [(share, *wilson(share, n), *look) for share, n, *look in shares]
+            rows.append((style or "none known", marks, " / ".join(percent(mark[0]) for mark in marks)))
+        charts.append(_chart(rows, f"Written for {student}", legend=legend))
+    return charts
+
+
+def _pairs(work: Run) -> list[dict]:
+    """Return the pair with the widest gap and one in the middle, of the first student."""
+    pairs = work.read("pairs").sort_values("score_gap", ascending=False) if work.has("pairs") else pd.DataFrame()
+    if pairs.empty:
+        return []
+    own = pairs[
+        (pairs["student"] == next(iter(work.recipe.models.students))) & (pairs["kind"] == pairs["kind"].iloc[0])
+    ]
+    return own.iloc[sorted({0, len(own) // 2})[: len(own)]].to_dict("records")
+
+
+def _steps(manifests: Mapping[str, Mapping]) -> dict[str, Counter]:
+    """Return what each step counted, with its seconds and tokens; those of rounds and parts together."""
+    rows: dict[str, Counter] = {}
+    for name, made in manifests.items():
+        sums = rows.setdefault(name.partition("/")[0], Counter())
+        sums.update(merged(made["counts"]) | {"_seconds": round(made["seconds"]), "_tokens": made["tokens"]})
+    return rows
+
+
+def _written(work: Run) -> dict:
+    """Return what was written in each arm by the state of its answers, some to search, two to read, and one's trace."""
+    found = {"written": {}, "listed": [], "shown": [], "tree": "", "n_written": 0, "STATES": STATES}
+    if work.has("examples"):
+        examples = work.read("examples")
+        kept = examples[examples["kept"]].assign(state=lambda own: states(own))
+        groups = kept.groupby(["arm", "student"], sort=False)
+        listed = groups.head(max(1, N_LISTED // groups.ngroups)).head(N_LISTED)
+        shown = kept[kept["arm"] == work.recipe.evaluation.primary.a].drop_duplicates("state")
+        shown = shown.sort_values("state", key=lambda own: own.map(STATES.index)).head(2)
+        found |= {"listed": listed.to_dict("records"), "shown": shown.to_dict("records"), "n_written": len(kept)}
+        for arm, own in examples.groupby("arm", sort=False):
+            reasons = own.loc[~own["kept"], "drop_reason"].value_counts()
+            counts = kept.loc[kept["arm"] == arm, "state"].value_counts(normalize=True)
+            found["written"][arm] = {"kept": int(own["kept"].sum()), "reasons": merged(reasons), **counts}
+    if work.has("rows"):
+        rows = work.read("rows")
+        own = rows[rows["arm"] == work.recipe.evaluation.primary.a]["row_id"]
+        found["tree"] = lineage(work, own.iloc[0])._repr_html_() if len(own) else ""
+    return found
+
+
+def notebook_page(executed: Path) -> Path:
+    """Write an executed notebook as a page beside it, with plotly.js as a file of its own there; return the page.
+
+    HTML in its outputs comes from our own cells, which escape the text of models.
+    """
+    settings = "window.PlotlyConfig = {MathJaxConfig: 'local'};"
+    atomic_write(executed.with_name(PLOTLY), f"{settings}\n{get_plotlyjs()}".encode())
     hide = {"exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
-    exporter, parts, links = HTMLExporter(raw_template=CELLS, **hide), [], []
-    for notebook in notebooks:
-        node = nbformat.read(notebook, as_version=4)
-        node.cells = [cell for cell in map(_without_script, node.cells) if not _holds_parameters(cell)]
-        name = _title_of(node).partition(":")[0] or notebook.stem
-        links.append(f'<a href="#{notebook.stem}">{html.escape(name)}</a>')
-        # Notebooks link each other; here those of the loop are sections of one page, and a study is a page of its own.
-        cells = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', exporter.from_notebook_node(node)[0])
-        cells = re.sub(r'href="\.\./(\d\d_\w+)\.ipynb"', r'href="report.html#\1"', cells)
-        cells = re.sub(r'href="(?:studies/)?([a-z]\w+)\.ipynb"', r'href="\1.html"', cells)
-        parts.append(f'<section id="{notebook.stem}">{cells}</section>')
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title>'
-    first = f'<p class="verdict">{html.escape(verdict)}</p>' if verdict else ""
-    page = (
-        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style>{plotly_script()}</head><body>'
-        f"<nav>{''.join(links)}</nav><main><p>{html.escape(title)}</p>{first}{''.join(parts)}</main></body></html>\n"
-    )
+    node = nbformat.read(executed, as_version=4)
+    node.cells = [cell for cell in map(_without_script, node.cells) if not _holds_parameters(cell)]
+    cells = HTMLExporter(raw_template=CELLS, **hide).from_notebook_node(node)[0]
+    # Notebooks link each other; studies lie in a folder there, and beside the others here.
+    cells = re.sub(r'href="(?:\.\./|studies/)?(\w+)\.ipynb"', r'href="\1.html"', cells)
+    path = executed.with_suffix(".html")
+    page = PAGES.get_template("notebook.html.j2").render(title=path.stem.replace("_", " "), cells=cells, plotly=PLOTLY)
     atomic_write(path, page.encode("utf-8"))
     return path
 
@@ -83,8 +191,3 @@ def _without_script(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def _holds_parameters(cell: nbformat.NotebookNode) -> bool:
     # The values that a run used stand in its recipe.
     return bool({"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])))
-
-
-def _title_of(node: nbformat.NotebookNode) -> str:
-    heads = [re.match(r"# (.+)", cell.source) for cell in node.cells if cell.cell_type == "markdown"]
-    return next((head[1].strip() for head in heads if head), "")
