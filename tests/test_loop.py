@@ -13,15 +13,19 @@ import pandas as pd
 import pytest
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
+from workbench import loop, signals
 from workbench.loop import prompts
 from workbench.loop.budgets import _take
 from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment, reviews_in_force
+from workbench.loop.writing import why_dropped
 from workbench.models.engine import Decoding, Request
 from workbench.models.loading import load
+from workbench.models.start import students_of, teacher_of
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.notebook.session import begin
 from workbench.report.card import result_card
 from workbench.report.summary import markdown, summarise
+from workbench.runs.cache import read_json, write_json
 from workbench.runs.errors import DataError, ModelError, RecipeError, RunError
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe_file import load_recipe
@@ -30,7 +34,7 @@ from workbench.tasks import answers as answers_module
 from workbench.tasks.contamination import normalise
 from workbench.tasks.pocket_styles import STYLES
 from workbench.tasks.task import load_tasks
-from workbench.verdict.evaluation import verdict_of
+from workbench.verdict.evaluation import same_rows, verdict_of
 
 STEPS = {
     "drafting": ("questions", "drafts", "exemplars"),
@@ -108,7 +112,7 @@ def test_every_draft_is_probed_on_the_whole_preference_set(run):
     chosen = run.read("preference_set").query("chosen")
     of_task = chosen.groupby("task")["item_id"].agg(set)
     asked = probes.merge(drafts[["draft_id", "task"]], on="draft_id").groupby(["task", "draft_id"])["item_id"].agg(set)
-    assert len(asked) == len(drafts)
+    assert len(asked) == drafts["finished"].sum()
     assert all(items == of_task[task] and len(items) == 8 for (task, _), items in asked.items())
     assert not probes.loc[~probes["parsed"], "correct"].any()
 
@@ -141,6 +145,36 @@ def test_a_probe_is_what_the_student_answers_when_asked_alone(run, classroom):
     assert answers == some["answer"].tolist()
     graded = [answers_module.grade(a, items.loc[i, "target"]) for a, i in zip(answers, some["item_id"], strict=True)]
     assert graded == some["correct"].tolist()
+
+
+def test_a_rationale_that_was_cut_off_is_counted_and_neither_probed_nor_taught(copy, classroom):
+    tasks, teacher = load_tasks(copy.recipe), teacher_of(copy.recipe)
+    kept = copy.read("questions").query("kept")
+    asked = (tasks, kept, {name: {"plain": ""} for name in tasks})
+    with pytest.raises(ValueError, match=r"ran into the limit of 2 tokens; raise drafting\.max_new_tokens"):
+        loop.draft_rationales(teacher, *asked, Decoding(2), 1)
+    lengths = loop.draft_rationales(teacher, *asked, Decoding(60), 1)["n_tokens"]
+    drafts = loop.draft_rationales(teacher, *asked, Decoding(int(lengths.median())), 1)
+    cut = drafts[~drafts["finished"]]
+    assert 0 < len(cut) < len(drafts) and drafts.attrs["counts"]["drafts cut off at the limit"] == len(cut)
+    probes = signals.probe_drafts(students_of(copy.recipe), tasks, drafts, copy.read("preference_set"), 4)
+    assert set(probes["draft_id"]) == set(drafts["draft_id"]) - set(cut["draft_id"])
+    assert why_dropped("5", finished=False) == "cut off at the limit" != why_dropped("", finished=True)
+
+
+def test_arms_of_the_same_examples_are_no_comparison(copy):
+    rows = copy.read("rows")
+    assert same_rows(rows) == []
+    own = rows[rows["arm"] == "tailored"]
+    alike = pd.concat([rows[rows["arm"] != "untailored"], own.assign(arm="untailored").sample(frac=1, random_state=0)])
+    said = same_rows(alike)
+    assert said == ["No comparison: tailored and untailored of pupil were trained on the same examples."] or said == [
+        "No comparison: untailored and tailored of pupil were trained on the same examples."
+    ]
+    values = read_json(copy.path / "verdict.json")
+    write_json(copy.path / "verdict.json", values | {"warnings": said})
+    (card,) = result_card(copy)
+    assert card.rungs[-1].says.startswith(said[0])
 
 
 def test_nothing_written_for_training_is_a_known_item(run):

@@ -78,7 +78,8 @@ def test_empty_frames_are_typed_and_survive_parquet(name):
 
 def test_build_puts_columns_in_the_order_of_the_schema():
     row = dict(reversed(draft().items()))
-    assert list(schemas.build([row], "drafts").columns) == list(schemas.SCHEMAS["drafts"].columns)
+    needed = [name for name, column in schemas.SCHEMAS["drafts"].columns.items() if column.required]
+    assert list(schemas.build([row], "drafts").columns) == needed
 
 
 def test_no_frame_has_a_column_that_trl_would_consume():

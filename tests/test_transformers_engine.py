@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from workbench.models import engine as engine_module
 from workbench.models import prefix_cache, transformers_engine
 from workbench.models.engine import Completion, Decoding, Request
-from workbench.models.loading import load
+from workbench.models.loading import load, precision
 from workbench.models.transformers_engine import NamedSampler, TransformersEngine
 from workbench.runs.cache import Cache
 from workbench.runs.errors import ModelError
+from workbench.runs.recipe_parts import Prompts
 
 GREEDY = Decoding(max_new_tokens=40)
 SAMPLED = Decoding(max_new_tokens=24, temperature=0.9, top_p=0.95)
@@ -293,7 +294,32 @@ def test_the_version_is_raised_with_the_code():
     parts = (NamedSampler, TransformersEngine, prefix_cache, engine_module.prompt_ids, engine_module.end_tokens)
     code = "".join(inspect.getsource(part) for part in parts)
     digest = hashlib.sha256(code.encode()).hexdigest()[:16]
-    assert (transformers_engine.ENGINE_VERSION, digest) == (1, "d4f1dfd091505621"), (
+    assert (transformers_engine.ENGINE_VERSION, digest) == (1, "02d8aeab380ace2b"), (
         "transformers_engine.py or prefix_cache.py changed: raise ENGINE_VERSION if completions can change, "
         "and write the new digest here."
     )
+
+
+def test_a_stop_string_ends_a_text_as_cutting_it_there_would(student, items):
+    requests = probes()
+    whole = engine(student).generate(requests, SAMPLED)
+    stop = (next(word for word in WORDS[6:] if 5 < sum(f" {word} " in one.text for one in whole) < len(whole)),)
+    stopped = engine(student).generate(requests, replace(SAMPLED, stop=stop), 0, items)
+    for one, cut in zip(whole, stopped, strict=True):
+        before, found, _ = one.text.partition(stop[0])
+        assert cut.text == before + found and cut.finished == (bool(found) or one.finished)
+        assert cut.n_tokens <= one.n_tokens
+    assert sum(cut.n_tokens for cut in stopped) < sum(one.n_tokens for one in whole)
+    assert engine(student).generate(requests, replace(SAMPLED, stop=stop), 0, items) == stopped
+
+
+def test_an_engine_stops_and_samples_as_its_recipe_says_where_the_decoding_does_not(student):
+    asked, request = engine(student), probes()[:4]
+    asked.prompts = Prompts(stop=[" "], top_p=0.5)
+    own = replace(SAMPLED, top_p=0.5, stop=(" ",))
+    assert asked.generate(request, replace(SAMPLED, top_p=1.0)) == engine(student).generate(request, own)
+
+
+def test_the_precision_auto_is_one_of_two_and_stays():
+    assert precision("auto") in ("float32", "bfloat16") and precision("auto") == precision("auto")
+    assert precision("bfloat16") == "bfloat16"

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_loading import TEMPLATE, tiny_folder, tiny_tokenizer
 
-from workbench.models import loading
+from workbench.models import loading, trl
+from workbench.models.backends import check
 from workbench.models.engine import Decoding, Request
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import DONE, completion_tokens, deal, tune_dpo, tune_sft, tuned
@@ -480,3 +482,62 @@ def test_training_leaves_signs_of_life_with_its_curve(of, tmp_path, monkeypatch)
     assert sign["steps"] == [result["steps"]] * 2 and list(sign["curve"]) == ["ada-tailored"]
     kept = [[p["step"], p["metric"], p["value"]] for p in result["curve"] if p["metric"] in progress.METRICS]
     assert sorted(sign["curve"]["ada-tailored"]) == sorted(kept)
+
+
+@pytest.mark.parametrize("section", ["alignment", "training"])
+def test_a_training_of_one_step_moves_the_weights(of, folder, tmp_path, section):
+    """A warm-up begins at rate 0: rounded up to one step, it once was the whole training."""
+    recipe = of(**{section: {"n_epochs": 1, "batch_size": 100}})
+    result = (
+        tune_dpo(recipe, pairs(), tmp_path, 1)
+        if section == "alignment"
+        else tune_sft(recipe, str(folder), rows(), 1, tmp_path, 1)
+    )
+    assert result["steps"] == 1 and curve(result, "moved")[0] > 0.5 and not same_weights(folder, tmp_path)
+
+
+def test_a_training_that_moves_nothing_is_refused(of, folder, tmp_path):
+    recipe = of(training={"learning_rate": 1.0e-12}, models={"dtype": "bfloat16"})
+    with pytest.raises(ModelError, match=r"moved none of the weights.*bfloat16.*training\.learning_rate 1e-12; raise"):
+        tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_models_used_in_bfloat16_are_trained_in_float32(of, folder, tmp_path, seen):
+    recipe = of(models={"dtype": "bfloat16"})
+    loaded = list(trl._load(recipe, str(folder), recipe.training).model.parameters())
+    tune_sft(recipe, str(folder), rows(), 3, tmp_path, 1)
+    assert seen[0].args.bf16 and {p.dtype for p in loaded} == {torch.float32}
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("odd", [{"temperature": 0.9, "top_p": 0.6}, {"early_stopping": True}, {"pad_token_id": -1}])
+def test_settings_of_generation_that_transformers_will_not_write_stop_no_training(of, folder, tmp_path, odd):
+    source = shutil.copytree(folder, tmp_path / "odd")
+    path = source / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | odd))
+    result = tune_sft(of(), str(source), rows(), 3, tmp_path / "trained", 1)
+    assert (
+        result["steps"] and loading.load(tmp_path / "trained", device="cpu").model.generation_config.eos_token_id == 2
+    )
+
+
+def test_an_end_token_is_taken_from_the_model_or_missed_before_the_work(of, folder, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "endless")
+    path = source / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    recipe = of(models={"teacher": str(source), "students": {"s": str(source)}})
+    assert completion_tokens(loading.load_tokenizer(source), ["w1"]) == [2]
+    check(recipe)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((source / name).read_text())
+        (source / name).write_text(json.dumps(values | {"eos_token_id": None}))
+    with pytest.raises(ModelError, match="names no end token.*eos_token in its tokenizer_config.json"):
+        check(recipe)
+
+
+def test_a_template_that_fails_is_said_before_the_work(of, folder, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "strict")
+    (source / "chat_template.jinja").write_text("{{ raise_exception('no user turns') }}")
+    with pytest.raises(ModelError, match=r"chat template of .*strict fails \(no user turns\); mend or remove it"):
+        check(of(models={"students": {"s": str(source)}}))

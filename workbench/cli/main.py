@@ -1,4 +1,4 @@
-"""The command line: run, watch, runs, summary, plan, study, trace, export, doctor.
+"""The command line: run, watch, runs, summary, plan, rehearse, study, trace, export, doctor.
 
 pydantic, pandas and the rest are imported by the command that needs them, so that --help is instant.
 """
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   workbench run {demo} --name demo --from 04  do training and evaluation again
   workbench watch demo                           what it is doing now, from another terminal
   workbench plan {first}-paper                      what the paper's own numbers would cost
+  workbench rehearse {demo}                  texts of every kind, before the whole is started
   workbench plan {first} --measure                  the same for models that are here, after trying them out
   workbench plan {first} --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench study                                which studies there are: how far can a run be trusted?
@@ -182,6 +183,22 @@ def plan(given: argparse.Namespace) -> None:
 
         measured = measure(recipe)
     print(in_words(recipe, given.run, given.detect, measured))
+
+
+@command(*RECIPE)
+def rehearse(given: argparse.Namespace) -> int | None:
+    """Try a recipe out in a minute or two.
+
+    Its own models write a few texts of each kind, shown in full. Then: what shares are usable, in form, right and cut
+    off; what the whole will take on this machine; and whether it is worth starting.
+
+    exit status: 0 rehearsed, 1 something failed, 2 refused
+    """
+    from workbench.cli.rehearse import in_words
+    from workbench.runs.recipe_file import load_recipe
+
+    for line in in_words(load_recipe(given.recipe, dict(given.parameter))):
+        print(line, flush=True)
 
 
 @command(

@@ -19,7 +19,7 @@ from workbench.runs.run import Frames
 from workbench.runs.seeding import stream_seed
 from workbench.runs.workers import run_jobs
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

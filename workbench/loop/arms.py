@@ -12,12 +12,13 @@ from collections.abc import Callable
 import pandas as pd
 
 from workbench.loop.pairs import DECIDED, flip_half
+from workbench.loop.writing import why_dropped
 from workbench.runs.recipe import ALIGNED_ARMS, DRAFT_ARMS, TAILORED_FOR, Recipe
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
 from workbench.tasks.task import Task
 
-VERSION = 2
+VERSION = 3
 KIND_OF_ARM = {"question_only": "question", "rationale_only": "rationale"}
 
 
@@ -100,6 +101,7 @@ SELECT: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
 
 
 def _example(task: Task, draft: dict, student: str, arm: str, seed: int, n: int) -> dict:
+    reason = why_dropped(draft["answer"], draft.get("finished", True))
     copied = ("task", "question", "rationale", "answer", "gold", "correct", "n_tokens")
     return {
         "example_id": text_id(f"{arm}/{student}/{seed}/{task.name}/{n}"),
@@ -109,6 +111,7 @@ def _example(task: Task, draft: dict, student: str, arm: str, seed: int, n: int)
         **{key: draft[key] for key in copied},
         "question_id": draft["question_id"],
         "style": task.style(draft["rationale"]),
-        "kept": bool(draft["answer"]),
-        "drop_reason": "" if draft["answer"] else "rationale without an answer",
+        "finished": draft.get("finished", True),
+        "kept": not reason,
+        "drop_reason": reason,
     }

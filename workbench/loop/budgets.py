@@ -24,7 +24,7 @@ from workbench.runs.seeding import stream, stream_seed
 from workbench.runs.workers import run_jobs
 from workbench.tasks.task import Task
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
 
 
 def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]) -> pd.DataFrame:
-    asked = examples[["task", "question"]].itertuples(index=False, name=None)
+    asked = [(tasks[task], question) for task, question in examples[["task", "question"]].to_numpy()]
     rows = pd.DataFrame(
         {
             "row_id": [text_id(f"{student}/{one}") for one in examples["example_id"]],
@@ -124,7 +124,7 @@ def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]
             "seed": examples["seed"].to_numpy(),
             "task": examples["task"].to_numpy(),
             "example_id": examples["example_id"].to_numpy(),
-            "prompt": [prompts.naive_prompt(tasks[task].description, question) for task, question in asked],
+            "prompt": [prompts.naive_prompt(task.description, question, task.prompts) for task, question in asked],
             "completion": examples["rationale"].to_numpy(),
             "n_tokens": examples["n_tokens"].to_numpy(),
         }

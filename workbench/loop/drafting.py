@@ -19,7 +19,7 @@ from workbench.runs import schemas
 from workbench.runs.schemas import text_id
 from workbench.tasks.task import Task
 
-VERSION = 4
+VERSION = 5
 Techniques = Mapping[str, Mapping[str, str]]  # task -> name -> instruction
 
 
@@ -116,13 +116,26 @@ def draft_rationales(
     rows = [row for own in run_engine_jobs(_rationales, jobs, teacher, "drafting rationales") for row in own]
     frame = schemas.build(rows, "drafts")
     frame.attrs["counts"] = {"drafts": len(frame), "drafts without an answer": (frame["answer"] == "").sum()}
+    if n_cut := (~frame["finished"]).sum():
+        frame.attrs["counts"] |= {"drafts cut off at the limit": n_cut}
+    for name, own in frame.groupby("task", sort=False):
+        if not own["finished"].any():
+            raise ValueError(
+                f"Every rationale of {name} ran into the limit of {sampling.max_new_tokens} tokens; raise "
+                "drafting.max_new_tokens, or say in prompts.stop where they end."
+            )
     return frame
+
+
+def finished(drafts: pd.DataFrame) -> pd.DataFrame:
+    """Return the drafts that ended by themselves: nobody is asked about the others, and nobody is taught them."""
+    return drafts[drafts["finished"]] if "finished" in drafts else drafts
 
 
 def _rationales(job: _Job) -> list[dict]:
     task, (questions, techniques, sampling, seed) = job.task, job.given
     asked = [
-        (question, name, prompts.technique_prompt(task.description, instruction, question["question"]))
+        (question, name, prompts.technique_prompt(task.description, instruction, question["question"], task.prompts))
         for question in questions.to_dict("records")
         for name, instruction in techniques.items()
     ]
@@ -144,6 +157,7 @@ def _rationales(job: _Job) -> list[dict]:
                 "gold": gold,
                 "correct": task.answers.same(answer, gold),
                 "n_tokens": completion.n_tokens,
+                "finished": completion.finished,
             }
         )
     return rows
@@ -159,7 +173,7 @@ def work_exemplars(teacher: Model, tasks: dict[str, Task], n: int, max_new_token
 def _exemplars(job: _Job) -> list[dict]:
     task, (n, max_new_tokens) = job.task, job.given
     seeds = task.seeds.head(n)
-    asked = [(prompts.naive_prompt(task.description, question), "") for question in seeds["question"]]
+    asked = [(prompts.naive_prompt(task.description, question, task.prompts), "") for question in seeds["question"]]
     completions = write_rationales(job.teacher.start(), asked, Decoding(max_new_tokens), 0)
     rows = []
     for seed, completion in zip(seeds.itertuples(), completions, strict=True):
@@ -169,7 +183,7 @@ def _exemplars(job: _Job) -> list[dict]:
                 "task": task.name,
                 "item_id": seed.item_id,
                 "question": seed.question,
-                "rationale": completion.text if worked else f"<ans>{seed.target}</ans>",
+                "rationale": completion.text if worked else prompts.answer_in_form(seed.target, task.prompts),
                 "worked": worked,
             }
         )

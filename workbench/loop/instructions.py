@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 
 from workbench.loop import prompts
-from workbench.loop.writing import SPARE, Draw, Written
-from workbench.models.engine import Decoding, Engine, Request
-from workbench.runs.cache import shared_cache
+from workbench.loop.writing import SPARE, Draw, Written, write_questions
+from workbench.models.engine import Decoding, Engine
 from workbench.runs.recipe_parts import Section
 from workbench.runs.seeding import stream
 from workbench.tasks.contamination import Guard, NearDuplicates, normalise
@@ -38,7 +37,7 @@ class FewShotPrompts:
         rng = stream(seed, "examples", task.name, call)
         shown = [pool[at] for at in rng.permutation(len(pool))[: settings.n_seeds + settings.n_own - n_own]]
         shown += [own[at] for at in rng.permutation(len(own))[:n_own]]
-        return prompts.question_prompt(task.description, shown, 1)
+        return prompts.question_prompt(task.description, shown, 1, task.prompts)
 
     def __call__(
         self, engine: Engine, task: Task, n: int, decoding: Decoding, draw: Draw, guard: Guard
@@ -57,12 +56,12 @@ class FewShotPrompts:
             first = written[-1].call + 1 if written else 0
             calls = range(first, first + max(1, n_calls))
             asked = {call: self.prompt(task, own, draw.seed, f"{draw.stream}/{call}") for call in calls}
-            requests = [
-                Request(engine.render(prompt), stream=f"{draw.stream}/{task.name}/{call}/{sibling}")
+            named = [
+                (prompt, f"{draw.stream}/{task.name}/{call}/{sibling}")
                 for call, prompt in asked.items()
                 for sibling in range(n_siblings)
             ]
-            completions = iter(engine.generate(requests, decoding, draw.seed, shared_cache()))
+            completions = iter(write_questions(engine, named, decoding, draw.seed))
             for call, prompt in asked.items():
                 for sibling in range(n_siblings):
                     written.append(sieve.read(next(completions).text, call, sibling, prompt))
@@ -84,7 +83,7 @@ class _Sieve:
 
     def read(self, reply: str, call: int, sibling: int, prompt: str) -> Written:
         """Return the instruction of a reply, kept or with the reason why not; the reply is kept as it was written."""
-        pairs = prompts.parse_questions(reply)
+        pairs = prompts.parse_questions(prompts.went_on(prompt, reply))
         if not pairs:
             return Written("", "", reply, call, sibling, "not in the form asked for", prompt)
         # The last one, as the paper has it: a reply may think aloud first.

@@ -185,7 +185,7 @@ COUNTED = (
 
 def _rationales(task: Task, questions: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
     own = drafts[drafts["task"] == task.name]
-    prompt = [prompts.naive_prompt(task.description, question) for question in own["question"]]
+    prompt = [prompts.naive_prompt(task.description, question, task.prompts) for question in own["question"]]
     named = {"id": own["draft_id"], "group": own["question_id"], "text": own["rationale"]}
     return pd.DataFrame(named).assign(prompt=prompt).reset_index(drop=True)
 

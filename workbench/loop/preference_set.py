@@ -77,7 +77,7 @@ def _answer_sheets(
             worked = exemplars[exemplars["task"] == name][["question", "rationale"]]
             shown = list(worked.itertuples(index=False, name=None))
             asked = [
-                ("", prompts.few_shot_prompt(task.description, shown[:n], question))
+                ("", prompts.few_shot_prompt(task.description, shown[:n], question, task.prompts))
                 for n in shots
                 for question in validation[name]["question"]
             ]

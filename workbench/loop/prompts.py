@@ -7,18 +7,33 @@ the parts follow ARTE, arXiv:2406.19227, appendix H (structure in the order desc
 import re
 from collections.abc import Sequence
 
-from workbench.tasks.answers import CUE
+from workbench.models.loading import TURN
+from workbench.runs.recipe_parts import Prompts
 
 ANSWER_FORMAT = "Give the final answer as <ans>answer</ans>."
+# The form of an answer: how it is asked for before the question, an answer in it, and how it is found in a reply.
+FORMS = {
+    "tag": (ANSWER_FORMAT, "<ans>{}</ans>", r"<ans>.+?</ans>"),
+    "said": ('End with "The answer is" and the answer.', "The answer is {}.", r"(?i)\banswer is\W"),
+    "boxed": ("Put the final answer in \\boxed{}.", "\\boxed{{{}}}", r"\\boxed\s*\{.+?\}"),
+    "line": ("Write the final answer alone on the last line.", "\n{}", r"\n[^\n]{1,40}\s*\Z"),
+}
+OPENED, CLOSED = "<input>", "</target>"
 _QUESTION = re.compile(r"<input>(.*?)</input>\s*<target>(.*?)</target>", re.DOTALL)
+AS_RAISED = Prompts()
 
 
-def question_prompt(description: str, seeds: Sequence[tuple[str, str]], k: int) -> str:
-    """Return the prompt that asks the teacher for `k` new questions after `seeds` of (question, target)."""
+def question_prompt(description: str, seeds: Sequence[tuple[str, str]], k: int, asked: Prompts = AS_RAISED) -> str:
+    """Return the prompt that asks the teacher for `k` new questions after `seeds` of (question, target).
+
+    Where a list is gone on with, it ends in the tag that opens the next one.
+    """
     shown = "\n".join(question_reply(question, target) for question, target in seeds)
+    if asked.questions == "continued":
+        return f"{_opening(asked)}Task: {description}\n{shown}\n{OPENED}"
     wanted = "one more question" if k == 1 else f"{k} more questions"
     return (
-        f"Task: {description}\nHere are {len(seeds)} examples.\n{shown}\n"
+        f"{_opening(asked)}Task: {description}\nHere are {len(seeds)} examples.\n{shown}\n"
         f"Write {wanted} of this task in the same form. Leave the context of the examples if you like, not the task."
     )
 
@@ -28,37 +43,71 @@ def question_reply(question: str, target: str) -> str:
     return f"<input>{question}</input><target>{target}</target>"
 
 
-def technique_prompt(description: str, technique: str, question: str) -> str:
+def technique_prompt(description: str, technique: str, question: str, asked: Prompts = AS_RAISED) -> str:
     """Return the prompt that asks the teacher for a rationale by one reasoning technique; "" is the plain prompt."""
-    plain = naive_prompt(description, question)
+    plain = naive_prompt(description, question, asked)
     return f"{technique}\n{plain}" if technique else plain
 
 
-def naive_prompt(description: str, question: str) -> str:
+def naive_prompt(description: str, question: str, asked: Prompts = AS_RAISED) -> str:
     """Return the plain step-by-step prompt: for DPO, for tailored rationales, and for the student without examples."""
-    return f"{_head(description)}{_asked(question)}"
+    return f"{_head(description, asked)}{_asked(question, asked)}"
 
 
-def one_shot_prompt(description: str, question: str, rationale: str, asked: str) -> tuple[str, str]:
+def one_shot_prompt(
+    description: str, shown: str, rationale: str, question: str, asked: Prompts = AS_RAISED
+) -> tuple[str, str]:
     """Return (what all questions share, what is asked) of the prompt with one draft as its demonstration."""
-    return f"{_head(description)}{_shown(question, rationale)}", _asked(asked)
+    return f"{_head(description, asked)}{_shown(description, shown, rationale, asked)}", _asked(question, asked)
 
 
-def few_shot_prompt(description: str, shots: Sequence[tuple[str, str]], asked: str) -> str:
+def few_shot_prompt(
+    description: str, shots: Sequence[tuple[str, str]], question: str, asked: Prompts = AS_RAISED
+) -> str:
     """Return the prompt with `shots` of (question, rationale) as demonstrations; none gives the naive prompt."""
-    return _head(description) + "".join(_shown(question, rationale) for question, rationale in shots) + _asked(asked)
+    shown = "".join(_shown(description, *shot, asked) for shot in shots)
+    return f"{_head(description, asked)}{shown}{_asked(question, asked)}"
 
 
-def _head(description: str) -> str:
-    return f"Task: {description} {ANSWER_FORMAT}\n"
+def in_form(reply: str, asked: Prompts = AS_RAISED) -> bool:
+    """Say whether a reply holds an answer in the form that was asked for."""
+    return re.search(FORMS[asked.answer][2], reply.rstrip()) is not None
 
 
-def _asked(question: str) -> str:
-    return f"Question: {question}\n{CUE}"
+def answer_in_form(answer: str, asked: Prompts = AS_RAISED) -> str:
+    """Return a bare answer in the form that is asked for."""
+    return FORMS[asked.answer][1].format(answer)
 
 
-def _shown(question: str, rationale: str) -> str:
-    return f"{_asked(question)} {rationale.strip()}\n\n"
+def went_on(prompt: str, reply: str) -> str:
+    """Return a reply with the tag that its prompt has opened, if it has."""
+    return OPENED + reply if prompt.endswith(OPENED) else reply
+
+
+def _opening(asked: Prompts) -> str:
+    return f"{asked.opening}\n" if asked.opening else ""
+
+
+def _head(description: str, asked: Prompts) -> str:
+    form = "" if asked.form_last else f" {FORMS[asked.answer][0]}"
+    return f"{_opening(asked)}Task: {_in_one_turn(description)}{form}\n"
+
+
+def _asked(question: str, asked: Prompts) -> str:
+    last = f" End with the answer in this form: {answer_in_form('42', asked)}" if asked.form_last else ""
+    return f"Question: {_in_one_turn(question)}\n{asked.cue}{last}"
+
+
+def _shown(description: str, question: str, rationale: str, asked: Prompts) -> str:
+    before, rationale = _asked(question, asked), _in_one_turn(rationale.strip())
+    if asked.turns:
+        return f"{before}{TURN}{rationale}{TURN}{_head(description, asked)}"
+    return f"{before} {rationale}\n\n"
+
+
+def _in_one_turn(text: str) -> str:
+    """Return a text, of a model perhaps, that cannot begin another turn."""
+    return text.replace(TURN, " ")
 
 
 def parse_questions(reply: str) -> list[tuple[str, str]]:

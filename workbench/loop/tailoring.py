@@ -12,8 +12,8 @@ import pandas as pd
 from workbench.loop import prompts
 from workbench.loop.alignment import models_of
 from workbench.loop.arms import draft_examples
-from workbench.loop.writing import Draw, Guards, Writer, write_rationales
-from workbench.models.engine import Decoding
+from workbench.loop.writing import Draw, Guards, Writer, why_dropped, write_rationales
+from workbench.models.engine import Completion, Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.recipe import Tailoring
@@ -21,7 +21,7 @@ from workbench.runs.run import Frames
 from workbench.runs.schemas import text_id
 from workbench.tasks.task import Task
 
-VERSION = 3
+VERSION = 4
 EVERY_STUDENT = ""  # the student of examples that no student's preference went into
 
 
@@ -91,20 +91,17 @@ def _write_one(job: _Write) -> list[dict]:
     written = job.writer(engine, task, settings.n_examples, decoding, draw, job.guards.of(task))
     job.guards.refuse_copies(task, written)
     asked = [
-        (prompts.naive_prompt(task.description, one.question), f"tailored/{task.name}/{text_id(one.question)}")
-        for one in written
-        if not one.drop_reason
+        (prompts.naive_prompt(task.description, question, task.prompts), f"tailored/{task.name}/{text_id(question)}")
+        for question in [one.question for one in written if not one.drop_reason]
     ]
     decoding = Decoding(settings.max_new_tokens, settings.rationale_temperature, job.top_p)
     completions = iter(write_rationales(engine, asked, decoding, job.seed))
     rows = []
     for n, one in enumerate(written):
-        text, n_tokens, reason = "", 0, one.drop_reason
-        if not reason:
-            completion = next(completions)
-            text, n_tokens = completion.text, completion.n_tokens
-            reason = "" if task.answers.read(text) else "rationale without an answer"
-        gold, answer = task.solve(one.question), task.answers.read(text)
+        completion = Completion("", 0, True) if one.drop_reason else next(completions)
+        text, gold = completion.text, task.solve(one.question)
+        answer = task.answers.read(text)
+        reason = one.drop_reason or why_dropped(answer, completion.finished)
         rows.append(
             {
                 "example_id": text_id(f"{job.arm}/{job.student}/{job.seed}/{task.name}/{n}"),
@@ -119,7 +116,8 @@ def _write_one(job: _Write) -> list[dict]:
                 "gold": gold,
                 "correct": task.answers.same(answer, gold),
                 "style": task.style(text),
-                "n_tokens": n_tokens,
+                "n_tokens": completion.n_tokens,
+                "finished": completion.finished,
                 "kept": not reason,
                 "drop_reason": reason,
             }

@@ -5,7 +5,7 @@ Asking a model many questions: one job a model and task, greedy, batched, its an
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from workbench.loop import prompts
@@ -109,14 +109,13 @@ class OnePrompt:
         Call i of the task draws from the stream (seed, stream, task, i), so asking for more never changes the first.
         """
         prompt = self.prompts[task.name]
-        rendered = engine.render(prompt)
         written: list[Written] = []
         known: set[str] = set()
         n_kept = call = 0
         for _ in range(MAX_ROUNDS):
             n_calls = max(8, round((n - n_kept) / self.per_call * SPARE))
-            requests = [Request(rendered, stream=f"{draw.stream}/{task.name}/{call + i}") for i in range(n_calls)]
-            for completion in engine.generate(requests, decoding, draw.seed, shared_cache()):
+            asked = [(prompt, f"{draw.stream}/{task.name}/{call + i}") for i in range(n_calls)]
+            for completion in write_questions(engine, asked, decoding, draw.seed):
                 for one in _read_reply(completion, call, known, guard, prompt):
                     written.append(one)
                     n_kept += not one.drop_reason
@@ -127,7 +126,7 @@ class OnePrompt:
 
 
 def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard, prompt: str) -> list[Written]:
-    pairs = prompts.parse_questions(completion.text)
+    pairs = prompts.parse_questions(prompts.went_on(prompt, completion.text))
     if not pairs:
         return [Written("", "", completion.text, call, 0, "not in the form asked for", prompt)]
     blank = re.match(r"\s*", completion.text)[0]
@@ -137,9 +136,28 @@ def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard
         if not reason and normalise(question) in known:
             reason = "written before"
         known.add(normalise(question))
-        reply = blank + prompts.question_reply(question, target)
+        reply = prompts.question_reply(question, target)
+        # What a prompt opened is no part of the reply to it.
+        reply = reply.removeprefix(prompts.went_on(prompt, "")) if prompts.went_on(prompt, "") else blank + reply
         read.append(Written(question, target, reply, call, index, reason, prompt))
     return read
+
+
+def write_questions(engine: Engine, asked: list[tuple[str, str]], decoding: Decoding, seed: int) -> list[Completion]:
+    """Return what is written to each (prompt, stream), up to the end of the one question that a prompt has opened."""
+    if any(prompts.went_on(prompt, "") for prompt, _ in asked):
+        decoding = replace(decoding, stop=(prompts.CLOSED,))
+    return write_rationales(engine, asked, decoding, seed)
+
+
+def why_dropped(answer: str, finished: bool) -> str:
+    """Return why nobody is taught a rationale, or "": its end was cut off by the limit of tokens, or it has no answer.
+
+    A number or letter is found in half a sentence too, and the student would learn to stop there.
+    """
+    if not finished:
+        return "cut off at the limit"
+    return "" if answer else "rationale without an answer"
 
 
 def write_rationales(engine: Engine, asked: list[tuple[str, str]], decoding: Decoding, seed: int) -> list[Completion]:

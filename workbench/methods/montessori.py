@@ -10,10 +10,8 @@ from pydantic import Field, model_validator
 from workbench.loop.pairs import helpful_against_harmful
 from workbench.methods.base import Amounts, Method
 from workbench.runs.recipe import Recipe
-from workbench.runs.recipe_parts import Count, CountOrZero, Influence, Section, Text, require_distinct
+from workbench.runs.recipe_parts import Count, CountOrZero, Influence, Section, Text, TopP, require_distinct
 from workbench.signals.scores import as_signal
-
-TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 class Synthesis(Section):

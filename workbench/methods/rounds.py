@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from workbench.loop.alignment import models_of
+from workbench.loop.writing import why_dropped
 from workbench.models.start import Model
 from workbench.runs.run import Frames
 from workbench.runs.schemas import text_id
 from workbench.signals.difficulty import Key
 from workbench.tasks.task import Task
 
-VERSION = 1
+VERSION = 2
 
 
 def learners_of(students: Mapping[str, Model]) -> dict[Key, Model]:
@@ -38,6 +39,7 @@ def example_of(task: Task, key: Key, item: dict, n: str) -> dict:
     """Return a learner's example, as its schema has it, from what was asked and answered; n tells it from others."""
     copied = ("question_id", "question", "rationale", "answer", "gold", "correct", "n_tokens")
     known = {"example_id": text_id(f"{'/'.join(map(str, key))}/{task.name}/{n}"), **key._asdict(), "task": task.name}
-    reason = "" if item["answer"] else "rationale without an answer"
+    finished = item.get("finished", True)
+    reason = why_dropped(item["answer"], finished)
     written = {name: item[name] for name in copied} | {"style": task.style(item["rationale"])}
-    return known | written | {"kept": not reason, "drop_reason": reason}
+    return known | written | {"finished": finished, "kept": not reason, "drop_reason": reason}

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written
+from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written, write_questions
 from workbench.methods.rounds import example_of
 from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
-from workbench.models.engine import Decoding, Request
+from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
-from workbench.runs.cache import shared_cache
 from workbench.runs.recipe import Tailoring
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
@@ -23,7 +22,7 @@ from workbench.signals.difficulty import WHOSE, Key, rows_of
 from workbench.tasks.contamination import normalise
 from workbench.tasks.task import Task
 
-VERSION = 1
+VERSION = 2
 PLAIN = "plain"
 Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
 
@@ -221,15 +220,17 @@ def _write_lot(job: _Lot) -> list[dict]:
     kept: list[str] = []
     calls = itertools.count()
     for _ in range(MAX_ROUNDS):
-        requests = []
+        asked = []
         for call in itertools.islice(calls, math.ceil((job.n - len(kept)) * SPARE)):
             # Arms share their draws, so that they differ in what they do alone.
             name = f"curriculum/{job.n_round}/{job.task.name}/{call}"
             places = stream(job.key.seed, name).permutation(len(job.shown))[: settings.n_shown]
-            prompt = prompts.question_prompt(job.task.description, [job.shown[place] for place in places], 1)
-            requests.append(Request(engine.render(prompt), stream=name))
-        for completion in engine.generate(requests, decoding, job.key.seed, shared_cache()):
-            for question, target in prompts.parse_questions(completion.text)[:1]:
+            prompt = prompts.question_prompt(
+                job.task.description, [job.shown[place] for place in places], 1, job.task.prompts
+            )
+            asked.append((prompt, name))
+        for (prompt, _), completion in zip(asked, write_questions(engine, asked, decoding, job.key.seed), strict=True):
+            for question, target in prompts.parse_questions(prompts.went_on(prompt, completion.text))[:1]:
                 reason = guard.overlap(question) or ("written before" if normalise(question) in known else "")
                 known.add(normalise(question))
                 written.append(Written(question, target, completion.text, 0, 0, reason, ""))

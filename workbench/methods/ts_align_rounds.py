@@ -125,7 +125,7 @@ def reward_samples(
 def _with_prompts(questions: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
     rows = list(questions[["task", "question"]].itertuples(index=False, name=None))
     gold = questions["gold"] if "gold" in questions else [tasks[task].solve(question) for task, question in rows]
-    asked = [prompts.naive_prompt(tasks[task].description, question) for task, question in rows]
+    asked = [prompts.naive_prompt(tasks[task].description, question, tasks[task].prompts) for task, question in rows]
     return questions.assign(gold=gold, prompt=asked)[PROMPT]
 
 

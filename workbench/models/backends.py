@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from workbench.models import trl
+from workbench.models import loading, trl
 from workbench.models.backend_process import unsloth_folder
 from workbench.runs import progress
 from workbench.runs.cache import read_json, temporary_folder
 from workbench.runs.errors import ModelError, RunError
-from workbench.runs.recipe import Alignment, Recipe, Training, parse_yaml, project_root
+from workbench.runs.recipe import ALIGNED_ARMS, Alignment, Recipe, Training, parse_yaml, project_root
 
 INSTALL = {"unsloth": "make unsloth", "bitsandbytes": "make bitsandbytes"}
 N_LINES = 4  # of what a process wrote last, told when it dies without a word
@@ -61,6 +61,10 @@ def check(recipe: Recipe) -> None:
                 f"{INSTALL['bitsandbytes']}, or take it out."
             )
     _launcher_config(recipe)
+    aligned = [recipe.models.teacher] if any(arm in ALIGNED_ARMS for arm in recipe.evaluation.arms) else []
+    for ref in dict.fromkeys([*aligned, *recipe.models.students.values()]):
+        # What else would stop the end of a training: an end token that is not named, a template that fails.
+        trl.encode(loading.load_tokenizer(ref), ["Is it so?"], [" Yes."])
 
 
 def unsloth_version() -> str:

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from workbench.models.loading import render, render_shared
 from workbench.runs.errors import ModelError
+from workbench.runs.recipe_parts import Prompts
 from workbench.runs.run import fingerprint
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to write: temperature 0 is greedy, top_p the nucleus that is sampled from."""
+    """How to write: temperature 0 is greedy, top_p the nucleus that is sampled from; a text ends with a stop string."""
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
@@ -91,6 +93,7 @@ class Engine(ABC):
         model_name: What people call its model.
         ends: The tokens that end a text.
         limit: Most tokens of prompt and completion together; 0 if unknown.
+        prompts: Stop strings and nucleus where the decoding has none of its own.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Engine(ABC):
     tokenizer: PreTrainedTokenizerBase | None
     ends: list[int]
     limit: int
+    prompts: Prompts = Prompts()
 
     def render(self, user_text: str) -> str:
         """Return the prompt the model sees for a user's text."""
@@ -131,13 +135,17 @@ class Engine(ABC):
             ModelError: If a prompt is empty or too long for the model; nothing is computed then.
             ModelError: If the engine cannot go on; what is finished is kept.
         """
+        own = {"stop": decoding.stop or tuple(self.prompts.stop)}
+        if decoding.temperature and decoding.top_p == 1:
+            own["top_p"] = self.prompts.top_p
+        decoding = replace(decoding, **own)
         keys = [self._key(request, decoding, seed) for request in requests]
         rows = self._rows(dict(zip(keys, requests, strict=True)), decoding)
         kept = items.get_many(KIND, list(rows)) if items else {}
         done = {key: Completion(**{name: old[name] for name in Completion.__match_args__}) for key, old in kept.items()}
         n_done = 0
         for part in self._finish(rows, done, decoding, seed):
-            fresh = {key: one for key, one in part.items() if key not in done}
+            fresh = {key: _stopped(one, decoding.stop) for key, one in part.items() if key not in done}
             for kind, refused in ((KIND, False), (REFUSED, True)):
                 stored = {k: asdict(one.completion) | one.notes for k, one in fresh.items() if one.refused == refused}
                 if items and stored:
@@ -195,8 +203,19 @@ class Engine(ABC):
                 f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
             )
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
-        # There were stop strings once; finished items keep their keys.
-        return fingerprint([*self.identity(), request.prompt, asdict(decoding) | {"stop": []}, drawn])
+        return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
+
+
+def stop_in(text: str, stop: tuple[str, ...]) -> int:
+    """Return where the first stop string ends in a text, -1 where there is none."""
+    return min((text.find(one) + len(one) for one in stop if one in text), default=-1)
+
+
+def _stopped(one: Finished, stop: tuple[str, ...]) -> Finished:
+    """Cut a completion behind the first stop string, which an engine may have written on after."""
+    end = stop_in(one.completion.text, stop)
+    cut = replace(one.completion, text=one.completion.text[:end], finished=True)
+    return one if end < 0 else replace(one, completion=cut)
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | list[int] | None) -> list[int]:

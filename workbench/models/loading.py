@@ -1,14 +1,19 @@
 """Model folders: finding them, fingerprinting them, loading them, and turning a user's text into a model prompt."""
 
 import json
+import re
+import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from workbench.runs.cache import read_json
@@ -16,6 +21,7 @@ from workbench.runs.errors import ModelError
 from workbench.runs.recipe import project_root
 from workbench.runs.run import MANIFEST, file_sha256, fingerprint
 from workbench.runs.schemas import Trained
+from workbench.runs.workers import one_thread
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,6 +46,9 @@ FINGERPRINTED = (
 DONE = "tuned.json"  # what is recorded of a model trained here
 # Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+TURN = "\x1e"
+_TURNS = re.compile(f"{TURN}(.*?){TURN}", re.DOTALL)
+_OPENED = re.compile(r"<\w+>\Z")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -68,6 +77,11 @@ def resolve(ref: str | Path) -> Path:
     if folder.is_dir():
         require_whole(folder)
         return folder
+    if folder.suffix == ".gguf":
+        raise ModelError(
+            f"Model {folder} is a GGUF file; make a folder of it, and name that: python -m data.smol.make {folder} "
+            "FOLDER"
+        )
     if not _is_hub_id(str(ref)):
         raise ModelError(
             f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, or correct the path."
@@ -102,7 +116,7 @@ def load(
 
     Args:
         ref: A model folder, or a hub id such as "organisation/model".
-        dtype: "float32" or "bfloat16", whatever the weights are stored in.
+        dtype: "float32", "bfloat16" or "auto" (see `precision`), whatever the weights are stored in.
         device: "cpu", "cuda", or "auto" for cuda where there is one.
         merged: Put a LoRA adapter into the weights of its base; False leaves it beside them, to be trained on.
         in_4bit: Hold the weights of linear layers in four bits (bitsandbytes, NF4), for QLoRA on a GPU.
@@ -125,6 +139,25 @@ def load(
             f"Model folder {folder} cannot be loaded ({_first_line(error)}); restore its files or build it again."
         ) from error
     return LoadedModel(model.eval(), tokenizer, fingerprint_model(folder), str(ref))
+
+
+@cache
+def precision(dtype: str) -> str:
+    """Return "float32" or "bfloat16"; "auto" is the faster one here, by products of the sizes that generating asks for.
+
+    CPUs without instructions for bfloat16 take several times as long in it, others half as long.
+    """
+    if dtype != "auto" or torch.cuda.is_available():
+        return "bfloat16" if dtype == "auto" else dtype
+    taken = {}
+    with one_thread():  # several wait for each other where others compute too
+        for name, kind in DTYPES.items():
+            rows, weights, begins = torch.ones(32, 512, dtype=kind), torch.ones(1024, 512, dtype=kind), []
+            for _ in range(12):
+                begins.append(time.perf_counter())
+                torch.nn.functional.linear(rows, weights)
+            taken[name] = np.diff(begins).min()
+    return min(taken, key=taken.__getitem__)
 
 
 def load_adapted(ref: str | Path, adapter: Path, dtype: str, device: str = "auto") -> PreTrainedModel:
@@ -154,23 +187,45 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub id without its weights."""
     folder = resolve(ref)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if tokenizer.eos_token_id is None and (end := _declared_end(folder)) is not None:
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore its files."
         ) from error
 
 
+def _declared_end(folder: Path) -> int | None:
+    """Return the end token that the model's own files name, for tokenizers that name none."""
+    for name in ("generation_config.json", "config.json"):
+        end = read_json(folder / name).get("eos_token_id")
+        if end is not None:
+            return end[0] if isinstance(end, list) else end
+    return None
+
+
 def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     """Return the prompt a model sees for a user's text: in its chat template when it has one, else the text itself.
 
+    TURN stands between turns, the user's first and last.
+
     A prompt is later tokenised with the tokenizer's own special tokens, as TRL does, so a leading token that the
-    tokenizer adds by itself is not written here a second time.
+    tokenizer adds by itself is not written here a second time. Text that ends in an opened tag is to be gone on with,
+    not answered: small chat models follow such a text by itself, and none in a turn of theirs.
     """
-    if tokenizer is None or not tokenizer.chat_template:
-        return user_text
-    turns = [{"role": "user", "content": user_text}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if tokenizer is None or not tokenizer.chat_template or _OPENED.search(user_text):
+        return _TURNS.sub(r" \1\n\n", user_text)
+    turns = [
+        {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(user_text.split(TURN))
+    ]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"The chat template of {tokenizer.name_or_path} fails ({_first_line(error)}); mend or remove it."
+        ) from error
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         return text.removeprefix(bos)
@@ -180,11 +235,10 @@ def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
 def render_shared(tokenizer: PreTrainedTokenizerBase | None, prefix: str, rest: str) -> tuple[str, str]:
     """Render prefix + rest as one user's text; return the prompt and how it begins, up to the end of the prefix.
 
-    The beginning is "" when the chat template rewrites the prefix, so that nothing can be shared.
+    The beginning is "" when the chat template rewrites the rest, so that nothing can be shared.
     """
     prompt = render(tokenizer, prefix + rest)
-    end = prompt.find(prefix) + len(prefix) if prefix and prefix in prompt else 0
-    return prompt, prompt[:end]
+    return prompt, prompt[: max(0, prompt.rfind(rest))] if prefix and rest else ""
 
 
 def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
@@ -194,14 +248,31 @@ def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedMo
         # peft froze the base, which may be trained again.
         return wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[dtype], output_loading_info=True, **SAFELY
+        folder, dtype=DTYPES[precision(dtype)], output_loading_info=True, **SAFELY
     )
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again."
         )
+    make_savable(model)
     return model
+
+
+def make_savable(model: PreTrainedModel) -> None:
+    """Mend settings of generation that transformers reads but refuses to write, as a temperature without sampling.
+
+    What a model is asked never goes by them. Without this a whole training would run and then not be saved.
+    """
+    settings = model.generation_config
+    for mend in ({}, {"do_sample": True}):
+        try:
+            settings.update(**mend)
+            return settings.validate(strict=True)
+        except ValueError:
+            continue
+    ends = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id")}
+    model.generation_config = GenerationConfig(**ends)
 
 
 def _adapted(model: PreTrainedModel, folder: Path) -> "PeftModel":

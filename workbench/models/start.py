@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from workbench.models.engine import Engine
-from workbench.models.loading import fingerprint_model, resolve
+from workbench.models.loading import fingerprint_model, precision, resolve
 from workbench.models.openai_engine import Budget, OpenAIEngine, url_of
 from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import VllmEngine
@@ -99,7 +99,8 @@ def start_engine(recipe: Recipe, role: Role, ref: str, compared: bool = False) -
     if not _depth:
         return _start(recipe, role, ref, choice)
     mark = model_fingerprint(recipe, role, ref, compared)
-    key = fingerprint([choice.model_dump(), ref, mark, recipe.models.dtype, recipe.compute.model_dump(), recipe.name])
+    sections = [choice.model_dump(), recipe.compute.model_dump(), recipe.prompts.model_dump()]
+    key = fingerprint([*sections, ref, mark, recipe.models.dtype, recipe.name])
     if key not in _shared:
         # One at a time: two would share what memory there is.
         release()
@@ -198,9 +199,15 @@ def state_of(engine: str) -> tuple[bool, str]:
 
 
 def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
+    engine = _started(recipe, role, ref, choice)
+    engine.prompts = recipe.prompts
+    return engine
+
+
+def _started(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
     own = choice.model_dump(include=set(OWN_SETTINGS[choice.engine]) - {"budget_tokens", "price_in", "price_out"})
     if choice.engine == "vllm":
-        return VllmEngine(ref, recipe.models.dtype, **own, threads=n_processes(recipe.compute.workers))
+        return VllmEngine(ref, precision(recipe.models.dtype), **own, threads=n_processes(recipe.compute.workers))
     if choice.engine == "openai":
         return OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
     return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)

@@ -11,7 +11,16 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from workbench.models.engine import Completion, Decoding, Engine, Request, TokenizedRequest, end_tokens, prompt_ids
+from workbench.models.engine import (
+    Completion,
+    Decoding,
+    Engine,
+    Request,
+    TokenizedRequest,
+    end_tokens,
+    prompt_ids,
+    stop_in,
+)
 from workbench.models.loading import LoadedModel, load
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.runs.seeding import stream
@@ -155,15 +164,17 @@ class TransformersEngine(Engine):
         return [done[at] for at in range(len(rows))]
 
     def _ended(self, tokens: list[int], n_new: int, decoding: Decoding) -> Completion | None:
-        """Return the completion if an end token or the limit ends it, else None.
+        """Return the completion if an end token, a stop string or the limit ends it, else None.
 
         Only the last n_new tokens are searched; those before them ended nothing.
         """
         end = next((at for at in range(len(tokens) - n_new, len(tokens)) if tokens[at] in self.ends), None)
+        if end is None and decoding.stop and stop_in(self.tokenizer.decode(tokens), decoding.stop) >= 0:
+            end = len(tokens)
         if end is None and len(tokens) < decoding.max_new_tokens:
             return None
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        return Completion(text, len(tokens) if end is None else end + 1, end is not None)
+        return Completion(text, len(tokens) if end is None else min(end + 1, len(tokens)), end is not None)
 
     def _start(self, rows: list[TokenizedRequest], n_new: int) -> tuple[Tensor, Tensor, Cache]:
         """Return the padded prompts, their mask and a cache that holds the prefixes if this batch shares them."""

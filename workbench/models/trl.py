@@ -32,6 +32,7 @@ CURVES = {
     "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
     "training": ("loss", "mean_token_accuracy"),
 }
+SAMPLED = 1024  # of every weight, to tell what share of them a training moved
 TORCH_WRITER = ("inline_container", "PytorchStreamWriter")  # in the RuntimeError of a file torch could not write
 
 
@@ -230,7 +231,8 @@ def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed:
         "max_steps": n_steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.scheduler,
-        "warmup_steps": settings.warmup_ratio,
+        # A warm-up begins with a step at rate 0: of one step nothing would be left, of two half.
+        "warmup_steps": settings.warmup_ratio if n_steps > 2 else 0,
         "max_length": settings.max_length,
         "seed": seed % 2**31,
         "save_strategy": "steps" if settings.save_steps else "no",
@@ -239,7 +241,7 @@ def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed:
         "report_to": "none",
         "disable_tqdm": True,
         "per_device_train_batch_size": settings.batch_size,
-        "bf16": settings.bf16 or settings.lora.load_in_4bit,
+        "bf16": settings.bf16 or settings.lora.load_in_4bit or loading.precision(recipe.models.dtype) == "bfloat16",
         "gradient_checkpointing": settings.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": recipe.compute.device == "cpu" or not torch.cuda.is_available(),
@@ -248,8 +250,12 @@ def _arguments(settings: Alignment | Training, recipe: Recipe, work: Path, seed:
 
 
 def _load(recipe: Recipe, ref: str, settings: Alignment | Training) -> loading.LoadedModel:
-    """Load what is to be trained: in float32 where bf16 is for the matrix products alone, in four bits for QLoRA."""
-    dtype = "float32" if settings.bf16 and not settings.lora.rank else recipe.models.dtype
+    """Load what is to be trained, in four bits for QLoRA.
+
+    All weights are trained in float32, whatever the models are used in: in bfloat16 a step of a usual rate is too
+    small to move most of them.
+    """
+    dtype = recipe.models.dtype if settings.lora.rank else "float32"
     if settings.backend == "unsloth":
         from workbench.models.unsloth_backend import load
 
@@ -290,6 +296,7 @@ def _train(
             # TRL gathers what it logs beside the loss, which needs as many rows everywhere: each process logs its own.
             trainer.accelerator.gather = trainer.accelerator.gather_for_metrics = lambda tensor: tensor
         keep_quiet(trainer)
+        before = _sampled(trainer.model, recipe)
         trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     except torch.OutOfMemoryError as error:
         rows, reason = settings.micro_batch_size or settings.batch_size, str(error).split(". ")[0]
@@ -300,6 +307,7 @@ def _train(
             f"Memory does not suffice for {section}, examples at once: {rows} ({reason}); {advice}, and run the same "
             "command again."
         ) from error
+    moved = {"step": trainer.state.global_step, "metric": "moved", "value": _moved(trainer, before, section, recipe)}
     if trainer.accelerator.is_main_process:
         _save(trainer, loaded, work, recipe, settings.lora)
     trainer.accelerator.wait_for_everyone()
@@ -309,7 +317,31 @@ def _train(
         for name in CURVES[section]
         if name in log and np.isfinite(float(log[name]))
     ]
-    return {"curve": curve, "steps": trainer.state.global_step}
+    return {"curve": [*curve, moved], "steps": trainer.state.global_step}
+
+
+def _sampled(model, recipe: Recipe) -> torch.Tensor:
+    """Return some of every weight that is trained, as it would be stored; an adapter is kept in float32."""
+    trained = [p.detach().flatten() for p in model.parameters() if p.requires_grad]
+    dtype = loading.DTYPES["float32" if hasattr(model, "peft_config") else loading.precision(recipe.models.dtype)]
+    return torch.cat([p[:: -(-len(p) // SAMPLED)].to("cpu", dtype, copy=True) for p in trained if len(p)])
+
+
+def _moved(trainer, before: torch.Tensor, section: str, recipe: Recipe) -> float:
+    """Return the share of weights that the training moved, as they are stored.
+
+    Raises:
+        ModelError: If it took steps and moved none: whatever came of it would be its parent under another name.
+    """
+    moved = float((_sampled(trainer.model, recipe) != before).double().mean())
+    if trainer.state.global_step and not moved:
+        raise ModelError(
+            f"The {section} moved none of the weights, as {recipe.models.dtype} tells them apart, in "
+            f"{trainer.state.global_step} steps at {section}.learning_rate {trainer.args.learning_rate:g}; raise that, "
+            f"take more steps ({section}.n_epochs up or batch_size down), train by {section}.lora, or set models.dtype "
+            "to float32."
+        )
+    return moved
 
 
 def _save(trainer, loaded: loading.LoadedModel, work: Path, recipe: Recipe, lora: Lora) -> None:
@@ -327,7 +359,7 @@ def _save(trainer, loaded: loading.LoadedModel, work: Path, recipe: Recipe, lora
         model = loading.load_adapted(loaded.name, adapter, recipe.models.dtype, recipe.compute.device)
     elif lora.rank:
         model = model.merge_and_unload()
-    model.to(loading.DTYPES[recipe.models.dtype]).save_pretrained(work, safe_serialization=True)
+    model.to(loading.DTYPES[loading.precision(recipe.models.dtype)]).save_pretrained(work, safe_serialization=True)
 
 
 def adapter_config(lora: Lora, model, section: str, seed: int):
@@ -452,6 +484,11 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
 def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:
     """Return for each text the ids of its rendered prompt, and those of its completion with the end token."""
     starts = tokenizer([loading.render(tokenizer, prompt) for prompt in prompts])["input_ids"] if prompts else []
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer {tokenizer.name_or_path} names no end token, so that nothing trained would learn to stop; "
+            "name one as eos_token in its tokenizer_config.json."
+        )
     ends = [[*ids, tokenizer.eos_token_id] for ids in _plain_ids(tokenizer, completions)]
     return list(zip(starts, ends, strict=True))
 

@@ -121,6 +121,7 @@ class VllmEngine(Engine):
                 max_tokens=decoding.max_new_tokens,
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
+                stop=list(decoding.stop) or None,
                 seed=stream_seed(seed, row.request.stream) if own_seeds else None,
             )
             for row in part

@@ -21,7 +21,7 @@ from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.studies import pair_reliability
 from workbench.verdict.evaluation import verdict_of
-from workbench.verdict.in_words import arm_name, decision_in_words, percent, spell, what_would_settle
+from workbench.verdict.in_words import NO_COMPARISON, arm_name, decision_in_words, percent, spell, what_would_settle
 from workbench.verdict.intervals import (
     BETTER,
     SAME,
@@ -116,7 +116,10 @@ def result_card(run: Run) -> ResultCard:
         first = sorted(rest, key=lambda row: row["shots"] != main["shots"])[: N_COMPARED - 1]
         compared = [_compared(row, main["shots"]) for row in (main, *first)]
         settle = what_would_settle(main["more_needed"]) if main["decision"] == UNDECIDED else ""
-        cards.append(StudentCard(student, [*rungs, _answers(block, bool(evidence))], compared, settle))
+        void = [said for said in verdict["warnings"] if said.startswith(NO_COMPARISON) and f" of {student} " in said]
+        answers = _answers(block, bool(evidence))
+        answers = answers._replace(says=" ".join([*void, answers.says]))
+        cards.append(StudentCard(student, [*rungs, answers], compared, settle))
     return cards
 
 

@@ -15,7 +15,7 @@ from workbench.loop import prompts
 from workbench.methods import ALL
 from workbench.methods.base import Amounts
 from workbench.models.engine import Decoding, Request
-from workbench.models.loading import load_tokenizer, render, resolve
+from workbench.models.loading import load_tokenizer, resolve
 from workbench.models.start import Role, choice_of, models_of, start_engine
 from workbench.runs.recipe import ALIGNED_ARMS, Recipe, project_root
 from workbench.runs.recipe_engines import ROLES
@@ -30,7 +30,7 @@ COMPLETION_PART = {"pocket": 0.25, "real": 0.5}
 # Training a token is three forward passes' work; DPO adds one, of the reference.
 PASSES, DPO_PASSES = 3, 4
 # Bytes a parameter: AdamW with float32 master weights and moments; DPO of all weights holds the frozen reference too.
-TRAINING_BYTES, HELD_BYTES = 16, {"float32": 4, "bfloat16": 2}
+TRAINING_BYTES, HELD_BYTES = 16, {"float32": 4, "bfloat16": 2, "auto": 4}
 ADAPTER_PART = 0.01  # what an adapter's parameters are of a model's
 
 
@@ -240,13 +240,13 @@ def measure(recipe: Recipe) -> dict[str, Throughput]:
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
     tokenizer = load_tokenizer(resolve(ref))
-    requests = [Request(render(tokenizer, prompt)) for prompt in _questions(recipe)]
     longest = recipe.drafting.max_new_tokens if role == "teacher" else recipe.evaluation.max_new_tokens
     # transformers works in several processes of one thread each, vLLM in one with all cores. Neither is a server.
     in_processes = choice_of(recipe, role, compared=True).engine == "transformers"
     processes = n_processes(recipe.compute.workers) if in_processes else 1
     threads = one_thread() if in_processes else nullcontext()
     with threads, closing(start_engine(recipe, role, ref, compared=True)) as engine:
+        requests = [Request(engine.render(prompt)) for prompt in _questions(recipe)]
         engine.generate(requests[:2], Decoding(2))
         # An engine that remembers prompts reads them faster the second time.
         (reading, _), (again, _), (both, written) = (
@@ -263,8 +263,9 @@ def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
 def _questions(recipe: Recipe) -> list[str]:
     """Return prompts of the recipe's validation questions, one batch at most, from all tasks alike."""
     tasks, size = load_tasks(recipe).values(), recipe.compute.batch_size
-    columns = [(task.description, task.validation["question"].head(-(-size // len(tasks)))) for task in tasks]
-    return [prompts.naive_prompt(described, question) for described, column in columns for question in column][:size]
+    columns = [(task, task.validation["question"].head(-(-size // len(tasks)))) for task in tasks]
+    named = [(task, question) for task, column in columns for question in column][:size]
+    return [prompts.naive_prompt(task.description, question, task.prompts) for task, question in named]
 
 
 def _timed(work, *arguments):

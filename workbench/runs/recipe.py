@@ -23,6 +23,7 @@ from workbench.runs.recipe_parts import (
     Name,
     Positive,
     PositiveOrZero,
+    Prompts,
     Ratio,
     Scheduler,
     Section,
@@ -44,13 +45,13 @@ class Models(Section):
     """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards.
 
     judge answers what the examples ask, to be compared with them (see judge); "" for none. It is never trained, and
-    no pair, example or verdict depends on it.
+    no pair, example or verdict depends on it. dtype auto takes the faster one of this machine, as it measures.
     """
 
     teacher: Text
     students: Annotated[dict[Name, Text], Field(min_length=1)]
     judge: IfSet[str] = ""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     licences: dict[Name, Text] = {}
 
     @model_validator(mode="after")
@@ -216,6 +217,8 @@ class Recipe(Section):
     seeds: Annotated[list[CountOrZero], Field(min_length=2)]
     models: Models
     tasks: Tasks
+    # Left out where nothing is set, so that fingerprints of older recipes stay what they were.
+    prompts: Annotated[Prompts, Field(exclude_if=lambda prompts: prompts == Prompts())] = Prompts()
     guard: Guarding = Guarding()
     drafting: Drafting
     preference_set: PreferenceSet = PreferenceSet()
@@ -260,6 +263,15 @@ class Recipe(Section):
         if unknown := sorted(set(self.alignment.tasks) - set(self.tasks.names)):
             raise ValueError(
                 f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _questions_one_by_one(self):
+        if self.prompts.questions == "continued" and self.drafting.questions_per_call != 1:
+            raise ValueError(
+                "drafting.questions_per_call must be 1 where prompts.questions is continued, got "
+                f"{self.drafting.questions_per_call}; set it to 1, or prompts.questions to told"
             )
         return self
 

@@ -1,7 +1,7 @@
 """What sections of a recipe are made of, and the sections for tasks and adapters."""
 
 import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Shots = Annotated[list[CountOrZero], Field(min_length=1)]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -102,6 +103,43 @@ class Benchmarks(Section):
         if not self.tasks and (given := sorted(self.model_fields_set - {"tasks"})):
             raise ValueError(f"{given[0]} is set, but no benchmark is named; add tasks")
         return self
+
+
+class Prompts(Section):
+    """How models are asked, and in what form they answer; `asked` names the defaults of all else.
+
+    pocket: as the pocket models were raised. chat and base: what SmolLM2-135M-Instruct follows, in its chat template
+    and as plain text.
+
+    answer: the form asked for; tag is <ans>42</ans>, said "The answer is 42.", boxed \\boxed{42}, line a last line of
+    its own. form_last: say the form behind the question, not before it. turns: demonstrations are earlier turns
+    of the chat, where a model has a chat template. cue: what each question ends with. opening:
+    said before everything else. techniques: name and text of each, for every task, in place of the task's own.
+    questions: whether a teacher is told to write new ones (several a call), or goes on with a list of them as plain
+    text, one a call. stop: strings that end an answer. top_p: the nucleus of all sampling that has no own.
+    """
+
+    asked: Literal["pocket", "chat", "base"] = "pocket"
+    answer: Literal["tag", "said", "boxed", "line"] = "tag"
+    form_last: bool = False
+    turns: bool = False
+    cue: str = "Answer: Let's think step by step."
+    opening: str = ""
+    techniques: dict[Name, Text] = {}
+    questions: Literal["told", "continued"] = "told"
+    stop: list[Text] = []
+    top_p: TopP = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_asked(cls, value: Any) -> Any:
+        return DEFAULTS.get(value.get("asked"), {}) | value if isinstance(value, dict) else value
+
+
+DEFAULTS: dict[str | None, dict] = {
+    "chat": {"turns": True, "cue": "Think step by step.", "questions": "continued", "top_p": 0.9},
+    "base": {"questions": "continued", "stop": ["\n\nQuestion:"], "top_p": 0.9},
+}
 
 
 class TaskSource(Section):

@@ -34,6 +34,8 @@ def _texts(names: str) -> dict[str, pa.Column]:
     return {name: _text() for name in names.split()}
 
 
+# Whether a text ended by itself, not at its limit of tokens; runs from before it was told lack it.
+FINISHED = pa.Column(bool, required=False)
 _SIGNAL = {
     "draft_id": _text(),
     "item_kind": _text(*ITEM_KINDS),
@@ -74,6 +76,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             **_texts("draft_id task question_id question technique rationale answer gold"),
             "correct": pa.Column(bool),
             "n_tokens": _count(),
+            "finished": FINISHED,
         },
         unique=["draft_id"],
     ),
@@ -127,6 +130,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             "correct": pa.Column(bool),
             "style": _text(),
             "n_tokens": _count(),
+            "finished": FINISHED,
             "kept": pa.Column(bool),
             "drop_reason": _text(),
         },
@@ -158,6 +162,8 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             **_texts("task item_id answer style"),
             "parsed": pa.Column(bool),
             "correct": pa.Column(bool),
+            "finished": FINISHED,
+            "in_form": FINISHED,
         },
         unique=["student", "arm", "seed", "shots", "task", "item_id"],
     ),

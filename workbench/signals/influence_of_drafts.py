@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.loop import prompts
+from workbench.loop.drafting import finished
 from workbench.models.start import Model
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_parts import Influence
@@ -22,7 +23,7 @@ from workbench.signals.reference import guard_of_tests
 from workbench.signals.warm_up import WarmUp, warm_up
 from workbench.tasks.task import Task
 
-VERSION = 2
+VERSION = 3
 WARMED = "warmed"
 
 
@@ -144,7 +145,9 @@ def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:
 
 def texts_to_learn(tasks: dict[str, Task], drafts: pd.DataFrame) -> pd.DataFrame:
     """Return drafts as SFT sees them: draft_id, question_id, item_kind, prompt and completion."""
-    asked = [prompts.naive_prompt(tasks[one.task].description, one.question) for one in drafts.itertuples()]
+    drafts = finished(drafts)
+    named = [(tasks[one.task], one.question) for one in drafts.itertuples()]
+    asked = [prompts.naive_prompt(task.description, question, task.prompts) for task, question in named]
     kept = drafts[["draft_id", "question_id"]].assign(item_kind="rationale")
     return kept.assign(prompt=asked, completion=drafts["rationale"])
 

@@ -103,7 +103,8 @@ def _asked(run: Run) -> _Asked:
     frames = [task.validation.head(recipe.preference_set.n_validation).assign(task=n) for n, task in tasks.items()]
     validation = pd.concat(frames, ignore_index=True)[["task", "item_id", "question", "target"]]
     for frame in (examples, validation):
-        frame["prompt"] = [prompts.naive_prompt(tasks[r.task].description, r.question) for r in frame.itertuples()]
+        named = [(tasks[row.task], row.question) for row in frame.itertuples()]
+        frame["prompt"] = [prompts.naive_prompt(task.description, one, task.prompts) for task, one in named]
     return _Asked(examples, validation, tasks)
 
 

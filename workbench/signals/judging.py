@@ -161,7 +161,7 @@ def _answer(job: _Ask) -> list[dict]:
     asked = [(question, sample) for question in job.questions.itertuples() for sample in range(job.n)]
     requests = [
         Request(
-            engine.render(prompts.naive_prompt(job.task.description, question.question)),
+            engine.render(prompts.naive_prompt(job.task.description, question.question, job.task.prompts)),
             stream=f"difficulty/{job.task.name}/{question.question_id}/{sample}" if job.decoding.temperature else "",
         )
         for question, sample in asked

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from workbench.loop import prompts
+from workbench.loop.drafting import finished
 from workbench.loop.writing import AskJob, generate_answers
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.tasks.task import Task
 
-VERSION = 3
+VERSION = 4
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
 
 
@@ -49,6 +50,7 @@ def probe_drafts(
         preference_set: Its chosen questions are asked.
         max_new_tokens: Of an answer.
     """
+    drafts = finished(drafts)
     jobs, chosen = [], preference_set[preference_set["chosen"]]
     for student, model in students.items():
         for name, task in tasks.items():
@@ -66,7 +68,7 @@ def _probe_job(job: _Probe) -> pd.DataFrame:
     """Return the probes of one job; the prompts are made here, since those of all jobs at once fill the memory."""
     pairs = list(itertools.product(job.drafts.itertuples(), job.items.itertuples()))
     asked = [
-        prompts.one_shot_prompt(job.task.description, draft.question, draft.rationale, item.question)
+        prompts.one_shot_prompt(job.task.description, draft.question, draft.rationale, item.question, job.task.prompts)
         for draft, item in pairs
     ]
     readers = [job.task.answers] * len(asked)

@@ -101,7 +101,10 @@ def _answer(job: _Answer) -> list[dict]:
     task, asked, n_tries = job.task, job.questions.to_dict("records"), job.n_tries
     engine = job.writer.start()
     requests = [
-        Request(engine.render(prompts.naive_prompt(task.description, one["question"])), f"reference/{name}/{n}")
+        Request(
+            engine.render(prompts.naive_prompt(task.description, one["question"], task.prompts)),
+            f"reference/{name}/{n}",
+        )
         for one in asked
         for name in [one["item_id"]]
         for n in range(n_tries)
@@ -117,6 +120,6 @@ def _answer(job: _Answer) -> list[dict]:
 
 
 def _row(task: Task, student: str, item: dict, completion: str) -> dict:
-    prompt = prompts.naive_prompt(task.description, item["question"])
+    prompt = prompts.naive_prompt(task.description, item["question"], task.prompts)
     copied = {name: item[name] for name in ("task", "item_id", "question", "target")}
     return {"student": student, **copied, "prompt": prompt, "completion": completion}

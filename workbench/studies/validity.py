@@ -144,7 +144,8 @@ def usable(run: Run, student: str) -> pd.DataFrame:
 
 def training_rows(texts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
     """Return prompt and completion of texts with task, question and rationale."""
-    asked = [prompts.naive_prompt(tasks[row.task].description, row.question) for row in texts.itertuples()]
+    named = [(tasks[row.task], row.question) for row in texts.itertuples()]
+    asked = [prompts.naive_prompt(task.description, question, task.prompts) for task, question in named]
     return pd.DataFrame({"prompt": asked, "completion": texts["rationale"].to_numpy()})
 
 
@@ -236,7 +237,7 @@ def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[st
     chosen = run.read("preference_set")
     probed = set(chosen[chosen["chosen"]]["item_id"])
     found = [
-        (name, ("", prompts.naive_prompt(task.description, item.question)), (task.answers, item.target))
+        (name, ("", prompts.naive_prompt(task.description, item.question, task.prompts)), (task.answers, item.target))
         for name, task in tasks.items()
         for item in task.validation.itertuples()
         if item.item_id not in probed

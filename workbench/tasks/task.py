@@ -8,6 +8,7 @@ import pandas as pd
 
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe, project_root
+from workbench.runs.recipe_parts import Prompts
 from workbench.runs.run import file_sha256
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
@@ -23,6 +24,7 @@ GENERAL_TECHNIQUES = {
     "plain": "Answer the question below.",
     "exam": "Answer as in an exam: read closely, rule out what cannot be right, then choose.",
 }
+LAST_LINE = r"(\S[^\n]*)\s*$"
 SETS = ("seeds", "validation", "test")
 SEEN = ("seeds", "validation")
 
@@ -41,6 +43,7 @@ class Task:
         sha256: Of the task file, or of the items where they come from elsewhere.
         solver: Name of the pocket task whose solver and styles apply, or "".
         answers: How its answers are read and compared.
+        prompts: How it is asked.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Task:
     sha256: str
     solver: str = ""
     answers: Answers = Answers()
+    prompts: Prompts = Prompts()
 
     def solve(self, question: str) -> str:
         """Return the right answer, or "" when this task or this question cannot be solved by rule."""
@@ -73,7 +77,7 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
     Raises:
         DataError: If a file or source is missing, empty, not in the format, or holds too few items for the recipe.
     """
-    tasks = {name: _task_of(recipe, name) for name in recipe.tasks.names}
+    tasks = {name: _as_asked(_task_of(recipe, name), recipe.prompts) for name in recipe.tasks.names}
     for task in tasks.values():
         wanted = {
             "seeds": recipe.n_seeds_wanted,
@@ -87,6 +91,14 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
                     "lower the recipe's number or add items."
                 )
     return tasks
+
+
+def _as_asked(task: Task, asked: Prompts) -> Task:
+    """Return a task as a recipe's prompts ask it: in another form than a tag, a tagged answer is one of any text."""
+    answers = task.answers
+    if answers.kind == "tagged" and asked.answer != "tag":
+        answers = Answers("regex", LAST_LINE) if asked.answer == "line" else Answers("exact")
+    return replace(task, answers=answers, prompts=asked, techniques=dict(asked.techniques) or task.techniques)
 
 
 def task_file(recipe: Recipe, name: str) -> Path | None:

@@ -23,10 +23,10 @@ from workbench.runs.recipe import Recipe
 from workbench.runs.run import VERDICT, Frames, Run
 from workbench.tasks.overlap import overlap_report, overlap_warnings
 from workbench.tasks.task import Task, load_tasks, load_test_items, name_of_test_set
-from workbench.verdict.in_words import opened_in_words
+from workbench.verdict.in_words import NO_COMPARISON, opened_in_words
 from workbench.verdict.verdict import BASE_SEED, verdict
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def answer_tests(
                 shown = exemplars[exemplars["task"] == name][["question", "rationale"]].head(n_shots)
                 shown = list(shown.itertuples(index=False, name=None))
                 for item in items[name].itertuples():
-                    asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question)))
+                    asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question, task.prompts)))
                     plan.append((student, arm, seed, n_shots, task, item.item_id, item.target))
         jobs.append(AskJob(model, f"{student}, {arm}, seed {seed}", asked, max_new_tokens))
     written = run_engine_jobs(complete_job, jobs, jobs[0].model, "answering test items")
@@ -120,7 +120,8 @@ def _graded(row: tuple, completion: Completion) -> dict:
     *named, task, item_id, target = row
     text, answer = completion.text, task.answers.read(completion.text)
     known = dict(zip(("student", "arm", "seed", "shots"), named, strict=True)) | {"task": task.name, "item_id": item_id}
-    read = {"answer": answer, "style": task.style(text), "parsed": bool(answer)}
+    read = {"answer": answer, "style": task.style(text), "parsed": bool(answer), "finished": completion.finished}
+    read["in_form"] = prompts.in_form(text, task.prompts)
     return known | read | {"correct": task.answers.same(answer, target)}
 
 
@@ -139,6 +140,7 @@ def decide(run: Run) -> dict:
     }
     overlap = overlap_report(recipe, tasks, run.read("questions"), run.read("examples"))
     training = curve[curve["metric"] == "tokens"].rename(columns={"value": "tokens", "step": "steps"})
+    alike = same_rows(run.read("rows")) if run.has("rows") else []
     named = f"{recipe.models.teacher} -> {', '.join(recipe.models.students)}"
     result = verdict(
         predictions,
@@ -149,11 +151,24 @@ def decide(run: Run) -> dict:
         student=next(iter(recipe.models.students)),
         training=training[["student", "arm", "seed", "tokens", "steps"]],
         test_set=test_set,
-        warnings=overlap_warnings(overlap),
+        warnings=[*alike, *overlap_warnings(overlap)],
     )
     result["overlap"] = overlap
     write_json(run.path / VERDICT, result)
     return verdict_of(run)
+
+
+def same_rows(rows: pd.DataFrame) -> list[str]:
+    """Return a sentence for every student two of whose arms were trained on the very same texts: they cannot differ."""
+    said = []
+    for student, own in rows.groupby("student", sort=False):
+        texts = own.sort_values(["seed", "prompt", "completion"]).groupby("arm", sort=False)
+        arms: dict[str, list[str]] = {}
+        for arm, part in texts:
+            arms.setdefault(content_of(part[["seed", "prompt", "completion"]]), []).append(arm)
+        groups = [" and ".join(group) for group in arms.values() if len(group) > 1]
+        said += [f"{NO_COMPARISON} {group} of {student} were trained on the same examples." for group in groups]
+    return said
 
 
 def verdict_of(run: Run) -> dict:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # looking at pairs must not load torch
 
 
 RIGHT, WRONG, UNCHECKED = STATES = ("right", "wrong", "cannot be checked")
+NO_COMPARISON = "No comparison:"  # begins a warning that is said before everything else
 
 
 def opened_in_words(times: int) -> str:

@@ -1,0 +1,66 @@
+"""A rehearsal on models built here, and what is advised on texts made up."""
+
+import pandas as pd
+import pytest
+from small_classroom import recipe_of
+
+from workbench.cli import rehearse as module
+from workbench.cli.rehearse import KINDS, ONE, QUESTIONS, RATIONALES, ZERO, _shown, advice, in_words, majority, ties
+from workbench.tasks.task import load_tasks
+
+
+def texts(usable=1.0, right=(0.5, 0.8), cut=0.0, tied=False) -> pd.DataFrame:
+    rows = []
+    for kind, share in zip(KINDS, (None, None, *right), strict=True):
+        for n in range(20):
+            good = None if share is None else float(n < 20 * share)
+            if kind == ONE and tied:
+                good = float(n % 2)
+            rows.append((kind, "text", n < 20 * usable, good, n < 20 * cut, 9, f"q{n // 10}", f"t{n // 2 % 5}"))
+    columns = ["kind", "text", "usable", "right", "cut off", "tokens", "question", "technique"]
+    return pd.DataFrame(rows, columns=columns).astype({"right": "Float64"})
+
+
+@pytest.fixture
+def task(small_models):
+    return next(iter(load_tasks(recipe_of(small_models)).values()))
+
+
+def test_a_rehearsal_shows_texts_and_shares_and_says_what_the_whole_takes(small_models, runs):
+    said = "\n".join(in_words(recipe_of(small_models)))
+    for kind in (QUESTIONS, RATIONALES, ZERO, ONE):
+        assert f", {kind}:\n  | " in said
+    assert "usable" in said and "cut off" in said and "Most frequent answer: " in said
+    assert "The whole, in minutes on this machine now: drafting" in said and "processes: " in said
+    assert said.splitlines()[-1].startswith(("Worth starting.", "Not worth starting as it is. "))
+    assert not any(runs.glob("*/recipe.yaml")), "a rehearsal is no run"
+
+
+def test_nothing_is_held_against_what_is_well(task):
+    assert advice(task, texts()) == [] and ties(texts()) < 1 == ties(texts(tied=True))
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        ({"usable": 0.0}, ["no usable question", "keeps to no form"]),
+        ({"right": (0.95, 0.95)}, ["right already"]),
+        ({"right": (0.1, 0.1)}, ["no better than its most frequent answer"]),
+        ({"tied": True}, ["score alike"]),
+        ({"cut": 0.8}, ["cut off; raise drafting.max_new_tokens"]),
+    ],
+)
+def test_what_speaks_against_a_run_is_said_with_a_way_on(task, made, said):
+    found = advice(task, texts(**made))
+    assert len(found) == len(said) and all(one in two for one, two in zip(said, found, strict=True))
+
+
+def test_answers_that_are_all_one_are_no_task(task, monkeypatch):
+    assert 0 < majority(task) < 0.9
+    monkeypatch.setattr(module, "majority", lambda task: 1.0)
+    (only,) = advice(task, texts(right=(1.0, 1.0)))
+    assert "100% of the answers are one and the same" in only
+
+
+def test_what_a_terminal_would_obey_is_only_shown():
+    assert _shown("a\x1b[2Jb\x07\nc") == "  | a\\x1b[2Jb\\x07\n  | c" and _shown(" ") == "  | (nothing)"
