@@ -203,6 +203,43 @@ def test_what_yaml_allows_and_a_recipe_does_not_is_refused_in_words(tmp_path, te
         load_recipe(str(tmp_path / "odd.yaml"))
 
 
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS, "line 5: .*aliases for more than 20,000 values"),
+        ("[" * 3000, "more than 300 open brackets"),
+        ("{a: " * 2000, "more than 300 open brackets"),
+        ("".join(" " * i + "a:\n" for i in range(400)), "line 30: nested deeper than 30 levels"),
+        ("- " * 2000 + "a", "nested deeper than 30 levels"),
+        ("a: " + "x" * 300_000, "300,003 characters, of at most 200,000"),
+    ],
+    ids=["laughs", "lists", "mappings", "lines", "dashes", "long"],
+)
+def test_yaml_that_would_not_come_to_an_end_is_refused_at_once(tmp_path, text, says):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=rf"odd\.yaml cannot be read as YAML \(.*{says}"):
+        load_recipe(str(tmp_path / "odd.yaml"))
+
+
+def test_what_a_recipe_holds_reaches_no_terminal_raw(load):
+    (line,) = faults(load, {"\x1b[2Jx": "1"})
+    assert "\x1b" not in line and "[2Jx is not a key" in line
+    (line,) = faults(load, {"evaluation.arms": ["a" * 9_000]})
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seeds", [0, 2**200]), ("evaluation.n_items", 10**30), ("compute.workers", 100_000)],
+)
+def test_numbers_that_nothing_here_can_hold_are_refused(load, key, value):
+    (line,) = faults(load, {key: value})
+    assert line.startswith(key) and "must be less than or equal to" in line
+
+
 def test_texts_that_look_like_other_values_survive_being_written():
     texts = ["no", "5e-7", "0o17", "~", "", " a ", "2026-01-01", "a: b #c", "'", "=", "<<", "é\n\tb", "1:30", "- x"]
     assert parse_yaml(format_yaml({"texts": texts})) == {"texts": texts}

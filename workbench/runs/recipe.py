@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
+from itertools import accumulate
 from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -38,6 +39,7 @@ ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
+MOST_CHARACTERS, MOST_VALUES, DEEPEST = 200_000, 20_000, 30
 Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
 
 
@@ -330,6 +332,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: If it is no YAML, gives a key twice or asks for anything but plain values, naming the line.
     """
     try:
+        _require_bounded(text)
         return _yaml().load(text)
     except MarkedYAMLError as error:
         # After "with value" a duplicate key's whole section would follow.
@@ -337,6 +340,32 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"line {(error.problem_mark or error.context_mark).line + 1}: {problem}") from None
     except YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _require_bounded(text: str) -> None:
+    """Refuse text that is long, nested deep, or, its aliases written out, holds more than any recipe does."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, of at most {MOST_CHARACTERS:,}")
+    # Before the parser, whose time grows with the square of open brackets.
+    if max(accumulate((letter in "[{") - (letter in "]}") for letter in text), default=0) > 10 * DEEPEST:
+        raise ValueError(f"it has more than {10 * DEEPEST} open brackets")
+    held, under = {}, [("", 0)]
+    for event in _yaml().parse(text):
+        kind, anchor = type(event).__name__, getattr(event, "anchor", None)
+        if kind in ("MappingStartEvent", "SequenceStartEvent"):
+            under.append((anchor, 0))
+            continue
+        if kind in ("MappingEndEvent", "SequenceEndEvent"):
+            anchor, n = under.pop()
+        else:
+            n = held.get(anchor, 1) if kind == "AliasEvent" else 0
+        held |= {anchor: n + 1} if anchor and kind != "AliasEvent" else {}
+        under[-1] = (under[-1][0], under[-1][1] + n + 1)
+        if len(under) > DEEPEST or under[-1][1] > MOST_VALUES:
+            raise ValueError(
+                f"line {event.start_mark.line + 1}: nested deeper than {DEEPEST} levels, or aliases for more "
+                f"than {MOST_VALUES:,} values"
+            )
 
 
 def format_yaml(values: Mapping) -> str:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from workbench.runs.recipe_parts import Count, CountOrZero, IfSet, Positive, PositiveOrZero, Section
+from workbench.runs.recipe_parts import Count, CountOrZero, IfSet, PositiveOrZero, Section
 
 ROLES = ("teacher", "student", "judge")
 # What an engine's own settings are; one that belongs to another engine would silently do nothing.
@@ -43,7 +43,7 @@ class EngineChoice(Section):
     model_name: str = ""
     endpoint: Literal["completions", "chat"] = "completions"
     max_concurrency: Count = 16
-    timeout_s: Positive = 120.0
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     max_retries: CountOrZero = 5
     budget_tokens: CountOrZero = 0
     price_in: PositiveOrZero = 0.0
@@ -129,7 +129,7 @@ class Compute(Section):
     as `accelerate config` writes it, names; "" means every GPU. Batches stay those of the recipe.
     """
 
-    workers: CountOrZero = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     batch_size: Count = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
     launcher: Annotated[Literal["none", "accelerate"], Field(exclude_if=lambda value: value == "none")] = "none"

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from workbench.runs.errors import RecipeError
+from workbench.runs.errors import RecipeError, visible
 from workbench.runs.recipe import Recipe, parse_yaml, project_root, recipe_class
 
 KINDS = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}
@@ -18,12 +18,13 @@ RENAMED = {"guard.false_alarms": "guard.false_positive_rate", "influence.way": "
 
 def fault_of(error: dict, recipe: type[Recipe] = Recipe) -> str:
     """Say one of pydantic's errors in a recipe as: key, what is allowed, what was there, the fix."""
-    path, value = [str(part) for part in error["loc"] if part != "[key]"], error["input"]
+    path, value = [visible(str(part), 60) for part in error["loc"] if part != "[key]"], error["input"]
+    shown = visible(repr(value), 200)
     key = ".".join(path)
     if error["type"] == "value_error":
         return f"{key}.{error['ctx']['error']}.".lstrip(".")
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{key} is not a key of a recipe (value {value!r}){_closest_key(path, recipe)}"
+        return f"{key} is not a key of a recipe (value {shown}){_closest_key(path, recipe)}"
     if error["type"] == "missing":
         return f"{key} is missing; add it: {_in_words(_declared(path, recipe))}."
     if error["type"] == "model_type":
@@ -32,7 +33,7 @@ def fault_of(error: dict, recipe: type[Recipe] = Recipe) -> str:
         allowed = re.sub(r"^\w+ should", "must", error["msg"]).replace(" after validation", "")
     is_quoted_number = error["type"] in ("int_type", "float_type") and re.fullmatch(r"[-+.\de]*\d", str(value))
     fix = f" Remove the quotes: {value}." if is_quoted_number and isinstance(value, str) else ""
-    return f"{key} {allowed}, got {value!r} ({_kind(value)}).{fix}"
+    return f"{key} {allowed}, got {shown} ({_kind(value)}).{fix}"
 
 
 def _kind(value: Any) -> str:
