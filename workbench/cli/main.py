@@ -270,6 +270,26 @@ def export(given: argparse.Namespace) -> None:
 
 
 @command(RUN)
+def open(given: argparse.Namespace) -> None:
+    """Show the report of a finished run, in a browser where there is one.
+
+    The run `sample` comes with the project: five students of recipe arte on real items. It is only looked at.
+    """
+    import webbrowser
+
+    from workbench.report.card import result_card
+    from workbench.report.page import write_report
+    from workbench.runs.run import open_run
+
+    work = open_run(given.name)
+    print(result_card(work))
+    page = write_report(work)
+    print(f"\nReport: {_shown(page)}")
+    if sys.stdout.isatty():
+        webbrowser.open(page.as_uri())
+
+
+@command(RUN)
 def restore(given: argparse.Namespace) -> None:
     """Bring back the last finished result that was moved aside, and what it was made from.
 

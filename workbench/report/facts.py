@@ -90,8 +90,9 @@ class Facts:
 
     @cached_property
     def manifests(self) -> dict[str, dict]:
-        """What is recorded of each step."""
-        return {name: self.work.manifest(name) for name in self.work.steps()}
+        """What is recorded of each step, in the order in which they were written."""
+        made = {name: self.work.manifest(name) for name in self.work.steps()}
+        return dict(sorted(made.items(), key=lambda one: one[1]["written"]))
 
     @property
     def date(self) -> str:

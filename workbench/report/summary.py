@@ -1,6 +1,6 @@
 """A run in one table: what the probe found, how the teacher moved and what that was worth, a row a student."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -50,14 +50,8 @@ def drafts_of(work: Run) -> pd.DataFrame:
     return drafts.assign(technique=styles)
 
 
-USUAL_ARMS = {"base", "untailored", "random_pairs", "tailored"}
 BEFORE, CONTROL, AFTER = "untailored", "random_pairs", "tailored"
 INTERVAL = ("difference", "low", "high")
-OF_EXAMPLES = {
-    "native": "native style before / random pairs / after, %",
-    "checkable": "well-formed questions, %",
-    "right": "right of these, %",
-}
 
 
 def summarise(run: Run) -> pd.DataFrame:
@@ -117,99 +111,18 @@ def by_arm(found: Mapping) -> pd.DataFrame:
     )[["student", "arm", "accuracy", "low", "high", "n_items", "n_seeds", "training_tokens"]]
 
 
-def in_words(run: Run) -> str:
-    """Return all tables of a run as Markdown: the summary (without signals: the arms), then ablations and cohort.
-
-    The last two stand there where the run has arms for them.
-    """
-    parts = [markdown(summarise(run)) if run.has("signals") else arms_markdown(by_arm(verdict_of(run)))]
-    predictions, settings = run.read("predictions"), run.recipe.evaluation
-    if set(settings.arms) - USUAL_ARMS and len(of_arms := contrasts(predictions, settings)):
-        parts.append(contrasts_markdown(of_arms))
-    if len(of_others := cohort(predictions, settings)):
-        parts.append(cohort_markdown(of_others))
-    return "\n\n".join(parts)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return the table in Markdown: shares and accuracies in percent, differences in points."""
-    lines = []
-    for row in table.to_dict("records"):
-        line = {"student": row["student"], "dose": row["dose"] or "unknown"}
-        line["probe AUC"] = _interval(row, ("auc", "auc_low", "auc_high"), "{:.2f}", 1)
-        for what, head in OF_EXAMPLES.items():
-            line[head] = " / ".join(_number(row, f"{what}_{arm}") for arm in (BEFORE, CONTROL, AFTER))
-        line |= {arm.replace("_", " "): _number(row, arm) for arm in ("base", BEFORE, CONTROL, AFTER)}
-        for other, ending in ((BEFORE, ""), (CONTROL, "_random")):
-            difference = _interval(row, [f"{key}{ending}" for key in INTERVAL], "{:+.1f}")
-            said = f"{difference} {row.get(f'decision{ending}', '')}".strip()
-            line[f"{AFTER} - {other}".replace("_", " ")] = said
-        lines.append(line)
-    return _markdown(lines)
-
-
-def arms_markdown(table: pd.DataFrame) -> str:
-    """Return the accuracies as a Markdown table, in percent."""
-    rows = table.to_dict("records")
-    lines = [{"student": row["student"], "arm": row["arm"].replace("_", " ")} for row in rows]
-    for line, row in zip(lines, rows, strict=True):
-        line |= {
-            "right answers, %": _interval(row, ("accuracy", "low", "high"), "{:.1f}"),
-            "seeds": f"{row['n_seeds']}",
-        }
-    return _markdown(lines)
-
-
-def contrasts_markdown(table: pd.DataFrame) -> str:
-    """Return the contrasts as a Markdown table, differences in points."""
-    lines = []
-    for row in table.to_dict("records"):
-        line = {"student": row["student"], "contrast": f"{row['a']} - {row['b']}".replace("_", " ")}
-        line |= {"difference": _interval(row, INTERVAL, "{:+.1f}"), "decision": row["decision"]}
-        paper = _number(row, "paper", "{:+.1f}")
-        line["p (Holm)"] = _number(row, "p_holm", "{:.3f}", 1)
-        lines.append(line | {"paper": paper if paper == "-" else f"{paper} ({row['where']})"})
-    return _markdown(lines)
-
-
-def cohort_markdown(table: pd.DataFrame) -> str:
-    """Return the cohort as Markdown, accuracies in percent: a row a student, a column for whom it was tailored."""
-    lines = {student: {"student": student} for student in table["student"]}
-    heads = [f"for {name}" for name in table["tailored_for"].unique()]
-    for line in lines.values():
-        line |= dict.fromkeys(heads, "-")
-    for row in table.to_dict("records"):
-        shown = _interval(row, ("accuracy", "low", "high"), "{:.0f}")
-        own = row["student"] == row["tailored_for"]
-        lines[row["student"]][f"for {row['tailored_for']}"] = f"**{shown}**" if own else shown
-    return _markdown(list(lines.values()))
-
-
-def _markdown(lines: list[dict[str, str]]) -> str:
-    """Return a Markdown table of lines that have the same keys, which are its heads."""
-    rows = [list(lines[0]), ["---"] * len(lines[0]), *(line.values() for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _number(row: Mapping, key: str, form: str = "{:.0f}", scale: float = 100) -> str:
-    return "-" if pd.isna(row.get(key)) else form.format(scale * row[key])
-
-
-def _interval(row: Mapping, keys: Sequence[str], form: str, scale: float = 100) -> str:
-    value, low, high = (_number(row, key, form, scale) for key in keys)
-    return value if value == "-" else f"{value} ({low} to {high})"
-
-
 def keep(run: Run, folder: Path) -> list[Path]:
-    """Write the table (CSV and Markdown), the verdict and the figures (PNG, by Chromium) of a run into a folder.
+    """Write the tables (CSV), the verdict and the figures (PNG, by Chromium) of a run into a folder.
 
-    The test of its probe goes with them if there was one.
+    Tables of ablations and of a cohort, and the test of its probe, go with them where there are any.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = verdict_of(run)
     table = summarise(run) if run.has("signals") else by_arm(found)
     table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
-    (folder / "summary.md").write_text(in_words(run) + "\n", encoding="utf-8")
+    for name, of_arms in (("contrasts", contrasts), ("cohort", cohort)):
+        if len(rows := of_arms(run.read("predictions"), run.recipe.evaluation)):
+            rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
     figures = {"comparisons": comparisons(found)}
     if table["student"].nunique() > 1:
@@ -222,7 +135,7 @@ def keep(run: Run, folder: Path) -> list[Path]:
         figures["probe_validity"] = probe_validity(groups, found, left, model_names(run))
         found.to_csv(folder / "validity.csv", index=False, float_format="%.4f")
     drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
-    return [folder / name for name in ("summary.csv", "summary.md", "verdict.json")] + drawn
+    return sorted(folder.glob("*.csv")) + [folder / "verdict.json", *drawn]
 
 
 def _of_signals(run: Run) -> dict:

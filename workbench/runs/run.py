@@ -30,6 +30,7 @@ SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: f
 MANIFEST, BEGUN, AGAIN, NEXT, SUPERSEDED = "manifest.json", "begun.json", "again", ".next", ".superseded-"
 VERDICT = "verdict.json"
 OF_RUN = "run:"  # before the name of a run that stands where a recipe does
+SAMPLE, SHIPPED = "sample", "shipped.json"  # the run that the project ships, and what marks it
 BEFORE_WORK = {"recipe.yaml", "reports", LOCK}  # what a run's folder holds that was refused before any work
 OLD_STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 COLUMNS = ["name", "recipe", "steps", "decision", "difference", "low", "high", "seconds"]
@@ -78,6 +79,8 @@ class Run:
         Example:
             rows = work.step("rows", wb.loop.equal_tokens, students, tasks, examples)
         """
+        if self.is_shipped:
+            return self.result(name)
         inputs, step = _inputs(function, arguments), Step(self, name)
         key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
         if not step.holds(key):
@@ -147,6 +150,11 @@ class Run:
         found = [path.parent for path in self.path.rglob(MANIFEST) if not _is_aside(path.parent.relative_to(self.path))]
         ordered = sorted(found, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
         return [path.relative_to(self.path).as_posix() for path in ordered]
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether this is a finished run to be looked at: its steps are as they are, whatever goes into them now."""
+        return (self.path / SHIPPED).is_file()
 
     def stands(self, name: str) -> bool:
         """Say whether a step is finished, made from what now lies upstream of it, and not to be computed again."""
@@ -461,12 +469,17 @@ def hold(name: str, wait: bool = False) -> Iterator[None]:
 def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
+    The run "sample" is one that ships with the project; it is copied where runs are kept when it is first opened.
+
     Raises:
         RunError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
             runs otherwise, or does not exist and no recipe is given.
     """
     path = path_of(name)
     file = path / "recipe.yaml"
+    if name == SAMPLE and not path.exists():
+        source, made = project_root() / "data" / "samples" / "run", path.with_name(f".{SAMPLE}.{os.getpid()}")
+        shutil.copytree(source, made, ignore=shutil.ignore_patterns("*.py", "__pycache__")).rename(path)
     if old := [stage for stage in OLD_STAGES if "fingerprint" in read_json(path / stage / MANIFEST)]:
         raise RunError(
             f"Run {name} was made by an earlier workbench, which kept a folder {old[0]}/ where there are steps now; it "
