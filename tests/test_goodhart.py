@@ -134,7 +134,7 @@ def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsy
     assert set(table.query("round == 1 and what == 'n_tokens'")["item_id"]) <= set(examples["example_id"])
     capsys.readouterr()
     pd.testing.assert_frame_equal(follow(run, 2, 2, 2), table)
-    assert "reusing" in capsys.readouterr().out
+    assert "stored" in capsys.readouterr().out
 
 
 def test_what_cannot_be_followed_is_said(aligned, monkeypatch):

@@ -325,8 +325,8 @@ def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
     for stage in STAGES:
         compute(stage, run)
     assert time.monotonic() - start < 20
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reusing")]
-    assert len(said) == len(ALL_STEPS) and all("from run loop (key" in line for line in said)
+    said = [line for line in capsys.readouterr().out.splitlines() if ": stored, " in line]
+    assert [line.partition(":")[0] for line in said] == [f"✓ {step}" for step in ALL_STEPS]
     assert (run.path / "verdict.json").read_bytes() == before
 
 

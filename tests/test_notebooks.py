@@ -144,7 +144,7 @@ def test_running_again_reuses_every_step_and_says_so(tiny):
     before = (tiny[0] / "verdict.json").read_bytes()
     done = workbench("run", str(tiny[2]), "--name", "tiny", WORKBENCH_RUNS=str(tiny[0].parent))
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^ +reusing ", done.stdout, re.MULTILINE)) == len(STEPS)
+    assert len(re.findall(r"^ +✓ [a-z_]+: stored, ", done.stdout, re.MULTILINE)) == len(STEPS)
     assert (tiny[0] / "verdict.json").read_bytes() == before
 
 
@@ -156,7 +156,7 @@ def test_from_computes_later_steps_again_and_ends_with_the_same_verdict(tiny):
     done = workbench(*arguments, WORKBENCH_RUNS=str(path.parent))
     assert done.returncode == 0, done.stderr
     assert len(list(path.glob("predictions.superseded-*"))) == 1 and not list(path.glob("rows.superseded-*"))
-    assert (path / "verdict.json").read_bytes() == before and "reusing" not in done.stdout
+    assert (path / "verdict.json").read_bytes() == before and ": stored, " not in done.stdout
     assert "05_evaluation" in done.stdout and "04_student_training" not in done.stdout
 
 
@@ -166,7 +166,7 @@ def test_a_notebook_runs_by_papermill_alone(work, tmp_path, monkeypatch):
     source = PROJECT / "notebooks" / "02_preference_probing.ipynb"
     # From another folder, as Lab does it.
     papermill.execute_notebook(source, out, {"run": "tiny"}, cwd=PROJECT / "notebooks", progress_bar=False)
-    assert "reusing" in out.read_text()
+    assert "✓ probes: stored, " in out.read_text()
 
 
 STUDIED = {  # study -> its parameters, as small as makes sense, and one of the numbers it leaves
@@ -312,7 +312,34 @@ def test_progress_is_a_line_at_most_every_ten_seconds(monkeypatch, capsys):
         shown(done)
     lines = capsys.readouterr().out.splitlines()
     assert 1 <= len(lines) <= 3
-    assert re.fullmatch(r"probing: \d+ of 100, \d+ s, .*left", lines[0])
+    assert re.fullmatch(r"… probing: \d+ of 100, \d+ s, .*left", lines[0])
+    shown(100)
+    assert re.fullmatch(r"✓ probing: 100, \d+ s\n", capsys.readouterr().out)
+
+
+def test_of_progress_the_last_line_alone_stays_in_an_executed_notebook(tiny, tmp_path):
+    for name in NOTEBOOKS:
+        cells = nbformat.read(tiny[0] / "reports" / f"{name}.ipynb", as_version=4).cells
+        texts = [one.text for cell in cells for one in cell.get("outputs", []) if one.output_type == "stream"]
+        lines = [line for text in texts for line in text.splitlines()]
+        assert not [line for line in lines if "%|" in line or line.startswith("… ")]
+        assert {f"✓ {step}" for step in steps_in(name)} == {line.partition(":")[0] for line in lines if line[:1] == "✓"}
+    outputs = [nbformat.v4.new_output("stream", text=text) for text in ("… a: 10 s\n", "… a: 20 s\n✓ a: 3, 21 s\n")]
+    executed = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a", outputs=outputs)]), executed)
+    headless._clean(executed)
+    (output,) = nbformat.read(executed, as_version=4).cells[0].outputs
+    assert output.text == "✓ a: 3, 21 s\n"
+
+
+def test_libraries_draw_no_bars_while_a_step_is_computed(capsys):
+    from tqdm.auto import tqdm
+
+    with display.without_bars():
+        assert list(tqdm(range(3))) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    assert list(tqdm(range(3))) == [0, 1, 2]
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_shares_have_intervals_even_at_the_ends():

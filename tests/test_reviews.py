@@ -249,5 +249,5 @@ def test_a_keep_or_a_note_computes_no_alignment_anew(work, capsys):
     reviews.add(pair(1), "note", "fine")
     capsys.readouterr()
     align(work)
-    assert "reusing" in capsys.readouterr().out and len(work.read("reviewed", "reviews")) == 2
+    assert "stored" in capsys.readouterr().out and len(work.read("reviewed", "reviews")) == 2
     assert not list(work.path.glob("teachers.superseded-*")) and list(work.path.glob("reviewed.superseded-*"))

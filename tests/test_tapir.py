@@ -221,7 +221,7 @@ def test_a_recipe_is_read_back_as_it_was_and_has_no_alignment(classroom):
 def test_a_round_computed_again_is_reused_to_the_last(run, capsys):
     compute("curriculum", run)
     said = capsys.readouterr().out
-    assert said.count("reusing") >= 20 and "stopped" not in said
+    assert said.count(": stored, ") >= 20 and "stopped" not in said
 
 
 def test_another_rule_changes_the_round_and_not_what_came_before(run, whole, tmp_path, monkeypatch):

@@ -3,17 +3,18 @@
 import html
 import inspect
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 
 import pandas as pd
 
 from workbench import figures
-from workbench.runs import progress as heartbeat
+from workbench.notebook.mistakes import HEADLESS, in_notebook
+from workbench.runs.run import ENDED
 
-HEADLESS = "WORKBENCH_HEADLESS"
+GOING_ON = "… "  # before a line of progress, which does not stay on the page
 REPORT_EVERY_S = 10
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
@@ -33,6 +34,7 @@ def _display(markup: str, plain: str, handle=None):
 
 def say(sentence: str) -> None:
     """Display a sentence; it may hold text written by a model."""
+    sentence = sentence if is_headless() else in_notebook(sentence)
     _display(f"<p>{html.escape(sentence)}</p>", sentence)
 
 
@@ -62,7 +64,7 @@ def source(function: Callable) -> None:
 
 
 class Progress:
-    """How far something is: a bar in Lab, a line at most every 10 s where nobody is watching.
+    """How far something is: a bar in Lab, a line at most every 10 s where nobody is watching; one line at the end.
 
     Args:
         what: What is going on.
@@ -74,21 +76,25 @@ class Progress:
         self.began = self.said = time.monotonic()
         self.handle = None if is_headless() else _display("", what)
 
-    def __call__(self, done: int, total: int = 0) -> None:
-        """Say that so many are done; the form that engines call."""
+    def __call__(self, done: float, total: int = 0, line: str = "") -> None:
+        """Say that so many are done, the form that engines call; when all are, that is the end."""
         self.done, self.total = done, total or self.total
         now = time.monotonic()
-        if self.handle is not None and now - self.said >= 0.5:
+        if self.done == self.total and not line:
+            self.close(f"{ENDED}{self.what}: {self.done:,}, {now - self.began:.0f} s")
+        elif now - self.said >= (REPORT_EVERY_S if self.handle is None else 0.5):
             self.said = now
-            _display(self._bar(), self.line(), self.handle)
-        elif self.handle is None and now - self.said >= REPORT_EVERY_S:
-            self.said = now
-            print(self.line(), flush=True)
+            self._show(line or self.line(), self._bar(line or self.line()))
 
-    def close(self) -> None:
-        """Show how it ended; nothing when it took no time."""
-        if self.handle is not None and self.said > self.began:
-            _display(self._bar(), self.line(), self.handle)
+    def close(self, line: str = "") -> None:
+        """Put one line in the place of the bar; nothing, if none is given."""
+        self._show(line, f"<div>{html.escape(line)}</div>" if line else "")
+
+    def _show(self, line: str, markup: str) -> None:
+        if self.handle is not None:
+            _display(markup, line, self.handle)
+        elif line:
+            print(line if line.startswith(ENDED) else f"{GOING_ON}{line}", flush=True)
 
     def line(self) -> str:
         """Return count, rate and time left in words."""
@@ -104,9 +110,9 @@ class Progress:
             said += f", about {(self.total - self.done) * spent / self.done:.0f} s left"
         return said
 
-    def _bar(self) -> str:
+    def _bar(self, line: str) -> str:
         full = f'value="{min(self.done, self.total)}" max="{self.total}"' if self.total else ""
-        return f"<div><progress {full}></progress> {html.escape(self.line())}</div>"
+        return f"<div><progress {full}></progress> {html.escape(line)}</div>"
 
 
 def progress(items: Iterable, what: str) -> Iterator:
@@ -120,26 +126,19 @@ def progress(items: Iterable, what: str) -> Iterator:
     for done, item in enumerate(items, 1):
         yield item
         shown(done)
-    shown.close()
 
 
 @contextmanager
-def watching(step: str) -> Iterator[None]:
-    """Show how far a step is, by the items that its processes say they recorded."""
-    signs, over, shown = heartbeat.folder(), threading.Event(), Progress(step)
+def without_bars() -> Iterator[None]:
+    """Keep libraries from drawing bars of their own; those of whoever asks for one stay."""
+    from tqdm import tqdm
 
-    def look() -> None:
-        while signs and not over.wait(1):
-            shown(sum(sign["items"] for sign in heartbeat.read(signs.parent)))
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
+    own = tqdm.__init__
+    tqdm.__init__ = partialmethod(own, disable=True)
     try:
         yield
     finally:
-        over.set()
-        watcher.join()
-        shown.close()
+        tqdm.__init__ = own
 
 
 def is_headless() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 
 from workbench.methods import ALL
-from workbench.notebook.display import HEADLESS
+from workbench.notebook.display import GOING_ON, HEADLESS
 from workbench.notebook.session import metrics_path, record_status
 from workbench.report.page import notebook_page, write_report
 from workbench.runs.cache import atomic_write, temporary_folder
@@ -129,17 +129,23 @@ def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object]
         record_status(metrics_path(work), executed.stem, {"status": "failed", "error": said})
         raise RunError(f"{said} ({error.ename} in notebooks/{name}.ipynb)") from None
     finally:
-        _redact_file(executed)
+        _clean(executed)
     counts = [f"{n:,} {what}" for step in steps_in(name) for what, n in list(work.counts(step).items())[:1]]
     print(f"{name:<22} {time.monotonic() - began:4.0f} s   {', '.join(counts)}", flush=True)
     return executed
 
 
-def _redact_file(path: Path) -> None:
-    """Take keys out of an executed notebook, which papermill writes."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if (clean := redact(text)) != text:
-        atomic_write(path, clean.encode("utf-8"))
+def _clean(path: Path) -> None:
+    """Take keys, and of progress all but the last lines, out of an executed notebook, which papermill writes."""
+    if not path.is_file():
+        return
+    notebook = nbformat.reads(redact(path.read_text(encoding="utf-8")), as_version=4)
+    for cell in (one for one in notebook.cells if one.cell_type == "code"):
+        for output in (one for one in cell.outputs if one.output_type == "stream"):
+            lines = output.text.splitlines(keepends=True)
+            output.text = "".join(line for line in lines if not line.startswith(GOING_ON))
+        cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
+    atomic_write(path, nbformat.writes(notebook).encode("utf-8"))
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from pathlib import Path
 from workbench import figures
 from workbench.loop.reviews import Reviews, newer_than_alignment
 from workbench.methods import FIRST_RECIPE
-from workbench.notebook.display import HEADLESS, is_headless, say, watching
+from workbench.notebook.display import HEADLESS, is_headless, say
+from workbench.notebook.mistakes import load_ipython_extension
+from workbench.notebook.watch import watching
 from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import RecipeError, RunError
 from workbench.runs.recipe import Recipe
@@ -93,7 +95,8 @@ def _make_ready() -> None:
     if not is_headless():
         from IPython import get_ipython
 
-        get_ipython().run_line_magic("load_ext", "autoreload")
+        load_ipython_extension(get_ipython())
+        get_ipython().extension_manager.load_extension("autoreload")
         get_ipython().run_line_magic("autoreload", "2")
 
 

@@ -1,11 +1,15 @@
 """A run watched from outside, in a terminal; only files are read, so it outlives the run's kernel."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pandas as pd
 
 from workbench.methods import ALL
+from workbench.notebook.display import Progress, without_bars
 from workbench.runs import progress
 from workbench.runs.errors import visible
 from workbench.runs.run import NEXT, SUPERSEDED, Run, open_run, steps_in
@@ -77,7 +81,7 @@ def look(run: Run, at: float | None = None) -> Now:
     rows = [
         empty
         | {"step": name}
-        | ({"state": state, **_so_far(signs, state, at)} if name == step else _finished(run, name))
+        | ({"state": state, **_so_far(signs, state, at)[0]} if name == step else _finished(run, name))
         for name in named
     ]
     busy = [sign for sign in signs if not sign["main"]] or signs
@@ -90,6 +94,30 @@ def look(run: Run, at: float | None = None) -> Now:
         [line for sign in signs for model in sign["curve"].items() for line in spark_lines(*model)],
         [text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]][-3:],
     )
+
+
+@contextmanager
+def watching(step: str) -> Iterator[None]:
+    """Show in a notebook how far a step is, by what its processes say; libraries draw no bars of their own."""
+    signs, over, shown = progress.folder(), threading.Event(), Progress(step)
+
+    def look_again() -> None:
+        while signs and not over.wait(1):
+            if given := progress.read(signs.parent):
+                so_far, share = _so_far(given, "working", time.time())
+                left = f"{so_far['time left']} left" if "time left" in so_far else f"{so_far['seconds']} s"
+                line = ", ".join(filter(None, [so_far["items"], so_far["rate"], left]))
+                shown(share, int(share > 0), f"{step}: {line}")
+
+    watcher = threading.Thread(target=look_again, daemon=True)
+    watcher.start()
+    try:
+        with without_bars():
+            yield
+    finally:
+        over.set()
+        watcher.join()
+        shown.close()
 
 
 def expected_steps(run: Run) -> list[str]:
@@ -140,8 +168,8 @@ def _finished(run: Run, name: str) -> dict:
     return {"state": "finished", "items": items, "tokens": f"{made['tokens']:,}", "seconds": f"{made['seconds']:.0f}"}
 
 
-def _so_far(signs: list[dict], state: str, at: float) -> dict:
-    """Return how far a step is: jobs done, those half done counted as halves, and items recorded."""
+def _so_far(signs: list[dict], state: str, at: float) -> tuple[dict, float]:
+    """Return how far a step is, as a row and as the share of its jobs; those half done count as halves."""
     main = signs[0]
     items, fresh, tokens = (sum(sign[key] for sign in signs) for key in ("items", "fresh", "tokens"))
     until = at if state == "working" else max(sign["at"] for sign in signs)
@@ -153,7 +181,7 @@ def _so_far(signs: list[dict], state: str, at: float) -> dict:
     n_done = min(n_done + sum(step / of for step, of in (sign["steps"] for sign in signs) if step < of), n_jobs)
     if n_done and state == "working":
         shown["time left"] = f"about {(n_jobs - n_done) / n_done * spent:.0f} s"
-    return shown
+    return shown, n_done / n_jobs if n_jobs else 0.0
 
 
 def _doing(sign: dict) -> str:

@@ -29,6 +29,7 @@ from workbench.runs.recipe_file import load_recipe
 SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: finished steps are then computed again
 MANIFEST, BEGUN, AGAIN, NEXT, SUPERSEDED = "manifest.json", "begun.json", "again", ".next", ".superseded-"
 VERDICT = "verdict.json"
+ENDED = "✓ "  # before the line that a step leaves when it is done
 OF_RUN = "run:"  # before the name of a run that stands where a recipe does
 SAMPLE, SHIPPED = "sample", "shipped.json"  # the run that the project ships, and what marks it
 BEFORE_WORK = {"recipe.yaml", "reports", LOCK}  # what a run's folder holds that was refused before any work
@@ -92,7 +93,7 @@ class Run:
                     return step.result()
         # Of work on another result, which was stopped and which nobody waits for any more.
         progress.forget(step.folder)
-        print(f"reusing {step.in_words()} from run {self.name} (key {key[:4]}...)")
+        print(f"{ENDED}{name}: stored, {step.in_words()}")
         return step.result()
 
     def _compute(self, step: "Step", key: str, function: Callable, inputs: dict, arguments) -> None:
@@ -102,6 +103,7 @@ class Run:
             with self.watching(step.name):
                 made = function(*arguments, **given)
             step.finish(key, function, inputs, self._parents(step.name, inputs), made, time.monotonic() - began)
+            print(f"{ENDED}{step.name}: {step.in_words()}, {step.manifest['seconds']:.0f} s")
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
             progress.stop(f"{type(error).__name__}: {error}")
@@ -317,7 +319,8 @@ class Step:
 
     def in_words(self) -> str:
         """Return what the finished step counted."""
-        return ", ".join(f"{n} {what}" for what, n in self.manifest["counts"].items()) or self.name
+        counts = self.manifest["counts"]
+        return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or f"0 {next(iter(counts), 'rows')}"
 
     def _make_it(self) -> str:
         notebook = notebook_of(self.name)
