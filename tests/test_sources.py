@@ -1,13 +1,19 @@
 """Items of one's own: files and data sets by a column mapping, split, graded, and refused in one sentence."""
 
 import json
+from datetime import date, datetime
+from decimal import Decimal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
+from workbench.runs.recipe_parts import TaskSource
 from workbench.tasks.answers import Answers
+from workbench.tasks.sources import items_of
 from workbench.tasks.task import SETS, load_task, load_tasks, load_test_items, name_of_test_set, task_file
 
 ROWS = [{"Q": f"What is {n} plus one?", "A": str(n + 1), "note": "x"} for n in range(20)]
@@ -79,6 +85,90 @@ def test_cells_stay_as_they_were_written(of, tmp_path):
     assert {"1", "0.5"} <= {row.target for part in SETS for row in getattr(task, part).itertuples()}
 
 
+CASES = {
+    "bom.json": [("x?", "1")],
+    "bom.jsonl": [("x?", "1"), ("y?", "2")],
+    "u2028.jsonl": [("line\u2028sep?", "1"), ("b?", "2")],
+    "f32.parquet": [("x?", "0.1"), ("y?", "2")],
+    "semi.csv": [("x?", "1,5"), ("y?", "2")],
+    "nat.parquet": "column 'a' of row 1 must hold text, a number or a truth value, got datetime",
+    "strna.parquet": "column 'a' of row 2 must hold text, a number or a truth value, got nothing",
+    "unquoted_commas.csv": "row 1, ['Hal has 71 pens', ' how many has Sue with 3 more than Hal?', '74'], has 3 cells "
+    "where the header has 2; put a text that holds ',' into double quotes.",
+}
+
+
+def read(path, **source) -> list[tuple[str, str]]:
+    named = {"path": str(path), "question": "q", "answer": "a", "answer_type": "exact"} | source
+    examples, _ = items_of(TaskSource(**named), "mine")
+    return [(row["input"], row["target"]) for row in examples]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_of_people_are_read_as_written_or_refused_by_the_row(test_data, name):
+    path, right = test_data / "cases" / name, CASES[name]
+    columns = {"question": "Question", "answer": "Answer"} if name.startswith("unquoted") else {}
+    if isinstance(right, list):
+        assert read(path, **columns) == right
+    else:
+        with pytest.raises(DataError) as raised:
+            read(path, **columns)
+        assert str(raised.value).startswith(f"Task mine, {path}: {right}")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("euro.csv", "number"), ("money.csv", "exact")])
+def test_answers_of_people_are_right_when_given_to_the_letter(test_data, name, kind):
+    rows = read(test_data / "cases" / name, question="Question", answer="Answer", answer_type=kind)
+    answers = Answers(kind)
+    assert len(rows) == 60 and all(answers.same(answers.read(form.format(a)), a) for _, a in rows for form in FORMS)
+    if kind == "number":
+        assert answers.same("0.09", rows[0][1]) and not answers.same("0", rows[0][1])
+
+
+WRITTEN = [("x?", "1.50"), ("y, z?", "007")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("up.CSV", 'q,a\n x?,1.50\n"y, z?",007\n'),
+        ("end.csv", 'q,a,\nx?,1.50,\n"y, z?",007,\n'),
+        ("blank.csv", 'q, a\n\nx?,1.50\r\n"y, z?",007\n\n'),
+        ("tab.csv", "q\ta\nx?\t1.50\ny, z?\t007\n"),
+        ("semi.csv", "\ufeffq;a\nx?;1.50\ny, z?;007\n"),
+        ("lines.json", '{"q": "x?", "a": 1.50}\r\n\n{"q": "y, z?", "a": "007"}\n'),
+        ("list.JSONL", '[{"q": "x?", "a": 1.50},\n {"q": "y, z?", "a": "007"}]'),
+        ("columns.json", '{"q": ["x?", "y, z?"], "a": [1.50, "007"]}'),
+    ],
+)
+def test_forms_of_a_file_that_programs_write(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content.encode())
+    assert [(question.strip(), answer) for question, answer in read(tmp_path / name)] == WRITTEN
+
+
+def test_cells_of_types_stay_what_they_are_or_are_refused(tmp_path):
+    (tmp_path / "one.json").write_text('{"q": "x?\x85y", "a": 9007199254740993}', encoding="utf-8")
+    assert read(tmp_path / "one.json") == [("x?\x85y", "9007199254740993")]
+    for values, right in (
+        ([2**60 + 1, None], None),
+        ([2**60 + 1, -1], [str(2**60 + 1), "-1"]),
+        ([True, False], ["True", "False"]),
+        ([Decimal("1.50"), Decimal("2.00")], ["1.50", "2.00"]),
+        ([date(2024, 1, 5), date(2024, 1, 6)], ["2024-01-05", "2024-01-06"]),
+        ([1.0, 0.1 + 0.2], ["1", "0.30000000000000004"]),
+    ):
+        pq.write_table(pa.table({"q": ["x?", "y?"], "a": values}), tmp_path / "typed.parquet")
+        if right:
+            assert [answer for _, answer in read(tmp_path / "typed.parquet")] == right
+        else:
+            with pytest.raises(DataError, match="column 'a' of row 2 must hold text, .* got nothing"):
+                read(tmp_path / "typed.parquet")
+    for value, kind in ((b"one", "bytes"), (datetime(2024, 1, 5), "datetime"), ([1], "list")):
+        pq.write_table(pa.table({"q": ["x?"], "a": [value], "other": [[1, 2]]}), tmp_path / "typed.parquet")
+        with pytest.raises(DataError, match=f"column 'a' of row 1 must hold text, .* got {kind} "):
+            read(tmp_path / "typed.parquet")
+
+
 def test_the_answer_is_found_in_its_column_by_a_pattern(of, tmp_path):
     rows = [{"Q": f"{n} + 1?", "A": f"Well, {n} + 1.\n#### {n}\nOr rather\n#### {n + 1:,}"} for n in range(995, 1010)]
     write(tmp_path / "mine.jsonl", rows)
@@ -107,7 +197,7 @@ def test_questions_that_stand_there_twice(of, tmp_path):
     ("content", "source", "said"),
     [
         (None, NUMBER, r"mine\.csv cannot be read \(there is no file .*mine\.csv\); give a file in UTF-8"),
-        ("", NUMBER, r"mine\.csv cannot be read \(No columns"),
+        ("", NUMBER, r"mine\.csv has no rows"),
         ("Q,A\n", NUMBER, r"mine\.csv has no rows"),
         (
             "Q,A\na,1\n",
@@ -128,7 +218,9 @@ def test_questions_that_stand_there_twice(of, tmp_path):
         ),
         ("Q,A\na,(A)\nb,B\n", NUMBER | {"answer_type": "boolean"}, "option or exact would fit"),
         ("Q,A\na,1\nb,2\n", NUMBER, "holds 2 examples, but the recipe asks for 3 seeds, 6 validation"),
-        ("Q,A\na,1,2,3\nb,2\n", NUMBER | {"question": "B"}, "cannot be read|no column"),
+        ("Q,A\na,1,2,3\nb,2\n", NUMBER, "row 1, .'a', '1', '2', '3'., has 4 cells where the header has 2; put a"),
+        ('Q,A\n"a,1\n', NUMBER, "line 2: unexpected end of data; double the quotes"),
+        ('Q,A\n"a" b,1\n', NUMBER, "line 2: ',' expected after '\"'; double the quotes"),
         (b"Q,A\n\xe9,1\n", NUMBER, r"mine\.csv cannot be read \(.*utf-8"),
     ],
 )
@@ -143,8 +235,13 @@ def test_a_source_that_cannot_be_used_is_one_sentence(of, tmp_path, content, sou
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("mine.jsonl", '{"Q": "a", "A": "1"}\n{"Q": ', r"mine\.jsonl cannot be read"),
-        ("mine.jsonl", '{"Q": "a", "A": ["1", "2"]}\n', r"column 'A' of row 1 must hold text.* got \"\['1', '2'\]\""),
+        ("mine.jsonl", '{"Q": "a", "A": "1"}\n{"Q": ', r"mine\.jsonl cannot be read \(line 2: Expecting value\)"),
+        ("mine.json", '[{"Q": "a",\n"A": }]', r"mine\.json cannot be read \(Expecting value: line 2 column 6"),
+        (
+            "mine.jsonl",
+            '{"Q": "a", "A": ["1", "2"]}\n',
+            r"column 'A' of row 1 must .* got list \"\['1', '2'\]\"",
+        ),
         ("mine.parquet", "PAR1", r"mine\.parquet cannot be read"),
         ("mine.txt", "a", r"mine\.txt, split train cannot be read \(no reader for \.txt\); give a file"),
     ],

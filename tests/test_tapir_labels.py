@@ -98,7 +98,7 @@ def test_the_mix_after_is_within_one_item_of_the_shares_and_says_what_is_missing
 
 
 def test_what_is_no_pool_is_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere.jsonl must be a file of instructions .*; correct curriculum"):
+    with pytest.raises(DataError, match=r"curriculum.instructions, .*nowhere.jsonl cannot be read .there is no file"):
         read_instructions(tmp_path / "nowhere.jsonl")
     with pytest.raises(DataError, match=r"has the columns text, but no 'instruction'; rename one"):
         read_instructions(written(tmp_path, [{"text": "x"}]))

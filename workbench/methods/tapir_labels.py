@@ -16,7 +16,7 @@ from workbench.models.start import Model, run_engine_jobs
 from workbench.runs.errors import DataError
 from workbench.runs.schemas import text_id
 from workbench.signals.judging import boundary
-from workbench.tasks.sources import READERS
+from workbench.tasks.tables import read_table
 
 VERSION = 1
 OTHERS = "Others"
@@ -41,12 +41,7 @@ def read_instructions(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: If there is no such file, or it has no instructions.
     """
-    path = Path(path)
-    if not path.is_file() or path.suffix not in READERS:
-        raise DataError(
-            f"{path} must be a file of instructions ({', '.join(READERS)}); correct curriculum.instructions."
-        )
-    frame, rows = READERS[path.suffix](path), []
+    frame, rows = read_table(Path(path), f"curriculum.instructions, {path}"), []
     if "instruction" not in frame:
         raise DataError(f"{path} has the columns {', '.join(frame.columns)}, but no 'instruction'; rename one.")
     for row in frame.to_dict("records"):

@@ -1,7 +1,6 @@
 """Items of one's own, by a column mapping: rows of a CSV, JSON, JSONL or Parquet file, or what `datasets` loads."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +12,7 @@ from workbench.runs.errors import DataError
 from workbench.runs.recipe import canonical_json, project_root
 from workbench.runs.recipe_parts import AnswerType, TaskSource
 from workbench.tasks.answers import FORMATS, Answers
-
-# Read by pandas, as they are: `datasets` guesses types, by which 007 becomes 7 and the answer None becomes nothing.
-READERS = {
-    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
-    ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
-    ".jsonl": lambda path: pd.DataFrame(
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    ),
-    ".parquet": pd.read_parquet,
-}
+from workbench.tasks.tables import ENDINGS, of_arrow, read_table, unreadable
 
 
 def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
@@ -35,12 +24,12 @@ def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
     """
     named = [(source.path, source.split)]
     if source.test:
-        in_file = Path(source.test).suffix in READERS
+        in_file = source.test.lower().endswith(ENDINGS)
         named.append((source.test, "") if in_file else (source.path, source.test))
     answers = Answers(source.answer_type, source.reply_pattern)
     parts, seen = [], {}
     for path, split in named:
-        where = f"Task {name}, {path}" + (f", split {split}" if Path(path).suffix not in READERS else "")
+        where = f"Task {name}, {path}" + ("" if path.lower().endswith(ENDINGS) else f", split {split}")
         rows = list(_rows(_table(path, source.config, split, where), source, where))
         check_golds([row["target"] for row in rows], answers, where, f"tasks.sources.{name}.answer_type")
         parts.append(_distinct(rows, seen, source.duplicates, where))
@@ -89,24 +78,16 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
 def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
     """Return all rows and columns of a file, a folder or a hub id."""
     file = project_root() / Path(path).expanduser()
+    if file.is_file() or file.suffix.lower() in ENDINGS:
+        return read_table(file, where)
     try:
-        if file.is_file():
-            if file.suffix not in READERS:
-                raise ValueError(f"no reader for {file.suffix or 'a file without an ending'}")
-            return READERS[file.suffix](file)
-        if file.suffix in READERS:
-            raise FileNotFoundError(f"there is no file {file}")
         import datasets
 
         datasets.disable_progress_bars()
-        return datasets.load_dataset(str(file) if file.is_dir() else path, config or None, split=split).to_pandas()
-    # Readers of files and the hub raise many unrelated types; each means that the items are not to be had.
+        data = datasets.load_dataset(str(file) if file.is_dir() else path, config or None, split=split)
+        return of_arrow(data.with_format("arrow")[:])
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(READERS)}), a folder "
-            "or a hub id that `datasets` loads, with its config and split."
-        ) from None
+        raise unreadable(where, error) from None
 
 
 def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]:
@@ -132,14 +113,12 @@ def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]
 
 
 def _as_text(value: Any, column: str, where: str, at: int) -> str:
-    """Return a cell as text: 3.0 as 3, since a column of whole numbers with a gap is read as decimals."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    single = pd.api.types.is_scalar(value)
-    if not single or pd.isna(value) or not str(value).strip():
+    """Return a cell as text."""
+    missing = value is None or value != value or not str(value).strip()
+    if missing or not isinstance(value, str | int):
         raise DataError(
             f"{where}: column {column!r} of row {at} must hold text, a number or a truth value, got "
-            f"{'nothing' if single else _short(str(value))}; correct or remove the row."
+            f"{'nothing' if missing else f'{type(value).__name__} {_short(str(value))}'}; correct or remove the row."
         )
     return str(value)
 

@@ -209,7 +209,7 @@ def _read(path: Path) -> dict:
     if not path.is_file():
         raise DataError(f"There is no task file {path}; check tasks.folder, tasks.names or evaluation.bbh_dir.")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not JSON in UTF-8 ({error}); correct the file.") from None
     if not isinstance(raw, dict) or not ({"examples", "test"} & set(raw)):

@@ -1,0 +1,108 @@
+"""Rows of a file or data set, each cell as it was written, or as None where it is missing.
+
+Nothing is guessed: 007 stays 007, NA a word, 0.1 is 0.1 in any precision, and a row with more cells than the header is
+refused, while pandas takes its first cell for a name and shifts the others, and `datasets` makes numbers of texts.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from workbench.runs.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+def read_table(path: Path, where: str = "") -> pd.DataFrame:
+    """Return the rows of a file: texts, whole numbers, truth values; other types as they are, to be refused.
+
+    Args:
+        path: Ends in one of ENDINGS, in any case.
+        where: What to call the file in an error; its path if "".
+
+    Raises:
+        DataError: If it cannot be read, naming the row where one is the cause.
+    """
+    where, ending = where or str(path), path.suffix.lower()
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if ending == ".parquet":
+            import pyarrow.parquet
+
+            return of_arrow(pyarrow.parquet.read_table(path))
+        if ending not in ENDINGS:
+            raise ValueError(f"no reader for {ending or 'a file without an ending'}")
+        text = path.read_bytes().decode("utf-8-sig")
+        return _of_json(text) if ending.startswith(".json") else _of_lines(text, ending)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    # Readers raise many unrelated types; each means that the rows are not to be had.
+    except Exception as error:
+        raise unreadable(where, error) from None
+
+
+def unreadable(where: str, error: Exception) -> DataError:
+    """Return the error that says why rows are not to be had, and what can be given."""
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(ENDINGS)}), a folder or a hub id "
+        "that `datasets` loads, with its config and split."
+    )
+
+
+def of_arrow(table: "pa.Table") -> pd.DataFrame:
+    """Return the rows of an Arrow table."""
+    import pyarrow as pa
+
+    plain = ("int", "uint", "float", "double", "decimal", "date", "dictionary")
+    columns = zip(table.column_names, table.columns, strict=True)
+    as_text = {name: one.cast(pa.string()) if str(one.type).startswith(plain) else one for name, one in columns}
+    return pd.DataFrame({name: one.to_pylist() for name, one in as_text.items()}, dtype=object)
+
+
+def _of_lines(text: str, ending: str) -> pd.DataFrame:
+    """Return rows of cells between commas, tabs or semicolons, whichever the header has."""
+    first = text.partition("\n")[0]
+    sign = "\t" if ending == ".tsv" else max(",;\t", key=first.count)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
+    try:
+        header, *rows = [row for row in reader if row] or [[]]
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num}: {error}; double the quotes inside a quoted text.") from None
+    names = [name.strip() for name in header]
+    for at, row in enumerate(rows, 1):
+        if any(cell.strip() for cell in row[len(names) :]):
+            raise DataError(
+                f"row {at}, {str(row)[:80]}, has {len(row)} cells where the header has {len(names)}; put a text that "
+                f"holds {sign!r} into double quotes."
+            )
+    return pd.DataFrame([[*row, *[None] * len(names)][: len(names)] for row in rows], columns=names, dtype=object)
+
+
+def _of_json(text: str) -> pd.DataFrame:
+    """Return rows from JSON, or from JSON Lines, which end at line feeds alone, whatever the ending says."""
+
+    def read(part: str):
+        # A number with a point is kept as the text that it is; what JSON does not know, as NaN, is missing.
+        return json.loads(part, parse_float=str, parse_constant=lambda _: None)
+
+    try:
+        rows = read(text)
+    except json.JSONDecodeError as error:
+        rows = []
+        for at, line in enumerate(text.split("\n"), 1):
+            try:
+                rows += [read(line)] if line.strip() else []
+            except json.JSONDecodeError as fault:
+                raise ValueError(f"line {at}: {fault.msg}" if rows else error) from None
+    is_row = isinstance(rows, dict) and not all(isinstance(value, list | dict) for value in rows.values())
+    return pd.DataFrame([rows] if is_row else rows, dtype=object)
