@@ -1,6 +1,8 @@
 """Model folders: finding them, fingerprinting them, loading them, and turning a user's text into a model prompt."""
 
 import json
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +42,7 @@ FINGERPRINTED = (
 DONE = "tuned.json"  # what is recorded of a model trained here
 # Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+TEMPLATE_S = 5.0  # one takes about a millisecond
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -154,11 +157,34 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub id without its weights."""
     folder = resolve(ref)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore its files."
         ) from error
+    _require_template_ends(tokenizer, folder)
+    return tokenizer
+
+
+def _require_template_ends(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuse a chat template, which is a stranger's program, that needs very long for one turn."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there signals arrive
+
+    def stop(*_) -> None:
+        raise ModelError(f"The chat template in {folder} does not come to an end within {TEMPLATE_S:g} s; mend it.")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_S)  # of this process's own time
+    try:
+        render(tokenizer, "a")
+    except ModelError:
+        raise
+    except Exception:
+        pass  # what else is wrong with it is said where it is used
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
