@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from workbench.models.loading import fingerprint_model, load, render, render_shared, resolve
+from workbench.models import loading
+from workbench.models.loading import fingerprint_model, load, load_tokenizer, render, render_shared, resolve
 from workbench.runs.errors import ModelError
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<reply>", *(f"w{n}" for n in range(26))]
@@ -199,3 +200,35 @@ def test_the_shared_beginning_ends_with_the_prefix():
     assert render_shared(tiny_tokenizer(TEMPLATE), "w1 ", "w2") == ("<bos> <user> w1 w2 <reply>", "<bos> <user> w1 ")
     assert render_shared(tiny_tokenizer(TEMPLATE.replace("content", "content | upper")), "w1 ", "w2")[1] == ""
     assert render_shared(tiny_tokenizer(), "", "w2") == ("w2", "")
+
+
+@pytest.mark.parametrize("named", ["sub/w.safetensors", "../w.safetensors", "/tmp/w.safetensors", 3])
+def test_an_index_that_names_weights_elsewhere_is_refused(tmp_path, named):
+    folder = tiny_folder(tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": named}}))
+    for read in (fingerprint_model, load):
+        with pytest.raises(
+            ModelError, match=r"index\.json names weights that are no files of this folder"
+        ):
+            read(folder)
+
+
+def test_an_index_of_files_beside_it_is_read(tmp_path):
+    folder = tiny_folder(tmp_path / "m")
+    before = fingerprint_model(folder)
+    names = {"weight_map": {"lm_head.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(names))
+    assert fingerprint_model(folder) != before
+
+
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_chat_template_that_does_not_come_to_an_end_is_refused(tmp_path, monkeypatch):
+    folder = tiny_folder(tmp_path / "m")
+    monkeypatch.setattr(loading, "TEMPLATE_S", 0.2)
+    (folder / "chat_template.jinja").write_text(LOOPS)
+    with pytest.raises(ModelError, match="chat template in .* does not come to an end within 0.2 s"):
+        load_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    assert load_tokenizer(folder).chat_template, "one that cannot take these turns is told of where it is used"

@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +51,7 @@ SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only
 TURN = "\x1e"
 _TURNS = re.compile(f"{TURN}(.*?){TURN}", re.DOTALL)
 _OPENED = re.compile(r"<\w+>\Z")
+TEMPLATE_S = 5.0  # one takes about a millisecond
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -190,11 +193,33 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if tokenizer.eos_token_id is None and (end := _declared_end(folder)) is not None:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore its files."
         ) from error
+    _require_template_ends(tokenizer, folder)
+    return tokenizer
+
+
+def _require_template_ends(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuse a chat template, which is a stranger's program, that needs very long for one turn."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there signals arrive
+
+    def stop(*_) -> None:
+        raise ModelError(f"The chat template in {folder} does not come to an end within {TEMPLATE_S:g} s; mend it.")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, TEMPLATE_S)  # of this process's own time
+    try:
+        render(tokenizer, "a")
+    except ModelError:
+        raise
+    except Exception:
+        pass  # what else is wrong with it is said where it is used
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _declared_end(folder: Path) -> int | None:
