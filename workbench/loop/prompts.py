@@ -7,8 +7,7 @@ the parts follow ARTE, arXiv:2406.19227, appendix H (structure in the order desc
 import re
 from collections.abc import Sequence
 
-from workbench.models.loading import TURN
-from workbench.runs.recipe_parts import Prompts
+from workbench.runs.recipe_parts import TURN, Prompts
 
 ANSWER_FORMAT = "Give the final answer as <ans>answer</ans>."
 # The form of an answer: how it is asked for before the question, an answer in it, and how it is found in a reply.

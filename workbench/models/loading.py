@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.runs.cache import read_json
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import project_root
+from workbench.runs.recipe_parts import TURN
 from workbench.runs.run import MANIFEST, file_sha256, fingerprint
 from workbench.runs.schemas import Trained
 from workbench.runs.workers import one_thread
@@ -48,7 +49,6 @@ FINGERPRINTED = (
 DONE = "tuned.json"  # what is recorded of a model trained here
 # Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-TURN = "\x1e"
 _TURNS = re.compile(f"{TURN}(.*?){TURN}", re.DOTALL)
 _OPENED = re.compile(r"<\w+>\Z")
 TEMPLATE_S = 5.0  # one takes about a millisecond

@@ -106,6 +106,9 @@ class Benchmarks(Section):
         return self
 
 
+TURN = "\x1e"  # in a prompt, between the turns of a chat
+
+
 class Prompts(Section):
     """How models are asked, and in what form they answer; `asked` names the defaults of all else.
 
