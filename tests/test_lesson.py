@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import tomllib
 
 import pandas as pd
 import papermill
@@ -12,6 +15,7 @@ from pictures import open_and_run, set_up
 
 from workbench import figures
 from workbench.notebook import guess_game
+from workbench.notebook.display import later
 from workbench.notebook.guess_game import LETTERS, NEARLY, GuessGame, Round, rounds_of
 from workbench.runs import schemas
 from workbench.runs.run import file_sha256
@@ -80,11 +84,12 @@ def test_rounds_are_about_the_way_of_explaining_alone(sample):
     drafts, signals = sample["drafts"], sample["signals"]
     found = rounds_of(signals, drafts)
     assert [now.student for now in found] == [name for name in STUDENTS for _ in range(2)]
-    right = drafts[drafts["correct"]].set_index(["question", "rationale"])
+    right = drafts[drafts["correct"]]
     for now in found:
         assert sorted(style for style, *_ in now.examples) == ["diary", "meter", "story", "tally"]
         for style, text, _ in now.examples:
-            assert style in set(right.loc[[(now.question, text)], "technique"])
+            own = right[(right["question"] == now.question) & (right["technique"] == style)]
+            assert text in {guess_game._neutral(rationale, style) for rationale in own["rationale"]}
     assert found == rounds_of(signals, drafts), "the order of the examples must not change from showing to showing"
     places = [[style for style, *_ in now.examples].index("tally") for now in rounds_of(signals, drafts, 4)]
     assert len(set(places)) > 1, "the place would give the style away"
@@ -106,15 +111,26 @@ def test_a_guess_counts_when_it_is_best_or_nearly():
 def test_the_view_is_the_state_and_keeps_model_text_as_text():
     game = GuessGame(rounds((0.5, 0.8, 0.2, 0.3), (0.9, 0.1, 0.1, 0.1)))
     heading, question, grid, said, foot = game.view().children
-    picks, cards = grid.children[::2], grid.children[1::2]
+    picks, cards, votes = (grid.children[place::3] for place in range(3))
     assert "Round 1 of 2" in heading.value and said.value == "" and foot.children[1].value == ""
     for shown in (question, *cards):
         assert "<img" not in shown.value and "&lt;img" in shown.value
+    votes[2].value = 12
     picks[1].click()
+    assert ">12<" in said.value and said.value.count('class="bar"') == 4
     assert game.guesses == {0: "B"} and all(button.disabled for button in picks)
     assert "Right." in said.value and "1 of 1 guesses right" in foot.children[1].value
     foot.children[0].click()
     assert game.position == 1 and "Round 2 of 2" in heading.value and not picks[0].disabled and said.value == ""
+    assert votes[2].value == 0
+
+
+def test_options_tell_neither_the_style_nor_the_tag(sample):
+    shown = [text for one in rounds_of(sample["signals"], sample["drafts"]) for _, text, _ in one.examples]
+    assert len(shown) == 24 and all(text.rpartition("So: ")[2].strip() for text in shown)
+    assert not [
+        text for text in shown if "<ans>" in text or text.lower().startswith(("tally", "meter", "story", "diary"))
+    ]
 
 
 def test_headless_the_game_is_a_table_with_the_answers(monkeypatch):
@@ -140,6 +156,48 @@ def test_the_lesson_takes_under_a_minute_of_machine_time_and_finds_what_was_plan
     assert replies.count("<ans>") == len(replies.splitlines()) - 1 and "Tally" not in replies, "they guess"
     (path,) = (text for text in texts if text.startswith("From the first to the last look"))
     assert "for story-strong story 0 %" in path and "for diary-strong meter 100 % to" in path
+
+
+WITHOUT_TORCH = """
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface_hub"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+names = {"live": False, "student": "story-strong", "large": True}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
+        exec("".join(cell["source"]), names)
+"""
+
+
+def test_its_stored_part_needs_no_torch(tmp_path):
+    given = os.environ | {"PYTHONPATH": str(PROJECT), "WORKBENCH_HEADLESS": "1", "WORKBENCH_RUNS": str(tmp_path)}
+    asked = [sys.executable, "-c", WITHOUT_TORCH, str(NOTEBOOK)]
+    done = subprocess.run(asked, cwd=PROJECT, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "start-here" / "metrics.json").is_file()
+
+
+def test_what_make_lesson_installs_has_the_projects_pins():
+    pins = [line for line in (PROJECT / ".ci" / "lesson.txt").read_text().splitlines() if not line.startswith("#")]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert set(pins) <= {*project["dependencies"], *project["optional-dependencies"]["app"]}
+
+
+def test_a_live_part_waits_for_its_button(monkeypatch):
+    called, shown = [], []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("workbench.notebook.display.is_headless", lambda: False)
+    later("Ask", lambda: called.append(1), now=True)
+    assert called == [1] and not shown
+    monkeypatch.setenv("WORKBENCH_APP", "1")
+    later("Ask", lambda: called.append(2), now=True)
+    (box,) = shown
+    assert called == [1]
+    box.children[0].click()
+    assert called == [1, 2] and box.children[0].disabled
 
 
 def write_without_live_part(path):

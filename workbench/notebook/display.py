@@ -1,6 +1,7 @@
 """What notebooks show: sentences, tables, figures, and how far a step is."""
 
 import html
+import importlib.util
 import inspect
 import os
 import time
@@ -13,9 +14,11 @@ import pandas as pd
 from workbench import figures
 from workbench.notebook.mistakes import HEADLESS, in_notebook
 from workbench.runs.run import ENDED
+from workbench.runs.workers import one_thread
 
 GOING_ON = "… "  # before a line of progress, which does not stay on the page
 REPORT_EVERY_S = 10
+APP = "WORKBENCH_APP"  # set where a notebook is shown without its code
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
@@ -36,6 +39,41 @@ def say(sentence: str) -> None:
     """Display a sentence; it may hold text written by a model."""
     sentence = sentence if is_headless() else in_notebook(sentence)
     _display(f"<p>{html.escape(sentence)}</p>", sentence)
+
+
+def later(words: str, function: Callable[[], object], now: bool) -> None:
+    """Call a function now, or show a button that calls it when it is pressed, once; headless nothing is called then.
+
+    It computes with one thread: models as small as the pocket ones take longer on several.
+
+    Args:
+        words: On the button.
+        function: What it shows stands below the button.
+        now: Whether to call it at once; never in the app, so that a class that opens it starts nothing.
+    """
+    if now and APP not in os.environ:
+        with one_thread():
+            function()
+        return
+    if is_headless():
+        say(f"{words}: left out in this run.")
+        return
+    from IPython.display import display
+    from ipywidgets import Button, Layout, Output, VBox
+
+    button, below = Button(description=words, layout=Layout(width="auto")), Output()
+
+    def pressed(_) -> None:
+        button.disabled = True
+        with below:
+            if importlib.util.find_spec("torch") is None:
+                say("This asks the models, which need torch: install it by make demo or make app.")
+                return
+            with one_thread():
+                function()
+
+    button.on_click(pressed)
+    display(VBox([button, below]))
 
 
 def show(what, caption: str = "") -> None:

@@ -1,6 +1,7 @@
 """A game for a class: which of four examples does this student answer best with?"""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ LETTERS = "ABCD"
 NEARLY = 0.051  # a guess within one question of twenty of the best one counts
 STYLE = (
     "<style>.wbg{font-size:1.15em;line-height:1.45}.wbg .card{white-space:pre-wrap;overflow-wrap:anywhere}"
-    ".wbg td,.wbg th{padding:.2em .8em;text-align:left}</style>"
+    ".wbg td,.wbg th{padding:.2em .8em;text-align:left}"
+    ".wbg .bar{background:#005a9c;color:#fff;margin:.15em 0;padding:.1em .5em;white-space:nowrap;min-width:4em;"
+    "animation:wbgrow 1.5s ease-out}@keyframes wbgrow{from{width:0}}"
+    "@media (prefers-reduced-motion:reduce){.wbg .bar{animation:none}}</style>"
 )
 
 
@@ -76,8 +80,15 @@ def _round(student: str, task: str, question: str, own) -> Round:
     rows = own.sort_values("technique")
     # In a fixed order the place would soon give the style away.
     order = stream(0, "guessing", student, question).permutation(len(rows))
-    examples = list(rows[["technique", "rationale", "value"]].itertuples(index=False, name=None))
+    texts = [_neutral(text, style) for text, style in rows[["rationale", "technique"]].itertuples(index=False)]
+    examples = list(zip(rows["technique"], texts, rows["value"], strict=True))
     return Round(student, task, question, tuple(examples[i] for i in order), int(rows["n"].iloc[0]))
+
+
+def _neutral(rationale: str, style: str) -> str:
+    """Return a rationale without the name of its style before it and without tags around the answer."""
+    rationale = re.sub(rf"^\s*{re.escape(style)}:\s*", "", rationale, flags=re.IGNORECASE)
+    return re.sub(r"<ans>(.*?)</ans>", r"So: \1", rationale)
 
 
 class GuessGame(HasTraits):
@@ -94,6 +105,7 @@ class GuessGame(HasTraits):
 
     position = Int(0, help="the round that is on the table")
     guesses = Dict(help="round -> letter guessed")
+    hands = Dict(help="(round, letter) -> hands that went up for it")
 
     def __init__(self, rounds: Sequence[Round]):
         super().__init__()
@@ -146,11 +158,14 @@ class GuessGame(HasTraits):
 
     def view(self):
         """Return the game as widgets tied to the state."""
-        from ipywidgets import HTML, Button, GridBox, HBox, Layout, VBox
+        from ipywidgets import HTML, BoundedIntText, Button, GridBox, HBox, Layout, VBox
 
         heading, question, said, score = (HTML() for _ in range(4))
-        cards, picks = {letter: HTML() for letter in LETTERS}, {}
+        cards, picks, votes = {letter: HTML() for letter in LETTERS}, {}, {}
         for letter in LETTERS:
+            votes[letter] = BoundedIntText(0, 0, 999, tooltip=f"Hands up for {letter}", layout=Layout(width="5em"))
+            count = lambda up, letter=letter: self.hands.update({(self.position, letter): up["new"]})  # noqa: E731
+            votes[letter].observe(count, "value")
             tip = f"Guess that example {letter} helps most"
             picks[letter] = Button(description=f"Example {letter}", tooltip=tip, layout=Layout(width="8em"))
             picks[letter].on_click(lambda _, letter=letter: self.guess(letter))
@@ -167,20 +182,27 @@ class GuessGame(HasTraits):
             question.value = _card(now.question)
             for letter, (_, text, _) in zip(LETTERS, now.examples):
                 cards[letter].value, picks[letter].disabled = _card(text), guessed is not None
+                votes[letter].value = self.hands.get((self.position, letter), 0)
             said.value = self._outcome(now, guessed) if guessed else ""
             score.value = f'<div class="wbg" role="status">{html.escape(self.score())}</div>' if self.guesses else ""
 
         self.observe(redraw, ["position", "guesses"])
         redraw()
-        layout = Layout(grid_template_columns="9em 1fr", grid_gap="0.6em", align_items="center")
-        both = [widget for letter in LETTERS for widget in (picks[letter], cards[letter])]
+        layout = Layout(grid_template_columns="9em 1fr 6em", grid_gap="0.6em", align_items="center")
+        both = [widget for letter in LETTERS for widget in (picks[letter], cards[letter], votes[letter])]
         return VBox([heading, question, GridBox(both, layout=layout), said, HBox([onward, score])])
 
     def _outcome(self, now: Round, guessed: str) -> str:
         head = "Right." if guessed in now.accepted() else f"Not {guessed}."
-        table = figures.table(pd.DataFrame(now.results()).drop(columns="explanation"))
+        hands = [self.hands.get((self.position, letter), 0) for letter in LETTERS]
+        rows = pd.DataFrame(now.results()).drop(columns="explanation")
+        table = figures.table(rows.assign(hands=hands) if any(hands) else rows)
+        bars = "".join(
+            f'<div class="bar" style="width:{60 * score:.0f}%">{letter} {score:.0%}</div>'
+            for letter, (*_, score) in zip(LETTERS, now.examples)
+        )
         answer = html.escape(self.answer())
-        return f'<div class="wbg" role="status"><strong>{head}</strong> {answer}{table}</div>'
+        return f'<div class="wbg" role="status"><strong>{head}</strong> {answer}{bars}{table}</div>'
 
 
 def _card(text: str) -> str:
