@@ -24,9 +24,9 @@ from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
 from workbench.runs.recipe import format_yaml
 from workbench.runs.run import Run
-from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import STATES, arm_name, percent, spell, states
 from workbench.verdict.intervals import wilson
+from workbench.verdict.verdict import verdict_of
 
 SCRIPT_SAYS = "Figures are drawn by plotly."
 PLOTLY = "plotly.min.js"
