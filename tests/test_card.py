@@ -1,5 +1,7 @@
 """The result card, from numbers put in by hand; on whole runs it is tested with the loops."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pandas as pd
@@ -93,3 +95,10 @@ def test_what_a_run_says_is_escaped_and_fits_a_terminal():
     assert "<script" not in shown._repr_html_() and "<i>" not in shown._repr_html_()
     assert max(map(len, str(shown).splitlines())) <= 105 and str(shown).count("undecided") == N_COMPARED
     assert repr(shown) == "<i>ada</i>: yes, yes, yes"
+
+
+def test_looking_at_a_result_loads_no_models():
+    names = "{'torch', 'transformers'}"
+    code = f"import sys, workbench as wb; wb.result_card, wb.model_names, wb.planted; print({names} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,13 +1,13 @@
 """The report of a run: small, whole, offline, on one screen and a few sheets of paper; nothing in it becomes markup."""
 
 import html
-import json
 import re
 from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
+from lab import axe_finds_nothing
 from test_figures import evaluated, examples_frame
 
 from workbench.methods import ALL
@@ -63,13 +63,13 @@ def report(request, tmp_path_factory):
     run = SimpleNamespace(
         name=BAD,
         path=folder,
+        verdict=verdict,
         recipe=recipe,
         has=frames.__contains__,
         read=lambda name: frames[name],
         steps=lambda: ["drafts", "round-1/a", "round-1/b"],
         manifest=lambda name: made,
     )
-    (folder / "verdict.json").write_text(json.dumps(verdict))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(page, "result_card", lambda run: ResultCard(map(card_of, blocks)))
         return page.write_report(run)
@@ -106,6 +106,7 @@ def test_the_first_screen_shows_the_figure_and_the_search_finds(report, chromium
         box = tab.locator("figure svg").first.bounding_box()
         assert box["y"] + box["height"] < 900 and box["x"] >= 0 and box["x"] + box["width"] <= width
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut at the side"
+        axe_finds_nothing(tab, "main")
         rows, shown = tab.locator("#examples tbody tr"), tab.locator("#examples tbody tr:visible")
         tab.fill("#search", "TAILORED right")
         assert 0 < shown.count() < rows.count() and f"{shown.count()} found" in tab.inner_text("#found")
@@ -115,8 +116,8 @@ def test_the_first_screen_shows_the_figure_and_the_search_finds(report, chromium
     assert not errors and asked == [report.as_uri()]
 
 
-@pytest.mark.browser
-def test_it_prints_on_a_few_sheets(report, chromium, tmp_path):
+def sheets_of(report, chromium) -> int:
+    """Return on how many sheets of A4 a page is printed."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -125,7 +126,12 @@ def test_it_prints_on_a_few_sheets(report, chromium, tmp_path):
         tab.goto(report.as_uri())
         sheets = tab.pdf(prefer_css_page_size=True)
         browser.close()
-    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", sheets)) <= PAGES_OF_PAPER
+    return len(re.findall(rb"/Type\s*/Page\b", sheets))
+
+
+@pytest.mark.browser
+def test_it_prints_on_a_few_sheets(report, chromium):
+    assert 1 <= sheets_of(report, chromium) <= PAGES_OF_PAPER
 
 
 def test_a_notebook_becomes_a_page_that_shares_plotly(tmp_path):

@@ -6,8 +6,10 @@ import re
 import papermill
 import pytest
 from conftest import PROJECT
+from test_report import PAGES_OF_PAPER, sheets_of
 
 from workbench.cli.main import DONE, main
+from workbench.report.page import write_report
 from workbench.runs.run import SAMPLE, open_run
 from workbench.verdict.evaluation import decide, verdict_of
 
@@ -38,6 +40,12 @@ def test_every_frame_is_what_its_manifest_says_and_no_step_is_computed(sample):
     assert len(sample.step("rows", different)) == len(sample.read("rows"))
     assert decide(sample) == verdict_of(sample) and len(sample.recipe.models.students) == 5
     assert open_run(SAMPLE, sample.recipe).path == sample.path
+
+
+@pytest.mark.browser
+def test_its_report_prints_on_a_few_sheets(sample, chromium):
+    """Five students and four tasks: the longest report that recipes at hand make."""
+    assert 1 <= sheets_of(write_report(sample), chromium) <= PAGES_OF_PAPER
 
 
 def test_open_shows_its_card_and_writes_its_report(sample, capsys):

@@ -220,7 +220,7 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
         "are: whether other seeds would agree is what the interval adds.",
         f"If {a} and {b} were alike, {f'{100 * p:.1f} %' if p >= 0.001 else 'less than 0.1 %'} of all sign patterns "
         f"would lie as far from zero as the {seen:+.1f} points seen for {named(block['student'])} (that share is the "
-        "p-value).",
+        f"p-value). With the luck of seeds too: {_said(block['comparisons'][0])}.",
         table,
         models,
     )

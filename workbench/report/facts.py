@@ -15,7 +15,7 @@ from workbench.runs.run import Run
 from workbench.runs.schemas import Ledger
 from workbench.signals.judge import Judged, stored
 from workbench.tasks.task import all_test_items, load_tasks, task_file
-from workbench.verdict.in_words import decision_in_words, percent, share_of, spell
+from workbench.verdict.in_words import percent, share_of, spell
 
 NOT_STATED = "not stated"
 OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
@@ -154,14 +154,10 @@ class Facts:
         return lines
 
     def troubles(self) -> list[str]:
-        """Return what did not work, a sentence each: comparisons not won, harm by training, losses, warnings."""
-        block, said = self.block, []
-        for row in block["comparisons"]:
-            if (found := decision_in_words(row)) != "better":
-                what = f"{row['a']} against {row['b']} with {row['shots']} shots: {found}"
-                said.append(f"{what}, {spell(row['difference'], row['low'], row['high'], 'points')}.")
+        """Return what did not work beside the comparisons, a sentence each: harm by training, losses, warnings."""
+        block = self.block
         worse = [row for row in block["per_task"] if row["decision"] == "worse"]
-        said += [f"On {row['task']}, {row['a']} is worse than {row['b']}." for row in worse]
+        said = [f"On {row['task']}, {row['a']} is worse than {row['b']}." for row in worse]
         base = block["arms"].get("base")
         for arm, row in block["arms"].items():
             if base and row["accuracy"] < base["accuracy"]:

@@ -32,6 +32,11 @@ class Line(NamedTuple):
     arrow: str = "<-"
     aside: bool = False
 
+    def __str__(self) -> str:
+        arrow = f"{self.arrow} " if self.depth and self.arrow else ""
+        cut = self.text if self.arrow or len(self.text) <= WIDTH else self.text[: WIDTH - 3] + "..."
+        return "   " * self.depth + arrow + cut
+
 
 class Lineage(str):
     """A lineage as text; a notebook shows it as a tree to unfold, with what the text has no room for.
@@ -41,13 +46,7 @@ class Lineage(str):
     """
 
     def __new__(cls, lines: Sequence[Line]):
-        shown = [f"{line.arrow} " * bool(line.depth and line.arrow) + line.text for line in lines]
-        cut = [
-            text if line.arrow or len(text) <= WIDTH else text[: WIDTH - 3] + "..." for text, line in zip(shown, lines)
-        ]
-        made = super().__new__(
-            cls, "\n".join("   " * line.depth + text for text, line in zip(cut, lines) if not line.aside)
-        )
+        made = super().__new__(cls, "\n".join(str(line) for line in lines if not line.aside))
         made.lines = list(lines)
         return made
 

@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 from nbconvert import HTMLExporter
 from plotly.offline import get_plotlyjs
+from traitlets.config import Config
 
 from workbench.figures.style import ARMS
 from workbench.figures.verdict import DECISIONS, block_of
@@ -23,9 +24,9 @@ from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
 from workbench.runs.recipe import format_yaml
 from workbench.runs.run import Run
-from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import STATES, arm_name, percent, spell, states
 from workbench.verdict.intervals import wilson
+from workbench.verdict.verdict import verdict_of
 
 SCRIPT_SAYS = "Figures are drawn by plotly."
 PLOTLY = "plotly.min.js"
@@ -46,7 +47,7 @@ def write_report(work: Run) -> Path:
     """
     reports, names = work.path / "reports", ALL[work.recipe.method].notebooks
     links = [notebook_page(path).name for name in names if (path := reports / f"{name}.ipynb").is_file()]
-    if links and not (work.path / "verdict.json").is_file():
+    if links and not work.verdict:
         return reports / links[-1]
     verdict, cards = verdict_of(work), result_card(work)
     facts, blocks = Facts(work, verdict["student"]), [block_of(verdict, card.student) for card in cards]
@@ -169,25 +170,19 @@ def notebook_page(executed: Path) -> Path:
     """
     settings = "window.PlotlyConfig = {MathJaxConfig: 'local'};"
     atomic_write(executed.with_name(PLOTLY), f"{settings}\n{get_plotlyjs()}".encode())
+    # The values that a run used stand in its recipe.
+    no_parameters = {"enabled": True, "remove_cell_tags": ["parameters", "injected-parameters"]}
     hide = {"exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
+    exporter = HTMLExporter(raw_template=CELLS, config=Config({"TagRemovePreprocessor": no_parameters}), **hide)
     node = nbformat.read(executed, as_version=4)
-    node.cells = [cell for cell in map(_without_script, node.cells) if not _holds_parameters(cell)]
-    cells = HTMLExporter(raw_template=CELLS, **hide).from_notebook_node(node)[0]
+    for cell in node.cells:
+        # Without the plotly.js that a notebook's first cell displays.
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if one.get("data", {}).get("text/plain") != SCRIPT_SAYS]
+    cells = exporter.from_notebook_node(node)[0]
     # Notebooks link each other; studies lie in a folder there, and beside the others here.
     cells = re.sub(r'href="(?:\.\./|studies/)?(\w+)\.ipynb"', r'href="\1.html"', cells)
     path = executed.with_suffix(".html")
     page = PAGES.get_template("notebook.html.j2").render(title=path.stem.replace("_", " "), cells=cells, plotly=PLOTLY)
     atomic_write(path, page.encode("utf-8"))
     return path
-
-
-def _without_script(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Return the cell without the plotly.js that a notebook's first cell displays."""
-    if "outputs" in cell:
-        cell.outputs = [one for one in cell.outputs if one.get("data", {}).get("text/plain") != SCRIPT_SAYS]
-    return cell
-
-
-def _holds_parameters(cell: nbformat.NotebookNode) -> bool:
-    # The values that a run used stand in its recipe.
-    return bool({"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])))

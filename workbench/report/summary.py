@@ -13,12 +13,11 @@ from workbench.figures.verdict import block_of, by_student, comparisons
 from workbench.runs.cache import read_json
 from workbench.runs.recipe import project_root
 from workbench.runs.run import Run
-from workbench.studies import validity
 from workbench.tasks.task import load_tasks
 from workbench.verdict.ablations import cohort, contrasts
-from workbench.verdict.evaluation import verdict_of
 from workbench.verdict.in_words import decision_in_words
 from workbench.verdict.intervals import auc
+from workbench.verdict.verdict import verdict_of
 
 
 def model_names(work: Run) -> str:
@@ -116,6 +115,8 @@ def keep(run: Run, folder: Path) -> list[Path]:
 
     Tables of ablations and of a cohort, and the test of its probe, go with them where there are any.
     """
+    from workbench.studies import validity  # it loads torch
+
     folder.mkdir(parents=True, exist_ok=True)
     found = verdict_of(run)
     table = summarise(run) if run.has("signals") else by_arm(found)

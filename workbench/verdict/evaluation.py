@@ -17,14 +17,13 @@ from workbench.models.engine import Completion
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import record_test_access, write_json
-from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of, fingerprint
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import VERDICT, Frames, Run
 from workbench.tasks.overlap import overlap_report, overlap_warnings
 from workbench.tasks.task import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.verdict.in_words import NO_COMPARISON, opened_in_words
-from workbench.verdict.verdict import BASE_SEED, verdict
+from workbench.verdict.verdict import BASE_SEED, verdict, verdict_of
 
 VERSION = 7
 
@@ -171,17 +170,3 @@ def same_rows(rows: pd.DataFrame) -> list[str]:
         groups = [" and ".join(group) for group in arms.values() if len(group) > 1]
         said += [f"{NO_COMPARISON} {group} of {student} were trained on the same examples." for group in groups]
     return said
-
-
-def verdict_of(run: Run) -> dict:
-    """Return the run's verdict as stored.
-
-    Raises:
-        RunError: If the run has none yet.
-    """
-    if not (found := run.verdict):
-        raise RunError(
-            f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
-            f"workbench run {run.recipe.name} --name {run.name}"
-        )
-    return found

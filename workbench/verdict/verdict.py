@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from workbench.runs.errors import DataError
+from workbench.runs.errors import DataError, RunError
 from workbench.runs.recipe import TAILORED_FOR
+from workbench.runs.run import Run
 from workbench.verdict.in_words import level, opened_in_words
 from workbench.verdict.intervals import (
     BETTER,
@@ -211,6 +212,20 @@ def verdict(
     top = {"recipe": recipe, "run": run, "models": models} | blocks[student]
     top |= {"warnings": [*warnings, *top["warnings"]], "test_set": test_set}
     return top | ({"students": blocks} if len(blocks) > 1 else {})
+
+
+def verdict_of(run: Run) -> dict:
+    """Return the run's verdict as stored.
+
+    Raises:
+        RunError: If the run has none yet.
+    """
+    if not (found := run.verdict):
+        raise RunError(
+            f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
+            f"workbench run {run.recipe.name} --name {run.name}"
+        )
+    return found
 
 
 def _training_of(training: pd.DataFrame | None, student: str) -> dict[str, dict]:
