@@ -105,16 +105,31 @@ def test_a_guess_counts_when_it_is_best_or_nearly():
 
 def test_the_view_is_the_state_and_keeps_model_text_as_text():
     game = GuessGame(rounds((0.5, 0.8, 0.2, 0.3), (0.9, 0.1, 0.1, 0.1)))
-    heading, question, grid, said, foot = game.view().children
-    picks, cards = grid.children[::2], grid.children[1::2]
+    heading, grid, said, foot = game.view().children
+    cards, picks = zip(*((one.children[0], one.children[1].children[0]) for one in grid.children), strict=True)
+    hands = [one.children[1].children[1] for one in grid.children]
     assert "Round 1 of 2" in heading.value and said.value == "" and foot.children[1].value == ""
-    for shown in (question, *cards):
+    assert "Ana" in heading.value and "ada" not in heading.value, "a name may tell what a student likes"
+    assert not any("style" in card.value for card in cards)
+    hands[0].value = 12
+    for shown in (heading, *cards):
         assert "<img" not in shown.value and "&lt;img" in shown.value
     picks[1].click()
-    assert game.guesses == {0: "B"} and all(button.disabled for button in picks)
+    assert 'class="card best"' in cards[1].value and "style 1</strong>, 32 of 40 right" in cards[1].value
+    assert game.guesses == {0: "B"} and hands[0].value == 12 and all(button.disabled for button in picks)
     assert "Right." in said.value and "1 of 1 guesses right" in foot.children[1].value
     foot.children[0].click()
     assert game.position == 1 and "Round 2 of 2" in heading.value and not picks[0].disabled and said.value == ""
+    assert hands[0].value == 0
+    picks[2].click()
+    assert 'class="card guessed"' in cards[2].value and "In the run, Ana is ada." in said.value
+
+
+def test_an_option_does_not_tell_its_style_in_words(sample):
+    for now in rounds_of(sample["signals"], sample["drafts"], 4):
+        for style, text, _ in now.examples:
+            shown = guess_game.plain(style, text)
+            assert style not in shown.lower() and "<" not in shown and len(shown) > 10
 
 
 def test_headless_the_game_is_a_table_with_the_answers(monkeypatch):

@@ -16,6 +16,8 @@ from workbench.runs.run import ENDED
 
 GOING_ON = "… "  # before a line of progress, which does not stay on the page
 REPORT_EVERY_S = 10
+COLOURS = {"finished": "green", "working": "bold cyan", "stopped": "red", "gone": "red", "not begun": "dim"}
+COLOURS |= {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
@@ -54,6 +56,24 @@ def show(what, caption: str = "") -> None:
         return
     frame = pd.DataFrame(what)
     _display(f'{TABLE_STYLE}<div class="wb">{head}{figures.table(frame)}</div>', frame.to_string(index=False))
+
+
+def print_table(frame: pd.DataFrame, out) -> None:
+    """Print a frame: on a terminal as a table that fits it, elsewhere in plain columns."""
+    if not out.isatty():
+        print(frame.to_string(index=False, na_rep=""), file=out)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in frame:
+        table.add_column(str(name).replace("_", " "), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(Text("" if pd.isna(value) else str(value), COLOURS.get(value, "")) for value in row))
+    Console(file=out).print(table)
 
 
 def source(function: Callable) -> None:
