@@ -69,7 +69,9 @@ def test_the_sample_draws_every_figure_of_the_lesson(sample):
         assert f"best after {style} drafts" in said
         after = "meter" if student == "diary-strong" else style  # that student's teacher stays with its own way
         examples = sample["examples"]
-        own = examples[examples["student"].isin([student, ""])].assign(student=student)
+        own = examples[examples["student"].isin([student, ""])].assign(
+            student=student, question_id=lambda own: own.index
+        )
         assert f"for {student} {after}" in figures.sentence(figures.style_shift(own))
         texts = own[own["rationale"] != ""]
         assert {"untailored", "tailored"} <= set(texts["arm"]) and texts["rationale"].str.contains("<ans>").all()
@@ -170,8 +172,7 @@ def write_without_live_part(path):
 def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    write_without_live_part(tmp_path / "06.ipynb")
-    shown = app(tmp_path / "06.ipynb", tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs"))
+    shown = app(NOTEBOOK, tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs"))
     with shown as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page, errors, asked = browser.new_page(viewport={"width": 1300, "height": 900}), [], []
@@ -180,6 +181,14 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda one: asked.append(one.url))
         page.goto(address)
+        page.get_by_text("1 of 7", exact=True).wait_for()
+        assert page.get_by_role("link", name="Let the models answer live").is_visible()
+        # One step a screen: nothing of the next one is seen before it is asked for.
+        assert not page.get_by_role("button", name="Example A").is_visible()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        page.get_by_role("heading", name="Which example would you give?").wait_for()
+        assert not page.get_by_role("heading", name="Meet three students").is_visible()
         page.get_by_role("button", name="Example A").click()
         page.get_by_text("guesses right; by chance").wait_for()
         page.get_by_role("button", name="Next round").click()

@@ -180,7 +180,7 @@ class Inspector(HasTraits):
         """Write a review of all pairs that the filters leave and nobody has reviewed; return how many."""
         rows = self.order[self.said[self.order] == ""]
         for pair in self.pairs.iloc[rows].to_dict("records"):
-            self.reviews.add(pair, "review", review, blind=self.blind)
+            self.reviews.add(pair, "review", review)
         self.refresh()
         return len(rows)
 
