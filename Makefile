@@ -8,7 +8,7 @@
 # make bitsandbytes  what QLoRA needs, with a GPU
 # make smol   a real language model of 135 million parameters as student, and its teacher, for the recipe arte-smol
 # make lm-eval  standard benchmarks through lm-evaluation-harness
-# make app    notebook 06 as an app, without code; its live parts wait behind buttons
+# make app    notebook 06 as an app, without code; its live parts wait for a click
 # make lesson the same from its stored sample alone, without torch: a few minutes from a fresh clone
 # make pictures  take the README's pictures of JupyterLab again
 # make pocket train the shipped models again, from nothing
@@ -64,7 +64,7 @@ lm-eval: .venv/core.stamp
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt
 
 # Voila carries an older Lab than ours, which draws figures by themselves but not by plotly's extension.
-VOILA = WORKBENCH_APP=1 JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb \
+VOILA = JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb \
 	--template=lesson --VoilaConfiguration.extension_denylist=jupyterlab-plotly
 
 app: .venv/core.stamp

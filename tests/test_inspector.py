@@ -1,5 +1,6 @@
 import html
 import json
+import re
 import subprocess
 import sys
 
@@ -206,7 +207,10 @@ def test_sides_are_at_random_in_blind_mode_and_stay_where_they_are(inspector):
         names = (
             ["chosen", "rejected"] if inspector.chosen_is_left(inspector.pair["pair_id"]) else ["rejected", "chosen"]
         )
-        assert texts == [inspector.pair[name] for name in names]
+        assert [text.replace("(hidden)", "Tally") for text in texts] == [
+            re.sub("Tally|Story|Meter|Diary", "Tally", inspector.pair[name]) for name in names
+        ]
+        assert all("(hidden):" in text for text in texts) or inspector.pair["kind"] == "question"
         inspector.next()
 
 
@@ -216,7 +220,7 @@ def test_a_blind_preference_is_of_the_side_that_was_shown(inspector):
         pair, row = inspector.pair, inspector.row
         shown = "".join(text for _, text in inspector.sight()["sides"][side == "right"]["pieces"])
         inspector.prefer(side)
-        assert inspector.said[row] == ("keep" if shown == pair["chosen"] else "flip")
+        assert inspector.said[row] == ("keep" if shown.partition(":")[2] in pair["chosen"] else "flip")
         inspector.next()
     events = inspector.reviews.events()
     assert all(event.blind for event in events) and {event.left for event in events} <= {

@@ -170,6 +170,7 @@ def test_pairs_are_reviewed_by_keyboard_survive_a_killed_kernel_and_count(folder
     lab.wait_for(".wbi-position", "Pair 1 of 14")
     lab.press("Escape")
     lab.tab_to(".wbi")
+    _a_decision_needs_no_scrolling(lab)
     # Each key waits for what the one before did: a review is of the pair on the screen.
     lab.press("2")
     lab.wait_for(".wbi-position", "Pair 2 of 14")
@@ -198,6 +199,34 @@ def test_pairs_are_reviewed_by_keyboard_survive_a_killed_kernel_and_count(folder
     assert re.search(r"'pairs flipped by review': 1, 'pairs dropped by review': 1", said), said
     reviewed = json.loads((folder / "runs" / "probed" / "reviewed" / "manifest.json").read_text())
     assert reviewed["counts"]["pairs"] == 13
+
+
+def _a_decision_needs_no_scrolling(lab: Page) -> None:
+    """What is needed is on screen in a small window, in a larger one in three columns, and no button moves."""
+    before = lab.page.viewport_size
+    for width, height, columns in ((1280, 720, 2), (1440, 900, 3)):
+        lab.page.set_viewport_size({"width": width, "height": height})
+        lab.page.evaluate("document.querySelector('.wbi').scrollIntoView({block: 'end'})")
+        lab.page.locator(".wbi").focus()
+        places = []
+        for at in (1, 2):
+            lab.wait_for(".wbi-position", f"Pair {at} of 14")
+            needed = [".wbi-position", ".wbi-facts", ".wbi-prompt", ".wbi-side >> nth=0", ".wbi-side >> nth=1"]
+            needed += [f".wbi-foot .wbi-act >> nth={n}" for n in range(4)] + [".wbi-decided"]
+            boxes = [lab.page.locator(selector).bounding_box() for selector in needed]
+            assert all(0 <= box["y"] and box["y"] + box["height"] <= height and box["width"] for box in boxes)
+            places.append(boxes[5:9])
+            lab.press("j" if at == 1 else "k")
+        assert places[0] == places[1]
+        grid = lab.page.evaluate("getComputedStyle(document.querySelector('.wbi-main')).gridTemplateColumns")
+        assert len(grid.split()) == columns, grid
+    lab.wait_for(".wbi-next [aria-current]", "1")
+    lab.press("?")
+    help_box, root = (lab.page.locator(one).bounding_box() for one in (".wbi-keys", ".wbi"))
+    assert root["y"] < help_box["y"] and help_box["y"] + help_box["height"] < root["y"] + root["height"]
+    lab.press("Escape")
+    assert not lab.page.locator(".wbi-keys").is_visible()
+    lab.page.set_viewport_size(before)
 
 
 def _shortcuts_stay_inside(lab: Page) -> None:

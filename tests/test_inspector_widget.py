@@ -47,6 +47,17 @@ def test_no_text_is_in_the_state_that_notebooks_keep(ask, inspector):
     assert len(kept) < 100_000
 
 
+def test_all_listed_pairs_are_reviewed_at_once_and_taken_back_at_once(ask, inspector):
+    inspector.flip()
+    n = len(inspector.pairs[inspector.pairs["kind"] == "question"])
+    assert ask("set", values={"kind": "question"})["counts"]["to_go"] == n > 1
+    said = ask("bulk", value="drop")
+    assert said["n"] == n and said["counts"]["drop"] == n and said["counts"]["to_go"] == 0
+    assert ask("bulk", value="keep")["n"] == 0
+    said = ask("undo", n=n)
+    assert said["counts"]["drop"] == 0 and said["counts"]["flip"] == 1 and said["counts"]["to_go"] == n
+
+
 def test_reviews_move_on_and_are_acknowledged(ask, inspector):
     first = inspector.pair["pair_id"]
     said = ask("review", pair_id=first, event_id="e1", side="right")

@@ -1,6 +1,7 @@
 """The command line: what it refuses, what it says, and that its exit status tells the truth."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +79,25 @@ def test_the_package_lists_its_contents_and_nothing_else():
         assert value.__doc__ and not name.startswith("_"), name
     with pytest.raises(AttributeError, match="workbench has no 'drft'"):
         _ = workbench.drft
+
+
+def test_without_a_name_the_run_worked_on_last_is_taken(capsys, runs, recipe):
+    for command in ((), ("watch",), ("summary",), ("trace", "3fa9")):
+        status, _, error = outcome(capsys, *command)
+        assert status == FAILED and "There is no run in" in error and "workbench run arte-demo --name demo" in error
+    assert not runs.exists()
+    for n, name in enumerate(("b", "c", "a")):
+        work = open_run(name, recipe)
+        work.step("numbers", as_it_is, pd.DataFrame({"n": [1]}))
+        for path in (work.path, work.path / "numbers"):
+            os.utime(path, (n, n))
+    capsys.readouterr()
+    for command in ((), ("watch",)):
+        status, said, _ = outcome(capsys, *command)
+        assert status == DONE and said.startswith("Run a") and "numbers is finished, questions has not begun" in said
+    os.utime(runs / "b" / "numbers", (9, 9))
+    status, _, error = outcome(capsys, "trace", "3fa9")
+    assert status == FAILED and "run b" in error.lower()
 
 
 def test_what_was_moved_aside_is_brought_back(capsys, runs, recipe):

@@ -67,6 +67,12 @@ def finish(work, *steps: str) -> None:
         work.step(step, things, 3)
 
 
+def written(now) -> str:
+    out = io.StringIO()
+    now.write(out)
+    return out.getvalue()
+
+
 def row_of(now, step: str) -> pd.Series:
     return now.steps.set_index("step").loc[step]
 
@@ -190,7 +196,7 @@ def test_a_model_in_training_has_a_spark_line_for_each_metric(begun):
     progress.steps("s-tailored", 2, 9, {"rewards/margins": 0.5, "loss": 0.7})
     now = look(begun)
     assert now.curve[1].startswith("loss, s-tailored: 0.7 to 0.7 in 2 steps") and len(now.curve) == 2
-    assert "rewards/margins, s-tailored: 0.25 to 0.5 in 2 steps  ▁█" in now.in_words()
+    assert "rewards/margins, s-tailored: 0.25 to 0.5 in 2 steps  ▁█" in written(now)
     assert now.doing == ["starting, step 2 of 9"]
 
 
@@ -203,7 +209,7 @@ def test_spark_lines_show_a_fall_as_a_fall():
 def test_what_a_model_wrote_acts_on_no_terminal(begun):
     progress.made([{"text": EVIL * 50, "n_tokens": 1}])
     now = look(begun)
-    said = now.in_words()
+    said = written(now)
     assert all(letter.isprintable() or letter == "\n" for letter in said)
     assert all(len(line) < 130 for line in said.partition("Last written:")[2].splitlines())
     assert visible("a\x1b[31mb\n\u202ec\u200b", 20) == "a [31mb c"

@@ -40,7 +40,7 @@ __getattr__, __all__ = lazily(
         "report.card": "result_card",
         "report.lineage": "lineage",
         "verdict.in_words": "mean_of share_of",
-        "notebook.display": "Progress is_headless later progress say show source",
+        "notebook.display": "Progress is_headless progress say show source",
         "notebook.session": "finish setup start",
         "notebook.inspector": "inspect",
     },

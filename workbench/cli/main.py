@@ -1,4 +1,4 @@
-"""The command line: run, watch, runs, summary, plan, rehearse, study, trace, export, doctor.
+"""The command line: run, watch, runs, summary, plan, rehearse, study, trace, export, restore, doctor.
 
 pydantic, pandas and the rest are imported by the command that needs them, so that --help is instant.
 """
@@ -15,13 +15,15 @@ from pathlib import Path
 from workbench.runs.errors import RecipeError, RunError, redact, visible
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+NAMELESS = {"runs", "plan", "rehearse", "study", "doctor"}  # commands without a run, or with one of their own
 SAID = 2_000  # characters of a line of an error
 # {first} stands for the first recipe that the project ships, {demo} for its demo.
 EXAMPLES = """examples:
   workbench run {demo} --name demo            the whole loop on the models the project ships, in minutes
   workbench run {demo} --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
   workbench run {demo} --name demo --from 04  do training and evaluation again
-  workbench watch demo                           what it is doing now, from another terminal
+  workbench                                      the run worked on last, and what comes next
+  workbench watch                                what it is doing now, from another terminal
   workbench plan {first}-paper                      what the paper's own numbers would cost
   workbench rehearse {demo}                  texts of every kind, before the whole is started
   workbench plan {first} --measure                  the same for models that are here, after trying them out
@@ -64,7 +66,7 @@ def parameters(what: str) -> tuple:
     return argument("-p", "--parameter", **pairs, help=f"{what} (repeatable)")
 
 
-RUN = argument("name", metavar="RUN", help="name of the run")
+RUN = argument("name", metavar="RUN", nargs="?", help="name of the run; the one worked on last, unless given")
 RECIPE = (
     argument(
         "recipe",
@@ -116,6 +118,32 @@ def run(given: argparse.Namespace) -> int | None:
     print(f"Report: {_shown(report)}")
 
 
+def status(given: argparse.Namespace) -> None:
+    """Say how far the run worked on last is, and what comes next."""
+    from workbench.notebook.watch import look
+    from workbench.runs.run import open_run
+
+    work = open_run(given.name)
+    now = look(work)
+    print(f"Run {work.name} of recipe {work.recipe.name}: {now.said}")
+    if now.state == "finished":
+        print(f"What it found: workbench summary {work.name}, or {_shown(work.path / 'reports' / 'report.html')}")
+        print(f"How far to trust it: workbench study NAME {work.name}; all studies: workbench study")
+    print("All runs: workbench runs; all commands: workbench --help")
+
+
+def latest() -> str:
+    """Return the name of the run worked on last."""
+    from workbench.runs.cache import runs_folder
+
+    folders = [path.parent for path in runs_folder().glob("*/recipe.yaml")]
+    if not folders:
+        demo = next(iter(demos()), "RECIPE")
+        raise RunError(f"There is no run in {runs_folder()} yet; begin one: workbench run {demo} --name demo")
+    # A folder is as old as what was last put into it.
+    return max(folders, key=lambda folder: max(path.stat().st_mtime for path in [folder, *folder.glob("*/")])).name
+
+
 @command(RUN)
 def watch(given: argparse.Namespace) -> int | None:
     """Say what a run is doing, on a terminal until it is finished.
@@ -136,6 +164,7 @@ def watch(given: argparse.Namespace) -> int | None:
 @command()
 def runs(given: argparse.Namespace) -> None:
     """List runs, one row each."""
+    from workbench.notebook.display import print_table
     from workbench.runs.cache import runs_folder
     from workbench.runs.run import runs_table
     from workbench.verdict.in_words import points
@@ -143,10 +172,12 @@ def runs(given: argparse.Namespace) -> None:
     table = runs_table()
     if table.empty:
         print(f"There are no runs in {runs_folder()} yet; begin one: workbench run RECIPE --name NAME")
-    else:
-        formats = {"difference": points, "low": points, "high": points, "seconds": "{:.0f}".format}
-        print(table.to_string(index=False, na_rep="", formatters=formats))
-        print("\ndifference, low, high: of the primary comparison, in points of accuracy")
+        return
+    forms = {"difference": points, "low": points, "high": points, "seconds": "{:.0f}".format, "steps": "{:.0f}".format}
+    for name, form in forms.items():
+        table[name] = table[name].map(form, na_action="ignore")
+    print_table(table, sys.stdout)
+    print("\ndifference, low, high: of the primary comparison, in points of accuracy")
 
 
 @command(
@@ -315,19 +346,23 @@ def doctor(given: argparse.Namespace) -> None:
     print(in_words())
 
 
+def demos() -> list[str]:
+    """Return the names of the shipped demos; methods, which know their recipes, take long to import."""
+    folder = Path(__file__).resolve().parents[2] / "notebooks" / "recipes"
+    return sorted(path.stem for path in folder.glob("*-demo.yaml"))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; a command returns its exit status, or nothing when all is well."""
     as_written = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    # Methods, which know their recipes, take long to import.
-    demos = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "recipes").glob("*-demo.yaml"))
-    demo = demos[0].stem if demos else "RECIPE-demo"
+    demo = next(iter(demos()), "RECIPE-demo")
     top = argparse.ArgumentParser(
         prog="workbench",
         description="A teacher model learns what its student wants to be taught; see notebooks/00_start_here.ipynb.",
         epilog=EXAMPLES.format(first=demo.removesuffix("-demo"), demo=demo),
         **as_written,
     )
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, (function, arguments) in COMMANDS.items():
         description = textwrap.dedent(f"    {function.__doc__}")
         listed = description.partition(".")[0]
@@ -347,7 +382,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             methods.bring(method)
             os.environ[methods.FROM_FILE] = os.path.abspath(method)  # for the processes that do the work
-        return COMMANDS[given.command][0](given) or DONE
+        if getattr(given, "name", None) is None and given.command not in NAMELESS:
+            given.name = latest()
+        return (COMMANDS[given.command][0] if given.command else status)(given) or DONE
     except RecipeError as error:
         return _say(error, REFUSED)
     except KeyboardInterrupt:

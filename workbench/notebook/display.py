@@ -1,7 +1,6 @@
 """What notebooks show: sentences, tables, figures, and how far a step is."""
 
 import html
-import importlib.util
 import inspect
 import os
 import time
@@ -14,11 +13,11 @@ import pandas as pd
 from workbench import figures
 from workbench.notebook.mistakes import HEADLESS, in_notebook
 from workbench.runs.run import ENDED
-from workbench.runs.workers import one_thread
 
 GOING_ON = "… "  # before a line of progress, which does not stay on the page
 REPORT_EVERY_S = 10
-APP = "WORKBENCH_APP"  # set where a notebook is shown without its code
+COLOURS = {"finished": "green", "working": "bold cyan", "stopped": "red", "gone": "red", "not begun": "dim"}
+COLOURS |= {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
 TABLE_STYLE = (
     "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
@@ -41,41 +40,6 @@ def say(sentence: str) -> None:
     _display(f"<p>{html.escape(sentence)}</p>", sentence)
 
 
-def later(words: str, function: Callable[[], object], now: bool) -> None:
-    """Call a function now, or show a button that calls it when it is pressed, once; headless nothing is called then.
-
-    It computes with one thread: models as small as the pocket ones take longer on several.
-
-    Args:
-        words: On the button.
-        function: What it shows stands below the button.
-        now: Whether to call it at once; never in the app, so that a class that opens it starts nothing.
-    """
-    if now and APP not in os.environ:
-        with one_thread():
-            function()
-        return
-    if is_headless():
-        say(f"{words}: left out in this run.")
-        return
-    from IPython.display import display
-    from ipywidgets import Button, Layout, Output, VBox
-
-    button, below = Button(description=words, layout=Layout(width="auto")), Output()
-
-    def pressed(_) -> None:
-        button.disabled = True
-        with below:
-            if importlib.util.find_spec("torch") is None:
-                say("This asks the models, which need torch: install it by make demo or make app.")
-                return
-            with one_thread():
-                function()
-
-    button.on_click(pressed)
-    display(VBox([button, below]))
-
-
 def show(what, caption: str = "") -> None:
     """Display a figure with its notes, a frame as a table, or a text as it stands; all text in it is escaped.
 
@@ -92,6 +56,24 @@ def show(what, caption: str = "") -> None:
         return
     frame = pd.DataFrame(what)
     _display(f'{TABLE_STYLE}<div class="wb">{head}{figures.table(frame)}</div>', frame.to_string(index=False))
+
+
+def print_table(frame: pd.DataFrame, out) -> None:
+    """Print a frame: on a terminal as a table that fits it, elsewhere in plain columns."""
+    if not out.isatty():
+        print(frame.to_string(index=False, na_rep=""), file=out)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in frame:
+        table.add_column(str(name).replace("_", " "), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(Text("" if pd.isna(value) else str(value), COLOURS.get(value, "")) for value in row))
+    Console(file=out).print(table)
 
 
 def source(function: Callable) -> None:

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 import pandas as pd
 from traitlets import Dict, HasTraits, Int
 
-from workbench import figures
 from workbench.notebook.display import is_headless, show
 from workbench.runs.seeding import stream
 
 LETTERS = "ABCD"
+NAMES = ("Ana", "Ben", "Chi", "Dov", "Eva", "Finn")
 NEARLY = 0.051  # a guess within one question of twenty of the best one counts
 STYLE = (
-    "<style>.wbg{font-size:1.15em;line-height:1.45}.wbg .card{white-space:pre-wrap;overflow-wrap:anywhere}"
-    ".wbg td,.wbg th{padding:.2em .8em;text-align:left}"
-    ".wbg .bar{background:#005a9c;color:#fff;margin:.15em 0;padding:.1em .5em;white-space:nowrap;min-width:4em;"
-    "animation:wbgrow 1.5s ease-out}@keyframes wbgrow{from{width:0}}"
-    "@media (prefers-reduced-motion:reduce){.wbg .bar{animation:none}}</style>"
+    "<style>.wbg{font-size:1.3em;line-height:1.45}.wbg blockquote{margin:.3em 0;font-weight:600}"
+    ".wbg .card{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6em 1em}"
+    ".wbg .card{border:2px solid var(--jp-border-color1,#bdbdbd);border-radius:8px}.wbg p{margin:.5em 0 .2em}"
+    ".wbg .card.best{border:3px solid #009e73}.wbg .card.guessed{border:3px dashed #d55e00}"
+    ".wbg .bar{height:.7em;border:1px solid currentColor}.wbg .bar div{height:100%;background:#0072b2}"
+    "@media(prefers-reduced-motion:no-preference){.wbg .bar div{animation:wbg 1.5s}}"
+    "@keyframes wbg{from{width:0}}</style>"
 )
 
 
@@ -80,15 +82,8 @@ def _round(student: str, task: str, question: str, own) -> Round:
     rows = own.sort_values("technique")
     # In a fixed order the place would soon give the style away.
     order = stream(0, "guessing", student, question).permutation(len(rows))
-    texts = [_neutral(text, style) for text, style in rows[["rationale", "technique"]].itertuples(index=False)]
-    examples = list(zip(rows["technique"], texts, rows["value"], strict=True))
+    examples = list(rows[["technique", "rationale", "value"]].itertuples(index=False, name=None))
     return Round(student, task, question, tuple(examples[i] for i in order), int(rows["n"].iloc[0]))
-
-
-def _neutral(rationale: str, style: str) -> str:
-    """Return a rationale without the name of its style before it and without tags around the answer."""
-    rationale = re.sub(rf"^\s*{re.escape(style)}:\s*", "", rationale, flags=re.IGNORECASE)
-    return re.sub(r"<ans>(.*?)</ans>", r"So: \1", rationale)
 
 
 class GuessGame(HasTraits):
@@ -105,7 +100,6 @@ class GuessGame(HasTraits):
 
     position = Int(0, help="the round that is on the table")
     guesses = Dict(help="round -> letter guessed")
-    hands = Dict(help="(round, letter) -> hands that went up for it")
 
     def __init__(self, rounds: Sequence[Round]):
         super().__init__()
@@ -131,13 +125,22 @@ class GuessGame(HasTraits):
         by_chance = sum(len(self.rounds[i].accepted()) for i in self.guesses) / len(LETTERS)
         return f"{n_right} of {len(self.guesses)} guesses right; by chance about {by_chance:.1f}"
 
+    def called(self, student: str) -> str:
+        """Return the name by which the game speaks of a student, so that it does not tell what the student likes."""
+        place = list(dict.fromkeys(now.student for now in self.rounds)).index(student)
+        return NAMES[place] if place < len(NAMES) else f"Student {place + 1}"
+
     def answer(self) -> str:
-        """Return in words how the present round came out."""
+        """Return in words how the present round came out, and after the last one who the students are."""
         now = self.rounds[self.position]
         best, *others = now.accepted()
         also = f" (so close that {' and '.join(others)} counts too)" if others else ""
         row = now.results()[LETTERS.index(best)]
-        return f"{now.student} did best after {best}, {row['style']}: {row['right after it']} right{also}."
+        said = f"{self.called(now.student)} did best after {best}, {row['style']}: {row['right after it']} right{also}."
+        if len(self.guesses) == len(self.rounds):
+            who = dict.fromkeys(now.student for now in self.rounds)
+            said += f" In the run, {', '.join(f'{self.called(name)} is {name}' for name in who)}."
+        return said
 
     def table(self) -> list[dict]:
         """Return all rounds as rows, with the answers."""
@@ -157,54 +160,63 @@ class GuessGame(HasTraits):
         display(self.view())
 
     def view(self):
-        """Return the game as widgets tied to the state."""
+        """Return the game as widgets tied to the state: a card for each example, on which hands can be counted."""
         from ipywidgets import HTML, BoundedIntText, Button, GridBox, HBox, Layout, VBox
 
-        heading, question, said, score = (HTML() for _ in range(4))
-        cards, picks, votes = {letter: HTML() for letter in LETTERS}, {}, {}
+        heading, said, score = (HTML() for _ in range(3))
+        cards, picks, hands = ({} for _ in range(3))
         for letter in LETTERS:
-            votes[letter] = BoundedIntText(0, 0, 999, tooltip=f"Hands up for {letter}", layout=Layout(width="5em"))
-            count = lambda up, letter=letter: self.hands.update({(self.position, letter): up["new"]})  # noqa: E731
-            votes[letter].observe(count, "value")
             tip = f"Guess that example {letter} helps most"
+            cards[letter] = HTML()
             picks[letter] = Button(description=f"Example {letter}", tooltip=tip, layout=Layout(width="8em"))
             picks[letter].on_click(lambda _, letter=letter: self.guess(letter))
+            hands[letter] = BoundedIntText(0, 0, 99, description=f"hands for {letter}", layout=Layout(width="11em"))
         onward = Button(description="Next round", tooltip="Go to the next round")
         onward.on_click(lambda _: self.next())
 
-        def redraw(_=None) -> None:
+        def redraw(change=None) -> None:
             now, guessed = self.rounds[self.position], self.guesses.get(self.position)
-            place = f"Round {self.position + 1} of {len(self.rounds)}"
+            place, name = f"Round {self.position + 1} of {len(self.rounds)}", html.escape(self.called(now.student))
             heading.value = (
                 f'{STYLE}<div class="wbg" aria-live="polite"><strong>{place}.</strong> After which example does '
-                f"<strong>{html.escape(now.student)}</strong> answer best?</div>"
+                f"<strong>{name}</strong> answer best?<blockquote>{html.escape(now.question)}</blockquote></div>"
             )
-            question.value = _card(now.question)
-            for letter, (_, text, _) in zip(LETTERS, now.examples):
-                cards[letter].value, picks[letter].disabled = _card(text), guessed is not None
-                votes[letter].value = self.hands.get((self.position, letter), 0)
-            said.value = self._outcome(now, guessed) if guessed else ""
+            for letter, example in zip(LETTERS, now.examples):
+                cards[letter].value, picks[letter].disabled = _card(now, letter, guessed, *example), guessed is not None
+                if change is not None and change["name"] == "position":
+                    hands[letter].value = 0
+            head = "Right." if guessed and guessed in now.accepted() else f"Not {guessed}."
+            answer = f"<strong>{head}</strong> {html.escape(self.answer())}" if guessed else ""
+            said.value = f'<div class="wbg" role="status">{answer}</div>' if guessed else ""
             score.value = f'<div class="wbg" role="status">{html.escape(self.score())}</div>' if self.guesses else ""
 
         self.observe(redraw, ["position", "guesses"])
         redraw()
-        layout = Layout(grid_template_columns="9em 1fr 6em", grid_gap="0.6em", align_items="center")
-        both = [widget for letter in LETTERS for widget in (picks[letter], cards[letter], votes[letter])]
-        return VBox([heading, question, GridBox(both, layout=layout), said, HBox([onward, score])])
-
-    def _outcome(self, now: Round, guessed: str) -> str:
-        head = "Right." if guessed in now.accepted() else f"Not {guessed}."
-        hands = [self.hands.get((self.position, letter), 0) for letter in LETTERS]
-        rows = pd.DataFrame(now.results()).drop(columns="explanation")
-        table = figures.table(rows.assign(hands=hands) if any(hands) else rows)
-        bars = "".join(
-            f'<div class="bar" style="width:{60 * score:.0f}%">{letter} {score:.0%}</div>'
-            for letter, (*_, score) in zip(LETTERS, now.examples)
+        both = [VBox([cards[letter], HBox([picks[letter], hands[letter]])]) for letter in LETTERS]
+        grid = GridBox(
+            both, layout=Layout(grid_template_columns="repeat(auto-fit, minmax(20em, 1fr))", grid_gap="0.8em")
         )
-        answer = html.escape(self.answer())
-        return f'<div class="wbg" role="status"><strong>{head}</strong> {answer}{bars}{table}</div>'
+        return VBox([heading, grid, said, HBox([onward, score])])
 
 
-def _card(text: str) -> str:
-    """Return a text, perhaps a model's, as it stands."""
-    return f'<div class="wbg"><div class="card">{html.escape(text)}</div></div>'
+def plain(style: str, text: str) -> str:
+    """Return an explanation without what gives its style away at first sight: its name in front, and tags.
+
+    Example:
+        >>> plain("tally", " Tally: two plums 2, a pear 3. <ans>3</ans>")
+        'two plums 2, a pear 3. 3'
+    """
+    return re.sub(r"</?\w+>", "", re.sub(rf"^\s*{re.escape(style)}\s*:", "", text, flags=re.IGNORECASE)).strip()
+
+
+def _card(now: Round, letter: str, guessed: str | None, style: str, text: str, score: float) -> str:
+    """Return an example, perhaps a model's text; once guessed, with its style and how many were right after it."""
+    kind, told = "", ""
+    if guessed:
+        kind = " best" if letter in now.accepted() else " guessed" if letter == guessed else ""
+        mark = "✓ " if kind == " best" else "✗ " if kind else ""
+        bar = f'<div class="bar"><div style="width:{100 * score:.0f}%"></div></div>'
+        told = f"<p><strong>{mark}{html.escape(style)}</strong>, {round(score * now.n)} of {now.n} right</p>{bar}"
+    return (
+        f'<div class="wbg"><div class="card{kind}"><b>{letter}</b> {html.escape(plain(style, text))}{told}</div></div>'
+    )

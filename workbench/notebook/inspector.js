@@ -23,6 +23,9 @@ const KEYS = [
   ["?", "help", "Show or hide this list"],
 ];
 const REVIEWED = { keep: "✓ kept", flip: "⇄ flipped", drop: "✕ dropped", reviewed: "reviewed" };
+const WORDS = { icl: "one-shot score", one_shot: "one-shot score", score_gap: "difference", p_chosen: "probability" };
+const DONE = { keep: "kept", flip: "flipped", drop: "dropped", "": "review taken back" };
+const LISTED = 24; // pairs in the list beside the pair
 const SIGNS = { chosen: "●", rejected: "▲" };
 const CONTROL =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/;
@@ -54,6 +57,7 @@ function literal(text) {
 }
 
 const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const named = (name) => WORDS[name] || name.replaceAll("_", " ");
 const percent = (value) => (value === null || value === undefined ? "not known" : `${Math.floor(value * 1000) / 10} %`);
 
 const isSaving = (event) => (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s";
@@ -170,6 +174,10 @@ class Inspector {
     this.position = make("strong", { class: "wbi-position" });
     this.facts = make("span", { class: "wbi-facts" });
     this.saved = make("span", { class: "wbi-saved" });
+    this.progress = make("progress", { class: "wbi-progress", "aria-label": "Pairs reviewed", max: "1", value: "0" });
+    this.undoes = make("button", { type: "button", onclick: () => this.undo() }, "undo ", make("kbd", {}, "u"));
+    this.said = make("span");
+    this.toast = make("div", { class: "wbi-toast", hidden: true }, this.said, " ", this.undoes);
     this.live = make("div", { class: "wbi-hidden", role: "status", "aria-live": "polite" });
     this.alert = make("div", { class: "wbi-alert", role: "alert", hidden: true });
     this.tabs = {};
@@ -191,10 +199,11 @@ class Inspector {
     this.buildWhatIf();
     this.legend = make("div", { class: "wbi-legend", role: "note", "aria-label": "Keys" });
     for (const [key, words] of KEYS) this.legend.append(make("span", {}, make("kbd", {}, key), ` ${words}`), " ");
-    this.list = make("dl", { class: "wbi-keys", hidden: true });
+    this.list = make("dl", { class: "wbi-keys", hidden: true, role: "note", "aria-label": "All keys" });
     for (const [key, , words] of KEYS) this.list.append(make("dt", {}, make("kbd", {}, key)), make("dd", {}, words));
     const step = (key, words, by) => make("button", { type: "button", class: "wbi-step", "aria-label": `${words} pair`, onclick: () => this.move(by) }, ...(by < 0 ? ["‹ ", make("kbd", {}, key)] : [make("kbd", {}, key), " ›"]));
-    const head = make("div", { class: "wbi-head" }, step("k", "previous", -1), this.position, step("j", "next", 1), this.facts, this.saved);
+    const head = make("div", { class: "wbi-head" }, step("k", "previous", -1), this.position, step("j", "next", 1), this.progress, this.facts);
+    this.foot = make("div", { class: "wbi-foot" }, this.acts, this.saved, this.toast);
     this.root = make(
       "div",
       {
@@ -205,7 +214,7 @@ class Inspector {
         "data-lm-suppress-shortcuts": true,
         onkeydown: (event) => this.key(event),
       },
-      bar, head, this.filters, this.alert, ...Object.values(this.panels), this.legend, this.list, this.live,
+      bar, head, this.filters, this.alert, ...Object.values(this.panels), this.foot, this.legend, this.list, this.live,
     );
     this.el.append(this.root);
     this.open("pair", false);
@@ -230,12 +239,11 @@ class Inspector {
       make("button", { type: "button", class: "wbi-act", onclick: does }, make("kbd", {}, key), " ", words);
     this.lefts = act("1", "left is better", () => this.review({ side: "left" }));
     this.rights = act("2", "right is better", () => this.review({ side: "right" }));
-    const acts = make(
+    this.acts = make(
       "div", { class: "wbi-acts", role: "group", "aria-label": "Review" },
       this.lefts, this.rights,
       act("0", "drop", () => this.review({ value: "drop" })),
       act("c", "clear", () => this.review({ value: "", advance: false })),
-      act("u", "undo", () => this.undo()),
     );
     const id = `${this.id}-note`;
     this.note = make("textarea", { id, rows: "2", maxlength: "10000", oninput: () => this.noteSoon(), onblur: () => this.noteNow() });
@@ -243,7 +251,10 @@ class Inspector {
     const note = make("div", { class: "wbi-note" }, make("label", { for: id }, "Note ", make("kbd", {}, "n")), this.note, this.history);
     this.heat = make("div", { class: "wbi-heat" });
     const sides = make("div", { class: "wbi-sides" }, ...this.sides.map((side) => side.box));
-    this.something = make("div", {}, this.chips, this.decided, make("h4", {}, "Prompt"), this.prompt, sides, acts, note, this.heat);
+    this.nextPairs = make("div", { class: "wbi-next", role: "group", "aria-label": "Pairs around this one" });
+    const texts = make("div", { class: "wbi-texts" }, this.chips, this.prompt, sides);
+    const evidence = make("div", { class: "wbi-evidence" }, this.decided, this.heat, note);
+    this.something = make("div", { class: "wbi-main" }, this.nextPairs, texts, evidence);
     this.nothing = make("p", { hidden: true }, "No pair is left by these filters. Widen them above.");
     this.panels.pair.append(this.something, this.nothing);
   }
@@ -253,7 +264,7 @@ class Inspector {
     this.selects = {};
     this.searchBox = make("input", { type: "search", "aria-label": "search prompts and texts", placeholder: "search  /", oninput: () => this.searchSoon() });
     this.heads = {};
-    const columns = [["", "#"], ["student", "student"], ["task", "task"], ["kind", "kind"], ["gap", "gap"], ["p_chosen", "decided"], ["review", "review"], ["", "text"]];
+    const columns = [["", "#"], ["student", "student"], ["task", "task"], ["kind", "kind"], ["gap", "difference"], ["p_chosen", "decided"], ["review", "review"], ["", "text"]];
     const heads = make("div", { class: "wbi-row wbi-heads", role: "row", "aria-rowindex": "1" });
     for (const [sort, words] of columns) {
       const head = make("div", { role: "columnheader" });
@@ -268,7 +279,9 @@ class Inspector {
     this.scroller = make("div", scrolls, this.body);
     this.grid = make("div", { class: "wbi-table", role: "grid", tabindex: "0", "aria-label": "All pairs" },
       make("div", { role: "rowgroup" }, heads), this.scroller);
-    this.panels.table.append(this.grid);
+    const bulk = (value, words) => make("button", { type: "button", onclick: (event) => this.bulk(event.currentTarget, value) }, words);
+    this.panels.table.append(make("div", { class: "wbi-acts", role: "group", "aria-label": "All pairs listed" },
+      bulk("keep", "keep all that are not reviewed"), bulk("drop", "drop all that are not reviewed")), this.grid);
   }
 
   buildWhatIf() {
@@ -277,8 +290,8 @@ class Inspector {
     this.signal = make("select", { id: `${this.id}-signal`, onchange: () => this.askWhatIf({ signal: this.signal.value }) });
     box.append(make("label", { for: this.signal.id }, "signal"), this.signal, make("span"));
     const sliders = [
-      ["min_gap", "least gap", 0, 0.5, 0.01], ["min_probability", "least p_chosen", 0, 0.99, 0.01],
-      ["quantile", "questions: share at each end", 0.05, 0.5, 0.05], ["n_question_pairs", "questions: pairs a task", 0, 100, 1],
+      ["min_gap", "least difference of scores", 0, 0.5, 0.01], ["min_probability", "least probability that chosen is better", 0, 0.99, 0.01],
+      ["quantile", "share of questions at each end that form pairs", 0.05, 0.5, 0.05], ["n_question_pairs", "pairs of questions, for each task", 0, 100, 1],
     ];
     for (const [name, words, min, max, step] of sliders) {
       const id = `${this.id}-${name}`;
@@ -303,6 +316,7 @@ class Inspector {
       tab.tabIndex = one === name ? 0 : -1;
       this.panels[one].hidden = one !== name;
     }
+    this.foot.hidden = name !== "pair";
     if (name === "table") this.drawTable();
     if (name === "what_if" && !this.own) this.askWhatIf({});
     if (!focus) return;
@@ -406,7 +420,32 @@ class Inspector {
     const said = await this.write("review", { pair_id: this.pair.pair_id, sides: this.state.sides, ...given });
     this.busy = false;
     if (!said) return;
-    this.say(`Pair ${before}: ${given.side ? `${given.side} is better` : given.value || "review taken back"}, saved. ${this.where()}`);
+    const words = given.side ? `${given.side} is better` : DONE[given.value];
+    this.tell(`Pair ${before}: ${words}.`);
+    this.say(`Pair ${before}: ${words}, saved. ${this.where()}`);
+  }
+
+  /** Says what was just done, beside the way to undo it. */
+  tell(words, n = 1) {
+    this.undone = n;
+    this.said.textContent = words;
+    this.toast.hidden = false;
+  }
+
+  /** Reviews every listed pair that nobody has reviewed; the first click asks. */
+  async bulk(button, value) {
+    const n = this.counts.to_go;
+    const asks = `${value} ${n.toLocaleString("en")} pairs? click again`;
+    if (!n || button.textContent !== asks) {
+      const words = button.textContent;
+      button.textContent = n ? asks : "no pair is left to review here";
+      return setTimeout(() => (button.textContent = words), 5000);
+    }
+    const message = await this.ask("bulk", { value });
+    if (!message) return;
+    this.take(message);
+    this.open("pair");
+    this.tell(`${n} pairs ${DONE[value]}.`, n);
   }
 
   async write(what, given) {
@@ -426,9 +465,11 @@ class Inspector {
 
   async undo() {
     if (this.busy) return;
-    const message = await this.ask("undo");
+    const message = await this.ask("undo", { n: this.undone || 1 });
     if (!message) return;
     this.take(message);
+    this.undone = 1;
+    this.toast.hidden = true;
     this.saved.textContent = message.undone ? "undone" : "nothing to undo";
     this.say(message.undone ? `Undone. ${this.where()}` : "Nothing to undo");
   }
@@ -470,6 +511,7 @@ class Inspector {
       this.root.focus({ preventScroll: true });
       return;
     }
+    if (event.key === "Escape" && !this.list.hidden) return this.toggleHelp();
     const typing = target.tagName === "TEXTAREA" || target.tagName === "SELECT" || target.type === "search";
     if (typing || event.ctrlKey || event.metaKey || event.altKey || !this.state) return;
     if (target.getAttribute("role") === "tab" && this.tabKey(event)) return;
@@ -562,6 +604,10 @@ class Inspector {
     const { left, pairs } = this.counts;
     const of = left === pairs ? pairs.toLocaleString("en") : `${left.toLocaleString("en")} (of ${pairs.toLocaleString("en")})`;
     this.position.textContent = left ? `Pair ${(this.state.at + 1).toLocaleString("en")} of ${of}` : `0 of ${pairs.toLocaleString("en")} pairs`;
+    const { keep, flip, drop, to_go: toGo } = this.counts;
+    this.progress.max = Math.max(pairs, 1);
+    this.progress.value = keep + flip + drop;
+    if (left !== pairs) this.facts.append(` ${toGo.toLocaleString("en")} to go in this ${this.state.queue ? "queue" : "selection"}.`);
     this.blind.setAttribute("aria-pressed", String(this.state.blind));
     this.queue.setAttribute("aria-pressed", String(this.state.queue));
     for (const [name, select] of Object.entries(this.selects)) select.value = this.state[name];
@@ -579,6 +625,8 @@ class Inspector {
     if (pair.wrong) chips.push(make("span", { class: "wbi-chip wbi-is-warning" }, "⚠ chosen answers wrong, rejected right"));
     this.chips.replaceChildren(...chips);
     this.prompt.replaceChildren(literal(pair.prompt));
+    // What is asked stands at the end.
+    this.prompt.scrollTop = this.prompt.scrollHeight;
     pair.sides.forEach((side, n) => this.drawSide(this.sides[n], side, n ? "Right" : "Left"));
     const words = this.state.blind ? ["left is better", "right is better"] : ["keep: chosen is better", "flip: rejected is better"];
     this.lefts.lastChild.textContent = words[0];
@@ -588,6 +636,24 @@ class Inspector {
     const told = pair.history || [];
     this.history.textContent = told.length ? `So far: ${told.join("; ")}` : "";
     this.drawHeat(pair.heat, pair);
+    this.drawNext();
+  }
+
+  /** Lists the pairs around the one in sight, where there is room for a list. */
+  drawNext() {
+    if (this.tab !== "pair" || !this.nextPairs.offsetWidth) return;
+    const first = Math.max(0, Math.min(this.state.at - 3, this.counts.left - LISTED));
+    const last = Math.min(this.counts.left, first + LISTED);
+    const rows = [];
+    for (let at = first; at < last; at += 1) {
+      const row = this.rows.get(at);
+      const mark = row && row.review ? `${(REVIEWED[row.review] || "")[0]} ` : "";
+      const words = row ? `${mark}${row.kind} · ${row.task}` : "…";
+      const attributes = { type: "button", tabindex: "-1", onclick: () => this.goTo(at), title: row ? row.student : "" };
+      rows.push(make("button", { ...attributes, "aria-current": at === this.state.at ? "true" : null }, make("span", {}, String(at + 1)), " ", literal(words)));
+    }
+    this.nextPairs.replaceChildren(...rows);
+    this.fetchRows(first, last);
   }
 
   drawDecided(pair) {
@@ -602,8 +668,8 @@ class Inspector {
     const title = "From the questions answered differently under the two, for two drafts named beforehand; of the best and worst of several it promises too much";
     const sign = pair.gap >= 0 ? "+" : "−";
     this.decided.replaceChildren(
-      make("span", { title }, "How decided: p_chosen ", make("strong", {}, percent(pair.p_chosen))), bar,
-      make("span", {}, "gap ", make("strong", {}, `${sign}${number(Math.abs(pair.gap), 3)}`)),
+      make("span", { title }, "Probability that chosen is better ", make("strong", {}, percent(pair.p_chosen))), bar,
+      make("span", {}, "difference of scores ", make("strong", {}, `${sign}${number(Math.abs(pair.gap), 3)}`)),
     );
   }
 
@@ -618,7 +684,7 @@ class Inspector {
       box.head.append(make("span", { class: side.correct ? "wbi-right" : "wbi-wrong" }, literal(mark + side.answer)));
     }
     box.facts.replaceChildren(...(side.signals || []).map((signal) =>
-      make("div", { class: "wbi-signal" }, make("span", {}, literal(signal.signal)), scale(signal),
+      make("div", { class: "wbi-signal" }, make("span", {}, literal(named(signal.signal))), scale(signal),
         make("span", {}, make("strong", {}, number(signal.value, 3)), ` (95 % ${number(signal.low)} to ${number(signal.high)}, n = ${signal.n})`))));
     const pieces = side.pieces.map(([differs, text]) => (differs ? make("mark", {}, literal(text)) : literal(text)));
     box.text.replaceChildren(...pieces);
@@ -750,6 +816,7 @@ class Inspector {
         this.rows.set(message.start + n, row);
         this.stale?.delete(message.start + n);
       });
+      this.drawNext();
       return this.drawRows();
     }
   }
@@ -775,7 +842,7 @@ class Inspector {
   drawWhatIf(message) {
     const { settings, summary } = message;
     this.own = message.own;
-    if (!this.signal.options.length) for (const name of message.signals) this.signal.append(make("option", { value: name }, literal(name)));
+    if (!this.signal.options.length) for (const name of message.signals) this.signal.append(make("option", { value: name }, literal(named(name))));
     this.signal.value = settings.signal;
     for (const [name, { slider, value }] of Object.entries(this.sliders)) {
       if (Number(slider.max) < settings[name]) slider.max = settings[name];
@@ -795,10 +862,10 @@ class Inspector {
     const words = summary.then.histogram.map((n, bin) => `${(0.5 + bin * 0.05).toFixed(2)}: ${n}, now ${summary.now.histogram[bin]}`).join("; ");
     const columns = ["change", "student", "task", "kind", "score_gap", "p_chosen"];
     const rows = message.rows.map((row) => make("tr", {}, ...columns.map((name) => make("td", {}, typeof row[name] === "number" ? number(row[name], 3) : literal(row[name] ?? "–")))));
-    const table = rows.length ? make("table", { class: "wbi-changed", "aria-label": "Pairs that change" }, make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, ...rows)) : null;
+    const table = rows.length ? make("table", { class: "wbi-changed", "aria-label": "Pairs that change" }, make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, named(name))))), make("tbody", {}, ...rows)) : null;
     this.outcome.replaceChildren(
       make("p", {}, make("strong", {}, literal(message.facts))), make("div", { class: "wbi-tiles" }, ...tiles.map(tile)),
-      make("h4", {}, "How decided the pairs are (p_chosen)"), make("div", { class: "wbi-histogram", role: "img", "aria-label": `Pairs by p_chosen. ${words}` }, ...bars),
+      make("h4", {}, "How decided the pairs are: probability that chosen is better"), make("div", { class: "wbi-histogram", role: "img", "aria-label": `Pairs by probability. ${words}` }, ...bars),
       make("p", { class: "wbi-small" }, make("span", { class: "wbi-key-now" }), " now ", make("span", { class: "wbi-key-then" }), " with this rule"),
       ...(summary.overrides ? [make("p", {}, "For a new run: ", make("code", {}, `overrides = "${summary.overrides}"`))] : []),
       ...(table ? [make("h4", {}, `Pairs that change (${summary.lost} lost, ${summary.new} new, ${summary.turned} turned; the first of each)`), make("div", { class: "wbi-changed-frame", tabindex: "0", role: "region", "aria-label": "Pairs that change" }, table)] : []),

@@ -5,6 +5,7 @@ run's folder before the method returns.
 """
 
 import html
+import re
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -175,6 +176,14 @@ class Inspector(HasTraits):
         """Write a review: keep, flip, drop, or "" to take it back; of the pair in sight unless another is named."""
         self._write("review", review, pair_id, event_id)
 
+    def say_all(self, review: str) -> int:
+        """Write a review of all pairs that the filters leave and nobody has reviewed; return how many."""
+        rows = self.order[self.said[self.order] == ""]
+        for pair in self.pairs.iloc[rows].to_dict("records"):
+            self.reviews.add(pair, "review", review)
+        self.refresh()
+        return len(rows)
+
     keep, flip, drop = partialmethod(say, KEEP), partialmethod(say, FLIP), partialmethod(say, DROP)
     clear = partialmethod(say, "")
 
@@ -256,7 +265,10 @@ class Inspector(HasTraits):
             return {}
         chosen_left = self.chosen_is_left(pair["pair_id"])
         names = ("chosen", "rejected") if chosen_left else ("rejected", "chosen")
-        pieces = word_differences(pair[names[0]], pair[names[1]])
+        texts = [self._hidden.sub("(hidden):", pair[name]) if self.blind else pair[name] for name in names]
+        # Two questions are not two ways to say one thing.
+        same = pair["kind"] == "question"
+        pieces = [[(False, text)] for text in texts] if same else word_differences(*texts)
         seen = {name: pair[name] for name in ("pair_id", "student", "kind", "task", "prompt")}
         seen |= self._state(self.row, pair) | {"sides": [{"pieces": side} for side in pieces], "heat": None}
         seen["note"] = self.note_of(pair["pair_id"])
@@ -268,6 +280,12 @@ class Inspector(HasTraits):
         seen["history"] = [f"{event.written[:16].replace('T', ' ')} {describe(event)}" for event in history]
         seen["wrong"] = bool(self.columns["wrong"].iloc[self.row])
         return seen | {"heat": heat and heat.plain()}
+
+    @cached_property
+    def _hidden(self) -> re.Pattern:
+        """What would tell in blind mode which technique a text is of: its name before a colon."""
+        names = self.evidence.drafts["technique"].unique()
+        return re.compile(rf"\b({'|'.join(map(re.escape, names)) or '(?!)'})\s*:", re.IGNORECASE)
 
     def _state(self, row: int, pair: Mapping) -> dict:
         """Return the review of a pair and how decided it is; in blind mode only that there is a review."""
@@ -290,7 +308,9 @@ class Inspector(HasTraits):
     def counts(self) -> dict[str, int]:
         """Return how many pairs there are, how many the filters leave, and how many have each review or a note."""
         said = {review: self._tally[review] for review in REVIEWS}
-        return {"pairs": len(self.pairs), "left": len(self.order), **said, "noted": int(self.noted.sum())}
+        return {"pairs": len(self.pairs), "left": len(self.order), **said, "noted": int(self.noted.sum())} | {
+            "to_go": int((self.said[self.order] == "").sum())
+        }
 
     def agreement(self) -> tuple[int, int]:
         """Return how many of the blind reviews that stand side with the signal, and how many there are, drops aside."""
@@ -317,7 +337,9 @@ class Inspector(HasTraits):
     def table(self, n: int = SHOWN) -> pd.DataFrame:
         """Return the first pairs that the filters leave, as a frame to be shown."""
         columns = ["pair_id", *FILTERS, "gap", "p_chosen", "review", "text"]
-        return pd.DataFrame(self.page(0, n), columns=columns).rename(columns={"text": "chosen, its beginning"})
+        return pd.DataFrame(self.page(0, n), columns=columns).rename(
+            columns={"gap": "difference", "p_chosen": "probability", "text": "chosen, its beginning"}
+        )
 
     def to_html(self) -> str:
         """Return the state as a page without script: the sentence, and the first pairs as a table; texts escaped."""

@@ -121,9 +121,14 @@ class InspectorView(anywidget.AnyWidget):
         self.inspector.note(value, pair_id, event_id)
         return {"saved": event_id, **self.state()}
 
-    def undo(self) -> dict:
-        """Take back the last thing said here."""
-        return {"undone": self.inspector.undo().get("pair_id", ""), **self.state()}
+    def bulk(self, value: str) -> dict:
+        """Write a review of every listed pair that has none."""
+        return {"n": self.inspector.say_all(value), **self.state()}
+
+    def undo(self, n: int = 1) -> dict:
+        """Take back the last things said here."""
+        undone = [self.inspector.undo() for _ in range(n)]
+        return {"undone": undone[-1].get("pair_id", ""), **self.state()}
 
     def what_if(self, values: dict) -> dict:
         """Set the rule and return what would become of the pairs."""
@@ -146,4 +151,4 @@ class InspectorView(anywidget.AnyWidget):
         }
 
     # What a page may ask for.
-    DOES = {method.__name__: method for method in (hello, set, go, queue, page, review, note, undo, what_if)}
+    DOES = {method.__name__: method for method in (hello, set, go, queue, page, review, note, bulk, undo, what_if)}

@@ -92,7 +92,7 @@ def columns(pairs: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
 def word_differences(left: str, right: str) -> tuple[list[tuple[bool, str]], list[tuple[bool, str]]]:
     """Return both texts in pieces, each with whether the other text lacks it.
 
-    Words and single signs are compared; blanks are not, and belong to what is around them. The pieces put together are
+    Words are compared; blanks and signs are not, and belong to what is around them. The pieces put together are
     the text. Texts of very many words are not compared and come as one piece.
 
     Example:
@@ -102,7 +102,7 @@ def word_differences(left: str, right: str) -> tuple[list[tuple[bool, str]], lis
     words = WORD.findall(left), WORD.findall(right)
     if len(words[0]) * len(words[1]) > MOST_COMPARED:
         return [(False, left)], [(False, right)]
-    differs = [np.ones(len(own), dtype=bool) for own in words]
+    differs = [np.array([word[0].isalnum() for word in own], dtype=bool) for own in words]
     for block in Indel.opcodes(*words):
         if block.tag == "equal":
             differs[0][block.src_start : block.src_end] = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from workbench.methods import ALL
-from workbench.notebook.display import Progress, without_bars
+from workbench.notebook.display import Progress, print_table, without_bars
 from workbench.runs import progress
 from workbench.runs.errors import visible
 from workbench.runs.run import NEXT, SUPERSEDED, Run, open_run, steps_in
@@ -42,13 +42,14 @@ class Now:
     curve: list[str]
     texts: list[str]
 
-    def in_words(self) -> str:
-        """Return all of it as plain text for a terminal, what models wrote without control characters."""
-        lines = [f"Run {self.run}: {self.said}", "", self.steps.to_string(index=False)]
-        lines += [f"  {visible(what, 110)}" for what in self.doing]
+    def write(self, out) -> None:
+        """Write all of it, on a terminal with a table that fits it, what models wrote without control characters."""
+        print(f"Run {self.run}: {self.said}\n", file=out)
+        print_table(self.steps.loc[:, (self.steps != "").any()], out)
+        lines = [f"  {visible(what, 110)}" for what in self.doing]
         lines += ["", *self.curve] if self.curve else []
         lines += ["", "Last written:", *(f"  {visible(text, 110)}" for text in self.texts)] if self.texts else []
-        return "\n".join(lines)
+        print("\n".join(lines), file=out)
 
 
 def spark_lines(model: str, points: list[tuple[int, str, float]]) -> list[str]:
@@ -199,7 +200,9 @@ def watch(name: str, out) -> bool:
         # Clear the window and begin at its top.
         clear = "\x1b[2J\x1b[H" if terminal else ""
         end = "" if over else "\nCtrl-C stops watching; the run goes on.\n"
-        print(f"{clear}{now.in_words()}\n{end}", end="", file=out, flush=True)
+        print(clear, end="", file=out)
+        now.write(out)
+        print(end, end="", file=out, flush=True)
         if over:
             return now.state not in ("gone", "stopped")
         time.sleep(REFRESH_S)
