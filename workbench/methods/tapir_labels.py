@@ -14,7 +14,6 @@ from workbench.loop.writing import AskJob, complete_job
 from workbench.methods.tapir_rounds import plan_round
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs.errors import DataError
-from workbench.runs.recipe import project_root
 from workbench.runs.schemas import text_id
 from workbench.signals.judging import boundary
 from workbench.tasks.tables import read_table
@@ -42,7 +41,7 @@ def read_instructions(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: If there is no such file, or it has no instructions.
     """
-    frame, rows = read_table(project_root() / Path(path).expanduser(), f"curriculum.instructions, {path}"), []
+    frame, rows = read_table(str(path), f"curriculum.instructions, {path}"), []
     if "instruction" not in frame:
         raise DataError(f"{path} has the columns {', '.join(frame.columns)}, but no 'instruction'; rename one.")
     for row in frame.to_dict("records"):
