@@ -53,9 +53,7 @@ def test_a_saved_model_loads_whole(folder):
 
 
 def test_a_relative_folder_is_under_the_project(folder, tmp_path, monkeypatch):
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setattr("workbench.models.loading.project_root", lambda: tmp_path)
     assert resolve("student") == folder
 
 
@@ -68,10 +66,8 @@ def test_an_id_that_cannot_be_fetched_is_one_sentence(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network\nhere")
 
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "notebooks").mkdir()
     (tmp_path / "data").mkdir()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workbench.models.loading.project_root", lambda: tmp_path)
     monkeypatch.setattr("workbench.models.loading.snapshot_download", offline)
     with pytest.raises(ModelError, match=r"Model some/model is no folder under .* \(no network\); correct the name"):
         load("some/model")

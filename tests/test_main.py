@@ -344,3 +344,12 @@ def test_plan_says_what_engines_can_do_and_what_a_server_costs(recipe_values):
     assert f"{(asked['read'].sum() + asked['new'].sum()) / 1000:,.2f} in money" in teacher
     assert "over the budget of 500" in teacher and "openai; can also: weights;" in teacher
     assert "vllm; can also: weights, folders" in student and "in money" not in student
+
+
+def test_home_is_where_a_command_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WORKBENCH_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    status, said, _ = outcome(capsys, "--home", "own", "runs")
+    assert status == DONE and f"There are no runs in {tmp_path / 'own' / 'data' / 'runs'} yet" in said
+    assert outcome(capsys, "--home", "nowhere", "runs")[0] == FAILED

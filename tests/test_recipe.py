@@ -1,8 +1,14 @@
 import json
+from functools import cache, reduce
+from operator import getitem
 
 import pytest
 from conftest import PROJECT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from workbench.runs.cache import runs_folder
 from workbench.runs.errors import RecipeError
 from workbench.runs.recipe import Recipe, flatten, format_yaml, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
@@ -129,21 +135,91 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
         load_recipe(str(path))
 
 
-def test_an_unknown_name_lists_the_shipped_ones(tmp_path, monkeypatch):
-    recipes = tmp_path / "notebooks" / "recipes"
-    recipes.mkdir(parents=True)
-    (tmp_path / "pyproject.toml").touch()
-    (recipes / "arte.yaml").touch()
-    monkeypatch.chdir(recipes)
-    assert project_root() == tmp_path
-    with pytest.raises(RecipeError, match=r"no recipe 'arts'; did you mean arte\? The shipped recipes are arte"):
-        load_recipe("arts")
+def test_an_unknown_name_lists_the_shipped_ones():
+    with pytest.raises(RecipeError, match=r"no recipe 'artedemo'; did you mean arte-demo\? The shipped recipes are a"):
+        load_recipe("artedemo")
+    with pytest.raises(RecipeError, match=r"There is no file .*mine\.YAML; correct the path, or give the name of a"):
+        load_recipe("mine.YAML")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch, recipe_values):
+    """A person's own project, which looks like ours, with a recipe and what it names beside it; we stand elsewhere."""
+    folder, elsewhere = tmp_path / "own" / "recipes", tmp_path / "elsewhere"
+    for made in (folder / "student", tmp_path / "own" / "notebooks", elsewhere):
+        made.mkdir(parents=True)
+    (tmp_path / "own" / "pyproject.toml").touch()
+    (folder / "quiz.csv").write_text("q,a\nx?,1\n")
+    (elsewhere / "more.csv").write_text("q,a\ny?,2\n")
+    source = {"path": "quiz.csv", "test": "more.csv", "answer_type": "number"}
+    recipe_values["tasks"] = {"names": ["quiz", "other"], "sources": {"quiz": source}}
+    recipe_values["tasks"]["sources"]["other"] = {"path": "nowhere", "test": "student", "answer_type": "number"}
+    recipe_values["models"]["students"] = {"counter": "student", "mover": "nowhere/student"}
+    (folder / "mine.YAML").write_text(format_yaml(recipe_values), encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    return folder
+
+
+def test_places_are_looked_for_in_the_project_beside_the_recipe_and_here(own):
+    recipe = load_recipe(str(own / "mine.YAML"))
+    quiz, other = recipe.tasks.sources["quiz"], recipe.tasks.sources["other"]
+    assert (quiz.path, quiz.test) == (str(own / "quiz.csv"), str(own.parents[1] / "elsewhere" / "more.csv"))
+    assert recipe.models.teacher == "data/pocket/teacher" and (other.path, other.test) == ("nowhere", "student")
+    assert recipe.models.students == {"counter": str(own / "student"), "mover": "nowhere/student"}
+
+
+def test_the_project_is_where_the_library_lies_and_runs_are_kept_where_one_stands(own, monkeypatch):
+    monkeypatch.delenv("WORKBENCH_RUNS", raising=False)
+    monkeypatch.chdir(own.parent)
+    assert project_root() == PROJECT and runs_folder() == own.parent / "data" / "runs"
+    runs_folder().mkdir(parents=True)
+    monkeypatch.chdir(own.parent / "notebooks")
+    assert runs_folder() == own.parent / "data" / "runs"
+    monkeypatch.chdir(PROJECT / "notebooks")
+    assert runs_folder() == PROJECT / "data" / "runs"
 
 
 def test_a_recipe_survives_its_own_yaml(load, recipe, tmp_path):
     path = tmp_path / "again.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(str(path)) == recipe
+
+
+SHIPPED = sorted((PROJECT / "notebooks" / "recipes").glob("*.yaml"))
+TEXTS = st.one_of(
+    st.text(max_size=8), st.sampled_from(["no", "5e-7", "a: b", "# x", "~", "1", "2026-01-01", "a\u2028b"])
+)
+VALUES = st.one_of(st.booleans(), st.integers(0, 9), st.floats(0, 1), TEXTS)
+SOURCES = st.fixed_dictionaries(
+    {"answer_type": st.sampled_from(["number", "exact", "tagged", "regex"])},
+    optional={"path": TEXTS, "generator": TEXTS, "level": st.integers(0, 2), "split": TEXTS, "description": TEXTS}
+    | {"reply_pattern": TEXTS, "licence": TEXTS, "duplicates": st.sampled_from(["refuse", "drop"])},
+)
+
+
+@cache
+def shipped(path) -> tuple[type[Recipe], str]:
+    recipe = load_recipe(str(path))
+    return type(recipe), recipe.to_yaml()
+
+
+@given(path=st.sampled_from(SHIPPED), data=st.data())
+@settings(max_examples=30)
+def test_what_is_accepted_can_be_read_again(path, data):
+    """Or a run could be begun and never be opened again."""
+    kind, text = shipped(path)
+    values = parse_yaml(text)
+    keys = st.sampled_from([key for key, _ in flatten(values)])
+    for key, value in data.draw(st.dictionaries(keys, VALUES, max_size=2)).items():
+        *above, last = key.split(".")
+        reduce(getitem, above, values)[last] = value
+    if data.draw(st.booleans()):
+        values["tasks"]["sources"] = {values["tasks"]["names"][0]: data.draw(SOURCES)}
+    try:
+        changed = kind.model_validate(values)
+    except ValidationError:
+        return
+    assert kind.model_validate(parse_yaml(changed.to_yaml())) == changed
 
 
 def test_a_recipe_cannot_be_changed(recipe):

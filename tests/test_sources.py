@@ -272,7 +272,7 @@ def test_a_data_set_that_cannot_be_fetched_is_one_sentence(recipe_values, monkey
         (
             ["x", "I went. He stayed."],
             "exact",
-            "'I went. He stayed.' of row 2 would not .* to tagged",
+            "'I went. He stayed.' of row 2 would not .*answer_type so that",
         ),
         (["x", "</ans>"], "tagged", "the answer '</ans>' of row 2 would not count as right in the reply"),
     ],

@@ -362,6 +362,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES.format(first=demo.removesuffix("-demo"), demo=demo),
         **as_written,
     )
+    top.add_argument("--home", metavar="FOLDER", default=".", help="stand there: runs go to its data/runs")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, (function, arguments) in COMMANDS.items():
         description = textwrap.dedent(f"    {function.__doc__}")
@@ -377,6 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
 
     try:
+        os.chdir(given.home)
         if method := getattr(given, "method", ""):
             from workbench import methods
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from workbench.methods.base import Amounts, Evidence, Method
 from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
-from workbench.runs.recipe_parts import Count, Name, Positive, PositiveOrZero, Section
+from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section
 from workbench.runs.run import Run
 from workbench.signals.difficulty import measure_difficulty
 from workbench.tasks.task import load_tasks
@@ -44,7 +44,7 @@ class Curriculum(Section):
     promotion: PositiveOrZero = 0.01
     max_spread: Positive = 2.0
     aligned_teacher: str = ""
-    instructions: str = ""
+    instructions: Place = ""
 
     @model_validator(mode="after")
     def _grows(self):

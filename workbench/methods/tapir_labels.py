@@ -41,7 +41,7 @@ def read_instructions(path: str | Path) -> pd.DataFrame:
     Raises:
         DataError: If there is no such file, or it has no instructions.
     """
-    frame, rows = read_table(Path(path), f"curriculum.instructions, {path}"), []
+    frame, rows = read_table(str(path), f"curriculum.instructions, {path}"), []
     if "instruction" not in frame:
         raise DataError(f"{path} has the columns {', '.join(frame.columns)}, but no 'instruction'; rename one.")
     for row in frame.to_dict("records"):

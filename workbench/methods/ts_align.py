@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from workbench.methods.base import Amounts, Evidence, Method
 from workbench.runs.recipe import Evaluation, Primary, Recipe
-from workbench.runs.recipe_parts import Count, Lora, Positive, PositiveOrZero, Section, Text, Tuning
+from workbench.runs.recipe_parts import Count, Lora, NamedPlace, Place, Positive, PositiveOrZero, Section, Tuning
 from workbench.runs.run import Run
 
 VERSION = 1
@@ -31,8 +31,8 @@ class Rewards(Section):
     teacher's rewards lie no further apart is dropped. update: how the student reward model is trained on.
     """
 
-    student: Text
-    teacher: str = ""
+    student: NamedPlace
+    teacher: Place = ""
     successor: str = ""
     n_rounds: Count = 2
     n_prompts: Count

@@ -17,7 +17,7 @@ from workbench.notebook.session import metrics_path, record_status
 from workbench.report.page import notebook_page, write_report
 from workbench.runs.cache import atomic_write, temporary_folder
 from workbench.runs.errors import RunError, redact
-from workbench.runs.recipe import project_root
+from workbench.runs.recipe import home, project_root
 from workbench.runs.recipe_engines import ROLES
 from workbench.runs.run import Run, hold, open_run, steps_in
 
@@ -117,7 +117,7 @@ def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object]
             start_timeout=PATIENCE_S,
             iopub_timeout=PATIENCE_S,
             km=kernel,
-            cwd=project_root(),
+            cwd=home(),
             progress_bar=False,
             stdout_file=_Indented(),
             # Saving after every cell takes longer than many cells.
@@ -188,7 +188,7 @@ def _execute_cell(kernel, source: str) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     patient = {"kernel_name": KERNEL, "startup_timeout": PATIENCE_S, "iopub_timeout": PATIENCE_S}
     try:
-        NotebookClient(notebook, km=kernel, resources={"metadata": {"path": str(project_root())}}, **patient).execute()
+        NotebookClient(notebook, km=kernel, resources={"metadata": {"path": str(home())}}, **patient).execute()
     except CellExecutionError as error:
         raise RunError(" ".join(str(error.evalue).split())) from None
 

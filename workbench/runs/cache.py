@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from workbench.runs import progress
 from workbench.runs.errors import RunError, redact, visible
 from workbench.runs.identity import seal, unseal
-from workbench.runs.recipe import canonical_json, project_root
+from workbench.runs.recipe import canonical_json, home
 from workbench.runs.schemas import Ledger, text_id
 
 BUSY_S = 60
@@ -32,9 +32,9 @@ KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
 
 
 def runs_folder() -> Path:
-    """Return where runs are kept: WORKBENCH_RUNS, or data/runs of the project."""
+    """Return where runs are kept: WORKBENCH_RUNS, or data/runs of the project or of a person's own folder."""
     path = Path(os.environ.get("WORKBENCH_RUNS") or "data/runs")
-    return path if path.is_absolute() else project_root() / path
+    return path if path.is_absolute() else home() / path
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -22,6 +22,8 @@ from workbench.runs.recipe_parts import (
     CountOrZero,
     IfSet,
     Name,
+    NamedPlace,
+    Place,
     Positive,
     PositiveOrZero,
     Prompts,
@@ -44,15 +46,15 @@ Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram
 
 
 class Models(Section):
-    """Folders (from the project root) or hub ids; licences, of the teacher or a student by name, are for the cards.
+    """Folders (in the project or beside the recipe) or hub ids; licences, of teacher and students, are for the cards.
 
     judge answers what the examples ask, to be compared with them (see judge); "" for none. It is never trained, and
     no pair, example or verdict depends on it. dtype auto takes the faster one of this machine, as it measures.
     """
 
-    teacher: Text
-    students: Annotated[dict[Name, Text], Field(min_length=1)]
-    judge: IfSet[str] = ""
+    teacher: NamedPlace
+    students: Annotated[dict[Name, NamedPlace], Field(min_length=1)]
+    judge: IfSet[Place] = ""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     licences: dict[Name, Text] = {}
 
@@ -99,7 +101,7 @@ class PreferenceSet(Section):
     n_validation: Count = 100
     n_items: Count = 40
     selection: Literal["irt", "random"] = "irt"
-    responders: list[Text] = []
+    responders: list[NamedPlace] = []
     shots: Shots = [0, 1, 2, 3]
 
     @model_validator(mode="after")
@@ -190,7 +192,7 @@ class Evaluation(Section):
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     primary: Primary = Primary()
-    bbh_dir: str = ""
+    bbh_dir: Place = ""
     max_new_tokens: Count
 
     @model_validator(mode="after")
@@ -409,9 +411,21 @@ def flatten(values: Mapping, under: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def project_root() -> Path:
-    """Return the folder that holds pyproject.toml and notebooks/, above the current folder or else above this file."""
-    for start in (Path.cwd(), Path(__file__).resolve()):
-        for folder in (start, *start.parents):
-            if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
-                return folder
-    raise FileNotFoundError(f"No folder above {Path.cwd()} holds pyproject.toml and notebooks/; run from the project.")
+    """Return the folder in which the library lies with its notebooks, recipes and pocket models.
+
+    Raises:
+        FileNotFoundError: If it was installed without them.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "notebooks" / "recipes").is_dir():
+        raise FileNotFoundError(f"The library in {root} has no notebooks/recipes beside it; install it from a clone.")
+    return root
+
+
+def home() -> Path:
+    """Return where runs are kept: the project, if the current folder lies in it; else the nearest folder from there
+    upwards that has data/runs, or the current folder itself."""
+    here = Path.cwd()
+    if here.is_relative_to(project_root()):
+        return project_root()
+    return next((folder for folder in (here, *here.parents) if (folder / "data" / "runs").is_dir()), here)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from workbench.runs.recipe_parts import Count, CountOrZero, IfSet, PositiveOrZero, Section
+from workbench.runs.recipe_parts import Count, CountOrZero, IfSet, Place, PositiveOrZero, Section
 
 ROLES = ("teacher", "student", "judge")
 # What an engine's own settings are; one that belongs to another engine would silently do nothing.
@@ -133,7 +133,7 @@ class Compute(Section):
     batch_size: Count = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
     launcher: Annotated[Literal["none", "accelerate"], Field(exclude_if=lambda value: value == "none")] = "none"
-    launcher_config: IfSet[str] = ""
+    launcher_config: IfSet[Place] = ""
 
     @model_validator(mode="after")
     def _is_launched(self):

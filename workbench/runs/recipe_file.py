@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -86,6 +87,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     path = _find(str(name_or_path))
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"There is no file {path}; correct the path, or give the name of a shipped recipe.") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as YAML ({error}); correct the file.") from None
     if not isinstance(raw, dict):
@@ -94,7 +97,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
     kind = Recipe
     try:
         kind = recipe_class(raw.get("method"))
-        recipe = kind.model_validate(raw)
+        recipe = kind.model_validate(raw, context={"place": partial(_place, beside=path.parent)})
     except ValidationError as invalid:
         faults += [fault_of(error, kind) for error in invalid.errors()]
     except ValueError as error:
@@ -105,7 +108,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
 
 
 def _find(name_or_path: str) -> Path:
-    if name_or_path.endswith((".yaml", ".yml")):
+    if name_or_path.lower().endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         return path if path.is_absolute() or path.exists() else project_root() / path
     folder = project_root() / "notebooks" / "recipes"
@@ -118,6 +121,15 @@ def _find(name_or_path: str) -> Path:
         f"There is no recipe {name_or_path!r}{f'; did you mean {close[0]}?' if close else '.'} The shipped recipes are "
         f"{', '.join(names) or 'none'}; anything else is given as the path of a .yaml file."
     )
+
+
+def _place(value: str, beside: Path) -> str:
+    """Return a place as it is where it lies in the project or nowhere, else whole: beside the recipe, or from here."""
+    path = Path(value).expanduser()
+    if path.is_absolute() or (project_root() / path).exists():
+        return value
+    near = next((folder / path for folder in (beside, Path.cwd()) if (folder / path).exists()), None)
+    return str(near.resolve()) if near else value
 
 
 def _override(raw: dict, key: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -31,6 +31,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _find(value: str, info: ValidationInfo) -> str:
+    """Return a place as the reader of the recipe's file finds it; the name of a split is none."""
+    find = (info.context or {}).get("place")
+    is_split = info.field_name == "test" and "." not in value
+    return find(value) if find and value and not is_split else value
+
+
+# A file, a folder or a hub id: from the project, beside the recipe, or from where one stands.
+Place = Annotated[str, AfterValidator(_find)]
+NamedPlace = Annotated[Place, Field(min_length=1)]
 T = TypeVar("T")
 # Left out of fingerprints where not set, so that those of recipes older than the setting stay what they were.
 IfSet = Annotated[T, Field(exclude_if=lambda value: not value)]
@@ -95,7 +105,7 @@ class Benchmarks(Section):
     """
 
     tasks: list[Text] = []
-    folder: str = ""
+    folder: Place = ""
     n_items: CountOrZero = 0
 
     @model_validator(mode="after")
@@ -149,23 +159,23 @@ DEFAULTS: dict[str | None, dict] = {
 class TaskSource(Section):
     """Where one task's items come from and how its answers are read; without path and generator, its task file.
 
-    path is a file (CSV, TSV, JSON, JSONL, Parquet; from the project root), a folder or a hub id that `datasets` loads;
-    config and split are those of `datasets`. test is another file, or another split, to take the test items from; ""
-    takes them from the same rows. question and answer name columns; gold_pattern finds the answer in its column (its
-    group, the last match), reply_pattern, for the answer type regex, in what a model wrote. Questions that stand there
-    twice are refused or dropped.
+    path is a file (CSV, TSV, JSON, JSONL, Parquet; in the project, beside the recipe or from where one stands), a
+    folder or a hub id that `datasets` loads; config and split are those of `datasets`. test is another file, or another
+    split, to take the test items from; "" takes them from the same rows. question and answer name columns; gold_pattern
+    finds the answer in its column (its group, the last match), reply_pattern, for the answer type regex, in what a
+    model wrote. Questions that stand there twice are refused or dropped.
 
     generator, instead of a path, names one of the library reasoning-gym (make gym), whose verifier then compares the
     answers; level is from 0, its easiest, and seed names the draw of the items.
     """
 
-    path: str = ""
+    path: Place = ""
     generator: IfSet[str] = ""
     level: IfSet[CountOrZero] = 0
     seed: IfSet[CountOrZero] = 0
     config: str = ""
     split: Text = "train"
-    test: str = ""
+    test: Place = ""
     question: Text = "question"
     answer: Text = "answer"
     answer_type: AnswerType
@@ -207,7 +217,7 @@ class Tasks(Section):
     """Which tasks, the folder that holds their files, and of those that come from elsewhere (or whose answers are read
     in another way than as tagged text) where and how, by name."""
 
-    folder: Text = "data/pocket/tasks"
+    folder: NamedPlace = "data/pocket/tasks"
     names: Annotated[list[Name], Field(min_length=1)]
     # Left out where empty, so that fingerprints of recipes without it stay what they were.
     sources: Annotated[dict[Name, TaskSource], Field(exclude_if=lambda sources: not sources)] = {}

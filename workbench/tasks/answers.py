@@ -28,8 +28,8 @@ FORMATS = {
     "boxed": "\\boxed{{{}}}",
     "mark": "#### {}",
     "label": "Answer: {}",
-    "sentence": "The answer is {}.",
-    "last line": "We go through it.\n\n{}",
+    "said": "The answer is {}.",
+    "line": "We go through it.\n\n{}",
 }
 LAST = 21  # of what is stated over and over, the last twenty are looked at
 _ANSWER = re.compile(r"<ans>(.*?)</ans>", re.DOTALL)

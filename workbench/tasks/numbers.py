@@ -12,9 +12,9 @@ MOST_DIGITS = 400  # more than any answer has; Python refuses to turn thousands 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.,/])(?P<sign>- ?|(?:minus|negative)\s+)?(?:(?:[A-Z]{1,2})?[$€£¥₹₽₩]\s?)?(?P<inner>-)?"
-    r"(?:(?P<grouped>(?!0)\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!,?\d)|\d{1,3}(?: \d{3})+(?:[.,]\d+)?(?!\d)"
+    r"(?:(?P<grouped>(?!0)\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!,?\d)|\d{1,3}(?: \d{3})+(?:\.\d+)?(?!,?\d)"
     r"|\d{1,2}(?:,\d{2})+,\d{3}(?!,?\d))"
-    r"|(?P<comma>\d{1,3}(?:\.\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|0,\d+|\d+,(?:\d{1,2}|\d{4,}))(?!,?\d)"
+    r"|(?P<comma>\d{1,3}(?:[. ]\d{3})+,\d+|\d{1,3}(?:\.\d{3}){2,}|0,\d+|\d+,(?:\d{1,2}|\d{4,}))(?!,?\d)"
     r"|(?P<plain>\d+(?:\.\d+)?|\.\d+))"
     r"(?:[eE](?P<e>[+-]?\d{1,9})(?!\w)|\s*[x×*·]\s*10\s*\^\s*\{?(?P<ten>-?\d{1,9})\}?"
     r"|\s*(?:\^|\*\*)\s*\{?(?P<power>-?\d{1,9})\}?)?"
@@ -93,12 +93,8 @@ def written(value: Fraction) -> str:
 def _value(found: re.Match) -> Fraction | None:
     if len(found[0]) > 2 * MOST_DIGITS:
         return None
-    if found["comma"]:
-        base = found["comma"].replace(".", "").replace(",", ".")
-    elif found["grouped"] and "," in found["grouped"] and " " in found["grouped"]:
-        base = found["grouped"].replace(" ", "").replace(",", ".")
-    else:
-        base = re.sub("[, ]", "", found["grouped"] or found["plain"])
+    base = re.sub("[. ]", "", found["comma"] or "").replace(",", ".")
+    base = base or re.sub("[, ]", "", found["grouped"] or found["plain"])
     value = Fraction(base)
     if not any(found.group("e", "ten", "power", "under", "top", "scale")):
         return value if len(base) <= MOST_DIGITS else None

@@ -3,16 +3,15 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from workbench.runs.errors import DataError
-from workbench.runs.recipe import canonical_json, project_root
+from workbench.runs.recipe import canonical_json
 from workbench.runs.recipe_parts import AnswerType, TaskSource
 from workbench.tasks.answers import FORMATS, Answers
-from workbench.tasks.tables import ENDINGS, of_arrow, read_table, unreadable
+from workbench.tasks.tables import ENDINGS, read_table
 
 
 def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
@@ -30,7 +29,7 @@ def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
     parts, seen = [], {}
     for path, split in named:
         where = f"Task {name}, {path}" + ("" if path.lower().endswith(ENDINGS) else f", split {split}")
-        rows = list(_rows(_table(path, source.config, split, where), source, where))
+        rows = list(_rows(read_table(path, where, source.config, split), source, where))
         check_golds([row["target"] for row in rows], answers, where, f"tasks.sources.{name}.answer_type")
         parts.append(_distinct(rows, seen, source.duplicates, where))
     return parts[0], parts[1] if len(parts) > 1 else []
@@ -64,8 +63,8 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
         if form := answers.lost_in(target):
             raise DataError(
                 f"{where}: the answer {_short(target)} of row {at} would not count as right in the reply "
-                f"{_short(FORMATS[form].format(target))}; correct the row, or set {key} to tagged, which reads the "
-                "text of the <ans> tag and nothing else."
+                f"{_short(FORMATS[form].format(target))}; correct the row, or set {key} so that the "
+                "text of the <ans> tag is read and nothing else."
             )
     if len(signs) > 1:
         (one, first), (other, second) = signs.items()
@@ -73,21 +72,6 @@ def check_golds(targets: list[str], answers: Answers, where: str, key: str) -> N
             f"{where}: the answers of row {first}, {_short(targets[first - 1])}, and of row {second}, "
             f"{_short(targets[second - 1])}, take {one!r} and {other!r} for the decimal sign; write all one way."
         )
-
-
-def _table(path: str, config: str, split: str, where: str) -> pd.DataFrame:
-    """Return all rows and columns of a file, a folder or a hub id."""
-    file = project_root() / Path(path).expanduser()
-    if file.is_file() or file.suffix.lower() in ENDINGS:
-        return read_table(file, where)
-    try:
-        import datasets
-
-        datasets.disable_progress_bars()
-        data = datasets.load_dataset(str(file) if file.is_dir() else path, config or None, split=split)
-        return of_arrow(data.with_format("arrow")[:])
-    except Exception as error:
-        raise unreadable(where, error) from None
 
 
 def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from workbench.runs.errors import DataError
+from workbench.runs.recipe import project_root
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,45 +21,53 @@ if TYPE_CHECKING:
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
-def read_table(path: Path, where: str = "") -> pd.DataFrame:
+def read_table(path: str, where: str = "", config: str = "", split: str = "train") -> pd.DataFrame:
     """Return the rows of a file: texts, whole numbers, truth values; other types as they are, to be refused.
 
     Args:
-        path: Ends in one of ENDINGS, in any case.
-        where: What to call the file in an error; its path if "".
+        path: A file that ends in one of ENDINGS, in any case; else a folder or hub id that `datasets` loads.
+        where: What to call it in an error; its path if "".
+        config: Of `datasets`, as split.
+        split: What is loaded.
 
     Raises:
         DataError: If it cannot be read, naming the row where one is the cause.
     """
-    where, ending = where or str(path), path.suffix.lower()
+    where, file = where or path, project_root() / Path(path).expanduser()
     try:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-        if ending == ".parquet":
-            import pyarrow.parquet
-
-            return of_arrow(pyarrow.parquet.read_table(path))
-        if ending not in ENDINGS:
-            raise ValueError(f"no reader for {ending or 'a file without an ending'}")
-        text = path.read_bytes().decode("utf-8-sig")
-        return _of_json(text) if ending.startswith(".json") else _of_lines(text, ending)
+        return _rows_of(file, path, config, split)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
-    # Readers raise many unrelated types; each means that the rows are not to be had.
+    # Readers of files and the hub raise many unrelated types; each means that the rows are not to be had.
     except Exception as error:
-        raise unreadable(where, error) from None
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(ENDINGS)}), a folder or a hub "
+            "id that `datasets` loads, with its config and split."
+        ) from None
 
 
-def unreadable(where: str, error: Exception) -> DataError:
-    """Return the error that says why rows are not to be had, and what can be given."""
-    reason = " ".join(str(error).split())
-    return DataError(
-        f"{where} cannot be read ({reason[:200]}); give a file in UTF-8 ({', '.join(ENDINGS)}), a folder or a hub id "
-        "that `datasets` loads, with its config and split."
-    )
+def _rows_of(file: Path, path: str, config: str, split: str) -> pd.DataFrame:
+    ending = file.suffix.lower()
+    if ending in ENDINGS and not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    if ending == ".parquet":
+        import pyarrow.parquet
+
+        return _of_arrow(pyarrow.parquet.read_table(file))
+    if ending in ENDINGS:
+        text = file.read_bytes().decode("utf-8-sig")
+        return _of_json(text) if ending.startswith(".json") else _of_lines(text, ending)
+    if file.is_file():
+        raise ValueError(f"no reader for {ending or 'a file without an ending'}")
+    import datasets
+
+    datasets.disable_progress_bars()
+    data = datasets.load_dataset(str(file) if file.is_dir() else path, config or None, split=split)
+    return _of_arrow(data.with_format("arrow")[:])
 
 
-def of_arrow(table: "pa.Table") -> pd.DataFrame:
+def _of_arrow(table: "pa.Table") -> pd.DataFrame:
     """Return the rows of an Arrow table."""
     import pyarrow as pa
 

@@ -97,7 +97,10 @@ def _as_asked(task: Task, asked: Prompts) -> Task:
     """Return a task as a recipe's prompts ask it: in another form than a tag, a tagged answer is one of any text."""
     answers = task.answers
     if answers.kind == "tagged" and asked.answer != "tag":
-        answers = Answers("regex", LAST_LINE) if asked.answer == "line" else Answers("exact")
+        by_line = {"kind": "regex", "pattern": LAST_LINE}
+        answers = replace(answers, **(by_line if asked.answer == "line" else {"kind": "exact"}))
+        targets = pd.concat([getattr(task, part)["target"] for part in SETS])
+        check_golds(list(targets), answers, f"Task {task.name}", "prompts.answer")
     return replace(task, answers=answers, prompts=asked, techniques=dict(asked.techniques) or task.techniques)
 
 
