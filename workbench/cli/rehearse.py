@@ -33,12 +33,13 @@ def rehearse(recipe: Recipe, task: Task) -> pd.DataFrame:
     drafting, longest, rows = recipe.drafting, recipe.evaluation.max_new_tokens, []
     engine, student = start.teacher_of(recipe).start(), next(iter(start.students_of(recipe).values()))
 
-    def add(kind: str, written: list[Completion], golds: list[str], *of: str) -> None:
+    def add(kind: str, one: Completion, usable: bool, right: bool | None, of: tuple[str, str] = ("", "")) -> None:
+        rows.append((kind, one.text, usable, right, not one.finished, one.n_tokens, *of))
+
+    def answers(kind: str, written: list[Completion], golds: list[str], *of: tuple[str, str]) -> None:
         for one, gold in zip(written, golds, strict=True):
             right = task.answers.same(task.answers.read(one.text), gold) if gold else None
-            rows.append(
-                (kind, one.text, prompts.in_form(one.text, task.prompts), right, not one.finished, one.n_tokens)
-            )
+            add(kind, one, prompts.in_form(one.text, task.prompts), right, *of)
 
     shown = seed_pairs(task, drafting.n_seed_questions)
     prompt = prompts.question_prompt(task.description, shown, drafting.questions_per_call, task.prompts)
@@ -47,8 +48,7 @@ def rehearse(recipe: Recipe, task: Task) -> pd.DataFrame:
     found = [prompts.parse_questions(prompts.went_on(prompt, one.text)) for one in written]
     for one, pairs in zip(written, found, strict=True):
         known = [task.answers.same(target, gold) for question, target in pairs if (gold := task.solve(question))]
-        right = all(known) if known else None
-        rows.append((QUESTIONS, one.text, bool(pairs), right, not one.finished, one.n_tokens, "", ""))
+        add(QUESTIONS, one, bool(pairs), all(known) if known else None)
     worked = ([pairs[0] for pairs in found if pairs] or shown)[:N_WORKED]
     named = [(question, name, told) for question, _ in worked for name, told in task.techniques.items()]
     asked = [
@@ -57,21 +57,17 @@ def rehearse(recipe: Recipe, task: Task) -> pd.DataFrame:
     ]
     decoding = Decoding(drafting.max_new_tokens, drafting.rationale_temperature)
     drafts = write_rationales(engine, asked, decoding, 0)
-    add(RATIONALES, drafts, [task.solve(question) or dict(shown).get(question, "") for question, *_ in named])
+    answers(RATIONALES, drafts, [task.solve(question) or dict(shown).get(question, "") for question, *_ in named])
     items = task.validation.head(N_ITEMS)
     asked = [("", prompts.naive_prompt(task.description, one, task.prompts)) for one in items["question"]]
-    add(ZERO, complete_job(AskJob(student, "zero-shot", asked, longest)), items["target"].tolist())
+    answers(ZERO, complete_job(AskJob(student, "zero-shot", asked, longest)), items["target"].tolist())
     for (question, name, _), draft in zip(named, drafts, strict=True):
         given = (task.description, question, draft.text)
         asked = [prompts.one_shot_prompt(*given, one, task.prompts) for one in items["question"]]
-        add(ONE, complete_job(AskJob(student, "one-shot", asked, longest)), items["target"].tolist(), question, name)
+        of_draft = complete_job(AskJob(student, "one-shot", asked, longest))
+        answers(ONE, of_draft, items["target"].tolist(), (question, name))
     columns = ["kind", "text", "usable", "right", "cut off", "tokens", "question", "technique"]
     return pd.DataFrame(rows, columns=columns).astype({"right": "Float64"})
-
-
-def majority(task: Task) -> float:
-    """Return the share of a task's most frequent answer: what who always gives it has right."""
-    return task.validation["target"].map(task.answers.read_gold).value_counts(normalize=True).iloc[0]
 
 
 def ties(texts: pd.DataFrame) -> float:
@@ -83,7 +79,7 @@ def ties(texts: pd.DataFrame) -> float:
 def advice(task: Task, texts: pd.DataFrame) -> list[str]:
     """Return what speaks against a run, each with a way on; none if nothing does."""
     of = texts.groupby("kind")[["usable", "right", "cut off"]].mean()
-    best, most = of.loc[[ZERO, ONE], "right"].max(), majority(task)
+    best, most = of.loc[[ZERO, ONE], "right"].max(), task.majority(task.validation["target"])
     faults = {
         "no usable question was written; set prompts.questions to continued, or take another teacher": (
             of.loc[QUESTIONS, "usable"] <= TOO_FEW
@@ -116,7 +112,8 @@ def in_words(recipe: Recipe) -> Iterator[str]:
             yield "\n".join([f"\n{task.name}, {kind}:", *map(_shown, own["text"].head(N_WORKED))])
         shares = texts.groupby("kind", sort=False)[["usable", "right", "cut off"]].mean()
         yield "\n" + shares.to_string(na_rep="-", float_format="{:.0%}".format)
-        yield f"Most frequent answer: {majority(task):.0%}. All drafts alike in score: {ties(texts):.0%} of questions."
+        yield f"Most frequent answer: {task.majority(task.validation['target']):.0%}."
+        yield f"All drafts alike in score: {ties(texts):.0%} of questions."
         yield f"{texts['tokens'].sum() / seconds:.0f} tokens a second, loading included."
         against += advice(task, texts)
         own = texts[texts["kind"] == RATIONALES]["text"]
