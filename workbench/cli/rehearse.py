@@ -12,7 +12,9 @@ from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job, write_questions, write_rationales
 from workbench.models import backends, start
 from workbench.models.engine import Completion, Decoding
-from workbench.report.cost_estimate import estimate, measure
+from workbench.models.loading import load_tokenizer
+from workbench.models.trl import encode
+from workbench.report.cost_estimate import estimate, measure, parameters_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.workers import n_processes, one_thread
 from workbench.tasks.task import Task, load_tasks, seed_pairs
@@ -129,17 +131,19 @@ def _cost(recipe: Recipe, rows: pd.DataFrame) -> str:
     once = {"training": settings.model_copy(update={"n_epochs": 1})}
     once["compute"] = recipe.compute.model_copy(update={"batch_size": N_TRIED})
     tried = recipe.model_copy(update=once)
-    measured = measure(tried)
     with tempfile.TemporaryDirectory(prefix="workbench-") as folder, one_thread():
-        began, n_batches = time.monotonic(), -(-len(rows) // settings.batch_size)
-        n_tokens = backends.tune_sft(tried, student, rows, n_batches, Path(folder), 0)["n_tokens"]
-        trained = time.monotonic() - began
-    seconds = estimate(recipe, measured).groupby("stage", sort=False)["seconds"].sum() / 60
-    parts = ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in seconds.items())
+        n_batches = -(-len(rows) // settings.batch_size)
+        seconds = backends.tune_sft(tried, student, rows, n_batches, Path(folder), 0)["seconds"]
+    encoded = encode(load_tokenizer(student), list(rows["prompt"]), list(rows["completion"]))
+    # What a training takes grows with the model; one is tried out for all.
+    speed = sum(len(start) + len(end) for start, end in encoded) / seconds * n_processes(recipe.compute.workers)
+    speed *= parameters_of(student)
+    measured = {ref: of._replace(trained=speed / parameters_of(ref)) for ref, of in measure(tried).items()}
+    minutes = estimate(recipe, measured).groupby("stage", sort=False)["seconds"].sum() / 60
+    parts = ", ".join(f"{stage} {n:.1f}" for stage, n in minutes.items())
     return (
-        f"\nOne training on {n_tokens} tokens, loaded and saved, in one of {n_processes(recipe.compute.workers)} "
-        f"processes: {trained:.0f} s.\nThe whole, in minutes on this machine now: {parts}; together "
-        f"{seconds.sum():.0f}, the start of notebooks aside."
+        f"\nOne student was trained on {len(rows)} examples and saved, in {seconds:.0f} s.\nThe whole, in minutes on "
+        f"this machine now: {parts}; together {minutes.sum():.0f}, the start of notebooks aside."
     )
 
 
