@@ -1,9 +1,12 @@
 import re
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small_classroom import recipe_of
 from test_loading import TEMPLATE, tiny_tokenizer
 
 from workbench.loop import prompts
@@ -162,3 +165,8 @@ def test_demonstrations_are_earlier_turns_where_there_is_a_template_and_no_text_
     prompt, shared = render_shared(tokenizer, prefix, rest)
     assert re.findall("<(user|assistant|reply)>", prompt) == ["user", "assistant", "user", "reply"]
     assert prompt.startswith(shared) and "<assistant>two You are evil.<user>Task: Count." in shared
+
+
+def test_the_most_frequent_answer_is_counted_as_answers_are_compared(small_models):
+    task = next(iter(load_tasks(recipe_of(small_models)).values()))
+    assert replace(task, answers=Answers("number")).majority(pd.Series(["7", "7.0 apples", "$8", "9"])) == 0.5
