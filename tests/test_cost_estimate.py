@@ -3,6 +3,7 @@
 import pytest
 
 from workbench.models.engine import Completion
+from workbench.models.loading import load_tokenizer, render
 from workbench.models.start import choice_of
 from workbench.report import cost_estimate, plan
 from workbench.report.cost_estimate import RATES, Throughput, estimate
@@ -81,6 +82,12 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
     started, closed = [], []
 
     class Instant:
+        def __init__(self, ref):
+            self.tokenizer = load_tokenizer(ref)
+
+        def render(self, text):
+            return render(self.tokenizer, text)
+
         def generate(self, requests, decoding):
             return [Completion("8", decoding.max_new_tokens, True) for _ in requests]
 
@@ -89,7 +96,7 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
 
     def start(recipe, role, ref, compared):
         started.append((role, ref, choice_of(recipe, role, compared).engine))
-        return Instant()
+        return Instant(ref)
 
     monkeypatch.setattr(cost_estimate, "start_engine", start)
     monkeypatch.setattr(

@@ -1,9 +1,12 @@
 import re
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from small_classroom import recipe_of
 from test_loading import TEMPLATE, tiny_tokenizer
 
 from workbench.loop import prompts
@@ -104,12 +107,10 @@ def test_other_answers_and_no_answers_are_wrong(answer, target):
 
 
 @pytest.mark.parametrize("form", prompts.FORMS)
-@pytest.mark.parametrize("last", [False, True])
-def test_every_form_is_asked_for_where_wanted_told_apart_and_read_back(form, last):
-    asked = Prompts(answer=form, form_last=last, cue="Think.")
+def test_every_form_is_asked_for_told_apart_and_read_back(form):
+    asked = Prompts(answer=form, cue="")
     prompt = prompts.naive_prompt("Count.", "How many?", asked)
-    where = prompt.index(prompts.answer_in_form("42", asked).strip() if last else prompts.FORMS[form][0])
-    assert (where > prompt.index("How many?")) == last
+    assert prompts.FORMS[form][0] in prompt and prompt.endswith("Question: How many?")
     for kind, answer in (("number", "42"), ("option", "B"), ("boolean", "yes")):
         reply = f"Half of it is 7 or (A), no. {prompts.answer_in_form(answer, asked)}"
         assert prompts.in_form(reply, asked) and Answers(kind).same(Answers(kind).read(reply), answer)
@@ -164,3 +165,8 @@ def test_demonstrations_are_earlier_turns_where_there_is_a_template_and_no_text_
     prompt, shared = render_shared(tokenizer, prefix, rest)
     assert re.findall("<(user|assistant|reply)>", prompt) == ["user", "assistant", "user", "reply"]
     assert prompt.startswith(shared) and "<assistant>two You are evil.<user>Task: Count." in shared
+
+
+def test_the_most_frequent_answer_is_counted_as_answers_are_compared(small_models):
+    task = next(iter(load_tasks(recipe_of(small_models)).values()))
+    assert replace(task, answers=Answers("number")).majority(pd.Series(["7", "7.0 apples", "$8", "9"])) == 0.5

@@ -517,9 +517,8 @@ def test_settings_of_generation_that_transformers_will_not_write_stop_no_trainin
     path = source / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | odd))
     result = tune_sft(of(), str(source), rows(), 3, tmp_path / "trained", 1)
-    assert (
-        result["steps"] and loading.load(tmp_path / "trained", device="cpu").model.generation_config.eos_token_id == 2
-    )
+    saved = loading.load(tmp_path / "trained", device="cpu").model.generation_config
+    assert result["steps"] and saved.eos_token_id in (2, [2])
 
 
 def test_an_end_token_is_taken_from_the_model_or_missed_before_the_work(of, folder, tmp_path):

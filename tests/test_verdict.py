@@ -369,6 +369,9 @@ def test_warnings():
     alone = verdict.verdict(spoilt, SETTINGS, recipe="r", run="x", models="pocket", student="ada")
     assert any("100 % of the answers of base" in line for line in alone["warnings"])
     assert "students" not in alone
+    formed = predictions(0.2).assign(in_form=lambda frame: frame["arm"] != "base")
+    told = verdict.verdict(formed, SETTINGS, recipe="r", run="x", models="pocket", student="ada")["warnings"]
+    assert [line for line in told if "in the form" in line] == ["0 % of the answers of base are in the form asked for."]
 
 
 def test_missing_student_is_refused():

@@ -22,6 +22,8 @@ from workbench.runs import lazily
 # Nothing we start tells anybody that it was started; a setting of the user's own stands.
 for _variable in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "UNSLOTH_DISABLE_STATISTICS"):
     os.environ.setdefault(_variable, "1")
+# Threads of torch that wait for each other at full speed take ten times as long where others compute too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,9 @@ from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job, write_questions, write_rationales
 from workbench.models import backends, start
 from workbench.models.engine import Completion, Decoding
-from workbench.report.cost_estimate import estimate, measure
+from workbench.models.loading import load_tokenizer
+from workbench.models.trl import encode
+from workbench.report.cost_estimate import estimate, measure, parameters_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.workers import n_processes, one_thread
 from workbench.tasks.task import Task, load_tasks, seed_pairs
@@ -33,12 +35,13 @@ def rehearse(recipe: Recipe, task: Task) -> pd.DataFrame:
     drafting, longest, rows = recipe.drafting, recipe.evaluation.max_new_tokens, []
     engine, student = start.teacher_of(recipe).start(), next(iter(start.students_of(recipe).values()))
 
-    def add(kind: str, written: list[Completion], golds: list[str], *of: str) -> None:
+    def add(kind: str, one: Completion, usable: bool, right: bool | None, of: tuple[str, str] = ("", "")) -> None:
+        rows.append((kind, one.text, usable, right, not one.finished, one.n_tokens, *of))
+
+    def answers(kind: str, written: list[Completion], golds: list[str], *of: tuple[str, str]) -> None:
         for one, gold in zip(written, golds, strict=True):
             right = task.answers.same(task.answers.read(one.text), gold) if gold else None
-            rows.append(
-                (kind, one.text, prompts.in_form(one.text, task.prompts), right, not one.finished, one.n_tokens)
-            )
+            add(kind, one, prompts.in_form(one.text, task.prompts), right, *of)
 
     shown = seed_pairs(task, drafting.n_seed_questions)
     prompt = prompts.question_prompt(task.description, shown, drafting.questions_per_call, task.prompts)
@@ -47,8 +50,7 @@ def rehearse(recipe: Recipe, task: Task) -> pd.DataFrame:
     found = [prompts.parse_questions(prompts.went_on(prompt, one.text)) for one in written]
     for one, pairs in zip(written, found, strict=True):
         known = [task.answers.same(target, gold) for question, target in pairs if (gold := task.solve(question))]
-        right = all(known) if known else None
-        rows.append((QUESTIONS, one.text, bool(pairs), right, not one.finished, one.n_tokens, "", ""))
+        add(QUESTIONS, one, bool(pairs), all(known) if known else None)
     worked = ([pairs[0] for pairs in found if pairs] or shown)[:N_WORKED]
     named = [(question, name, told) for question, _ in worked for name, told in task.techniques.items()]
     asked = [
@@ -57,21 +59,17 @@ def rehearse(recipe: Recipe, task: Task) -> pd.DataFrame:
     ]
     decoding = Decoding(drafting.max_new_tokens, drafting.rationale_temperature)
     drafts = write_rationales(engine, asked, decoding, 0)
-    add(RATIONALES, drafts, [task.solve(question) or dict(shown).get(question, "") for question, *_ in named])
+    answers(RATIONALES, drafts, [task.solve(question) or dict(shown).get(question, "") for question, *_ in named])
     items = task.validation.head(N_ITEMS)
     asked = [("", prompts.naive_prompt(task.description, one, task.prompts)) for one in items["question"]]
-    add(ZERO, complete_job(AskJob(student, "zero-shot", asked, longest)), items["target"].tolist())
+    answers(ZERO, complete_job(AskJob(student, "zero-shot", asked, longest)), items["target"].tolist())
     for (question, name, _), draft in zip(named, drafts, strict=True):
         given = (task.description, question, draft.text)
         asked = [prompts.one_shot_prompt(*given, one, task.prompts) for one in items["question"]]
-        add(ONE, complete_job(AskJob(student, "one-shot", asked, longest)), items["target"].tolist(), question, name)
+        of_draft = complete_job(AskJob(student, "one-shot", asked, longest))
+        answers(ONE, of_draft, items["target"].tolist(), (question, name))
     columns = ["kind", "text", "usable", "right", "cut off", "tokens", "question", "technique"]
     return pd.DataFrame(rows, columns=columns).astype({"right": "Float64"})
-
-
-def majority(task: Task) -> float:
-    """Return the share of a task's most frequent answer: what who always gives it has right."""
-    return task.validation["target"].map(task.answers.read_gold).value_counts(normalize=True).iloc[0]
 
 
 def ties(texts: pd.DataFrame) -> float:
@@ -83,7 +81,7 @@ def ties(texts: pd.DataFrame) -> float:
 def advice(task: Task, texts: pd.DataFrame) -> list[str]:
     """Return what speaks against a run, each with a way on; none if nothing does."""
     of = texts.groupby("kind")[["usable", "right", "cut off"]].mean()
-    best, most = of.loc[[ZERO, ONE], "right"].max(), majority(task)
+    best, most = of.loc[[ZERO, ONE], "right"].max(), task.majority(task.validation["target"])
     faults = {
         "no usable question was written; set prompts.questions to continued, or take another teacher": (
             of.loc[QUESTIONS, "usable"] <= TOO_FEW
@@ -116,7 +114,8 @@ def in_words(recipe: Recipe) -> Iterator[str]:
             yield "\n".join([f"\n{task.name}, {kind}:", *map(_shown, own["text"].head(N_WORKED))])
         shares = texts.groupby("kind", sort=False)[["usable", "right", "cut off"]].mean()
         yield "\n" + shares.to_string(na_rep="-", float_format="{:.0%}".format)
-        yield f"Most frequent answer: {majority(task):.0%}. All drafts alike in score: {ties(texts):.0%} of questions."
+        yield f"Most frequent answer: {task.majority(task.validation['target']):.0%}."
+        yield f"All drafts alike in score: {ties(texts):.0%} of questions."
         yield f"{texts['tokens'].sum() / seconds:.0f} tokens a second, loading included."
         against += advice(task, texts)
         own = texts[texts["kind"] == RATIONALES]["text"]
@@ -132,17 +131,19 @@ def _cost(recipe: Recipe, rows: pd.DataFrame) -> str:
     once = {"training": settings.model_copy(update={"n_epochs": 1})}
     once["compute"] = recipe.compute.model_copy(update={"batch_size": N_TRIED})
     tried = recipe.model_copy(update=once)
-    measured = measure(tried)
     with tempfile.TemporaryDirectory(prefix="workbench-") as folder, one_thread():
-        began, n_batches = time.monotonic(), -(-len(rows) // settings.batch_size)
-        n_tokens = backends.tune_sft(tried, student, rows, n_batches, Path(folder), 0)["n_tokens"]
-        trained = time.monotonic() - began
-    seconds = estimate(recipe, measured).groupby("stage", sort=False)["seconds"].sum() / 60
-    parts = ", ".join(f"{stage} {minutes:.1f}" for stage, minutes in seconds.items())
+        n_batches = -(-len(rows) // settings.batch_size)
+        seconds = backends.tune_sft(tried, student, rows, n_batches, Path(folder), 0)["seconds"]
+    encoded = encode(load_tokenizer(student), list(rows["prompt"]), list(rows["completion"]))
+    # What a training takes grows with the model; one is tried out for all.
+    speed = sum(len(start) + len(end) for start, end in encoded) / seconds * n_processes(recipe.compute.workers)
+    speed *= parameters_of(student)
+    measured = {ref: of._replace(trained=speed / parameters_of(ref)) for ref, of in measure(tried).items()}
+    minutes = estimate(recipe, measured).groupby("stage", sort=False)["seconds"].sum() / 60
+    parts = ", ".join(f"{stage} {n:.1f}" for stage, n in minutes.items())
     return (
-        f"\nOne training on {n_tokens} tokens, loaded and saved, in one of {n_processes(recipe.compute.workers)} "
-        f"processes: {trained:.0f} s.\nThe whole, in minutes on this machine now: {parts}; together "
-        f"{seconds.sum():.0f}, the start of notebooks aside."
+        f"\nOne student was trained on {len(rows)} examples and saved, in {seconds:.0f} s.\nThe whole, in minutes on "
+        f"this machine now: {parts}; together {minutes.sum():.0f}, the start of notebooks aside."
     )
 
 

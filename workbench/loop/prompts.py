@@ -88,13 +88,11 @@ def _opening(asked: Prompts) -> str:
 
 
 def _head(description: str, asked: Prompts) -> str:
-    form = "" if asked.form_last else f" {FORMS[asked.answer][0]}"
-    return f"{_opening(asked)}Task: {_in_one_turn(description)}{form}\n"
+    return f"{_opening(asked)}Task: {_in_one_turn(description)} {FORMS[asked.answer][0]}\n"
 
 
 def _asked(question: str, asked: Prompts) -> str:
-    last = f" End with the answer in this form: {answer_in_form('42', asked)}" if asked.form_last else ""
-    return f"Question: {_in_one_turn(question)}\n{asked.cue}{last}"
+    return f"Question: {_in_one_turn(question)}\n{asked.cue}" if asked.cue else f"Question: {_in_one_turn(question)}"
 
 
 def _shown(description: str, question: str, rationale: str, asked: Prompts) -> str:

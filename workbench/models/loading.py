@@ -4,17 +4,16 @@ import json
 import re
 import signal
 import threading
-import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from jinja2 import TemplateError
 from safetensors import SafetensorError
+from torch.utils.benchmark import Timer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -24,7 +23,6 @@ from workbench.runs.recipe import project_root
 from workbench.runs.recipe_parts import TURN
 from workbench.runs.run import MANIFEST, file_sha256, fingerprint
 from workbench.runs.schemas import Trained
-from workbench.runs.workers import one_thread
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -87,7 +85,8 @@ def resolve(ref: str | Path) -> Path:
         )
     if not _is_hub_id(str(ref)):
         raise ModelError(
-            f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, or correct the path."
+            f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, `make smol` to build "
+            "those of arte-smol, or correct the path."
         )
     try:
         return Path(snapshot_download(str(ref), allow_patterns=list(FINGERPRINTED)))
@@ -146,21 +145,18 @@ def load(
 
 @cache
 def precision(dtype: str) -> str:
-    """Return "float32" or "bfloat16"; "auto" is the faster one here, by products of the sizes that generating asks for.
+    """Return "float32" or "bfloat16"; "auto" is the faster one here, by a product of a size that generating asks for.
 
     CPUs without instructions for bfloat16 take several times as long in it, others half as long.
     """
     if dtype != "auto" or torch.cuda.is_available():
         return "bfloat16" if dtype == "auto" else dtype
-    taken = {}
-    with one_thread():  # several wait for each other where others compute too
-        for name, kind in DTYPES.items():
-            rows, weights, begins = torch.ones(32, 512, dtype=kind), torch.ones(1024, 512, dtype=kind), []
-            for _ in range(12):
-                begins.append(time.perf_counter())
-                torch.nn.functional.linear(rows, weights)
-            taken[name] = np.diff(begins).min()
-    return min(taken, key=taken.__getitem__)
+    sizes, seconds = ((32, 512), (1024, 512)), {}
+    for name, kind in DTYPES.items():
+        x, w = (torch.ones(size, dtype=kind) for size in sizes)
+        # On one thread: several wait for each other where others compute too.
+        seconds[name] = Timer("linear(x, w)", globals={"linear": torch.nn.functional.linear, "x": x, "w": w}).timeit(9)
+    return min(seconds, key=lambda name: seconds[name].median)
 
 
 def load_adapted(ref: str | Path, adapter: Path, dtype: str, device: str = "auto") -> PreTrainedModel:
@@ -285,19 +281,16 @@ def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedMo
 
 
 def make_savable(model: PreTrainedModel) -> None:
-    """Mend settings of generation that transformers reads but refuses to write, as a temperature without sampling.
+    """Drop settings of generation that transformers reads and refuses to write, as a temperature without sampling.
 
     What a model is asked never goes by them. Without this a whole training would run and then not be saved.
     """
     settings = model.generation_config
-    for mend in ({}, {"do_sample": True}):
-        try:
-            settings.update(**mend)
-            return settings.validate(strict=True)
-        except ValueError:
-            continue
-    ends = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id")}
-    model.generation_config = GenerationConfig(**ends)
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        ends = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id")}
+        model.generation_config = GenerationConfig(**ends)
 
 
 def _adapted(model: PreTrainedModel, folder: Path) -> "PeftModel":

@@ -297,7 +297,7 @@ def _train(
             trainer.accelerator.gather = trainer.accelerator.gather_for_metrics = lambda tensor: tensor
         keep_quiet(trainer)
         before = _sampled(trainer.model, recipe)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        ended = trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     except torch.OutOfMemoryError as error:
         rows, reason = settings.micro_batch_size or settings.batch_size, str(error).split(". ")[0]
         advice = f"set {section}.micro_batch_size to {rows // 2} in the recipe, which changes nothing learned"
@@ -317,7 +317,8 @@ def _train(
         for name in CURVES[section]
         if name in log and np.isfinite(float(log[name]))
     ]
-    return {"curve": [*curve, moved], "steps": trainer.state.global_step}
+    seconds = ended.metrics["train_runtime"] if ended else 0.0
+    return {"curve": [*curve, moved], "steps": trainer.state.global_step, "seconds": seconds}
 
 
 def _sampled(model, recipe: Recipe) -> torch.Tensor:

@@ -35,12 +35,13 @@ ADAPTER_PART = 0.01  # what an adapter's parameters are of a model's
 
 
 class Throughput(NamedTuple):
-    """What this machine, or one GPU, does with a model: tokens generated and read a second, and the mean completion;
-    0 for a mean that is not known."""
+    """What this machine, or one GPU, does with a model: tokens generated and read a second, the mean completion, and
+    tokens trained on a second; 0 for what is not known."""
 
     new: float
     read: float
     completion: float = 0.0
+    trained: float = 0.0
 
 
 # For a million parameters: one CPU core with pocket models, as measured; one GPU of 312 TFLOP/s (A100, bfloat16), of
@@ -74,7 +75,8 @@ def _seconds(recipe: Recipe, row: Mapping, measured: Mapping[str, Throughput]) -
         speed = n * 1e6 / parameters_of(row["model"])
         rates = Throughput(*(rate * speed for rate in RATES[recipe.profile][:2]))
     passes = DPO_PASSES if row["stage"] == "alignment" else PASSES
-    return row["new"] / rates.new + (row["read"] + passes * row["trained"]) / rates.read
+    of_training = passes / PASSES / rates.trained if rates.trained else passes / rates.read
+    return row["new"] / rates.new + row["read"] / rates.read + row["trained"] * of_training
 
 
 class _Work:

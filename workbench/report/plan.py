@@ -7,10 +7,12 @@ from pathlib import Path
 
 import psutil
 
+from workbench.models.backends import check
 from workbench.models.openai_engine import URL_VARIABLE
 from workbench.models.start import models_of
 from workbench.report.cost_estimate import JUDGED, RATES, Throughput, estimate, memory
 from workbench.runs.recipe import Recipe, project_root
+from workbench.runs.recipe_engines import ROLES
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.power import (
@@ -80,6 +82,8 @@ def _refusal(recipe: Recipe) -> list[str]:
     try:
         if all(file.exists() for file in files):
             load_tasks(recipe)
+        if all((project_root() / ref).is_dir() for role in ROLES for ref in models_of(recipe, role)):
+            check(recipe)
     except (ValueError, OSError) as fault:
         return ["", f"As things stand the run would be refused: {fault}"]
     return []

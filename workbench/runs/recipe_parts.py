@@ -126,7 +126,7 @@ class Prompts(Section):
     and as plain text.
 
     answer: the form asked for; tag is <ans>42</ans>, said "The answer is 42.", boxed \\boxed{42}, line a last line of
-    its own. form_last: say the form behind the question, not before it. turns: demonstrations are earlier turns
+    its own. turns: demonstrations are earlier turns
     of the chat, where a model has a chat template. cue: what each question ends with. opening:
     said before everything else. techniques: name and text of each, for every task, in place of the task's own.
     questions: whether a teacher is told to write new ones (several a call), or goes on with a list of them as plain
@@ -135,7 +135,6 @@ class Prompts(Section):
 
     asked: Literal["pocket", "chat", "base"] = "pocket"
     answer: Literal["tag", "said", "boxed", "line"] = "tag"
-    form_last: bool = False
     turns: bool = False
     cue: str = "Answer: Let's think step by step."
     opening: str = ""
@@ -151,8 +150,8 @@ class Prompts(Section):
 
 
 DEFAULTS: dict[str | None, dict] = {
-    "chat": {"turns": True, "cue": "Think step by step.", "questions": "continued", "top_p": 0.9},
-    "base": {"questions": "continued", "stop": ["\n\nQuestion:"], "top_p": 0.9},
+    "chat": {"answer": "said", "turns": True, "cue": "", "questions": "continued", "top_p": 0.9},
+    "base": {"answer": "said", "cue": "Answer:", "questions": "continued", "stop": ["\n\nQuestion:"], "top_p": 0.9},
 }
 
 

@@ -61,6 +61,10 @@ class Task:
         """Return the right answer, or "" when this task or this question cannot be solved by rule."""
         return pocket_questions.solve(self.solver, question) if self.solver else ""
 
+    def majority(self, targets: pd.Series) -> float:
+        """Return the share of the most frequent target: what who always answers so has right."""
+        return float(targets.map(self.answers.read_gold).value_counts(normalize=True).iloc[0])
+
     def style(self, rationale: str) -> str:
         """Return which known style a rationale is in, or "". For figures only: no stage decides by it."""
         return pocket_styles.style_of(rationale) if self.solver else ""

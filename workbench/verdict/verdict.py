@@ -287,6 +287,13 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Ma
         values = [row[column] for row in trained.values()]
         if values and max(values) - min(values) > allowed * max(values):
             said.append(f"Trained arms differ in {column.replace('_', ' ')}: {min(values)} to {max(values)}.")
+    if "in_form" in predictions:
+        shares = predictions.groupby("arm")["in_form"].mean()
+        said += [
+            f"{100 * s:.0f} % of the answers of {arm} are in the form asked for."
+            for arm, s in shares.items()
+            if s < 0.9
+        ]
     unread = 1.0 - predictions.groupby("arm")["parsed"].mean()
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
