@@ -207,9 +207,7 @@ def test_an_index_that_names_weights_elsewhere_is_refused(tmp_path, named):
     folder = tiny_folder(tmp_path / "m")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": named}}))
     for read in (fingerprint_model, load):
-        with pytest.raises(
-            ModelError, match=r"index\.json names weights that are no files of this folder"
-        ):
+        with pytest.raises(ModelError, match=r"index\.json names weights that are no files of this folder"):
             read(folder)
 
 
