@@ -13,6 +13,7 @@ from conftest import PROJECT
 from test_run import numbers
 
 from workbench.cli.main import main
+from workbench.notebook.watch import look
 from workbench.runs import cache, progress, schemas
 from workbench.runs.cache import LOCK, Cache, read_json, temporary_folder, write_json
 from workbench.runs.errors import RunError, redact
@@ -212,7 +213,14 @@ def test_a_word_that_any_text_may_have_is_no_key(monkeypatch):
     assert redact("an EMPTY set") == "an EMPTY set"
 
 
-# workbench check
+# Watched and checked
+
+
+def test_looking_at_a_run_opens_no_database(run, runs, monkeypatch):
+    Cache(runs / "items.sqlite").put_many("probe", {"a": {"n": 1}})
+    run.step("numbers", numbers, 2)
+    monkeypatch.setattr(cache.Database, "_do", lambda *_: pytest.fail("a database was opened"))
+    assert look(run).state == "between steps"
 
 
 def leaves_a_model(folder) -> pd.DataFrame:
