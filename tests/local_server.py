@@ -1,11 +1,14 @@
 """An OpenAI-compatible server on loopback that answers as it is told, and fails as it is told."""
 
+import contextlib
+import gzip
 import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = "429 500 hang lost half count none utf8 surrogate json shape no_text no_reason words".split()
+FAULTS += "big deep packed error listed model_surrogate".split()
 HANG_S = 2.0
 
 
@@ -80,7 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
             owner.ended.wait(HANG_S)
             self.close_connection = True
         elif fault.startswith("to "):
-            self._send(307, {}, {"Location": fault.removeprefix("to ") + "/completions"})
+            _, status, url = fault.split()
+            self._send(int(status), {}, {"Location": f"{url}/completions"})
+        elif fault == "error":
+            self._send(200, {"error": {"message": "The model is being moved."}})
         elif fault == "lost":
             self.close_connection = True
         else:
@@ -99,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
             choice["finish_reason"] = None
         if fault == "words":
             choice["message"] = "no mapping"
+        if fault == "listed":
+            choice["message"] = ["no", "mapping"]
         if fault == "surrogate":
             choice["text"] = "\ud800"
         choices = {"count": [choice, choice], "none": []}.get(fault, [choice])
@@ -106,13 +114,18 @@ class _Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": n_tokens[0], "completion_tokens": n_tokens[1]}
         whole = {"id": "x", "object": "text_completion", "created": 0, "model": "m-2026", "choices": choices}
         data = json.dumps(whole | {"usage": usage}).encode()
+        if fault == "model_surrogate":
+            data = data.replace(b"m-2026", b"m-\\ud800")
+        deep, big = b"[" * 200_000 + b"]" * 200_000, b'{"a": "' + b"a" * 5_000_000 + b'"}'
+        data = {"deep": deep, "big": big}.get(fault, data)
         data = {"utf8": data.replace(b'"id": "x"', b'"id": "\xff\xfe"'), "json": data[:-9], "shape": b"[1, 2]"}.get(
             fault, data
         )
         if not fault or refused:
             with self.owner.lock:
                 self.owner.answered.append(prompt)
-        self._send(200, data, half=fault == "half")
+        packed = {"Content-Encoding": "gzip"} if fault == "packed" else {}
+        self._send(200, gzip.compress(data) if packed else data, packed, half=fault == "half", drip=fault == "drip")
 
     def _key_is_right(self) -> bool:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -121,11 +134,24 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _send(self, status: int, content: dict | bytes, headers: dict | None = None, half: bool = False) -> None:
+    def _send(
+        self, status: int, content: dict | bytes, headers: dict | None = None, half: bool = False, drip: bool = False
+    ) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if half else data)
+        for byte in data if drip else b"":
+            if self.owner.ended.wait(0.1):
+                break
+            try:
+                self.wfile.write(bytes([byte]))
+            except OSError:  # the client has had enough
+                break
+        if drip:
+            self.close_connection = True
+            return
+        with contextlib.suppress(OSError):  # the client has had enough
+            self.wfile.write(data[: len(data) // 2] if half else data)
         self.close_connection = self.close_connection or half

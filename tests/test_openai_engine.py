@@ -46,7 +46,7 @@ def told(body: dict) -> str:
 
 
 def engine(server, ref="m", **settings) -> OpenAIEngine:
-    quick = {"endpoint": "chat", "timeout_s": 0.5, "model_name": "m", "max_concurrency": 8}
+    quick = {"endpoint": "chat", "timeout_s": 20, "model_name": "m", "max_concurrency": 8}
     return OpenAIEngine(ref, server.url, **quick | settings)
 
 
@@ -83,7 +83,7 @@ def test_no_fault_loses_or_doubles_a_row(fault, items, folder):
     # The first ten tries fail, in a burst.
     with LocalServer(told, lambda n, prompt: fault if n < 10 else "") as server:
         # A busy machine must not look like a server that hangs.
-        subject = engine(server, folder, endpoint="completions", timeout_s=0.5 if fault == "hang" else 20)
+        subject = engine(server, folder, endpoint="completions", timeout_s=1.0 if fault == "hang" else 20)
         completions = subject.generate(asked(24), GREEDY, items=items)
         assert [one.text for one in completions] == [f"answer to question {i}" for i in range(24)]
         assert Counter(server.answered) == Counter(request.prompt for request in asked(24))
@@ -94,7 +94,7 @@ def test_no_fault_loses_or_doubles_a_row(fault, items, folder):
 def test_a_storm_of_every_fault_loses_and_doubles_nothing(items, folder):
     rng = random.Random(5)
     with LocalServer(told, lambda n, prompt: rng.choice([*FAULTS, "", "", ""])) as server:
-        subject = engine(server, folder, endpoint="completions", max_concurrency=16, max_retries=39)
+        subject = engine(server, folder, endpoint="completions", max_concurrency=16, max_retries=39, timeout_s=1.0)
         found = subject.generate(asked(60), GREEDY, items=items)
     assert [one.text for one in found] == [f"answer to question {i}" for i in range(60)]
     assert len(kept(items)) == 60 and len(server.prompts) > 90
@@ -150,9 +150,12 @@ def test_the_budget_stops_cleanly_and_goes_on_when_raised(items):
         assert kept(items, "spending") == [{"account": "loop/teacher", "n_tokens": 280}]
 
 
-def test_nothing_is_sent_elsewhere_than_to_the_server_named():
-    with LocalServer(told) as other, LocalServer(told, lambda n, prompt: f"to {other.url}") as server:
-        with pytest.raises(ModelError, match=r"refuses a request \(Error code: 307.*redirects\? .*recipe's engines"):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_nothing_is_sent_elsewhere_than_to_the_server_named(status):
+    with LocalServer(told) as other, LocalServer(told, lambda n, prompt: f"to {status} {other.url}") as server:
+        with pytest.raises(
+            ModelError, match=rf"refuses a request \(Error code: {status}.*redirects\? .*recipe's engines"
+        ):
             engine(server).generate(asked(1), GREEDY)
         assert other.prompts == []
 
@@ -212,6 +215,104 @@ def test_errors_before_any_work(folder, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(ModelError, match="needs a key and OPENAI_API_KEY is not set"):
         OpenAIEngine("m", "https://models.example.org/v1", endpoint="chat")
+
+
+@pytest.mark.parametrize("fault", ["error", "big", "drip"])
+def test_a_fault_that_stays_is_said_in_the_servers_words_or_ours(fault):
+    says = {
+        "error": "the server says: .*being moved",
+        "big": "more than 4,000,000 bytes",
+        "drip": "did not end in time",
+    }
+    with LocalServer(told, lambda n, prompt: fault) as server:
+        before = time.monotonic()
+        with pytest.raises(ModelError, match=rf"did not answer in 2 tries \(the last: .*{says[fault]}"):
+            engine(server, max_retries=1, timeout_s=1.0 if fault == "drip" else 20).generate(asked(1), GREEDY)
+        assert fault != "drip" or time.monotonic() - before < 20, "it would be 30 s and more, were each byte waited for"
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r", " "])
+def test_a_key_with_the_line_end_of_its_file_is_sent_without(monkeypatch, line_end):
+    monkeypatch.setenv(KEY_VARIABLE, KEY + line_end)
+    with LocalServer(told, key=KEY) as server:
+        assert engine(server).generate(asked(1), GREEDY)[0].text == "answer to question 0"
+
+
+@pytest.mark.parametrize("key", ["sk-a b", "sk-a\rb", "sk-\x1b[2J", "sk-é"])
+def test_what_is_no_key_is_refused_and_not_said(monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with LocalServer(told) as server, pytest.raises(ModelError, match="that no key has; export it again") as error:
+        engine(server)
+    assert "sk-" not in str(error.value)
+
+
+def test_a_key_that_the_server_repeats_is_stored_nowhere(items, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with LocalServer(lambda body: f"your key is {KEY}", served=("m", KEY)) as server:
+        assert engine(server).generate(asked(1), GREEDY, items=items)[0].text == "your key is [key]"
+        with pytest.raises(ModelError, match=r"serves \[key\], m, not 'x'"):
+            engine(server, model_name="x")
+    items.close()
+    assert KEY.encode() not in items.path.read_bytes()
+
+
+def test_no_key_goes_over_the_net_in_clear(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with pytest.raises(ModelError, match=r"in clear; take https, or set insecure: true") as error:
+        OpenAIEngine("m", "http://127.0.0.2:1/v1", endpoint="chat")
+    assert KEY not in str(error.value)
+    with pytest.raises(ModelError, match="There is no server at"):
+        OpenAIEngine("m", "http://127.0.0.2:1/v1", endpoint="chat", insecure=True)
+
+
+ODD = {
+    "numbers for ids": {"data": [{"id": 3}, {"id": "m"}]},
+    "no ids": {"data": [3, None]},
+    "a list": [1],
+}
+
+
+@pytest.mark.parametrize("listed", ODD.values(), ids=ODD)
+def test_a_server_that_lists_its_models_oddly_is_asked_all_the_same(monkeypatch, listed):
+    from local_server import _Handler
+
+    monkeypatch.setattr(_Handler, "do_GET", lambda self: self._send(200, json.dumps(listed).encode()))
+    with LocalServer(told) as server:
+        assert engine(server).generate(asked(1), GREEDY)[0].finished
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text", "finished"),
+    [
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "stop", "ab", True),
+        ({"content": "a", "reasoning_content": "b"}, "stop", "a", True),
+        ({"content": ""}, "stop", "", True),
+    ],
+)
+def test_answers_in_other_forms_are_read(message, reason, text, finished):
+    with LocalServer(told) as server:
+        subject = engine(server)
+    body = {"choices": [{"message": message, "finish_reason": reason}], "usage": [3]}
+    assert subject._read(body, 5, 8) == (subject._read(body, 5, 8)[0], 13)
+    assert subject._read(body)[0].completion == Completion(text, 0, finished)
+
+
+def test_a_model_that_spends_all_tokens_on_reasoning_has_a_cut_answer_and_says_what_to_do():
+    with LocalServer(told) as server:
+        subject = engine(server)
+    with pytest.warns(UserWarning, match="used up max_new_tokens .* raise max_new_tokens"):
+        found = subject._read({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}, 5, 8)
+    assert found[0].completion == Completion("", 8, False) and not found[0].refused
+
+
+def test_a_reasoning_model_is_asked_as_it_wants(items):
+    bodies = []
+    with LocalServer(lambda body: bodies.append(body) or "w1") as server:
+        engine(server).generate(asked(1), GREEDY, items=items)
+        engine(server, reasoning=True).generate(asked(1), GREEDY, items=items)
+    first, second = bodies
+    assert (first["max_tokens"], first["temperature"]) == (8, 0.0)
+    assert set(second) == {"messages", "model", "max_completion_tokens"}
 
 
 def test_each_account_goes_on_where_it_was(items):

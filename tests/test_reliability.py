@@ -12,6 +12,8 @@ import pytest
 from conftest import PROJECT
 from test_run import numbers
 
+from workbench.cli.main import main
+from workbench.notebook.watch import look
 from workbench.runs import cache, progress, schemas
 from workbench.runs.cache import LOCK, Cache, read_json, temporary_folder, write_json
 from workbench.runs.errors import RunError, redact
@@ -209,3 +211,56 @@ def fails(said: str) -> pd.DataFrame:
 def test_a_word_that_any_text_may_have_is_no_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
     assert redact("an EMPTY set") == "an EMPTY set"
+
+
+# Watched and checked
+
+
+def test_looking_at_a_run_opens_no_database(run, runs, monkeypatch):
+    Cache(runs / "items.sqlite").put_many("probe", {"a": {"n": 1}})
+    run.step("numbers", numbers, 2)
+    monkeypatch.setattr(cache.Database, "_do", lambda *_: pytest.fail("a database was opened"))
+    assert look(run).state == "between steps"
+
+
+def leaves_a_model(folder) -> pd.DataFrame:
+    (folder / "m").mkdir()
+    (folder / "m" / "model.safetensors").write_bytes(bytes(1000))
+    return numbers(2)
+
+
+def break_json(path) -> None:
+    path.write_text(path.read_text().replace("2", "3", 1))
+
+
+DAMAGE = {
+    "numbers/numbers.parquet": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "numbers/manifest.json": break_json,
+    "teachers/m/model.safetensors": lambda path: path.write_bytes(bytes(999) + b"x"),
+    "verdict.json": lambda path: path.write_text(path.read_text().replace("undecided", "better")),
+    "../looks.json": break_json,
+    "../items.sqlite": lambda path: path.write_bytes(b"no database" * 500),
+    "reviews.sqlite": lambda path: path.write_bytes(b"no database" * 500),
+}
+
+
+@pytest.mark.parametrize("name", ["", *DAMAGE, "teachers/m/model.safetensors gone"])
+def test_check_finds_what_is_damaged_and_says_what_to_do(run, runs, name, capsys):
+    run.step("numbers", numbers, 2)
+    run.step("teachers", leaves_a_model)
+    write_json(run.path / "verdict.json", VERDICT)
+    cache.record_test_access("2", "bbh", "a")
+    items = Cache(runs / "items.sqlite")
+    items.put_many("probe", {"a": {"n": 1}})
+    items.close()
+    path = run.path / name.removesuffix(" gone")
+    if name:
+        path.unlink() if name.endswith("gone") else DAMAGE[name](path)
+    before = {file: file.read_bytes() for file in runs.rglob("*") if file.is_file() and "sqlite" not in file.name}
+    status, said = main(["check", "demo"]), capsys.readouterr().out
+    assert status == (1 if name else 0), said
+    damaged = name.partition("/")[0] if name[:1] in ("n", "t") else ""
+    assert f"whole: {', '.join(sorted({'numbers', 'teachers'} - {damaged}))}\n" in said
+    assert not name or path.name in said.partition("whole:")[0]
+    assert "made anew by the next run: questions, drafts" in said and (damaged in said)
+    assert before == {file: file.read_bytes() for file in before}, "it changes nothing"

@@ -251,3 +251,27 @@ def test_a_keep_or_a_note_computes_no_alignment_anew(work, capsys):
     align(work)
     assert "stored" in capsys.readouterr().out and len(work.read("reviewed", "reviews")) == 2
     assert not list(work.path.glob("teachers.superseded-*")) and list(work.path.glob("reviewed.superseded-*"))
+
+
+def test_a_review_changed_inside_its_file_is_noticed(path):
+    reviews = Reviews(path, reviewer="Ann")
+    reviews.add(pair(), "review", "flip", blind=True)
+    reviews.add(pair(2), "note", "é")
+    reviews.undo()
+    assert len(reviews.events()) == 3
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TRIGGER no_update")
+        connection.execute("UPDATE reviews SET value = 'keep' WHERE seq = 1")
+    connection.close()
+    with pytest.raises(RunError, match=r"Review 1 in .*reviews\.sqlite is not what was written; put back a copy"):
+        Reviews(path).events()
+
+
+def test_reviews_of_an_earlier_workbench_are_read_and_added_to(path):
+    Reviews(path).add(pair(), "review", "flip")
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE reviews DROP COLUMN checksum")
+    connection.close()
+    assert said(path) == ("flip", "")
+    Reviews(path).add(pair(2), "review", "drop")
+    assert said(path, 2) == ("drop", "") and [event.seq for event in Reviews(path).events()] == [1, 2]

@@ -25,7 +25,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/instructions": (1, "f0c7b62573d75a4c"),
     "loop/pairs": (2, "f37f39e4248a9266"),
     "loop/preference_set": (1, "1c142cbe6cd311dd"),
-    "loop/reviews": (1, "1c7e1a49594b28ef"),
+    "loop/reviews": (1, "23394223b6c9c895"),
     "loop/tailoring": (4, "a1107b0533485944"),
     "loop/writing": (3, "1c9a93f7bc281797"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),

@@ -1,4 +1,4 @@
-"""The command line: run, watch, runs, summary, plan, rehearse, study, trace, export, restore, doctor.
+"""The command line: run, watch, runs, check, summary, plan, rehearse, study, trace, export, restore, doctor.
 
 pydantic, pandas and the rest are imported by the command that needs them, so that --help is instant.
 """
@@ -178,6 +178,22 @@ def runs(given: argparse.Namespace) -> None:
         table[name] = table[name].map(form, na_action="ignore")
     print_table(table, sys.stdout)
     print("\ndifference, low, high: of the primary comparison, in points of accuracy")
+
+
+@command(RUN)
+def check(given: argparse.Namespace) -> int:
+    """Read all that a run keeps and hold it against what was written.
+
+    Says what is damaged, what to do, and what would be made again; changes nothing.
+
+    exit status: 0 nothing is damaged, 1 something is
+    """
+    from workbench.cli.check import check
+    from workbench.runs.run import open_run
+
+    whole, said = check(open_run(given.name))
+    print(said)
+    return DONE if whole else FAILED
 
 
 @command(

@@ -20,6 +20,7 @@ from workbench.loop.pairs import swap_sides
 from workbench.runs import schemas
 from workbench.runs.cache import Database
 from workbench.runs.errors import RunError
+from workbench.runs.identity import CHECKSUM, fingerprint
 from workbench.runs.run import OF_RUN, Run
 from workbench.runs.schemas import DROP, FLIP, KEEP, REVIEWS
 
@@ -129,15 +130,23 @@ class Reviews(Database):
         """Return everything that was said, in order; only what came after that number if one is given."""
         if not self.path.is_file():
             return []
-        columns = ", ".join(f'"{name}"' for name in Event._fields)
+        columns = ", ".join(f'"{name}"' for name in (*Event._fields, CHECKSUM))
         query = f"SELECT {columns} FROM reviews WHERE seq > ? ORDER BY seq"
         rows = self._once(lambda c: c.execute(query, [after]).fetchall())
-        return [Event(*row)._replace(blind=bool(row[Event._fields.index("blind")])) for row in rows]
+        for seq, *said, checksum in rows:
+            # Those of an earlier workbench have none.
+            if checksum not in ("", fingerprint(said)):
+                raise RunError(
+                    f"Review {seq} in {self.path} is not what was written; put back a copy of the file, or rename it "
+                    "and review again."
+                )
+        return [Event(*row[:-1])._replace(blind=bool(row[Event._fields.index("blind")])) for row in rows]
 
     def _add(self, values: Mapping, event_id: str = "") -> None:
         row = {"blind": False, "left": "", "value": "", "undoes": 0} | dict(values)
         row |= {"event_id": event_id or uuid.uuid4().hex, "session": self.session, "reviewer": self.reviewer}
         row["written"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        row[CHECKSUM] = fingerprint([row[name] if name != "blind" else int(row[name]) for name in Event._fields[1:]])
         names = ", ".join(f'"{name}"' for name in row)
         statement = f"INSERT OR IGNORE INTO reviews ({names}) VALUES ({', '.join('?' * len(row))})"
         self._once(lambda c: c.execute(statement, list(row.values())).close())
@@ -158,6 +167,9 @@ class Reviews(Database):
             + ", ".join(columns)
             + ")"
         )
+        there = {column for _, column, *_ in connection.execute("PRAGMA table_info(reviews)")}
+        if CHECKSUM not in there:
+            connection.execute(f"ALTER TABLE reviews ADD COLUMN {CHECKSUM} TEXT NOT NULL DEFAULT ''")
         for change in ("UPDATE", "DELETE"):
             connection.execute(
                 f"CREATE TRIGGER IF NOT EXISTS no_{change.lower()} BEFORE {change} ON reviews "

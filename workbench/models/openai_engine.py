@@ -7,18 +7,20 @@ from a recipe. The client waits and tries again; what a server sends is believed
 import json
 import os
 import threading
+import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from workbench.models.engine import Completion, Decoding, Engine, Finished, Request, TokenizedRequest, end_tokens
 from workbench.models.loading import fingerprint_model, load_tokenizer, resolve
 from workbench.runs.cache import SPENDING
-from workbench.runs.errors import ModelError
+from workbench.runs.errors import ModelError, redact, secret, visible
 from workbench.runs.run import fingerprint
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 KEY_VARIABLE, URL_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FILTERED = "content_filter"
+SPENT = (
+    "A server used up max_new_tokens without a word of an answer, which a model does that reasons first: its answer "
+    "counts as cut off; raise max_new_tokens in the recipe."
+)
+MOST_BYTES = 4_000_000  # of an answer; texts here are a thousand times shorter
 OPENAI_VERSION = 1  # raised by hand when a change here can change what is asked for or how it is read
 
 
@@ -107,9 +114,12 @@ class OpenAIEngine(Engine):
         max_concurrency: int = 16,
         timeout_s: float = 120.0,
         max_retries: int = 5,
+        reasoning: bool = False,
+        insecure: bool = False,
         budget: Budget | None = None,
     ) -> None:
         self.endpoint, self.max_concurrency, self.budget = endpoint, max_concurrency, budget or Budget()
+        self.reasoning, self.timeout_s = reasoning, timeout_s
         # A chat server renders by itself.
         self.tokenizer, self.fingerprint, self.ends = None, "", []
         if endpoint == "completions":
@@ -117,15 +127,16 @@ class OpenAIEngine(Engine):
             self.tokenizer, self.fingerprint = load_tokenizer(folder), fingerprint_model(folder)
             self.ends = end_tokens(self.tokenizer, None)
         self.base_url, self.model_name = url_of(base_url), model_name or str(ref)
-        self._secret, self._stopping, self.limit = os.environ.get(KEY_VARIABLE, ""), threading.Event(), 0
-        self._connect(timeout_s, max_retries)
+        self._stopping, self.limit = threading.Event(), 0
+        self._connect(self._key_to_send(insecure), max_retries)
 
     def __repr__(self) -> str:
         return f"OpenAIEngine({self.model_name} at {self.base_url}, {self.endpoint})"
 
     def identity(self) -> list:
         """Return engine, code version, server, name of the model there, and what the recipe says it is."""
-        return [self.name, OPENAI_VERSION, [self.base_url, self.model_name, self.endpoint, self.fingerprint]]
+        at = [self.base_url, self.model_name, self.endpoint, self.fingerprint]
+        return [self.name, OPENAI_VERSION, at + ["reasoning"] * self.reasoning]
 
     def generate(self, requests, decoding, seed=0, items=None, progress=None) -> list[Completion]:
         """Return one completion per request, in their order, as Engine.generate says; within the budget.
@@ -200,7 +211,10 @@ class OpenAIEngine(Engine):
         """
         import openai
 
-        asked = {"max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature, "top_p": decoding.top_p}
+        asked: dict = {"max_tokens": decoding.max_new_tokens}
+        asked |= {"temperature": decoding.temperature, "top_p": decoding.top_p}
+        if self.reasoning:
+            asked = {"max_completion_tokens": decoding.max_new_tokens}
         prompt = row.request.prompt
         if self.endpoint == "chat":
             api, asked["messages"] = self.client.chat.completions, [{"role": "user", "content": prompt}]
@@ -217,56 +231,89 @@ class OpenAIEngine(Engine):
         # No token has less than a byte.
         return self._read(json.loads(raw.http_response.content), len(prompt.encode()), decoding.max_new_tokens)
 
-    def _read(self, body: dict, most_in: int = 0, most_out: int = 0) -> tuple[Finished, int]:
+    def _read(self, body: Any, most_in: int = 0, most_out: int = 0) -> tuple[Finished, int]:
         """Return the completion in an answer, and the tokens it took; those not told are counted at the most.
 
         Raises:
             ValueError: If it is no answer to what was asked.
         """
-        choices = body.get("choices") if isinstance(body, dict) else None
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        body = redact(body)
+        if not isinstance(body, dict):
             raise ValueError("it is JSON of another form")
-        if len(choices) != 1:
+        if isinstance(choices := body.get("choices"), list) and len(choices) != 1:
             raise ValueError(f"{len(choices)} completions where one was asked for")
-        message, reason = choices[0].get("message") or {}, choices[0].get("finish_reason")
-        text, refusal = message.get("content") if message else choices[0].get("text"), message.get("refusal")
-        notes = {"model": str(body.get("model", "")), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        if not isinstance(choices, list) or not isinstance(choices[0], dict):
+            told = visible(str(body.get("error") or ""), 200)
+            raise ValueError(f"the server says: {told}" if told else "it is JSON of another form")
+        message, reason = choices[0].get("message", choices[0]), choices[0].get("finish_reason")
+        if not isinstance(message, dict) or not isinstance(reason, str):
+            raise ValueError("it lacks its text or the reason why it ended")
+        text, refusal = message.get("content", message.get("text")), message.get("refusal")
+        if isinstance(text, list):
+            text = "".join(str(part["text"]) for part in text if isinstance(part, dict) and part.get("type") == "text")
+        if text is None and reason == "length":
+            text = ""
+            warnings.warn(SPENT, stacklevel=2)
+        notes = {"model": str(body.get("model", ""))[:200], "date": datetime.now(UTC).isoformat(timespec="seconds")}
         refused = bool(refusal) or reason == FILTERED
         if refused:
-            notes["refusal"], text = self._hidden(str(refusal or reason)), ""
-        elif not isinstance(text, str) or not isinstance(reason, str):
+            notes["refusal"], text = str(refusal or reason), ""
+        elif not isinstance(text, str):
             raise ValueError("it lacks its text or the reason why it ended")
-        text.encode()  # a lone surrogate cannot be stored, and is a ValueError
-        used = body.get("usage") or {}
+        json.dumps([text, notes], ensure_ascii=False).encode()  # a lone surrogate cannot be stored: a ValueError
+        used = body["usage"] if isinstance(body.get("usage"), dict) else {}
         n_in, n_out = (
             told if isinstance(told := used.get(name), int) and told >= 0 else most
             for name, most in (("prompt_tokens", most_in), ("completion_tokens", most_out))
         )
         return Finished(Completion(text, n_out, reason != "length"), notes, refused), n_in + n_out
 
-    def _connect(self, timeout_s: float, max_retries: int) -> None:
+    def _key_to_send(self, insecure: bool) -> str:
+        """Return the key in the environment, "" if there is none and none is needed.
+
+        Raises:
+            ModelError: If it is missing, is no key, or would go over the net for all to read.
+        """
+        key, address = secret(KEY_VARIABLE), urlsplit(self.base_url)
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ModelError(
+                f"The key in {KEY_VARIABLE} has a blank, a control character or a letter that no key has; export it "
+                "again as it was given."
+            )
+        if address.hostname in LOOPBACK:
+            return key
+        if address.scheme != "https" and not insecure:
+            raise ModelError(
+                f"The server {self.base_url} would be sent key and prompts in clear; take https, or set insecure: true "
+                "for it under engines where the net between is your own."
+            )
+        if not key:
+            raise ModelError(
+                f"The server {self.base_url} needs a key and {KEY_VARIABLE} is not set; export it in the shell that "
+                "starts the workbench, never in a recipe or notebook."
+            )
+        return key
+
+    def _connect(self, key: str, max_retries: int) -> None:
         """Ask what the server serves, so that a wrong address, key or name is said before any work."""
         try:
             import openai
         except ImportError as error:
             raise ModelError(f"The engine openai is not installed ({error}); run: make openai") from error
-        if not self._secret and urlsplit(self.base_url).hostname not in LOOPBACK:
-            raise ModelError(
-                f"The server {self.base_url} needs a key and {KEY_VARIABLE} is not set; export it in the shell that "
-                "starts the workbench, never in a recipe or notebook."
-            )
         # The key is for nobody else, so redirects are not followed.
         hooks = {"request": [self._stop], "response": [self._check]}
         self.client = openai.OpenAI(
             base_url=self.base_url,
-            api_key=self._secret or "none",
-            timeout=timeout_s,
+            api_key=key or "none",
+            timeout=self.timeout_s,
+            default_headers={"Accept-Encoding": "identity"},
             max_retries=max_retries,
-            http_client=openai.DefaultHttpxClient(timeout=timeout_s, follow_redirects=False, event_hooks=hooks),
+            http_client=openai.DefaultHttpxClient(timeout=self.timeout_s, follow_redirects=False, event_hooks=hooks),
         )
         try:
             listed = self.client.with_options(max_retries=0).models.with_raw_response.list()
-            known = {entry["id"]: entry for entry in json.loads(listed.http_response.content)["data"]}
+            entries = redact(json.loads(listed.http_response.content)["data"])
+            known = {str(entry["id"]): dict(entry) for entry in entries}
         except openai.APIConnectionError as error:
             raise ModelError(
                 f"There is no server at {self.base_url} ({self._words(error.__cause__ or error)}); start it or correct "
@@ -276,12 +323,12 @@ class OpenAIEngine(Engine):
             if error.status_code in (401, 403) or error.status_code // 100 == 3:
                 raise self._fault_of(error) from None
             return  # not every server tells, and one that is busy now may be well later
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
         if known and self.model_name not in known:
             raise ModelError(
-                f"The server {self.base_url} serves {', '.join(sorted(known)[:5])}, not {self.model_name!r}; correct "
-                "the model, or engines' model_name."
+                f"The server {self.base_url} serves {visible(', '.join(sorted(known)[:5]), 200)}, not "
+                f"{self.model_name!r}; correct the model, or engines' model_name."
             )
         length = known.get(self.model_name, {}).get("max_model_len")
         self.limit = length if isinstance(length, int) else 0
@@ -289,16 +336,38 @@ class OpenAIEngine(Engine):
     def _stop(self, request) -> None:
         if self._stopping.is_set():
             raise ModelError("The work was stopped; all answers so far are kept.")
+        request.extensions["ends"] = time.monotonic() + self.timeout_s
 
     def _check(self, response) -> None:
-        """Let a completion that cannot be read count as a connection lost, which the client tries again."""
+        """Let a completion that cannot be read count as a connection lost, which the client tries again.
+
+        The client's own time limit is for each read, so that a byte a second would hold it for ever.
+        """
         import httpx2
 
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise httpx2.RemoteProtocolError("an answer that is compressed, which was not asked for")
+
+        class Bounded(httpx2.SyncByteStream):
+            def __iter__(self) -> Iterator[bytes]:
+                n_bytes = 0
+                for part in whole:
+                    n_bytes += len(part)
+                    if n_bytes > MOST_BYTES:
+                        raise httpx2.RemoteProtocolError(f"an answer of more than {MOST_BYTES:,} bytes")
+                    if time.monotonic() > response.request.extensions["ends"]:
+                        raise httpx2.ReadTimeout("an answer that did not end in time")
+                    yield part
+
+            def close(self) -> None:
+                whole.close()
+
+        whole, response.stream = response.stream, Bounded()
         if response.is_success and response.request.method == "POST":
             response.read()
             try:
                 self._read(response.json())
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise httpx2.RemoteProtocolError(f"an answer that cannot be used, {error}") from None
 
     def _gave_up(self, last: str) -> ModelError:
@@ -316,12 +385,9 @@ class OpenAIEngine(Engine):
             return self._gave_up(words)
         return ModelError(
             f"{server} refuses a request ({words}); is the context too long, the model or an option unknown to it, or "
-            "the address one that it redirects? Lower max_new_tokens or correct the recipe's engines."
+            "the address one that it redirects? Lower max_new_tokens or correct the recipe's engines; a model that "
+            "wants max_completion_tokens or no temperature needs reasoning: true there."
         )
 
     def _words(self, error: BaseException) -> str:
-        return self._hidden(" ".join(str(error).split()) or type(error).__name__)[:200]
-
-    def _hidden(self, text: str) -> str:
-        """Return a server's words without the key, which some repeat."""
-        return text.replace(self._secret, "[key]") if self._secret else text
+        return visible(redact(str(error)) or type(error).__name__, 200)

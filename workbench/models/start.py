@@ -151,6 +151,7 @@ def engine_fingerprint(recipe: Recipe, role: Role, compared: bool = False) -> di
     if choice.engine == "transformers":
         return {}
     server = [url_of(choice.base_url), choice.model_name, choice.endpoint] if choice.engine == "openai" else []
+    server += ["reasoning"] * choice.reasoning
     return {f"engine of the {role}": fingerprint([choice.engine, *server])}
 
 

@@ -263,6 +263,18 @@ class Cache(Database):
         if kind != SPENDING:
             progress.made(payloads.values())
 
+    def require_whole(self) -> None:
+        """Read every item; RunError if the file is damaged or an item is not what was stored."""
+
+        def count(connection: sqlite3.Connection) -> int:
+            rows = connection.execute("SELECT kind, key, payload, checksum FROM items")
+            return sum(_checksum(*row[:3]) != row[3] for row in rows)
+
+        if self.path.is_file() and (n := self._do(count)):
+            raise RunError(
+                f"{n} items of {self.path} are not what was stored; those are computed again when asked for."
+            )
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
         _use_wal(connection)
         connection.execute(

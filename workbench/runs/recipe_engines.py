@@ -14,7 +14,7 @@ OWN_SETTINGS = {
     "vllm": ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
     "openai": (
         *("base_url", "model_name", "endpoint", "max_concurrency", "timeout_s", "max_retries"),
-        *("budget_tokens", "price_in", "price_out"),
+        *("budget_tokens", "price_in", "price_out", "reasoning", "insecure"),
     ),
 }
 RENAMED = {
@@ -33,6 +33,8 @@ class EngineChoice(Section):
     openai: the server (empty: OPENAI_BASE_URL; its key is always OPENAI_API_KEY), the model's name there (empty: as
     under models), completions (prompts are rendered here) or chat (there), requests at once, seconds for each and how
     often it is tried again, a cap on the tokens spent, 0 for none, and for `workbench plan` prices of a million tokens.
+    reasoning: the model takes max_completion_tokens, with its reasoning counted among them, and no temperature.
+    insecure: key and prompts may go to another machine over plain http.
     """
 
     engine: Literal["transformers", "vllm", "openai"] = "transformers"
@@ -48,6 +50,8 @@ class EngineChoice(Section):
     budget_tokens: CountOrZero = 0
     price_in: PositiveOrZero = 0.0
     price_out: PositiveOrZero = 0.0
+    reasoning: IfSet[bool] = False
+    insecure: IfSet[bool] = False
 
     @model_validator(mode="before")
     @classmethod

@@ -149,7 +149,7 @@ class Run:
 
     def steps(self) -> list[str]:
         """Return the finished steps, in the order in which they were finished."""
-        found = [path.parent for path in self.path.rglob(MANIFEST) if not _is_aside(path.parent.relative_to(self.path))]
+        found = [path.parent for path in self.path.rglob(MANIFEST) if not is_aside(path.parent.relative_to(self.path))]
         ordered = sorted(found, key=lambda path: (path / MANIFEST).stat().st_mtime_ns)
         return [path.relative_to(self.path).as_posix() for path in ordered]
 
@@ -195,7 +195,7 @@ class Step:
 
     def __init__(self, run: Run, name: str):
         part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-        if not re.fullmatch(f"{part}(/{part})*", name) or _is_aside(Path(name)) or name == "reports":
+        if not re.fullmatch(f"{part}(/{part})*", name) or is_aside(Path(name)) or name == "reports":
             raise RunError(
                 f"A step's name has letters, digits, '.', '_', '-' and, between folders, '/', got {name!r}; choose "
                 "another."
@@ -442,7 +442,8 @@ def _tokens(frame: pd.DataFrame) -> int:
     return int(frame.attrs.get("tokens", counted))
 
 
-def _is_aside(path: Path) -> bool:
+def is_aside(path: Path) -> bool:
+    """Say whether a path in a run's folder belongs to what was superseded or is not finished."""
     return any(SUPERSEDED in part or part.endswith(NEXT) for part in path.parts)
 
 
