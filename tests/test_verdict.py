@@ -384,6 +384,7 @@ def test_numbers_have_the_decimals_that_their_interval_bears():
     assert in_words.spell(-0.001, -0.025, 0.022, "points") == "+0 points (-2 to +2)"
     assert in_words.spell(-0.001, -0.004, 0.002, "points") == "-0.1 points (-0.4 to +0.2)"
     assert in_words.spell(0.5, float("nan"), float("nan")) == "50 % (no interval)"
+    assert in_words.spell(float("nan"), float("nan"), float("nan"), "points") == "not known"
     assert in_words.spell(1.0, 1.0, 1.0, "") == "1.00 (1.00 to 1.00)"
 
 

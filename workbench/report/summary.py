@@ -1,6 +1,5 @@
-"""A run in one table: what the probe found, how the teacher moved and what that was worth, a row a student."""
+"""A run in a table and pictures: what the probe found, how the teacher moved, and what goes with the samples."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -9,13 +8,12 @@ from workbench.figures.scores import influences, preference_scores, probe_roc, s
 from workbench.figures.studies import probe_validity
 from workbench.figures.style import save_png
 from workbench.figures.training import style_shift
-from workbench.figures.verdict import block_of, by_student, comparisons
+from workbench.figures.verdict import by_student, comparisons
 from workbench.runs.cache import read_json
 from workbench.runs.recipe import project_root
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.ablations import cohort, contrasts
-from workbench.verdict.in_words import decision_in_words
 from workbench.verdict.intervals import auc
 from workbench.verdict.verdict import verdict_of
 
@@ -50,19 +48,17 @@ def drafts_of(work: Run) -> pd.DataFrame:
 
 
 BEFORE, CONTROL, AFTER = "untailored", "random_pairs", "tailored"
-INTERVAL = ("difference", "low", "high")
 
 
 def summarise(run: Run) -> pd.DataFrame:
-    """Return one row a student, every number with its 95 % interval where it has one.
+    """Return what the probe found and how the teacher moved, a row a student.
 
     Columns: student, dose (how strongly a preference was planted, "" if nothing is known); auc, auc_low, auc_high (how
     well the signal tells native drafts from others of their task); of an arm's examples native_* (share in the native
     style), n_* (how many), checkable_* (share whose question a rule can answer) and right_* (share of those answered
-    right, tasks weighing the same); base, untailored, random_pairs, tailored (accuracies); and difference, low, high,
-    decision of tailored against untailored and, with the ending _random, against random pairs.
+    right, tasks weighing the same). What came of it is in the verdict.
     """
-    found, native = verdict_of(run), planted(run)
+    native = planted(run)
     scores = scored(run.read("signals"), drafts_of(run))
     examples = run.read("examples")
     rows = []
@@ -83,31 +79,8 @@ def summarise(run: Run) -> pd.DataFrame:
                 known = of_arm[of_arm["gold"] != ""]
                 right = known.groupby("task")["correct"].mean().mean()  # tasks differ, and in how much can be checked
                 row |= {f"checkable_{arm}": len(known) / len(of_arm), f"right_{arm}": right}
-        rows.append(row | _outcome(block_of(found, student)))
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _outcome(block: Mapping) -> dict:
-    """Return a student's accuracies and its two comparisons, at the shots of the primary one."""
-    row = {arm: values["accuracy"] for arm, values in block["arms"].items()}
-    for one in block["comparisons"]:
-        if one["a"] == AFTER and one["shots"] == block["primary"]["shots"] and one["b"] in (BEFORE, CONTROL):
-            ending = "_random" if one["b"] == CONTROL else ""
-            row |= {f"{key}{ending}": one[key] for key in INTERVAL}
-            row[f"decision{ending}"] = decision_in_words(one)
-    return row
-
-
-def by_arm(found: Mapping) -> pd.DataFrame:
-    """Return the accuracies of a verdict, at the shots of the primary comparison: student, arm, accuracy, low, high."""
-    blocks = [block_of(found, student) for student in found.get("students", [found["student"]])]
-    return pd.DataFrame(
-        [
-            {"student": block["student"], "arm": arm, **values}
-            for block in blocks
-            for arm, values in block["arms"].items()
-        ]
-    )[["student", "arm", "accuracy", "low", "high", "n_items", "n_seeds", "training_tokens"]]
 
 
 def keep(run: Run, folder: Path) -> list[Path]:
@@ -119,14 +92,14 @@ def keep(run: Run, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     found = verdict_of(run)
-    table = summarise(run) if run.has("signals") else by_arm(found)
-    table.to_csv(folder / "summary.csv", index=False, float_format="%.4f")
+    if run.has("signals"):
+        summarise(run).to_csv(folder / "summary.csv", index=False, float_format="%.4f")
     for name, of_arms in (("contrasts", contrasts), ("cohort", cohort)):
         if len(rows := of_arms(run.read("predictions"), run.recipe.evaluation)):
             rows.to_csv(folder / f"{name}.csv", index=False, float_format="%.4f")
     (folder / "verdict.json").write_bytes((run.path / "verdict.json").read_bytes())
     figures = {"comparisons": comparisons(found)}
-    if table["student"].nunique() > 1:
+    if len(run.recipe.models.students) > 1:
         figures["by_student"] = by_student(found)
     if run.has("signals"):
         figures |= _of_signals(run)

@@ -61,7 +61,7 @@ def spell(value: float, low: float, high: float, unit: str = "%") -> str:
     """Return a number with its interval, with as many decimals as its width bears: see `decimals`.
 
     Args:
-        value: The number.
+        value: The number; nan where nothing can be said.
         low: Lower end of its interval; nan where there is none.
         high: Upper end.
         unit: "%" for a share, "points" for a difference of shares, "" for any other number.
@@ -70,6 +70,8 @@ def spell(value: float, low: float, high: float, unit: str = "%") -> str:
         >>> spell(0.0425, -0.148, 0.235, "points"), spell(0.94, 0.907, 0.973, ""), spell(0.27, 0.251, 0.29)
         ('+4 points (-15 to +24)', '0.94 (0.91 to 0.97)', '27 % (25 to 29)')
     """
+    if math.isnan(value):
+        return "not known"
     scale, sign = (1, "") if not unit else (100, "+" if unit == "points" else "")
     n = decimals(scale * low, scale * high) if high > low else 0 if unit else 2
     # Adding zero takes the sign off a zero.
