@@ -1,8 +1,10 @@
 """The common look: colours told apart by every kind of colour vision and from the back row, type that can be large."""
 
 import itertools
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from colorspacious import cspace_convert, deltaE
 from test_figures import all_figures, evaluated  # noqa: F401
@@ -151,3 +153,19 @@ def test_large_type_enlarges_every_text_and_leaves_drawn_figures_alone(look):
     for wrong in (0.5, 9):
         with pytest.raises(DataError, match="1 to 3 times"):
             figures.use_large_type(wrong)
+
+
+def test_figures_take_the_theme_that_lab_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path))
+    assert figures.theme_of_lab() == "light"
+    file = tmp_path / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    file.parent.mkdir(parents=True)
+    for theme, kind in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light"), ("Mine", "light")):
+        file.write_text(f'{{\n    // Theme\n    "theme": "{theme}"\n}}')
+        assert figures.theme_of_lab() == kind
+
+
+def test_numbers_in_tables_have_no_empty_decimals():
+    page = figures.table(pd.DataFrame({"n_tokens": [64.0, -0.0001, 0.1234, 5332.0, float("nan")]}))
+    assert [cell for cell in re.findall("<td>(.*?)</td>", page)] == ["64", "0", "0.123", "5332", ""]
+    assert '<th scope="col">n tokens</th>' in page

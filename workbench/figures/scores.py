@@ -149,7 +149,7 @@ def technique_heatmap(signals: pd.DataFrame, drafts: pd.DataFrame, models: str =
     grid = cells.pivot(index="student", columns="technique", values="mean")
     texts = cells.pivot(index="student", columns="technique", values="text").fillna("")
     best = cells.loc[cells.groupby("student")["mean"].idxmax()]
-    fig = px.imshow(grid, zmin=0, zmax=1, color_continuous_scale=SCALE, aspect="auto")
+    fig = px.imshow(grid, color_continuous_scale=SCALE, aspect="auto")
     fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=INK, xgap=3, ygap=3)
     fig.update_traces(hovertemplate="%{y}, %{x}: %{text}<extra></extra>").update_coloraxes(showscale=False)
     return finish(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -187,6 +189,15 @@ def _template(times: float) -> go.layout.Template:
     )
 
 
+def theme_of_lab() -> str:
+    """Return the kind of theme that is chosen in JupyterLab, "light" where nothing was chosen."""
+    config = Path(os.environ.get("JUPYTER_CONFIG_DIR") or Path.home() / ".jupyter")
+    folder = Path(os.environ.get("JUPYTERLAB_SETTINGS_DIR") or config / "lab" / "user-settings")
+    file = folder / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    chosen = re.search(r'"theme":\s*"([^"]*)"', file.read_text(encoding="utf-8")) if file.is_file() else None
+    return "dark" if chosen and "dark" in chosen[1].lower() else "light"
+
+
 def use_theme(theme: str) -> None:
     """Draw figures from now on for a "light" or a "dark" page; they bring their own ground and are read on both."""
     global _theme
@@ -258,7 +269,7 @@ def table(of: go.Figure | pd.DataFrame) -> str:
     if isinstance(of, go.Figure):
         return of.layout.meta["table"]
     rows, n_more = of.head(TABLE_ROWS).to_numpy(dtype=object).tolist(), len(of) - TABLE_ROWS
-    head = "".join(f'<th scope="col">{html.escape(str(column))}</th>' for column in of.columns)
+    head = "".join(f'<th scope="col">{html.escape(str(column).replace("_", " "))}</th>' for column in of.columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
     more = f"<p>{n_more} more rows are not shown.</p>" if n_more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
@@ -267,7 +278,9 @@ def table(of: go.Figure | pd.DataFrame) -> str:
 def _cell(value: object) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
-    return html.escape(f"{value:.3f}" if isinstance(value, float) else str(value))
+    if isinstance(value, float):
+        value = f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
+    return html.escape(str(value))
 
 
 def plotly_script() -> str:

@@ -4,7 +4,6 @@ Its state is in traits and it needs no screen: what a key does in the notebook i
 run's folder before the method returns.
 """
 
-import html
 import re
 import uuid
 from collections import Counter
@@ -17,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from traitlets import Bool, Enum, HasTraits, Int, Unicode, observe
 
-from workbench import figures
 from workbench.loop.reviews import PAST, Event, Key, Reviews, describe, key_of, review_of, standing
-from workbench.notebook.display import TABLE_STYLE, is_headless, say, show
+from workbench.notebook.display import is_headless, say, show
 from workbench.notebook.pair_view import FILTERS, LEFT, NOTED, OPEN, SORTS, Evidence, Lookup, columns, word_differences
 from workbench.notebook.what_if import WhatIf
 from workbench.runs.errors import RunError
@@ -340,12 +338,6 @@ class Inspector(HasTraits):
         return pd.DataFrame(self.page(0, n), columns=columns).rename(
             columns={"gap": "difference", "p_chosen": "probability", "text": "chosen, its beginning"}
         )
-
-    def to_html(self) -> str:
-        """Return the state as a page without script: the sentence, and the first pairs as a table; texts escaped."""
-        # Lab and nbconvert would typeset what looks like mathematics.
-        head = f'{TABLE_STYLE}<div class="wb mathjax_ignore tex2jax_ignore"><p>{html.escape(self.facts())}</p>'
-        return f"{head}{figures.table(self.table())}</div>"
 
     @cached_property
     def what_if(self) -> WhatIf:

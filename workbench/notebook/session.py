@@ -93,6 +93,7 @@ def _make_ready() -> None:
     """Bring figures to the page; where somebody is watching, edited code is taken up without a restart."""
     figures.use_renderer()
     if not is_headless():
+        figures.use_theme(figures.theme_of_lab())
         from IPython import get_ipython
 
         load_ipython_extension(get_ipython())
