@@ -214,3 +214,11 @@ def test_every_verifier_that_runs_text_is_refused_by_name():
     assert {"puzzle24", "n_queens", "binary_matrix"} <= running
     # The programs of codeio run where its items are made.
     assert running | {"codeio"} == set(REFUSED[code].split())
+
+
+def test_a_verifier_decides_in_whatever_form_an_answer_is_asked_for(of, recipe_values):
+    recipe_values["prompts"] = {"answer": "said"}
+    answers = load(of("chain_sum")).answers
+    target = next(target for _, target in texts(load(of("chain_sum"))))
+    assert isinstance(answers, gym.Verified) and answers.kind == "exact"
+    assert answers.same(answers.read(f"We add. The answer is {target}.0."), target)

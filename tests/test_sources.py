@@ -284,6 +284,19 @@ def test_an_answer_that_could_never_be_right_is_named_by_its_row(of, tmp_path, a
     assert "\n" not in str(raised.value)
 
 
+def test_targets_are_checked_in_the_form_that_is_asked_for(recipe_values, tmp_path):
+    rows = [{"input": f"Question {n}?", "target": "I went. He stayed." if n == 3 else str(n)} for n in range(20)]
+    (tmp_path / "told.json").write_text(json.dumps({"examples": rows}))
+    recipe_values["preference_set"] = {"n_validation": 6, "n_items": 2}
+    recipe_values["tasks"] = {"folder": str(tmp_path), "names": ["told"]}
+    assert load_tasks(Recipe.model_validate(recipe_values))["told"].answers == Answers()
+    recipe_values["prompts"] = {"answer": "said"}
+    with pytest.raises(
+        DataError, match="Task told: the answer 'I went. He stayed.' of row .* set prompts.answer so that"
+    ):
+        load_tasks(Recipe.model_validate(recipe_values))
+
+
 def test_a_task_file_keeps_its_items_and_takes_a_kind_of_answer(recipe_values, tmp_path):
     rows = [{"input": f"Is {n} even?", "target": "Yes" if n % 2 == 0 else "No"} for n in range(20)]
     (tmp_path / "even.json").write_text(json.dumps({"examples": rows}))
