@@ -291,7 +291,8 @@ def test_trace_says_what_it_could_not_find(capsys, runs, small):
 
 def test_trace_of_a_beginning_that_fits_several_asks_for_more(capsys, runs, small):
     run = open_run("a", load_recipe(small))
-    draft = {name: "" for name in schemas.SCHEMAS["drafts"].columns} | {"correct": True, "n_tokens": 1}
+    draft = {name: "" for name in schemas.SCHEMAS["drafts"].columns}
+    draft |= {"correct": True, "finished": True, "n_tokens": 1}
     ids = ("abcd1", "abcd2")
     run.step("drafts", as_it_is, pd.DataFrame([draft | {"draft_id": one} for one in ids]))
     status, _, error = outcome(capsys, "trace", "a", "abcd")

@@ -86,7 +86,7 @@ def resolve(ref: str | Path) -> Path:
     if not _is_hub_id(str(ref)):
         raise ModelError(
             f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, `make smol` to build "
-            "those of arte-smol, or correct the path."
+            "those of SmolLM2, or correct the path."
         )
     try:
         return Path(snapshot_download(str(ref), allow_patterns=list(FINGERPRINTED)))
