@@ -100,7 +100,7 @@ class Progress:
         """Say that so many are done, the form that engines call; when all are, that is the end."""
         self.done, self.total = done, total or self.total
         now = time.monotonic()
-        if self.done == self.total and not line:
+        if self.total and self.done == self.total and not line:
             self.close(f"{ENDED}{self.what}: {self.done:,}, {now - self.began:.0f} s")
         elif now - self.said >= (REPORT_EVERY_S if self.handle is None else 0.5):
             self.said = now

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +17,6 @@ from typing import Any
 from workbench.runs import progress
 from workbench.runs.errors import RunError
 
-REPORT_EVERY_S = 10
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
 
 
@@ -29,22 +27,22 @@ def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) 
         fn: A function of a module, so that a fresh process can import it.
         jobs: What to do; each is sent to a process and named if it fails.
         workers: Number of processes; 0 means one per core. With 1, or one job, all happens in this process.
-        describe: What the jobs are, for the progress line, such as "training".
+        describe: What the jobs are, for whoever watches, such as "training".
 
     Raises:
         RunError: If a job fails; jobs not yet begun are dropped.
     """
     workers = n_processes(workers)
-    report = _Progress(describe, len(jobs))
+    progress.jobs(describe, 0, len(jobs))
     if workers == 1 or len(jobs) <= 1:
-        return _run_here(fn, jobs, report)
+        return _run_here(fn, jobs, describe)
     results = [None] * len(jobs)
     executor = _executor(workers, _code_age())
     futures = {executor.submit(_call, progress.folder(), fn, job): index for index, job in enumerate(jobs)}
     try:
-        for future in as_completed(futures):
+        for done, future in enumerate(as_completed(futures), 1):
             results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
-            report.one_more()
+            progress.jobs(describe, done, len(jobs))
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         _executor.cache_clear()
@@ -80,13 +78,13 @@ def _code_age() -> float:
     return max(path.stat().st_mtime for path in Path(__file__).parents[1].rglob("*.py"))
 
 
-def _run_here(fn: Callable[[Any], Any], jobs: list, report: "_Progress") -> list:
+def _run_here(fn: Callable[[Any], Any], jobs: list, describe: str) -> list:
     _keep_freed_memory()
     results = []
     with one_thread():
-        for job in jobs:
-            results.append(_outcome(lambda job=job: progress.call(progress.folder(), fn, job), job, report.describe))
-            report.one_more()
+        for done, job in enumerate(jobs, 1):
+            results.append(_outcome(lambda job=job: progress.call(progress.folder(), fn, job), job, describe))
+            progress.jobs(describe, done, len(jobs))
     return results
 
 
@@ -135,21 +133,3 @@ def _keep_freed_memory() -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-class _Progress:
-    """A line about finished jobs, at most every REPORT_EVERY_S seconds."""
-
-    def __init__(self, describe: str, n: int):
-        self.describe, self.n, self.done = describe, n, 0
-        self.began = self.reported = time.monotonic()
-        progress.jobs(describe, 0, n)
-
-    def one_more(self) -> None:
-        self.done += 1
-        progress.jobs(self.describe, self.done, self.n)
-        now = time.monotonic()
-        if now - self.reported >= REPORT_EVERY_S:
-            self.reported = now
-            left_s = (now - self.began) / self.done * (self.n - self.done)
-            print(f"{self.describe}: {self.done}/{self.n}, about {left_s:.0f} s left", flush=True)
