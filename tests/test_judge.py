@@ -13,7 +13,7 @@ from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
 from workbench.models.start import check
 from workbench.notebook.headless import preflight
 from workbench.report import cost_estimate, plan
-from workbench.runs.cache import runs_folder
+from workbench.runs.cache import read_json, runs_folder
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
@@ -91,7 +91,7 @@ def test_another_judge_and_other_examples_are_judged_anew(run, small_models):
     assert judge_module.stored(other) is None
     babbled = judge_module.judge(other)
     assert babbled.validation["right"].mean() < first.validation["right"].mean()
-    assert len(json.loads((run.path / judge_module.FILE).read_text())) == 2
+    assert len(read_json(run.path / judge_module.FILE)) == 2
 
 
 def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, monkeypatch):
@@ -178,7 +178,8 @@ def test_the_card_tells_what_the_judge_found(run):
     from workbench.report import cards
     from workbench.report.facts import Facts
 
-    (run.path / "verdict.json").write_text(json.dumps({"students": {}}))
+    least = {"decision": "", "student": "", "models": "", "warnings": [], "primary": {}, "comparisons": []}
+    (run.path / "verdict.json").write_text(json.dumps(least | {"students": {}}))
     card = cards.TEMPLATES.get_template("card.md.j2")
 
     def said() -> str:

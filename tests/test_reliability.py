@@ -132,7 +132,7 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another(tmp_path):
 
 def test_the_second_run_of_a_name_is_refused_and_told_who_holds_it(run, runs, holder):
     process = holder(run.path / LOCK)
-    for work in (lambda: run.step("numbers", numbers, 3), lambda: hold("demo").__enter__()):
+    for work in (lambda: run.step("numbers", numbers, 3), hold("demo").__enter__):
         with pytest.raises(RunError, match=rf"Run demo is in use by process {process.pid} on .* since 20.*--wait"):
             work()
     assert not (run.path / "numbers").exists()

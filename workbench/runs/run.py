@@ -344,9 +344,10 @@ def restore(run: Run) -> list[str]:
     plan: dict[str, Path] = {}
     _collect(run, [*waiting, aside[0].parent][0], [path.parent for path in aside], plan)
     moved = {name: folder for name, folder in plan.items() if folder != run.path / name}
-    for name, folder in moved.items():
-        Step(run, name).move_aside()
-        folder.rename(run.path / name)
+    with hold(run.name):
+        for name, folder in moved.items():
+            Step(run, name).move_aside()
+            folder.rename(run.path / name)
     return list(moved)
 
 
