@@ -44,7 +44,7 @@ def test_nothing_is_held_against_what_is_well(task):
 @pytest.mark.parametrize(
     "made, said",
     [
-        ({"usable": 0.0}, ["no usable question", "keeps to no form"]),
+        ({"usable": 0.0}, ["no usable question", "no rationale ends", "keeps to no form"]),
         ({"right": (0.95, 0.95)}, ["right already"]),
         ({"right": (0.1, 0.1)}, ["no better than its most frequent answer"]),
         ({"tied": True, "right": (0.8, 0.8)}, ["score alike"]),

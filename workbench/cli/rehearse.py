@@ -86,6 +86,9 @@ def advice(task: Task, texts: pd.DataFrame) -> list[str]:
         "no usable question was written; set prompts.questions to continued, or take another teacher": (
             of.loc[QUESTIONS, "usable"] <= TOO_FEW
         ),
+        "no rationale ends in an answer of the form asked for; take another teacher, or another prompts.answer": (
+            of.loc[RATIONALES, "usable"] <= TOO_FEW
+        ),
         "the student keeps to no form of an answer; try another prompts.answer": (
             of.loc[[ZERO, ONE], "usable"].max() <= TOO_FEW
         ),

@@ -27,12 +27,12 @@ def question_prompt(description: str, seeds: Sequence[tuple[str, str]], k: int, 
 
     Where a list is gone on with, it ends in the tag that opens the next one.
     """
-    shown = "\n".join(question_reply(question, target) for question, target in seeds)
+    shown = _in_one_turn("\n".join(question_reply(question, target) for question, target in seeds))
     if asked.questions == "continued":
-        return f"{_opening(asked)}Task: {description}\n{shown}\n{OPENED}"
+        return f"{_opening(asked)}Task: {_in_one_turn(description)}\n{shown}\n{OPENED}"
     wanted = "one more question" if k == 1 else f"{k} more questions"
     return (
-        f"{_opening(asked)}Task: {description}\nHere are {len(seeds)} examples.\n{shown}\n"
+        f"{_opening(asked)}Task: {_in_one_turn(description)}\nHere are {len(seeds)} examples.\n{shown}\n"
         f"Write {wanted} of this task in the same form. Leave the context of the examples if you like, not the task."
     )
 

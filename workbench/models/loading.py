@@ -48,7 +48,7 @@ DONE = "tuned.json"  # what is recorded of a model trained here
 # Nothing pickled, no code from a folder, nothing fetched behind the back of `resolve`.
 SAFELY = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 _TURNS = re.compile(f"{TURN}(.*?){TURN}", re.DOTALL)
-_OPENED = re.compile(r"<\w+>\Z")
+OPENED = "\n<input>"  # the end of a prompt that is to be gone on with
 TEMPLATE_S = 5.0  # one takes about a millisecond
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -233,10 +233,10 @@ def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     TURN stands between turns, the user's first and last.
 
     A prompt is later tokenised with the tokenizer's own special tokens, as TRL does, so a leading token that the
-    tokenizer adds by itself is not written here a second time. Text that ends in an opened tag is to be gone on with,
-    not answered: small chat models follow such a text by itself, and none in a turn of theirs.
+    tokenizer adds by itself is not written here a second time. Text that ends in the tag OPENED is to be gone on
+    with, not answered: small chat models follow such a text by itself, and none in a turn of theirs.
     """
-    if tokenizer is None or not tokenizer.chat_template or _OPENED.search(user_text):
+    if tokenizer is None or not tokenizer.chat_template or user_text.endswith(OPENED):
         return _TURNS.sub(r" \1\n\n", user_text)
     turns = [
         {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(user_text.split(TURN))
