@@ -90,6 +90,13 @@ def test_a_mistake_is_a_card_and_what_comes_after_does_not_run(kernel):
     assert output["data"]["text/plain"].startswith("RunError: There is no run 'nope'")
 
 
+def test_the_setup_cell_itself_shows_its_mistake_as_a_card(kernel):
+    kernel("get_ipython().set_custom_exc((), None)")
+    status, (output,) = kernel("wb.start('nope')")
+    assert status == "error" and output["type"] == "display_data"
+    assert "There is no run &#x27;nope&#x27;" in output["data"]["text/html"]
+
+
 def test_an_interrupt_says_that_what_is_finished_is_kept(kernel):
     stopped = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(200)"
     status, (output,) = kernel(stopped)

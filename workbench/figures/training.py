@@ -137,7 +137,8 @@ def _style_shares(examples: pd.DataFrame, student: str, arms: list[str]) -> pd.D
             shares[UNCHECKED] = unknown.mean()
         found = [(what, share, *wilson(share, len(own)), len(own)) for what, share in shares.items() if len(own)]
         if len(checked := own[~unknown]):
-            given = checked["correct"], checked["task"], checked["question"]
+            # Of the shipped sample the questions are not known: each example has one of its own.
+            given = checked["correct"], checked["task"], checked.get("question_id", checked.index.to_series())
             found.append((RIGHT, *mean_within_tasks(*given), len(checked)))
         rows += [(arm, *row) for row in found]
     return pd.DataFrame(rows, columns=["arm", "what", "share", "low", "high", "n"]).assign(student=student)

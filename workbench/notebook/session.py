@@ -39,6 +39,7 @@ def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None
     Example:
         work = wb.start("demo", overrides="alignment.beta=0.05")
     """
+    _show_mistakes()
     check_parameters(given or {})
     stored = runs_folder() / run / "recipe.yaml"
     if first or recipe.startswith(OF_RUN) or stored.is_file():
@@ -83,10 +84,19 @@ def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
         recipe: Name or path; empty means the first one.
         overrides: As for `start`.
     """
+    _show_mistakes()
     check_parameters(given)
     settings = load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides))
     _make_ready()
     return settings
+
+
+def _show_mistakes() -> None:
+    """Show as a card what goes wrong from now on, in the cell that is running too."""
+    from IPython import get_ipython
+
+    if shell := get_ipython():
+        load_ipython_extension(shell)
 
 
 def _make_ready() -> None:
@@ -96,7 +106,6 @@ def _make_ready() -> None:
         figures.use_theme(figures.theme_of_lab())
         from IPython import get_ipython
 
-        load_ipython_extension(get_ipython())
         get_ipython().extension_manager.load_extension("autoreload")
         get_ipython().run_line_magic("autoreload", "2")
 
