@@ -6,7 +6,7 @@ import re
 import traceback
 from pathlib import Path
 
-from workbench.runs.errors import DataError, ModelError, RecipeError, RunError
+from workbench.runs.errors import DataError, ModelError, RecipeError, RunError, redact
 
 HEADS = {
     RecipeError: "What was asked for cannot be",
@@ -45,8 +45,8 @@ def card(error: BaseException, where: str = "") -> str:
     """Return a mistake as HTML: what went wrong, and folded where; all text in it is escaped."""
     head = next(head for kind, head in HEADS.items() if isinstance(error, kind))
     said = {KeyboardInterrupt: STOPPED, NameError: SETUP.format(name=getattr(error, "name", ""))}
-    text = html.escape(said.get(type(error)) or in_notebook(str(error)))
-    folded = f'<details><summary>Where</summary><pre style="overflow:auto">{html.escape(where)}</pre></details>'
+    text = html.escape(said.get(type(error)) or in_notebook(redact(str(error))))
+    folded = f'<details><summary>Where</summary><pre style="overflow:auto">{html.escape(redact(where))}</pre></details>'
     return f'<div role="alert" style="{STYLE}"><strong>{head}.</strong> {text}{folded if where else ""}</div>'
 
 
@@ -64,7 +64,7 @@ def _show(shell, kind: type, error: BaseException, trace, tb_offset: int | None 
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         return []
     where = "".join(traceback.format_exception(kind, error, trace))
-    display({"text/html": card(error, where), "text/plain": f"{kind.__name__}: {error}"}, raw=True)
+    display({"text/html": card(error, where), "text/plain": redact(f"{kind.__name__}: {error}")}, raw=True)
     shell._last_traceback = []
     return []
 
