@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = "429 500 hang lost half count none utf8 surrogate json shape no_text no_reason words".split()
 FAULTS += "big deep packed error listed model_surrogate".split()
-HANG_S = 2.0
+HANG_S = 6.0
 
 
 class LocalServer:
