@@ -43,8 +43,7 @@ CELLS = """{%- extends 'basic/index.html.j2' -%}
 def write_report(work: Run, cards: ResultCard | None = None) -> Path:
     """Write the page of a run, and a page of each of its notebooks that was executed; return the first.
 
-    A run without a verdict has no page of its own yet: the last notebook's is returned. Its card is taken if it is
-    there already.
+    A run without a verdict has no page yet: the last notebook's is returned. `cards`: its card, if it is at hand.
     """
     reports, names = work.path / "reports", ALL[work.recipe.method].notebooks
     links = [notebook_page(path).name for name in names if (path := reports / f"{name}.ipynb").is_file()]
