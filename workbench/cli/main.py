@@ -329,8 +329,8 @@ def open(given: argparse.Namespace) -> None:
     from workbench.runs.run import open_run
 
     work = open_run(given.name)
-    print(result_card(work))
-    page = write_report(work)
+    print(cards := result_card(work))
+    page = write_report(work, cards)
     print(f"\nReport: {_shown(page)}")
     if sys.stdout.isatty():
         webbrowser.open(page.as_uri())

@@ -19,6 +19,7 @@ from workbench.methods.base import Evidence
 from workbench.report.summary import AFTER, BEFORE, CONTROL, summarise
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
+from workbench.studies import pair_reliability
 from workbench.verdict.in_words import NO_COMPARISON, arm_name, decision_in_words, percent, spell, what_would_settle
 from workbench.verdict.intervals import (
     BETTER,
@@ -153,9 +154,6 @@ def _confirmed(run: Run, student: str) -> tuple[float, float, float] | None:
     """Return the share of rationale pairs, formed by half of the questions, that the other half confirms."""
     if not run.has("probes"):
         return None
-    # A planted student needs none of it, and it loads torch.
-    from workbench.studies import pair_reliability
-
     given = run.read("probes").query("student == @student"), run.read("drafts"), run.read("preference_set")
     try:
         table = pair_reliability.split_half_reliability(*given, n_splits=N_SPLITS)

@@ -18,7 +18,7 @@ from traitlets.config import Config
 from workbench.figures.style import ARMS
 from workbench.figures.verdict import DECISIONS, block_of
 from workbench.methods import ALL
-from workbench.report.card import PAGES, result_card
+from workbench.report.card import PAGES, ResultCard, result_card
 from workbench.report.facts import Facts, merged, shown_ref, without_places
 from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
@@ -40,16 +40,16 @@ CELLS = """{%- extends 'basic/index.html.j2' -%}
 """
 
 
-def write_report(work: Run) -> Path:
+def write_report(work: Run, cards: ResultCard | None = None) -> Path:
     """Write the page of a run, and a page of each of its notebooks that was executed; return the first.
 
-    A run without a verdict has no page of its own yet: the last notebook's is returned.
+    A run without a verdict has no page yet: the last notebook's is returned. `cards`: its card, if it is at hand.
     """
     reports, names = work.path / "reports", ALL[work.recipe.method].notebooks
     links = [notebook_page(path).name for name in names if (path := reports / f"{name}.ipynb").is_file()]
     if links and not work.verdict:
         return reports / links[-1]
-    verdict, cards = verdict_of(work), result_card(work)
+    verdict, cards = verdict_of(work), cards or result_card(work)
     facts, blocks = Facts(work, verdict["student"]), [block_of(verdict, card.student) for card in cards]
     page = PAGES.get_template("report.html.j2").render(
         work=work,

@@ -16,11 +16,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop.pairs import outcomes, probability_better
-from workbench.models.start import students_of
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
-from workbench.signals.one_shot import probe_drafts
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import clustered_half_width
 
@@ -229,6 +227,10 @@ def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataF
     Returns:
         probes, the drafts that were asked, and the validation questions, all of them marked as chosen.
     """
+    # They load models, and all else here looks at what is stored.
+    from workbench.models.start import students_of
+    from workbench.signals.one_shot import probe_drafts
+
     items = run.read("preference_set").assign(chosen=True)
     if items["discrimination"].isna().any():
         raise DataError(
