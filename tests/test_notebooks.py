@@ -222,7 +222,7 @@ def test_a_method_of_ones_own_comes_to_a_verdict_without_touching_the_library(ru
         ("02_preference_probing", {"rnu": "tiny"}, "rnu is not a parameter of this notebook; did you mean run?"),
         ("02_preference_probing", {"run": 3}, "run must be of type str, got 3 (int)"),
         ("01_drafting", {"run": "new", "overrides": "alignment.bta=1"}, "did you mean alignment.beta?"),
-        ("03_teacher_alignment", {"run": "new"}, "open notebooks/01_drafting.ipynb or run: workbench run"),
+        ("03_teacher_alignment", {"run": "new"}, "begin it in the first notebook of a method, or with: workbench run"),
     ],
 )
 def test_a_notebook_refuses_what_it_cannot_use(runs, tmp_path, name, parameters, said):
@@ -343,10 +343,10 @@ def test_libraries_draw_no_bars_while_a_step_is_computed(capsys):
 
 
 def test_shares_have_intervals_even_at_the_ends():
-    assert share_of(pd.Series([True] * 10)) == "100 % (95 % interval 72 to 100 %, n = 10)"
+    assert share_of(pd.Series([True] * 10)) == "100 % (95 % interval 72 to 100, n = 10)"
     clustered = share_of(pd.Series([True, True, False, False]), pd.Series(["a", "a", "b", "c"]))
     assert (
-        clustered.startswith("50 % (95 % interval 0 to 100 %") and share_of(pd.Series([], dtype=bool)) == "none (n = 0)"
+        clustered.startswith("50 % (95 % interval 0 to 100,") and share_of(pd.Series([], dtype=bool)) == "none (n = 0)"
     )
 
 
