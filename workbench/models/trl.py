@@ -28,6 +28,7 @@ from workbench.runs.run import NEXT
 from workbench.runs.schemas import Trained
 
 CHECKPOINTS = "checkpoints"
+SUMS = "checksums.json"  # of a checkpoint, written last
 CURVES = {
     "alignment": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
     "training": ("loss", "mean_token_accuracy"),
@@ -131,7 +132,7 @@ def keep_quiet(trainer) -> None:
         def on_save(self, args, state, control, **kwargs):
             if state.is_world_process_zero:
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                write_json(checkpoint / DONE, _checksums(checkpoint))
+                write_json(checkpoint / SUMS, _checksums(checkpoint))
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Alive())
@@ -195,7 +196,7 @@ def _whole(folder: Path, key: str) -> dict:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DONE)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (DONE, SUMS))
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
@@ -219,7 +220,7 @@ def _last_checkpoint(work: Path) -> str | None:
     for path in sorted(work.glob(f"{CHECKPOINTS}/checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1])):
         # Ours is written after all that the trainer writes.
         with contextlib.suppress(RunError):
-            if (sums := read_json(path / DONE)) and sums.items() <= _checksums(path).items():
+            if (sums := read_json(path / SUMS)) and sums.items() <= _checksums(path).items():
                 return str(path)
     return None
 
