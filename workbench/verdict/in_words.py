@@ -129,7 +129,7 @@ def mean_of(values: pd.Series, clusters: pd.Series | None = None) -> str:
 
     Example:
         >>> mean_of(pd.Series([1.0, 2.0, 3.0]))
-        '2.0 (95 % interval -0.5 to 4.5, n = 3)'
+        '2 (95 % interval 0 to 4, n = 3)'
     """
     own = values.index.to_series() if clusters is None else clusters
     if own.nunique() < 2:
