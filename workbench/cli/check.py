@@ -8,7 +8,7 @@ from workbench.notebook.watch import expected_steps
 from workbench.runs import schemas
 from workbench.runs.cache import LOOKS, read_json, runs_folder, shared_cache
 from workbench.runs.errors import DataError, RunError
-from workbench.runs.identity import file_sha256
+from workbench.runs.identity import unlike
 from workbench.runs.run import MANIFEST, Run, Step, is_aside
 
 
@@ -41,10 +41,9 @@ def _read_step(step: Step) -> None:
         if name in schemas.SCHEMAS:
             schemas.check(frame, name)
     for name, sha256 in manifest.get("others", {}).items():
-        path = step.path / name
-        if not path.is_file() or file_sha256(path) != sha256:
+        if fault := unlike(path := step.path / name, sha256):
             raise RunError(
-                f"{path} is {'not what was written' if path.is_file() else 'missing'}; delete {step.path / MANIFEST} "
+                f"{path} is {fault}; delete {step.path / MANIFEST} "
                 "and run the same command again, which makes anew what is damaged there."
             )
 

@@ -38,13 +38,15 @@ FOUND, LEARNED = "Did we find what the student prefers?", "Did the teacher learn
 ANSWERS = "Does the student answer better?"
 N_COMPARED, N_SPLITS = 5, 20
 WIDTH = 100
-PAGES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+
+
+def templates(**settings) -> Environment:
+    """Return what renders the templates of this room, where a name that is not given is an error."""
+    tidy = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=FileSystemLoader(Path(__file__).parent), **tidy, **settings)
+
+
+PAGES = templates(autoescape=True)
 PAGES.filters["arm"] = arm_name
 
 

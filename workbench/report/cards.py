@@ -9,15 +9,13 @@ import html
 import re
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from workbench.loop.reviews import PAST, newer_than_alignment
 from workbench.methods import ALL
-from workbench.report.card import result_card
+from workbench.report.card import result_card, templates
 from workbench.report.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_places
 from workbench.runs.recipe import format_yaml
 from workbench.runs.schemas import REVIEWS
@@ -63,14 +61,7 @@ def _shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else plain(value)
 
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    finalize=_shown,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+TEMPLATES = templates(finalize=_shown, keep_trailing_newline=True)
 USED = (by_arm, decision_in_words, fenced, percent, reliability, shown_ref, spell)
 TEMPLATES.globals |= {one.__name__: one for one in USED} | {"NOT_STATED": NOT_STATED}
 

@@ -58,6 +58,13 @@ def file_sha256(path: Path) -> str:
     return _sha256(str(path), stat.st_ino, stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size)
 
 
+def unlike(path: Path, sha256: str) -> str:
+    """Return what is wrong with a file that was written with this SHA-256: missing, not what was written, or ""."""
+    if not path.is_file():
+        return "missing"
+    return "" if file_sha256(path) == sha256 else "not what was written"
+
+
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: str, *state: int) -> str:
     with open(path, "rb") as file:

@@ -22,7 +22,7 @@ import pandas as pd
 from workbench.runs import progress, schemas
 from workbench.runs.cache import ITEMS, LOCK, LOOKS, atomic_write, held, read_json, runs_folder, write_json
 from workbench.runs.errors import RunError, visible
-from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify
+from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify, unlike
 from workbench.runs.recipe import Recipe, flatten, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
 
@@ -307,7 +307,7 @@ class Step:
         if name not in files:
             raise RunError(f"Step {self.name} has no frame {name!r}; it has {', '.join(files)}.")
         path = self.path / f"{name}.parquet"
-        if not path.is_file() or file_sha256(path) != files[name]:
+        if unlike(path, files[name]):
             fault = "is not what its manifest describes" if path.is_file() else "is missing"
             raise RunError(f"{path} {fault}; rename the folder {self.path} and compute it again: {self._make_it()}")
         return pd.read_parquet(path)
