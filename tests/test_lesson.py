@@ -213,7 +213,7 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
         page.on("request", lambda one: asked.append(one.url))
         page.goto(address)
         page.get_by_text("1 of 7", exact=True).wait_for()
-        assert page.get_by_role("link", name="Let the models answer live").is_visible()
+        page.get_by_role("link", name="Let the models answer live").wait_for()
         # One step a screen: nothing of the next one is seen before it is asked for.
         assert not page.get_by_role("button", name="Example A").is_visible()
         page.keyboard.press("ArrowRight")
