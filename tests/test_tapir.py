@@ -251,7 +251,7 @@ def test_a_curriculum_runs_on_a_generator(classroom, tmp_path, monkeypatch):
     source = {"generator": "basic_arithmetic", "level": 1, "answer_type": "tagged", "description": "Calculate."}
     values = recipe_of(classroom).model_dump(exclude={"alignment"}) | {"method": "tapir"}
     values["tasks"] = {"names": ["sums"], "sources": {"sums": source}}
-    values["curriculum"] = {"pool": {"sums": 8}, "n_items": 4, "hard_shares": [0.5, 1.0], "n_tries": 1}
+    values["curriculum"] = {"pool": {"sums": 8}, "n_items": 4, "hard_shares": [1.0], "n_tries": 1}
     arms = ["base", "pool", "curriculum"]
     values["evaluation"] |= {"arms": arms, "shots": [0], "primary": {"a": "curriculum", "b": "pool"}}
     values["models"]["judge"] = "m"

@@ -113,5 +113,8 @@ def _of_json(text: str) -> pd.DataFrame:
                 rows += [read(line)] if line.strip() else []
             except json.JSONDecodeError as fault:
                 raise ValueError(f"line {at}: {fault.msg}" if rows else error) from None
+    lists = [value for value in rows.values() if isinstance(value, list)] if isinstance(rows, dict) else []
+    if len(lists) == 1 and lists[0] and all(isinstance(row, dict) for row in lists[0]):
+        rows = lists[0]  # one list of rows under a name, as BIG-Bench Hard's files have it
     is_row = isinstance(rows, dict) and not all(isinstance(value, list | dict) for value in rows.values())
     return pd.DataFrame([rows] if is_row else rows, dtype=object)
