@@ -5,7 +5,7 @@ import pytest
 from workbench.models.engine import Completion
 from workbench.models.loading import load_tokenizer, render
 from workbench.models.start import choice_of
-from workbench.report import cost_estimate, plan
+from workbench.report import cost_estimate
 from workbench.report.cost_estimate import RATES, Throughput, estimate
 from workbench.runs.recipe import Recipe, format_yaml
 from workbench.runs.recipe_file import load_recipe
@@ -118,7 +118,6 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
     # 8 requests, a token a second each.
     assert found[recipe.models.teacher].new == pytest.approx(8)
     assert found["data/pocket/no-preference"].new == pytest.approx(8 * n_processes(recipe.compute.workers))
-    assert "no-preference" in plan.in_words(of, measured=found)
 
 
 def test_what_policies_are_asked_in_rounds_is_counted():

@@ -243,10 +243,29 @@ def test_a_reward_model_of_the_wrong_kind_stops_the_run_where_it_is_asked(classr
     key = next(iter(learners))
     samples = pd.DataFrame([key._asdict() | {"task": "web_of_lies", "question_id": "q", "sample": 0, "text": "No"}])
     question = pd.DataFrame([{"task": "web_of_lies", "question_id": "q", "question": "A?"}])
-    given = ({key: learners[key]}, {key: RewardModel(recipe, str(two))}, question, samples.assign(answer="No"))
+    samples = samples.assign(answer="No", finished=True)
+    given = ({key: learners[key]}, {key: RewardModel(recipe, str(two))}, question, samples)
     with pytest.raises((ModelError, RunError), match="has 2 labels, and a reward is one number"):
         rounds.reward_samples(*given, load_tasks(recipe))
     assert list(samples[WHOSE].iloc[0]) == list(key)
+
+
+def letters(frame: pd.DataFrame) -> np.ndarray:
+    return frame["text"].str.len().to_numpy(float)
+
+
+def test_a_text_that_was_cut_off_has_no_reward_and_is_not_taught(classroom):
+    recipe = small(classroom)
+    learners = dict(list(learners_of(students_of(recipe)).items())[:1])
+    key = next(iter(learners))
+    question = pd.DataFrame([{"task": "web_of_lies", "question_id": "q", "question": "A?", "gold": "No"}])
+    told = {"text": ["No, since", "No", "So no", "Let me see: I"], "answer": ["No", "No", "No", ""]}
+    samples = pd.DataFrame(told).assign(task="web_of_lies", question_id="q", sample=range(4), **key._asdict())
+    samples["finished"] = [True, True, True, False]
+    rewarded = rounds.reward_samples(learners, {key: letters}, question, samples, load_tasks(recipe))
+    assert rewarded["reward"].isna().tolist() == [False, False, False, True]
+    (pair,) = best_and_worst(rewarded).to_dict("records")
+    assert (pair["chosen"], pair["rejected"], pair["drop_reason"]) == ("No, since", "No", "")
 
 
 def test_the_loss_of_sft_makes_the_chosen_side_likelier_than_dpo_alone_does(small_models, tmp_path):

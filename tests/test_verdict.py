@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from simulated import two_arms
 
+from workbench.figures.verdict import arm_accuracies
 from workbench.runs.errors import DataError
 from workbench.verdict import in_words, intervals, verdict
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE
@@ -372,6 +373,10 @@ def test_warnings():
     formed = predictions(0.2).assign(in_form=lambda frame: frame["arm"] != "base")
     told = verdict.verdict(formed, SETTINGS, recipe="r", run="x", models="pocket", student="ada")["warnings"]
     assert [line for line in told if "in the form" in line] == ["0 % of the answers of base are in the form asked for."]
+    block = verdict.verdict(formed, SETTINGS, recipe="r", run="x", models="pocket", student="ada") | {"majority": 0.25}
+    assert block["arms"]["base"]["in_form"] == 0.0 and block["arms"]["tailored"]["in_form"] == 1.0
+    beside = arm_accuracies(block).layout.meta["sentence"]
+    assert "base 0 %" in beside and "most frequent answer, 25 %" in beside
 
 
 def test_missing_student_is_refused():

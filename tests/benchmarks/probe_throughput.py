@@ -2,6 +2,7 @@
 shared prefixes in one process a core, as the workbench probes. The first three use --threads threads of one process.
 
 Run by hand:  python tests/benchmarks/probe_throughput.py --model FOLDER --drafts 25 --questions 40
+With --dtype auto also as the workbench probes in float32, with and without sharing: what another precision is worth.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or _random_model(Path(folder))
-        loaded = load(model, device=args.device)
+        loaded = load(model, args.dtype, args.device)
         pairs = json.loads(Path(args.prompts).read_text(encoding="utf-8")) if args.prompts else None
         pairs = pairs or _synthetic_pairs(loaded.tokenizer, args.drafts, args.questions)
         requests = []
@@ -43,8 +44,16 @@ def main() -> None:
             "one call each": lambda some: _one_call_each(loaded, some, decoding),
             "plain batches": lambda some: plain.generate(some, decoding),
             "shared prefixes": lambda some: sharing.generate(some, decoding),
-            "one process a core": lambda some: _one_process_a_core(str(model), some, decoding, args.batch_size),
+            "one process a core": lambda some: _one_process_a_core(
+                str(model), some, decoding, args.batch_size, args.dtype
+            ),
         }
+        if args.dtype != "float32":
+            ways["float32, unshared"] = lambda some: _one_process_a_core(
+                str(model), some, decoding, args.batch_size, "float32", False
+            )
+            ways["float32"] = lambda some: _one_process_a_core(str(model), some, decoding, args.batch_size, "float32")
+        ways = {name: way for name, way in ways.items() if name not in args.without}
         print(f"{loaded}, {len(requests)} probes, {args.threads} thread(s), batches of {args.batch_size}", flush=True)
         measured = {name: ([], 0.0) for name in ways}
         for way in ways.values():
@@ -58,11 +67,11 @@ def main() -> None:
                 done, seconds = measured[name]
                 measured[name] = done + completions, seconds + time.perf_counter() - begin
         for name in ways:
-            _report(name, measured, requests)
+            _report(name, args.reference or next(iter(ways)), measured, requests)
 
 
-def _report(name: str, measured: dict[str, tuple[list[Completion], float]], requests: list[Request]) -> None:
-    reference, reference_s = measured["one call each"]
+def _report(name: str, to: str, measured: dict[str, tuple[list[Completion], float]], requests: list[Request]) -> None:
+    reference, reference_s = measured[to]
     completions, seconds = measured[name]
     n_tokens = sum(completion.n_tokens for completion in completions) / len(completions)
     answers = [
@@ -81,17 +90,22 @@ def _report(name: str, measured: dict[str, tuple[list[Completion], float]], requ
         print(f"  probe {at}: {old!r} became {new!r}; prompt ends {requests[at].prompt[-60:]!r}")
 
 
-def _one_process_a_core(model: str, requests: list[Request], decoding: Decoding, batch_size: int) -> list[Completion]:
+def _one_process_a_core(
+    model: str, requests: list[Request], decoding: Decoding, batch_size: int, dtype: str, share: bool = True
+) -> list[Completion]:
     """Deal the requests to the workbench's own processes; those with one prefix stay together."""
     n_parts = os.cpu_count() or 1
     size = -(-len(requests) // n_parts)
-    jobs = [(model, requests[at : at + size], decoding, batch_size) for at in range(0, len(requests), size)]
+    jobs = [
+        (model, requests[at : at + size], decoding, batch_size, dtype, share) for at in range(0, len(requests), size)
+    ]
     return [completion for part in run_jobs(_generate, jobs, 0, "probing") for completion in part]
 
 
 def _generate(job: tuple) -> list[Completion]:
-    model, requests, decoding, batch_size = job
-    return TransformersEngine(model, batch_size=batch_size).generate(requests, decoding)
+    model, requests, decoding, batch_size, dtype, share = job
+    engine = TransformersEngine(model, dtype, batch_size=batch_size, share_prefixes=share)
+    return engine.generate(requests, decoding)
 
 
 @torch.inference_mode()
@@ -140,6 +154,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=35)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1, help="torch threads; the workbench runs 1 per process")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "auto"])
+    parser.add_argument("--without", nargs="*", default=[], help="ways to leave out")
+    parser.add_argument("--reference", default="", help="the way that ratios and answers are compared with")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "auto"])
     return parser.parse_args()
 

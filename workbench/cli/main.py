@@ -26,7 +26,6 @@ EXAMPLES = """examples:
   workbench watch                                what it is doing now, from another terminal
   workbench plan {first}-paper                      what the paper's own numbers would cost
   workbench rehearse {demo}                  texts of every kind, before the whole is started
-  workbench plan {first} --measure                  the same for models that are here, after trying them out
   workbench plan {first} --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench study                                which studies there are: how far can a run be trusted?
   workbench study validity demo                  does what works as a demonstration help in training?
@@ -216,20 +215,13 @@ def summary(given: argparse.Namespace) -> None:
     *RECIPE,
     argument("--detect", type=share, default=0.0, metavar="D", help="difference, as a share (default: the margin)"),
     argument("--run", default="", help="take the spread over seeds and items from this run; show what it took"),
-    argument("--measure", action="store_true", help="first try out the models that are here, a batch each"),
 )
 def plan(given: argparse.Namespace) -> None:
     """Say what a recipe will cost, without running it."""
     from workbench.report.plan import in_words
     from workbench.runs.recipe_file import load_recipe
 
-    recipe = load_recipe(given.recipe, dict(given.parameter))
-    measured = {}
-    if given.measure:
-        from workbench.report.cost_estimate import measure
-
-        measured = measure(recipe)
-    print(in_words(recipe, given.run, given.detect, measured))
+    print(in_words(load_recipe(given.recipe, dict(given.parameter)), given.run, given.detect))
 
 
 @command(*RECIPE)

@@ -12,6 +12,7 @@ from workbench.figures.style import (
     CHOSEN,
     CONTROL,
     INK,
+    LEVEL,
     LIGHT,
     POCKET,
     REJECTED,
@@ -72,6 +73,12 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     fig.update_traces(textposition="top center", cliponaxis=False)
     fig.update_xaxes(range=[-0.01, 1.01], tickformat=".0%").update_layout(showlegend=False)
     main = table[table["shots"] == shots]
+    beside = f"With {shots} shots: {spell_each(main, 'arm', 'accuracy')}."
+    if formed := {arm: row["in_form"] for arm, row in block["arms"].items() if "in_form" in row}:
+        beside += f" In the form asked for: {', '.join(f'{named(arm)} {percent(s)}' for arm, s in formed.items())}."
+    if "majority" in verdict:
+        fig.add_vline(x=verdict["majority"], **LEVEL)
+        beside += f" Dotted: always giving each task's most frequent answer, {percent(verdict['majority'])}."
     return finish(
         fig,
         f"How often does {named(block['student'])} answer right?",
@@ -79,7 +86,7 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
         f"{level(block['primary']['alpha'])} intervals over seeds and items",
         "Accuracy of every arm on the same test items, every item weighing the same. Arms share their items, so their "
         "difference is surer than these intervals look: see the comparisons.",
-        f"With {shots} shots: {spell_each(main, 'arm', 'accuracy')}.",
+        beside,
         table,
         _models(verdict),
         height=150 + 46 * len(table),

@@ -25,7 +25,7 @@ from workbench.signals.reward import CheckingReward, JudgeReward, RewardModel, S
 from workbench.signals.reward_models import update_reward
 from workbench.tasks.task import Task
 
-VERSION = 2
+VERSION = 3
 PROMPT = ["task", "question_id", "question", "gold", "prompt"]
 
 
@@ -106,7 +106,8 @@ def reward_samples(
         tasks: By name.
 
     Returns:
-        Columns student, arm, seed, task, question_id, question, gold, prompt, sample, text, correct, reward.
+        Columns student, arm, seed, task, question_id, question, gold, prompt, sample, text, correct, reward: missing
+        where it could not be had, and of texts that were cut off, which are neither preferred nor taught.
     """
     asked = {(key.student, key.seed, model.key): key for key, model in reversed(different(learners).items())}
     texts = _with_prompts(questions.drop_duplicates(["task", "question_id"]), tasks)
@@ -118,7 +119,10 @@ def reward_samples(
     ]
     workers = next(iter(learners.values())).recipe.compute.workers
     rewards = scored([(scorers[key], frame) for key, frame in zip(learners, frames, strict=True)], workers)
-    made = [frame.assign(reward=values) for frame, values in zip(frames, rewards, strict=True)]
+    made = [
+        frame.assign(reward=np.where(frame["finished"], values, np.nan))
+        for frame, values in zip(frames, rewards, strict=True)
+    ]
     return together(made)[[*WHOSE, *PROMPT, "sample", "text", "correct", "reward"]]
 
 

@@ -10,7 +10,7 @@ import psutil
 from workbench.models.backends import check
 from workbench.models.openai_engine import URL_VARIABLE
 from workbench.models.start import models_of
-from workbench.report.cost_estimate import JUDGED, RATES, Throughput, estimate, memory
+from workbench.report.cost_estimate import JUDGED, RATES, estimate, memory
 from workbench.runs.recipe import Recipe, project_root
 from workbench.runs.recipe_engines import ROLES
 from workbench.runs.run import open_run
@@ -59,20 +59,19 @@ def world_of(run: str, design: ExperimentDesign) -> VarianceModel:
     )
 
 
-def in_words(recipe: Recipe, run: str = "", detect: float = 0.0, measured: dict[str, Throughput] | None = None) -> str:
+def in_words(recipe: Recipe, run: str = "", detect: float = 0.0) -> str:
     """Return the plan as text: models, stages, totals, what the estimate rests on, and what the verdict can find.
 
     Args:
         recipe: What is to be done.
         run: A finished run whose spread is taken and whose times are put beside the estimate; "" for assumed ones.
         detect: The true difference wanted, as a share; 0 for the recipe's margin.
-        measured: What models that were tried out do, as cost_estimate.measure returns it.
     """
     design = design_of(recipe)
     finds = detection_in_words(world_of(run, design), design, detect or design.margin)
     lines = [f"Plan of recipe {recipe.name} ({recipe.profile} models). All numbers are estimates.", ""]
-    lines += [*_models(recipe), "", *_engines(recipe, measured or {}), "", *_stages(recipe, run, measured or {}), ""]
-    lines += [textwrap.fill(_basis(recipe, measured or {}), 100), "", "What the verdict can find", finds]
+    lines += [*_models(recipe), "", *_engines(recipe), "", *_stages(recipe, run), ""]
+    lines += [textwrap.fill(_basis(recipe), 100), "", "What the verdict can find", finds]
     return "\n".join(lines + _refusal(recipe))
 
 
@@ -105,16 +104,15 @@ def _models(recipe: Recipe) -> list[str]:
     return lines
 
 
-def _engines(recipe: Recipe, measured: dict[str, Throughput]) -> list[str]:
+def _engines(recipe: Recipe) -> list[str]:
     """Return a line for each role's engine: what it can do, and what a server's prices make of the estimate."""
-    lines, frame = ["Engines"], estimate(recipe, measured)
+    lines, frame = ["Engines"], estimate(recipe)
     for role, (column, name) in ASKED_OF.items():
         if role == "judge" and not recipe.models.judge:
             continue
         choice = getattr(recipe.engines, role)
         line = f"  {role:<8} {choice.engine}; can also: {', '.join(choice.capabilities) or 'nothing but write'}"
-        tried = choice.engine == "vllm" and measured.keys() >= set(models_of(recipe, role))
-        line += "" if tried or choice.engine == "transformers" else "; times below are those of transformers"
+        line += "" if choice.engine == "transformers" else "; times below are those of transformers"
         if choice.engine == "openai":
             asked = frame[frame[column] == name]
             n_in, n_out = asked["read"].sum(), asked["new"].sum()
@@ -141,9 +139,9 @@ def memory_here() -> dict[str, float]:
     return has
 
 
-def _stages(recipe: Recipe, run: str, measured: dict[str, Throughput]) -> list[str]:
+def _stages(recipe: Recipe, run: str) -> list[str]:
     """Return the work of each stage with its total, and beside it what a run took."""
-    frame, here = estimate(recipe, measured), recipe.profile == "pocket"
+    frame, here = estimate(recipe), recipe.profile == "pocket"
     took = _took(run) if run else {}
     columns = ["generations", "new", "trained"]
     head = f"{'Stage and work':<54}{'generations':>12}{'new tokens':>12}{'trained':>10}"
@@ -183,22 +181,20 @@ def _counts(numbers: Iterable[float]) -> str:
     return "".join(f"{_count(n):>{width}}" for n, width in zip(numbers, (12, 12, 10), strict=True))
 
 
-def _basis(recipe: Recipe, measured: dict[str, Throughput]) -> str:
+def _basis(recipe: Recipe) -> str:
     """Return what the estimate rests on."""
-    tried = [f"{Path(ref).name} {of.new:,.0f}, {of.read:,.0f} and {of.completion:.0f}" for ref, of in measured.items()]
-    tried = "; ".join(tried)
-    tried = tried and f"Tried out here: tokens generated and read a second, and tokens of a completion: {tried}. "
     rates, rest = RATES[recipe.profile], "; training a token is taken as three times the work of reading one. "
     if recipe.profile == "pocket":
         return (
-            f"{tried}Time on this machine, start of the notebooks aside. {'For other models' if measured else 'It is'} "
-            f"assumed that one core generates {rates.new:,.0f} and reads {rates.read:,.0f} tokens a second with a "
-            f"million parameters{rest}Finished items are reused, so a second run takes less."
+            f"Time on this machine, start of the notebooks aside. Assumed: one core generates {rates.new:,.0f} "
+            f"and reads {rates.read:,.0f} tokens a second with a million parameters{rest}Finished items are reused, so "
+            "a second run takes less. Models that are here are tried out by: workbench rehearse."
         )
     return (
-        f"{tried}GPU hours of one A100, assuming that it generates {_count(rates.new)} and reads {_count(rates.read)} "
+        f"GPU hours of one A100, assuming that it generates {_count(rates.new)} and reads {_count(rates.read)} "
         f"tokens a second with a million parameters{rest}Parameters of models that are not here are read from their "
-        "names; memory to train is AdamW's in mixed precision, of all weights or of an adapter, without activations."
+        "names; memory to train is AdamW's in mixed precision, of all weights or of an adapter, without activations. "
+        "Models that are here are tried out by: workbench rehearse."
     )
 
 

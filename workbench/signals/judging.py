@@ -24,7 +24,7 @@ from workbench.runs.seeding import stream_seed
 from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key, rows_of
 from workbench.tasks.task import Task
 
-VERSION = 1
+VERSION = 2
 LOWEST, HIGHEST = 1, 10
 JUDGE_TOKENS = 300  # a judge may think aloud before it gives its scores
 CRITERIA = "accuracy, relevance, helpfulness and level of detail"
@@ -137,7 +137,7 @@ def answer_questions(
         seed: Names the draws.
 
     Returns:
-        Columns student, arm, seed, task, question_id, sample, text, answer (as read), n_tokens.
+        Columns student, arm, seed, task, question_id, sample, text, answer (as read), n_tokens, finished (not cut off).
     """
     own = set(WHOSE) <= set(questions.columns)
     alike: dict[tuple, list[Key]] = {}
@@ -150,9 +150,10 @@ def answer_questions(
             jobs.append(_Ask(learners[keys[0]], keys, tasks[name], part, decoding, n, seed))
     model = next(iter(learners.values()))
     rows = [row for part in run_engine_jobs(_answer, jobs, model, "asking the students") for row in part]
-    columns = [*WHOSE, "task", "question_id", "sample", "text", "answer", "n_tokens"]
+    columns = [*WHOSE, "task", "question_id", "sample", "text", "answer", "n_tokens", "finished"]
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["counts"] = {"answers": len(frame), "answers not readable": (frame["answer"] == "").sum()}
+    frame.attrs["counts"]["answers cut off"] = (~frame["finished"].astype(bool)).sum()
     return frame
 
 
@@ -176,6 +177,7 @@ def _answer(job: _Ask) -> list[dict]:
             "text": completion.text,
             "answer": job.task.answers.read(completion.text),
             "n_tokens": completion.n_tokens,
+            "finished": completion.finished,
         }
         for key in job.keys
         for (question, sample), completion in zip(asked, completions, strict=True)

@@ -255,6 +255,9 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     for arm in own_arms:
         by_shots = {str(s): arm_accuracy(predictions, arm, s, alpha) for s in shots}
         arms[arm] = by_shots[str(main)] | training.get(arm, UNTRAINED) | {"by_shots": by_shots}
+        if "in_form" in predictions:
+            own = predictions[(predictions["arm"] == arm) & (predictions["shots"] == main)]
+            arms[arm]["in_form"] = float(own["in_form"].mean())
     block = {
         "student": student,
         "decision": comparisons[0]["decision"],
@@ -287,13 +290,8 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Ma
         values = [row[column] for row in trained.values()]
         if values and max(values) - min(values) > allowed * max(values):
             said.append(f"Trained arms differ in {column.replace('_', ' ')}: {min(values)} to {max(values)}.")
-    if "in_form" in predictions:
-        shares = predictions.groupby("arm")["in_form"].mean()
-        said += [
-            f"{100 * s:.0f} % of the answers of {arm} are in the form asked for."
-            for arm, s in shares.items()
-            if s < 0.9
-        ]
+    formed = {arm: row["in_form"] for arm, row in arms.items() if row.get("in_form", 1) < 0.9}
+    said += [f"{100 * s:.0f} % of the answers of {arm} are in the form asked for." for arm, s in formed.items()]
     unread = 1.0 - predictions.groupby("arm")["parsed"].mean()
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
