@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,7 @@ STUDIED = {  # study -> its parameters, as small as makes sense, and one of the 
     "halves": ({"splits": 2, "ask": 2}, "agreement_tally-strong_rationale"),
     "learning_curves": ({"sizes": "1, 2"}, "worth_at_2"),
     "signals": ({"seeds": 2}, "n_drafts"),
+    "sweep": ({"sweep": "tiny"}, "best"),
     "validity": ({"seeds": 2}, "correlation"),
 }
 
@@ -189,6 +191,9 @@ def test_every_study_is_run():
 def test_a_study_runs_on_any_finished_run_and_leaves_a_page_and_numbers(work, capsys, monkeypatch, name):
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     given, number = STUDIED[name]
+    for n in (1, 2) if name == "sweep" else ():
+        again = Path(shutil.copytree(work.path, work.path.with_name(f"tiny-{n}"))) / "recipe.yaml"
+        again.write_text(again.read_text().replace("beta: 0.1", f"beta: 0.{n}"))
     assert (
         main(["study", name, "tiny", *(word for key, value in given.items() for word in ("-p", key, str(value)))]) == 0
     )

@@ -10,9 +10,9 @@ from workbench.cli.rehearse import KINDS, ONE, QUESTIONS, RATIONALES, ZERO, _sho
 from workbench.tasks.task import load_tasks
 
 
-def texts(usable=1.0, right=(0.5, 0.8), cut=0.0, tied=False) -> pd.DataFrame:
+def texts(usable=1.0, right=(0.5, 0.8), cut=0.0, tied=False, worked=None) -> pd.DataFrame:
     rows = []
-    for kind, share in zip(KINDS, (None, None, *right), strict=True):
+    for kind, share in zip(KINDS, (None, worked, *right), strict=True):
         for n in range(20):
             good = None if share is None else float(n < 20 * share)
             if kind == ONE and tied:
@@ -48,6 +48,8 @@ def test_nothing_is_held_against_what_is_well(task):
         ({"right": (0.95, 0.95)}, ["right already"]),
         ({"right": (0.1, 0.1)}, ["no better than its most frequent answer"]),
         ({"tied": True, "right": (0.8, 0.8)}, ["score alike"]),
+        ({"worked": 0.25}, ["rationales are right in 25%, so what is taught would mostly be wrong"]),
+        ({"worked": 0.5}, []),
         ({"cut": 0.8}, ["cut off; raise drafting.max_new_tokens"]),
     ],
 )

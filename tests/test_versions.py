@@ -18,15 +18,15 @@ ROOMS = ("loop", "signals")
 # Beside those rooms, what can change their results. Answers are an argument of steps, so their VERSION counts there.
 SHARED = ("tasks/answers", "tasks/numbers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
-    "loop/alignment": (3, "2434b24cb5b0d2af"),
+    "loop/alignment": (3, "78eba7d5be17794b"),
     "loop/arms": (3, "e4b15a04597c604d"),
-    "loop/budgets": (3, "dab8752c01692dc1"),
+    "loop/budgets": (3, "d26998252a50ed7f"),
     "loop/drafting": (5, "913fe891720dc170"),
     "loop/instructions": (1, "09b85149f865c430"),
     "loop/pairs": (2, "65fa81b682ebd0c6"),
     "loop/preference_set": (1, "be4dc2fafe9f050a"),
     "loop/reviews": (1, "b5e809b2f083db8b"),
-    "loop/tailoring": (4, "8a26810f0ecc1cc8"),
+    "loop/tailoring": (4, "a3e0055e69212606"),
     "loop/writing": (3, "ecd9e98b15523acc"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),
     "signals/influence": (2, "110cb973d8dad18d"),

@@ -74,6 +74,10 @@ def test_the_server_agrees_too(server, expected):
 def test_a_cut_completion_is_cut_where_transformers_cuts(engine, plain):
     requests = [Request(plain.render("".join(part))) for part in probe(20)]
     assert engine.generate(requests, Decoding(9)) == plain.generate(requests, Decoding(9))
+    stopped = Decoding(80, stop=("<ans>",))
+    found = engine.generate(requests, stopped)
+    assert found == plain.generate(requests, stopped)
+    assert all(one.finished and one.text.endswith("<ans>") for one in found)
 
 
 def test_sampling_repeats_itself_resumed_or_not_and_leaves_the_processs_generator_alone(

@@ -56,7 +56,7 @@ def packaged() -> Path:
     return file
 
 
-def raise_teacher(folder: Path, recipe_name: str = "arte-smol", n_each: int = 20) -> None:
+def raise_teacher(folder: Path, recipe_name: str = "arte-smol", n_each: int = 60) -> None:
     """Tune the model to rule-made rows, in the prompts of the recipe; nothing is done where that is done already."""
     from workbench.models.trl import tune_sft, tuned
     from workbench.runs.identity import fingerprint

@@ -2,7 +2,7 @@
 
     python -m data.smol.ten_tasks FOLDER           FOLDER holds BIG-Bench Hard's files (boolean_expressions.json ...)
 
-Forty items a task; one-shot, the demonstration is another item with its bare answer in the form that is asked for.
+Twenty-four items a task; one-shot, the demonstration is another item with its bare answer in the form asked for.
 """
 
 import sys
@@ -19,13 +19,13 @@ from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_file import load_recipe
 from workbench.tasks.task import Task, load_tasks, seed_pairs
 
-N_ITEMS = 40
+N_ITEMS = 24
 BBH = {
     "boolean_expressions": "boolean",
     "navigate": "boolean",
     "sports_understanding": "boolean",
     "web_of_lies": "boolean",
-    "causal_judgement": "boolean",
+    "date_understanding": "option",
     "hyperbaton": "option",
     "tracking_shuffled_objects_three_objects": "option",
     "multistep_arithmetic_two": "number",

@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   workbench run {demo} --name demo            the whole loop on the models the project ships, in minutes
   workbench run {demo} --name soft -p alignment.beta 0.5 -p seeds "[0, 1]"
   workbench run {demo} --name demo --from 04  do training and evaluation again
+  workbench sweep {demo} --name betas -p alignment.beta 0.05,0.1,0.2    which value is best, chosen on validation
   workbench                                      the run worked on last, and what comes next
   workbench watch                                what it is doing now, from another terminal
   workbench plan {first}-paper                      what the paper's own numbers would cost
@@ -115,6 +116,30 @@ def run(given: argparse.Namespace) -> int | None:
     if notebooks[-1] == methods.ALL[work.recipe.method].notebooks[-1]:
         print(result_card(work), end="\n\n")
     print(f"Report: {_shown(report)}")
+
+
+@command(
+    *RECIPE[:2],
+    parameters("values of one key, with commas between, for example: -p alignment.beta 0.05,0.1,0.2"),
+    argument("--name", required=True, help="of the sweep; its runs are NAME-1, NAME-2, ... and NAME-chosen"),
+    argument("--choose-on", choices=["validation", "test"], default="validation", help="items of all settings"),
+)
+def sweep(given: argparse.Namespace) -> int | None:
+    """Run a recipe in several settings and put them side by side.
+
+    All settings are tried on validation items outside the preference set; the best is then tried on the test items,
+    which nothing was chosen by. With --choose-on test all are tried on test items and nothing is chosen. A sweep that
+    was stopped goes on.
+
+    exit status: 0 done, 1 something failed, 2 refused
+    """
+    from workbench.cli import study
+    from workbench.cli.sweep import settings_of
+    from workbench.cli.sweep import sweep as run_all
+
+    page = run_all(given.name, given.recipe, settings_of(given.parameter), given.choose_on)
+    print("\n".join(textwrap.fill(said, 100) for said in study.sentences(page)))
+    print(f"\nReport: {_shown(page)}")
 
 
 def status(given: argparse.Namespace) -> None:

@@ -82,12 +82,16 @@ def advice(task: Task, texts: pd.DataFrame) -> list[str]:
     """Return what speaks against a run, each with a way on; none if nothing does."""
     of = texts.groupby("kind")[["usable", "right", "cut off"]].mean()
     best, most = of.loc[[ZERO, ONE], "right"].max(), task.majority(task.validation["target"])
+    worked = of["right"].fillna(1.0)[RATIONALES]  # where nobody can tell, nothing is held against it
     faults = {
         "no usable question was written; set prompts.questions to continued, or take another teacher": (
             of.loc[QUESTIONS, "usable"] <= TOO_FEW
         ),
         "no rationale ends in an answer of the form asked for; take another teacher, or another prompts.answer": (
             of.loc[RATIONALES, "usable"] <= TOO_FEW
+        ),
+        f"the rationales are right in {worked:.0%}, so what is taught would mostly be wrong; take another teacher": (
+            worked < 0.5
         ),
         "the student keeps to no form of an answer; try another prompts.answer": (
             of.loc[[ZERO, ONE], "usable"].max() <= TOO_FEW

@@ -4,36 +4,21 @@ Source: ARTE, arXiv:2406.19227, section 3.3, and Montessori-Instruct, arXiv:2410
 DPOTrainer. Ours: the control teacher, aligned to the same pairs with half of them flipped.
 """
 
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
-from workbench.models.trl import Tuned, model_folder, tuned
+from workbench.models.trl import TuneJob, model_folder, tune_all
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint, identify
-from workbench.runs.recipe import Alignment, Recipe
+from workbench.runs.recipe import Alignment
 from workbench.runs.run import Frames
 from workbench.runs.seeding import stream_seed
-from workbench.runs.workers import run_jobs
 
 VERSION = 3
-
-
-@dataclass(frozen=True)
-class _Align:
-    recipe: Recipe
-    student: str
-    arm: str
-    pairs: pd.DataFrame = field(repr=False)
-    folder: Path
-    seed: int
-    key: str = field(repr=False)
-
-    def __repr__(self) -> str:
-        return f"DPO of the teacher, {self.arm}, {self.student}"
 
 
 def align_teachers(
@@ -64,17 +49,12 @@ def align_teachers(
             drawn = stream_seed(seed, "dpo", student)
             texts = own[["prompt", "chosen", "rejected"]].to_numpy().tolist()
             key = fingerprint([VERSION, teacher.key, identify(settings), drawn, texts])
-            jobs.append(_Align(recipe, student, arm, own, folder / model_folder(student, arm), drawn, key))
-    results = run_jobs(_align_one, jobs, recipe.compute.trained_at_once, "aligning teachers")
-    made = list(zip(jobs, results, strict=True))
-    frame = pd.DataFrame([{"student": j.student, "arm": j.arm, "model": j.folder.name} for j, _ in made])
-    frame.attrs["counts"] = {"aligned teachers": len(made)}
-    frame.attrs["tokens"] = sum(result.n_tokens for _, result in made)
-    curve = [
-        {"stage": "alignment", "arm": job.arm, "student": job.student, "seed": seed, **point}
-        for job, result in made
-        for point in result.curve
-    ]
+            train = partial(tune_dpo, recipe, own, seed=drawn)
+            whose, at = {"student": student, "arm": arm}, folder / model_folder(student, arm)
+            jobs.append(TuneJob(f"DPO of the teacher, {arm}, {student}", whose, at, key, train))
+    at_once = recipe.compute.trained_at_once
+    frame, points = tune_all(jobs, at_once, "aligning teachers", "aligned teachers")
+    curve = [{"stage": "alignment", "seed": seed, **point} for point in points if point["metric"] != "tokens"]
     used = pd.concat([pairs.assign(arm=arm) for arm, pairs in by_arm.items()], ignore_index=True)
     return {"teachers": frame, "curve": schemas.build(curve, "curve"), "pairs_used": used}
 
@@ -91,10 +71,6 @@ def _require_pairs(own: pd.DataFrame, student: str, arm: str) -> None:
             f"Student {student} left a single preference pair, of which no half can be flipped; draft more "
             "questions, or take random_pairs out of evaluation.arms."
         )
-
-
-def _align_one(job: _Align) -> Tuned:
-    return tuned(job.folder, job.key, lambda work: tune_dpo(job.recipe, job.pairs, work, job.seed))
 
 
 def models_of(trained: Frames, name: str) -> dict[tuple, Path]:

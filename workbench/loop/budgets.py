@@ -5,7 +5,7 @@ Source: ARTE, arXiv:2406.19227, section 3.3, through TRL's SFTTrainer. Ours: mat
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -15,32 +15,15 @@ from workbench.loop.arms import examples_of_arm
 from workbench.models.backends import tune_sft
 from workbench.models.loading import load_tokenizer
 from workbench.models.start import Model
-from workbench.models.trl import Tuned, completion_tokens, model_folder, tuned
+from workbench.models.trl import TuneJob, completion_tokens, model_folder, tune_all
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint, identify
-from workbench.runs.recipe import Recipe, Training
+from workbench.runs.recipe import Training
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream, stream_seed
-from workbench.runs.workers import run_jobs
 from workbench.tasks.task import Task
 
 VERSION = 3
-
-
-@dataclass(frozen=True)
-class _Train:
-    recipe: Recipe
-    student: str
-    ref: str
-    arm: str
-    seed: int
-    rows: pd.DataFrame = field(repr=False)
-    n_batches: int
-    folder: Path
-    key: str = field(repr=False)
-
-    def __repr__(self) -> str:
-        return f"SFT of {self.student}, {self.arm}, seed {self.seed}"
 
 
 def equal_tokens(
@@ -168,20 +151,14 @@ def train_students(
             own = own.reset_index(drop=True)
             texts = own[["prompt", "completion"]].to_numpy().tolist()
             key = fingerprint([VERSION, model.key, identify(settings), seed, n_batches, texts])
-            at = folder / model_folder(student, arm, seed)
-            jobs.append(_Train(recipe, student, model.ref, arm, seed, own, n_batches, at, key))
-    at_once = jobs[0].recipe.compute.trained_at_once if jobs else 1
-    made = list(zip(jobs, run_jobs(_train_one, jobs, at_once, "training students"), strict=True))
-    frame = pd.DataFrame(
-        [{"student": j.student, "arm": j.arm, "seed": j.seed, "model": j.folder.name} for j, _ in made]
-    )
-    frame.attrs["counts"] = {"trained students": len(made)}
-    frame.attrs["tokens"] = sum(result.n_tokens for _, result in made)
-    curve = [
-        {"stage": "training", "arm": job.arm, "student": job.student, "seed": job.seed, **point}
-        for job, result in made
-        for point in [*result.curve, {"step": result.steps, "metric": "tokens", "value": float(result.n_tokens)}]
-    ]
+            # One draw for all arms of a student: they differ in the rows alone.
+            drawn = stream_seed(seed, "sft", student)
+            train = partial(tune_sft, recipe, model.ref, own, n_batches, seed=drawn)
+            whose, at = {"student": student, "arm": arm, "seed": seed}, folder / model_folder(student, arm, seed)
+            jobs.append(TuneJob(f"SFT of {student}, {arm}, seed {seed}", whose, at, key, train))
+    at_once = next(iter(students.values())).recipe.compute.trained_at_once
+    frame, points = tune_all(jobs, at_once, "training students", "trained students")
+    curve = [{"stage": "training", **point} for point in points]
     frame_of_curve = schemas.build(curve, "curve")
     return {"students": frame, "curve": frame_of_curve if before is None else continued(before, frame_of_curve)}
 
@@ -193,9 +170,3 @@ def continued(before: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
     tokens = done["value"].where(curve["metric"] == "tokens", 0.0)
     later = curve.assign(step=curve["step"] + done["step"], value=curve["value"] + tokens)
     return schemas.check(pd.concat([before[~is_sum], later], ignore_index=True), "curve")
-
-
-def _train_one(job: _Train) -> Tuned:
-    # One seed for all arms of a student: they differ in the rows alone.
-    seed = stream_seed(job.seed, "sft", job.student)
-    return tuned(job.folder, job.key, lambda work: tune_sft(job.recipe, job.ref, job.rows, job.n_batches, work, seed))

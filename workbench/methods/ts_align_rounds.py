@@ -1,7 +1,7 @@
 """The rounds of TS-Align: sampled, rewarded, mined, aligned, updated, compared. Its numbers: see ts_align."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,11 @@ from workbench.methods.rounds import example_of, together
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
 from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
-from workbench.models.trl import Tuned, model_folder, tuned
+from workbench.models.trl import TuneJob, model_folder, tune_all
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint, identify
-from workbench.runs.recipe import Alignment, Recipe
+from workbench.runs.recipe import Alignment
 from workbench.runs.seeding import stream, stream_seed
-from workbench.runs.workers import run_jobs
 from workbench.signals.difficulty import WHOSE, Key, rows_of
 from workbench.signals.judging import ModelJudge
 from workbench.signals.reward import CheckingReward, JudgeReward, RewardModel, Scorer, agreement, scored
@@ -195,22 +194,6 @@ def _margins(teacher: Scorer, pairs: pd.DataFrame) -> np.ndarray:
     return known["margin"].to_numpy()
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One learner's pairs, what they move, and where it goes."""
-
-    what: str
-    recipe: Recipe = field(repr=False)
-    key: Key
-    pairs: pd.DataFrame = field(repr=False)
-    given: tuple = field(repr=False)
-    folder: Path
-    mark: str = field(repr=False)
-
-    def __repr__(self) -> str:
-        return f"{self.what} of {'-'.join(map(str, self.key))}"
-
-
 def align_policies(
     learners: Mapping[Key, Model],
     pairs: pd.DataFrame,
@@ -248,23 +231,15 @@ def align_policies(
         recipe = model.recipe.model_copy(update={"models": models, "alignment": settings})
         seed = stream_seed(key.seed, "dpo", key.student)
         mark = fingerprint([VERSION, model.key, identify(settings), seed, own.to_numpy().tolist()])
-        jobs.append(_Job("DPO", recipe, key, own, (seed,), folder / model_folder(*key), mark))
-    recipe = next(iter(learners.values())).recipe
-    made = list(zip(jobs, run_jobs(_align, jobs, recipe.compute.trained_at_once, "aligning policies"), strict=True))
-    frame = pd.DataFrame([{**job.key._asdict(), "model": job.folder.name} for job, _ in made])
-    frame.attrs["counts"] = {"aligned policies": len(made)}
-    frame.attrs["tokens"] = sum(result.n_tokens for _, result in made)
-    rows = [
-        {"stage": "training", **job.key._asdict(), **point}
-        for job, result in made
-        for point in [*result.curve, {"step": result.steps, "metric": "tokens", "value": float(result.n_tokens)}]
-    ]
+        train = partial(tune_dpo, recipe, own, seed=seed)
+        jobs.append(
+            TuneJob(f"DPO of {'-'.join(map(str, key))}", key._asdict(), folder / model_folder(*key), mark, train)
+        )
+    at_once = next(iter(learners.values())).recipe.compute.trained_at_once
+    frame, points = tune_all(jobs, at_once, "aligning policies", "aligned policies")
+    rows = [{"stage": "training", **point} for point in points]
     curve = schemas.build(rows, "curve")
     return {"students": frame, "curve": curve if before is None else continued(before, curve)}
-
-
-def _align(job: _Job) -> Tuned:
-    return tuned(job.folder, job.mark, lambda work: tune_dpo(job.recipe, job.pairs, work, *job.given))
 
 
 def update_students(
@@ -291,21 +266,15 @@ def update_students(
         own = rows_of(ordered, key)[["prompt", "chosen", "rejected"]].reset_index(drop=True)
         if ARMS[key.arm].updates and len(own):
             seed, margin = stream_seed(key.seed, "update", key.student), settings.margin
-            given = (student.ref, settings.update, margin, seed)
             texts = own.to_numpy().tolist()
             mark = fingerprint([VERSION, student.key, identify(settings.update), margin, seed, texts])
-            jobs.append(_Job("update", student.recipe, key, own, given, folder / model_folder(*key), mark))
-    workers = jobs[0].recipe.compute.trained_at_once if jobs else 1
-    made = list(zip(jobs, run_jobs(_update, jobs, workers, "updating student reward models"), strict=True))
-    rows = [{**job.key._asdict(), "model": job.folder.name, "n_pairs": len(job.pairs)} for job, _ in made]
-    frame = pd.DataFrame(rows, columns=[*WHOSE, "model", "n_pairs"])
-    frame.attrs["counts"] = {"updated student reward models": len(made)}
-    return frame
-
-
-def _update(job: _Job) -> Tuned:
-    ref, settings, margin, seed = job.given
-    return tuned(job.folder, job.mark, lambda to: update_reward(job.recipe, ref, settings, margin, job.pairs, to, seed))
+            train = partial(update_reward, student.recipe, student.ref, settings.update, margin, own, seed=seed)
+            whose = {**key._asdict(), "n_pairs": len(own)}
+            said, at = f"update of {'-'.join(map(str, key))}", folder / model_folder(*key)
+            jobs.append(TuneJob(said, whose, at, mark, train))
+    at_once = next(iter(students.values())).recipe.compute.trained_at_once
+    frame, _ = tune_all(jobs, at_once, "updating student reward models", "updated student reward models")
+    return frame.reindex(columns=[*WHOSE, "model", "n_pairs"])
 
 
 def updated(students: Mapping[Key, RewardModel], made: pd.DataFrame, folder: Path) -> dict[Key, RewardModel]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from workbench.runs.recipe import Alignment, Recipe, Training
 from workbench.runs.recipe_parts import Lora
 from workbench.runs.run import NEXT
 from workbench.runs.schemas import Trained
+from workbench.runs.workers import run_jobs
 
 CHECKPOINTS = "checkpoints"
 SUMS = "checksums.json"  # of a checkpoint, written last
@@ -146,6 +147,42 @@ class Tuned:
     curve: list[dict]
     n_tokens: int
     steps: int
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """A model to be trained: what is said of it, whose it is (columns of a frame), place, key and way of `tuned`."""
+
+    said: str
+    whose: dict = field(repr=False)
+    folder: Path
+    key: str = field(repr=False)
+    train: Callable[[Path], dict] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return self.said
+
+
+def tune_all(jobs: list[TuneJob], at_once: int, describe: str, counted: str) -> tuple[pd.DataFrame, list[dict]]:
+    """Train models, several at once.
+
+    Returns:
+        Whose each is, and model, its name in the folder; and the points of all curves: whose, step, metric and value,
+        of each last its tokens.
+    """
+    results = run_jobs(_tune, jobs, at_once, describe)
+    frame = pd.DataFrame([{**job.whose, "model": job.folder.name} for job in jobs])
+    frame.attrs |= {"counts": {counted: len(jobs)}, "tokens": sum(result.n_tokens for result in results)}
+    points = [
+        {**job.whose, **point}
+        for job, result in zip(jobs, results, strict=True)
+        for point in [*result.curve, {"step": result.steps, "metric": "tokens", "value": float(result.n_tokens)}]
+    ]
+    return frame, points
+
+
+def _tune(job: TuneJob) -> Tuned:
+    return tuned(job.folder, job.key, job.train)
 
 
 def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:

@@ -182,7 +182,10 @@ class Primary(Section):
 
 
 class Evaluation(Section):
-    """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
+    """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened.
+
+    items: the test items, or validation items outside the preference set, on which settings may be chosen.
+    """
 
     KNOWN_ARMS: ClassVar[tuple[str, ...]] = (*ARMS, TAILORED_FOR + "STUDENT")
 
@@ -193,6 +196,8 @@ class Evaluation(Section):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     primary: Primary = Primary()
     bbh_dir: Place = ""
+    # Left out where it is not set, as prompts below.
+    items: Annotated[Literal["test", "validation"], Field(exclude_if=lambda items: items == "test")] = "test"
     max_new_tokens: Count
 
     @model_validator(mode="after")

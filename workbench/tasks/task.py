@@ -163,11 +163,21 @@ def load_task(path: Path, recipe: Recipe) -> Task:
 def load_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
     """Return the items a run is evaluated on, and the SHA-256 of the file they come from.
 
-    Items that copy a seed or validation item are left out before the first `evaluation.n_items` are taken.
+    Items that copy a seed or validation item are left out before the first `evaluation.n_items` are taken. Where it is
+    validation items that a recipe is evaluated on, as many of those outside the preference set as there are.
 
     Raises:
-        DataError: If there are such items and the recipe's guard.test_overlap is refuse, naming the first.
+        DataError: If there are such items and the recipe's guard.test_overlap is refuse, naming the first, or if no
+            validation item is left.
     """
+    if recipe.evaluation.items == "validation":
+        left = task.validation.iloc[recipe.preference_set.n_validation :]
+        if left.empty:
+            raise DataError(
+                f"Task {task.name} has {len(task.validation)} validation items and all of them are for the preference "
+                "set; lower preference_set.n_validation, or set evaluation.items to test."
+            )
+        return left.head(recipe.evaluation.n_items), f"{task.sha256}/validation"
     items, sha256 = all_test_items(recipe, task)
     found = copied_items(recipe, task)
     if found and recipe.guard.test_overlap == "refuse":
@@ -189,6 +199,8 @@ def all_test_items(recipe: Recipe, task: Task) -> tuple[pd.DataFrame, str]:
 
 def name_of_test_set(recipe: Recipe, tasks: dict[str, Task]) -> str:
     """Return what the items that a run is evaluated on are called."""
+    if recipe.evaluation.items == "validation":
+        return "validation items outside the preference set"
     if recipe.evaluation.bbh_dir:
         return "BIG-Bench Hard items"
     generated = all(task.solver for task in tasks.values())

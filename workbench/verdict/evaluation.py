@@ -50,12 +50,14 @@ class SealedTests:
         return {name: load_test_items(self.recipe, task)[0] for name, task in tasks.items()}
 
     def open(self, tasks: dict[str, Task], trained: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], int]:
-        """Return the items of each task, and how often they have been opened, this time included.
+        """Return the items of each task, and how often they have been opened, this time included; 0 of no test items.
 
         Args:
             tasks: By name.
             trained: The curve of the students who are to answer them: for these, under one rule, it is one look.
         """
+        if self.recipe.evaluation.items == "validation":
+            return self.items(tasks), 0
         looked_for = fingerprint([self.key, self.recipe.evaluation.model_dump(), content_of(trained)])
         # By file: the same items in another number, or beside other tasks, are no new test set.
         source, sets = self.recipe.evaluation.bbh_dir or self.recipe.tasks.folder, self.sets

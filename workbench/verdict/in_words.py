@@ -20,6 +20,8 @@ NO_COMPARISON = "No comparison:"  # begins a warning that is said before everyth
 
 def opened_in_words(times: int) -> str:
     """Return what it means that a test set was opened so many times, this look included."""
+    if not times:
+        return "The test set was not opened: these are validation items, on which settings may be chosen."
     if times == 1:
         return "The test set was opened once, by this run: nothing can have been chosen by an earlier result on it."
     return (
