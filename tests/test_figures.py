@@ -388,3 +388,32 @@ def test_estimates_are_drawn_a_row_each_with_a_line_where_nothing_was_found():
     assert "<img" not in fig.data[0].y[0] and list(fig.data[0].x) == [10.0, 20.0] and fig.layout.shapes[0].x0 == 0.0
     assert figures.sentence(fig) == "b is ahead."
     assert not figures.estimates(table, "share", None, "Which?", "", "", "").layout.shapes
+
+
+def test_students_styles_and_arms_stand_in_one_order_everywhere(all_figures):
+    rows = pd.DataFrame({"arm": ["other", "tailored", "base", "random_pairs", "untailored"], "student": list("cabac")})
+    ordered = in_words.in_order(rows.assign(style=["", "b", "a", "unrecognised", "c"]), "arm")
+    assert [*ordered["arm"]] == [*ARMS, "other"] and [*in_words.in_order(rows, "student")["student"]] == list("ccaab")
+    assert [*in_words.in_order(ordered, "style")["style"]][:3] == ["a", "b", "c"]
+    assert list(style.ARMS) == list(in_words.ARMS) == ARMS
+    for name, fig in all_figures.items():
+        drawn_arms = [arm for arm in dict.fromkeys(trace.name for trace in fig.data) if arm in map(style.named, ARMS)]
+        assert drawn_arms == [arm for arm in map(style.named, ARMS) if arm in drawn_arms], name
+    # Written and trained in another order than the alphabet's, and in another than that of arms.
+    examples = examples_frame().replace({"student": {"ada": "eve"}})[::-1]
+    curve = curve_frame().replace({"student": {"ada": "eve"}}).sort_values("student", ascending=False)
+    answers = evaluated()[0].replace({"student": {EVIL: "zoe"}}).replace({"student": {"ada": "eve"}})
+    settings = {"arms": ARMS, "shots": [0], "margin": 0.05, "alpha": 0.05}
+    settings["primary"] = {"a": "tailored", "b": "untailored", "shots": 0}
+    found = verdict.verdict(answers, settings, recipe="r", run="r", models="pocket", student="eve")
+    assert list(found["students"]) == ["eve", "bob", "zoe"]
+    for fig, panels in (
+        (figures.style_shift(examples), ["bob", "eve"]),
+        (figures.training_curves(curve), ["eve", "bob"]),
+        (figures.technique_heatmap(signals_frame(drafts_frame())[::-1], drafts_frame()), None),
+    ):
+        headings = [note.text for note in fig.layout.annotations if note.text in ("bob", "eve")]
+        assert headings == panels if panels else list(fig.data[0].y) == ["bob", "ada"]
+    shift = figures.style_shift(examples)
+    assert [*dict.fromkeys(trace.name for trace in shift.data)] == ["untailored", "random pairs", "tailored"]
+    assert [*shift.layout.yaxis.categoryarray][-2:] == ["unrecognised", "right answers"]

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import sys
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from probed_run import as_it_is, recipe_of, store
 
 from workbench.loop.pairs import flip_half
 from workbench.loop.reviews import Reviews, apply_reviews, key_of, newer_than_alignment, review_of, reviews_of, standing
+from workbench.notebook import session
 from workbench.notebook.session import start
 from workbench.runs import schemas
 from workbench.runs.errors import RunError
@@ -231,6 +233,26 @@ def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(work, c
     start("reviewed")
     assert "Of 2 pairs people say" in " ".join(capsys.readouterr().out.split())
     assert align(work) == ""
+
+
+def test_a_button_aligns_again_beside_the_run_under_a_name_that_none_has(work, monkeypatch, capsys):
+    begun, shown = [], []
+    monkeypatch.setattr(session, "is_headless", lambda: False)
+    monkeypatch.setattr("IPython.display.display", lambda what, *_, **given: shown.append(what))
+    store(work, pairs=pairs())
+    align(work)
+    session.offer_again(work)
+    assert not shown, "nothing is offered where nothing is newer"
+    reviews = Reviews.of_run(work, "Ann")
+    reviews.add(pair(1), "review", "flip")
+    (work.path.parent / "reviewed-reviewed").mkdir()
+    session.offer_again(work)
+    button, told = shown[-1].children
+    assert button.description == "Align again as reviewed-reviewed-again" and not begun
+    monkeypatch.setattr(session.subprocess, "Popen", lambda command, **given: begun.append(command))
+    button.click()
+    assert begun == [[sys.executable, "-m", "workbench", "run", "run:reviewed", "--name", "reviewed-reviewed-again"]]
+    assert button.disabled and "workbench watch reviewed-reviewed-again" in told.value
 
 
 def test_opening_a_notebook_on_a_run_that_is_not_there_makes_nothing(runs):

@@ -25,7 +25,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/instructions": (1, "09b85149f865c430"),
     "loop/pairs": (2, "65fa81b682ebd0c6"),
     "loop/preference_set": (1, "be4dc2fafe9f050a"),
-    "loop/reviews": (1, "b5e809b2f083db8b"),
+    "loop/reviews": (1, "450e766c087a4b37"),
     "loop/tailoring": (4, "a3e0055e69212606"),
     "loop/writing": (3, "ecd9e98b15523acc"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),

@@ -43,7 +43,7 @@ __getattr__, __all__ = lazily(
         "report.lineage": "lineage",
         "verdict.in_words": "mean_of share_of",
         "notebook.display": "Progress is_headless progress say show source",
-        "notebook.session": "finish setup start",
+        "notebook.session": "finish offer_again setup start",
         "notebook.inspector": "inspect",
     },
     {

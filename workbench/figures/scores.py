@@ -28,7 +28,7 @@ from workbench.figures.style import (
 )
 from workbench.loop.pairs import DECIDED
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import RIGHT, STATES, UNCHECKED, WRONG, percent, spell, states
+from workbench.verdict.in_words import RIGHT, STATES, UNCHECKED, WRONG, in_order, percent, spell, states
 from workbench.verdict.intervals import auc, mean_within_tasks, wilson
 
 BY_QUESTION = "95 % intervals, t over questions"
@@ -59,7 +59,6 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
     fig = bars(pd.concat(rows), "n", "technique", "kind", fills, **shown)
     fig.update_xaxes(range=[0, 1.6 * upto[UNCHECKED].max()])
     fig.update_traces(textposition="outside", cliponaxis=False, hoverinfo="skip", hovertemplate=None)
-    fig.update_yaxes(autorange="reversed")
     return finish(
         fig,
         "What did the teacher draft, and how much of it is right?",
@@ -109,7 +108,7 @@ def _means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             len(own),
             own["question_id"].nunique(),
         )
-        for key, own in rows.groupby(by)
+        for key, own in in_order(rows, *by).groupby(by, sort=False)
     ]
     return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "n", "questions"])
 
@@ -146,9 +145,10 @@ def technique_heatmap(signals: pd.DataFrame, drafts: pd.DataFrame, models: str =
     half = (table["high"] - table["low"]) / 2
     text = table["mean"].map("{:.2f}".format) + half.map(lambda h: "" if np.isnan(h) else f" ± {h:.2f}")
     cells = table.assign(text=text, student=table["student"].map(named), technique=table["technique"].map(named))
-    grid = cells.pivot(index="student", columns="technique", values="mean")
-    texts = cells.pivot(index="student", columns="technique", values="text").fillna("")
-    best = cells.loc[cells.groupby("student")["mean"].idxmax()]
+    places = {"index": cells["student"].unique(), "columns": in_order(cells, "technique")["technique"].unique()}
+    grid = cells.pivot(index="student", columns="technique", values="mean").reindex(**places)
+    texts = cells.pivot(index="student", columns="technique", values="text").reindex(**places).fillna("")
+    best = cells.loc[cells.groupby("student", sort=False)["mean"].idxmax()]
     fig = px.imshow(grid, color_continuous_scale=SCALE, aspect="auto")
     fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=INK, xgap=3, ygap=3)
     fig.update_traces(hovertemplate="%{y}, %{x}: %{text}<extra></extra>").update_coloraxes(showscale=False)
@@ -212,7 +212,8 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
         lost = own.loc[own["p_chosen"].isna(), "pair_id"].iloc[0]
         raise DataError(f"Pair {lost!r} has no p_chosen: its sides were not probed; pass pairs built from probes.")
     columns = ["pair_id", "student", "kind", "task", "score_gap", "p_chosen"]
-    table = own[columns].assign(decided=own["p_chosen"] >= DECIDED).sort_values(["student", "kind"])
+    table = own[columns].assign(decided=own["p_chosen"] >= DECIDED)
+    table = in_order(table, "student", "kind")
     said = table["decided"].map({True: "decided", False: "not decided"})
     rows = table.assign(panel=table["student"] + ", " + table["kind"] + " pairs", said=said)
     fills = {"decided": (CHOSEN, ""), "not decided": (LIGHT, "/")}
@@ -227,7 +228,7 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     parts = [
         f"for {named(student)} {percent(own.mean())} of {len(own)} {named(kind)} pairs "
         f"({' to '.join(map(percent, wilson(own.mean(), len(own))))})"
-        for (student, kind), own in table.groupby(["student", "kind"])["decided"]
+        for (student, kind), own in table.groupby(["student", "kind"], sort=False)["decided"]
     ]
     return finish(
         fig.update_layout(bargap=0.05),

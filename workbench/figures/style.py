@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import spell
+from workbench.verdict.in_words import in_order, spell
 
 CHOSEN, REJECTED, CONTROL, TAILORED, LIGHT = "#0072B2", "#D55E00", "#595959", "#009E73", "#C9D3DC"
 SECOND_CONTROL, INK, QUIET, LINE, GRID, GROUND = "#8C8C8C", "#1F1F1F", "#444444", "#8D8D8D", "#EBF0F8", "#FFFFFF"
@@ -28,10 +28,10 @@ Style = tuple[str, str, str]  # colour, marker and dash
 Styles = Mapping[str, Style]
 # Controls are grey and told apart by marker and dash.
 ARMS = {
-    "tailored": (TAILORED, "diamond", "solid"),
+    "base": (CONTROL, "circle-open", "dashdot"),
     "untailored": (CONTROL, "circle", "dash"),
     "random_pairs": (SECOND_CONTROL, "square", "dot"),
-    "base": (CONTROL, "circle-open", "dashdot"),
+    "tailored": (TAILORED, "diamond", "solid"),
 }
 # Dark enough for a projector, and apart from the others for every kind of colour vision; a test measures both.
 OTHER_ARMS = (
@@ -103,9 +103,12 @@ def marks_by(values: pd.Series) -> dict[str, Style]:
 def panelled(draw, rows: pd.DataFrame, x: str, y: str, panel: str = "", across: int = 0, **more) -> go.Figure:
     """Let a function of plotly express draw rows, their texts escaped, and a headed panel for each value of a column.
 
-    Panels stand `across` in a row; 0 puts all into one. What is more goes to plotly express.
+    Panels stand `across` in a row; 0 puts all into one. What is more goes to plotly express; `in_order` says in which
+    order everything stands.
     """
     texts = rows.select_dtypes(exclude=["number", "bool"]).columns
+    order = {column: [named(text) for text in in_order(rows, column)[column].unique()] for column in texts}
+    more["category_orders"] = order | more.get("category_orders", {})
     rows = rows.assign(**{column: [named(text) for text in rows[column]] for column in texts})
     if panel:
         n = rows[panel].nunique()
@@ -134,7 +137,7 @@ def marks(
     more |= {"color": by, "color_discrete_map": colours, "symbol": by, "symbol_map": symbols, "render_mode": "svg"}
     fig = panelled(px.line if lines else px.scatter, rows, x, y, **more)
     if not pd.api.types.is_numeric_dtype(rows[y]):
-        names = more.get("category_orders", {}).get(y) or list(map(named, rows[y].unique()))
+        names = more.get("category_orders", {}).get(y) or list(map(named, in_order(rows, y)[y].unique()))
         fig.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.5, -0.5])
     return fig.update_traces(marker_line_width=2, selector=lambda trace: str(trace.marker.symbol).endswith("-open"))
 
@@ -155,8 +158,7 @@ def dots_and_means(rows: pd.DataFrame, means: pd.DataFrame, panel: str, title: s
 
     The columns are technique, value (or mean, low and high) and the panel's; the title is that of the values.
     """
-    order = {panel: sorted(map(named, set(means[panel]))), "technique": sorted(map(named, set(means["technique"])))}
-    common = {"panel": panel, "category_orders": order, "labels": {"value": title, "technique": ""}}
+    common = {"panel": panel, "labels": {"value": title, "technique": ""}}
     dots = rows[[panel, "technique", "value"]].assign(kind="one draft")
     fig = panelled(px.strip, dots, "value", "technique", color="kind", color_discrete_sequence=[CONTROL], **common)
     fig.update_traces(pointpos=-1.1, jitter=0.6, marker_opacity=0.35)

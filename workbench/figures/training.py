@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.style import LEVEL, POCKET, arm_styles, escape, finish, marks, named, need
-from workbench.verdict.in_words import percent, spell
+from workbench.verdict.in_words import ARMS, UNRECOGNISED, in_order, percent, spell
 from workbench.verdict.intervals import mean_within_tasks, wilson
 
 MARGIN, ACCURACY = "reward margin", "reward accuracy"
@@ -17,8 +17,9 @@ RIGHT, UNCHECKED = "right answers", "cannot be checked"
 
 def _runs(rows: pd.DataFrame, panel: str, what: str, gap: float = 0.05) -> go.Figure:
     """Draw the mean over runs of every arm by step, with a band from the lowest to the highest run."""
-    by = rows.groupby([panel, "arm", "step"])["value"].agg(["mean", "min", "max"]).reset_index()
-    order = {panel: [named(one) for one in rows[panel].unique()], "arm": [named(one) for one in by["arm"].unique()]}
+    by = rows.groupby([panel, "arm", "step"], sort=False)["value"].agg(["mean", "min", "max"]).reset_index()
+    by = by.sort_values("step", kind="stable")
+    order = {panel: [named(one) for one in rows[panel].unique()]}
     shown = {"styles": arm_styles(by["arm"]), "panel": panel, "lines": True}
     shown |= {"facet_col_spacing": gap, "category_orders": order, "labels": {"step": "optimiser step", "value": what}}
     edges = pd.concat([by.assign(value=by["max"]), by.assign(value=by["min"])[::-1]])
@@ -30,9 +31,10 @@ def _runs(rows: pd.DataFrame, panel: str, what: str, gap: float = 0.05) -> go.Fi
 
 def _last(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return the last value of every run, and each arm's in words."""
-    last = rows.sort_values("step").groupby(["arm", "student", "seed"], as_index=False).last()
+    rows, run = in_order(rows.sort_values("step", kind="stable"), "arm"), ["arm", "student", "seed"]
+    last = rows.groupby(run, as_index=False, sort=False).last()
     parts = []
-    for arm, values in last.groupby("arm")["value"]:
+    for arm, values in last.groupby("arm", sort=False)["value"]:
         ends = f"from {values.min():.2f} to {values.max():.2f} over {len(values)} runs"
         parts.append(f"{named(arm)} {values.mean():.2f} ({ends if len(values) > 1 else 'one run, no interval'})")
     return last, "; ".join(parts)
@@ -63,8 +65,7 @@ def reward_margins(curve: pd.DataFrame, models: str = POCKET) -> go.Figure:
 def training_curves(curve: pd.DataFrame, models: str = POCKET) -> go.Figure:
     """Draw the students' training loss by step, arm and student."""
     rows = curve[(curve["stage"] == "training") & (curve["metric"] == "loss")]
-    rows = need(rows, "training losses", "run the training stage").sort_values("student", kind="stable")
-    last, said = _last(rows)
+    last, said = _last(need(rows, "training losses", "run the training stage"))
     return finish(
         _runs(rows, "student", "loss (nats a token)").update_yaxes(rangemode="tozero"),
         "How did the students learn?",
@@ -88,7 +89,8 @@ def by_round(rows: pd.DataFrame, title: str, what: str, says: str, models: str =
         models: Which models, as the subtitle names them.
     """
     rows = need(rows.rename(columns={"round": "step"}), "values by round", "run the rounds")
-    table = rows.groupby(["panel", "arm", "step"])["value"].agg(["mean", "min", "max"]).reset_index()
+    groups = in_order(rows, "panel", "arm").groupby(["panel", "arm", "step"], sort=False)
+    table = groups["value"].agg(["mean", "min", "max"]).reset_index()
     last, said = _last(rows.assign(arm=rows["arm"] + " " + rows["panel"].astype(str)))
     fig = _runs(rows, "panel", what).update_xaxes(title_text="round", dtick=1)
     facts = f"{rows['seed'].nunique()} seeds; {BAND}"
@@ -100,17 +102,18 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
 
     Before is the arm "untailored"; after are the arms "tailored" and, as the control, "random_pairs".
     """
-    arms = [arm for arm in ("untailored", "random_pairs", "tailored") if arm in set(examples["arm"])]
-    own = need(examples[examples["arm"].isin(arms)], "examples", "run the alignment stage")
-    table = pd.concat([_style_shares(rows, student, arms) for student, rows in own.groupby("student")])
-    styles = sorted(set(table["what"]) - {RIGHT, UNCHECKED})
+    own = need(examples[examples["arm"].isin(ARMS)], "examples", "run the alignment stage")
+    own = in_order(own.assign(style=own["style"].replace("", UNRECOGNISED)), "student", "arm")
+    table = pd.concat([_style_shares(rows, student) for student, rows in own.groupby("student", sort=False)])
+    styles = in_order(own, "style")["style"].unique()
     last = [RIGHT, *({UNCHECKED} & set(table["what"]))]
     labels, order = {"share": "share of examples", "what": ""}, {"what": [*map(named, styles), *last]}
     shown = {"interval": "share", "panel": "student", "across": 2, "orientation": "h", "labels": labels}
     shown["category_orders"] = order
-    fig = marks(table, "share", "what", "arm", arm_styles(arms), **shown)
+    fig = marks(table, "share", "what", "arm", arm_styles(own["arm"]), **shown)
     fig.update_layout(scattermode="group", scattergap=0.5).update_xaxes(range=[-0.02, 1.02], tickformat=".0%")
     fig.add_hline(y=len(styles) - 0.5, line={"color": LEVEL["line_color"], "width": 1})
+    shifts = (_shift_in_words(rows, who) for who, rows in table.groupby("student", sort=False))
     n_rows = -(-table["student"].nunique() // 2)
     return finish(
         fig,
@@ -119,23 +122,21 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
         "Share of each recognised style, and below the line of the examples that can be checked the share that ends in "
         "the right answer, and of all the share that cannot be checked. Untailored is the teacher before alignment, "
         "random pairs the teacher aligned to half-flipped pairs.",
-        f"From before to after: {'; '.join(_shift_in_words(rows, who) for who, rows in table.groupby('student'))}.",
+        f"From before to after: {'; '.join(shifts)}.",
         table[["student", "arm", "what", "share", "low", "high", "n"]],
         models,
         height=150 + (60 + 52 * (len(styles) + len(last))) * n_rows,
     )
 
 
-def _style_shares(examples: pd.DataFrame, student: str, arms: list[str]) -> pd.DataFrame:
+def _style_shares(examples: pd.DataFrame, student: str) -> pd.DataFrame:
     """Return the share of every style, of right answers and of those that cannot be checked, in every arm."""
-    written = examples.assign(style=examples["style"].where(examples["style"] != "", "unrecognised"))
-    rows = []
-    for arm in arms:
-        own = written[written["arm"] == arm]
-        shares = {style: (own["style"] == style).mean() for style in sorted(written["style"].unique())}
+    rows, styles = [], in_order(examples, "style")["style"].unique()
+    for arm, own in examples.groupby("arm", sort=False):
+        shares = {style: (own["style"] == style).mean() for style in styles}
         if (unknown := own["gold"] == "").any():
             shares[UNCHECKED] = unknown.mean()
-        found = [(what, share, *wilson(share, len(own)), len(own)) for what, share in shares.items() if len(own)]
+        found = [(what, share, *wilson(share, len(own)), len(own)) for what, share in shares.items()]
         if len(checked := own[~unknown]):
             # Of the shipped sample the questions are not known: each example has one of its own.
             given = checked["correct"], checked["task"], checked.get("question_id", checked.index.to_series())

@@ -25,7 +25,7 @@ from workbench.figures.style import (
     spell_each,
 )
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import level, percent, spell
+from workbench.verdict.in_words import in_order, level, percent, spell
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict.verdict import paired
 
@@ -66,9 +66,10 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     shots = block["primary"]["shots"]
     by_shots = {(arm, int(n)): row for arm, own in block["arms"].items() for n, row in own["by_shots"].items()}
     table = pd.DataFrame([{"arm": arm, "shots": n} | row for (arm, n), row in by_shots.items()])
-    rows = table.assign(row=[f"{arm}, {n} shots" for arm, n in by_shots], text=table["accuracy"].map(percent))
+    table = in_order(table, "arm")
+    called = table["arm"] + ", " + table["shots"].astype(str) + " shots"
+    rows = table.assign(row=called, text=table["accuracy"].map(percent))
     shown = {"interval": "accuracy", "text": "text", "labels": {"accuracy": "right answers", "row": ""}}
-    shown["category_orders"] = {"row": list(map(named, rows["row"]))}
     fig = marks(rows, "accuracy", "row", "arm", arm_styles(block["arms"]), **shown)
     fig.update_traces(textposition="top center", cliponaxis=False)
     fig.update_xaxes(range=[-0.01, 1.01], tickformat=".0%").update_layout(showlegend=False)

@@ -278,5 +278,13 @@ def newer_than_alignment(run: Run) -> str:
     return (
         f"Of {n} {'pair' if n == 1 else 'pairs'} people say something else now than when the teachers were aligned. "
         f"What is shown was made before and stays. To align again beside it ({spent:.0f} s last time): "
-        f"workbench run {OF_RUN}{run.name} --name {run.name}-reviewed"
+        f"workbench run {OF_RUN}{run.name} --name {name_beside(run)}"
     )
+
+
+def name_beside(run: Run) -> str:
+    """Return a name that no run has yet, for one like this with the reviews of now."""
+    name = f"{run.name}-reviewed"
+    while (run.path.parent / name).exists():
+        name += "-again"
+    return name

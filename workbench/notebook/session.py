@@ -2,20 +2,23 @@
 
 import ast
 import difflib
+import html
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from workbench import figures
-from workbench.loop.reviews import Reviews, newer_than_alignment
+from workbench.loop.reviews import Reviews, name_beside, newer_than_alignment
 from workbench.methods import FIRST_RECIPE
 from workbench.notebook.display import HEADLESS, is_headless, say
 from workbench.notebook.mistakes import load_ipython_extension
 from workbench.notebook.watch import watching
 from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import RecipeError, RunError
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import Recipe, home
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import OF_RUN, Run, open_run, take_over
 
@@ -50,9 +53,37 @@ def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None
     _make_ready()
     opened.watching = watching
     say(f"{opened}.")
-    if newer := newer_than_alignment(opened):
-        say(newer)
+    offer_again(opened)
     return opened
+
+
+def offer_again(work: Run) -> None:
+    """Say if reviews are newer than the alignment; where somebody is watching, a button aligns again beside it.
+
+    It begins a run of another name in a process of its own, so that the notebook stays free and nothing is displaced.
+    """
+    if not (newer := newer_than_alignment(work)):
+        return
+    say(newer)
+    if is_headless():
+        return
+    from IPython.display import display
+    from ipywidgets import HTML, Button, HBox, Layout
+
+    name = name_beside(work)
+    button, told = Button(description=f"Align again as {name}", layout=Layout(width="auto")), HTML()
+
+    def begin_beside(_) -> None:
+        button.disabled = True
+        command = [sys.executable, "-m", "workbench", "run", f"{OF_RUN}{work.name}", "--name", name]
+        subprocess.Popen(
+            command, cwd=home(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        told.value = f"Begun. How far it is: <code>workbench watch {html.escape(name)}</code>. When it is finished, "
+        told.value += f'<code>run = "{html.escape(name)}"</code> in the parameters cell shows it.'
+
+    button.on_click(begin_beside)
+    display(HBox([button, told]))
 
 
 def begin(run: str, recipe: str, overrides: Mapping[str, str] = {}) -> Run:

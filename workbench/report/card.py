@@ -116,7 +116,7 @@ def result_card(run: Run) -> ResultCard:
         rungs += [rung(run, rows[student]) for rung in (_found, _learned) if rows]
         main, rest = block["comparisons"][0], block["comparisons"][1:]
         first = sorted(rest, key=lambda row: row["shots"] != main["shots"])[: N_COMPARED - 1]
-        compared = [_compared(row, main["shots"]) for row in (main, *first)]
+        compared = [comparison_in_words(row, main["shots"]) for row in (main, *first)]
         settle = what_would_settle(main["more_needed"]) if main["decision"] == UNDECIDED else ""
         void = [said for said in verdict["warnings"] if said.startswith(NO_COMPARISON) and f" of {student} " in said]
         answers = _answers(block, bool(evidence))
@@ -199,6 +199,7 @@ def _answers(block: Mapping, wins: bool) -> Rung:
     return Rung(ANSWERS, word, spell(row["difference"], row["low"], row["high"], "points"), says)
 
 
-def _compared(row: Mapping, shots: int) -> tuple[str, str, str]:
+def comparison_in_words(row: Mapping, shots: int) -> tuple[str, str, str]:
+    """Return a comparison in words: what, difference with its interval, decision; shots where they are others."""
     what = f"{arm_name(row['a'])} - {arm_name(row['b'])}" + f", {row['shots']} shots" * (row["shots"] != shots)
     return what, spell(row["difference"], row["low"], row["high"], "points"), decision_in_words(row)

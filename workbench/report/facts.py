@@ -22,8 +22,8 @@ OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
 UNALIGNED = "the teacher as it was"
 WRITERS = {
     "untailored": UNALIGNED,
-    "tailored": "the teacher aligned to the student",
     "random_pairs": "a teacher aligned to the same pairs, half of them turned round",
+    "tailored": "the teacher aligned to the student",
     "question_only": "a teacher aligned to the pairs of questions alone",
     "rationale_only": "a teacher aligned to the pairs of rationales alone",
     "decided_pairs": "a teacher aligned to the pairs that the probes leave little doubt about",

@@ -18,20 +18,20 @@ from traitlets.config import Config
 from workbench.figures.style import ARMS
 from workbench.figures.verdict import DECISIONS, block_of
 from workbench.methods import ALL
-from workbench.report.card import PAGES, ResultCard, result_card
+from workbench.report.card import PAGES, ResultCard, comparison_in_words, result_card
 from workbench.report.facts import Facts, merged, shown_ref, without_places
 from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
 from workbench.runs.recipe import format_yaml
 from workbench.runs.run import Run
-from workbench.verdict.in_words import STATES, arm_name, percent, spell, states
-from workbench.verdict.intervals import wilson
+from workbench.verdict.in_words import STATES, arm_name, in_order, percent, spell, states
+from workbench.verdict.intervals import UNDECIDED, wilson
 from workbench.verdict.verdict import verdict_of
 
 SCRIPT_SAYS = "Figures are drawn by plotly."
 PLOTLY = "plotly.min.js"
 N_LISTED = 400  # examples in the table to search; with all of them the page would be too large to send
-PAGES.globals |= {"arm_name": arm_name, "percent": percent, "spell": spell, "shown_ref": shown_ref}
+PAGES.globals |= {"arm_name": arm_name, "percent": percent, "shown_ref": shown_ref}
 # The cells alone, their code folded.
 CELLS = """{%- extends 'basic/index.html.j2' -%}
 {%- block input -%}
@@ -60,6 +60,7 @@ def write_report(work: Run, cards: ResultCard | None = None) -> Path:
         cards=cards,
         answers=sorted(Counter(card.rungs[-1].word for card in cards).items()),
         figure=_comparisons(blocks),
+        tables=_tables(blocks, verdict),
         styles=_styles(work),
         pairs=_pairs(work),
         steps=_steps(facts.manifests),
@@ -104,6 +105,36 @@ def _comparisons(blocks: Sequence[Mapping]) -> dict:
     return _chart(rows, title, blocks[0]["primary"]["margin"])
 
 
+def _tables(blocks: Sequence[Mapping], verdict: Mapping) -> list[tuple[str, dict[str, list[str]]]]:
+    """Return right answers, differences and tasks: what stands in each table, and by row a cell for each student."""
+    main = blocks[0]["comparisons"][0]
+    against = f"{arm_name(main['a'])} - {arm_name(main['b'])}"
+    heads = (f"right answers, {main['shots']} shots, %", "difference, points", f"{against} by task, points")
+    columns = []
+    for block in blocks:
+        right = {arm_name(arm): _cell(row, "accuracy") + _in_form(row) for arm, row in block["arms"].items()}
+        right |= {"most frequent answer": f"{100 * verdict['majority']:.0f}"} if "majority" in verdict else {}
+        others = {comparison_in_words(row, main["shots"])[0]: _cell(row) for row in block["comparisons"][1:]}
+        tasks = {f"{arm_name(row['task'])}, {row['n_items']} items": _cell(row) for row in block["per_task"]}
+        columns.append((right, others, tasks))
+    tables = []
+    for head, own in zip(heads, zip(*columns, strict=True), strict=True):
+        names = dict.fromkeys(name for column in own for name in column)
+        tables.append((head, {name: [column.get(name, "") for column in own] for name in names}))
+    return tables
+
+
+def _in_form(row: Mapping) -> str:
+    return f"; {100 * row['in_form']:.0f} in form" if "in_form" in row else ""
+
+
+def _cell(row: Mapping, value: str = "difference") -> str:
+    """Return a number with its interval, without the unit, and its decision where there is one."""
+    number = spell(row[value], row["low"], row["high"], "points" if value == "difference" else "%")
+    held = row.get("decision_adjusted", row.get("decision", UNDECIDED))
+    return f"{re.sub(' (%|points)', '', number)} {'' if held == UNDECIDED else held.partition(' larger')[0]}".strip()
+
+
 def _styles(work: Run) -> list[dict]:
     """Return a figure for each student of the styles that was written in for it, by arm; [] where none is known."""
     examples = work.read("examples").query("kept") if work.has("examples") else pd.DataFrame({"arm": [], "style": []})
@@ -113,23 +144,26 @@ def _styles(work: Run) -> list[dict]:
         own = examples[examples["student"].isin([student, ""]) & examples["arm"].isin(ARMS)]
         counts = pd.crosstab(own["style"], own["arm"].map(arm_name))
         rows = []
-        for style, of_style in counts.iterrows():
+        for style, of_style in in_order(counts.reset_index(), "style").set_index("style").iterrows():
             shares = [(of_style[name] / counts[name].sum(), counts[name].sum(), *look) for name, *look in legend]
             marks = [(share, *wilson(share, n), *look) for share, n, *look in shares]
-            rows.append((style or "none known", marks, " / ".join(percent(mark[0]) for mark in marks)))
+            rows.append((style or "none known", marks, " / ".join(f"{100 * mark[0]:.0f}" for mark in marks)))
         charts.append(_chart(rows, f"Written for {student}", legend=legend))
     return charts
 
 
 def _pairs(work: Run) -> list[dict]:
-    """Return the pair with the widest gap and one in the middle, of the first student."""
+    """Return the pair with the widest gap and one in the middle, of the first student, with what they answer."""
     pairs = work.read("pairs").sort_values("score_gap", ascending=False) if work.has("pairs") else pd.DataFrame()
     if pairs.empty:
         return []
     own = pairs[
         (pairs["student"] == next(iter(work.recipe.models.students))) & (pairs["kind"] == pairs["kind"].iloc[0])
     ]
-    return own.iloc[sorted({0, len(own) // 2})[: len(own)]].to_dict("records")
+    drafts = work.read("drafts") if own["kind"].iloc[0] == "rationale" and work.has("drafts") else pd.DataFrame()
+    asked = dict(zip(drafts["draft_id"], drafts["question"], strict=True)) if len(drafts) else {}
+    shown = own.iloc[sorted({0, len(own) // 2})[: len(own)]].to_dict("records")
+    return [pair | {"question": asked.get(pair.get("chosen_id"), pair["prompt"])} for pair in shown]
 
 
 def _steps(manifests: Mapping[str, Mapping]) -> dict[str, Counter]:
@@ -145,7 +179,7 @@ def _written(work: Run) -> dict:
     """Return what was written in each arm by the state of its answers, some to search, two to read, and one's trace."""
     found = {"written": {}, "listed": [], "shown": [], "tree": "", "n_written": 0, "STATES": STATES}
     if work.has("examples"):
-        examples = work.read("examples")
+        examples = in_order(work.read("examples"), "arm")
         kept = examples[examples["kept"]].assign(state=lambda own: states(own))
         groups = kept.groupby(["arm", "student"], sort=False)
         listed = groups.head(max(1, N_LISTED // groups.ngroups)).head(N_LISTED)
@@ -153,9 +187,8 @@ def _written(work: Run) -> dict:
         shown = shown.sort_values("state", key=lambda own: own.map(STATES.index)).head(2)
         found |= {"listed": listed.to_dict("records"), "shown": shown.to_dict("records"), "n_written": len(kept)}
         for arm, own in examples.groupby("arm", sort=False):
-            reasons = own.loc[~own["kept"], "drop_reason"].value_counts()
             counts = kept.loc[kept["arm"] == arm, "state"].value_counts(normalize=True)
-            found["written"][arm] = {"kept": int(own["kept"].sum()), "reasons": merged(reasons), **counts}
+            found["written"][arm] = {"kept": int(own["kept"].sum()), "dropped": int((~own["kept"]).sum()), **counts}
     if work.has("rows"):
         rows = work.read("rows")
         own = rows[rows["arm"] == work.recipe.evaluation.primary.a]["row_id"]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # looking at pairs must not load torch
 
 
 RIGHT, WRONG, UNCHECKED = STATES = ("right", "wrong", "cannot be checked")
+ARMS = ("base", "untailored", "random_pairs", "tailored")
+UNRECOGNISED = "unrecognised"
 NO_COMPARISON = "No comparison:"  # begins a warning that is said before everything else
 
 
@@ -53,6 +55,25 @@ def arm_name(name: str) -> str:
 def points(share: float) -> str:
     """Return a difference of shares in points, with its sign."""
     return f"{100 * share:+.1f}"
+
+
+def in_order(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return rows in the order of all figures, tables and legends, by the first column, then by the next.
+
+    Arms: base, untailored, random pairs, tailored, then the others as they come. Styles, and the techniques that ask
+    for them: by name, what is in none of them last. Students and the rest as they come: steps and verdict keep the
+    recipe's order.
+    """
+
+    def places(column: pd.Series) -> pd.Series:
+        values = list(column.unique())
+        if column.name in ("technique", "style"):
+            values.sort(key=lambda style: (style in ("", UNRECOGNISED), style))
+        else:
+            values.sort(key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS))
+        return column.map({value: place for place, value in enumerate(values)})
+
+    return rows.sort_values(list(columns), key=places, kind="stable")
 
 
 def percent(share: float) -> str:

@@ -204,7 +204,7 @@ def verdict(
         warnings: From the stages before; the verdict's own are added.
     """
     test_set, blocks = dict(test_set or {}), {}
-    for name in [student, *sorted(set(predictions["student"]) - {student})]:
+    for name in dict.fromkeys([student, *predictions["student"]]):
         own = predictions[predictions["student"] == name]
         if own.empty:
             raise DataError(f"no predictions of student {name!r}; run the evaluation for it.")
