@@ -40,6 +40,13 @@ from workbench.runs.recipe_parts import (
 ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
+ONE_SHOT = "one_shot"
+# What a student can be asked of a draft.
+SIGNALS = (
+    *(ONE_SHOT, "self_consistency", "surprisal", "rank_surprisal", "rank_surprisal_100", "learning_cost"),
+    *("answer_likelihood", "answer_likelihood_alone", "gradient_norm", "measured_gain"),
+)
+BEST_BY = "best_by_"  # and one of these: of each question the draft that it likes best
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
 MOST_CHARACTERS, MOST_VALUES, DEEPEST = 200_000, 20_000, 30
 Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
