@@ -136,7 +136,11 @@ def asked(tmp_path_factory):
 
         def measure(names, drafts=None):
             drafts = run.read("drafts") if drafts is None else drafts
-            return measure_signals(names, students, teacher, tasks, drafts, run.read("probes"), items, 1)
+            found = measure_signals(run.read("probes"), drafts, students, names, teacher, tasks, items, 1)
+            together = pd.concat(found.values(), ignore_index=True)
+            together.attrs |= found["signals"].attrs
+            assert set(found["signals"]["signal"]) == {names[0]}
+            return together
 
         yield run, measure
 

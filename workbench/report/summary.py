@@ -10,7 +10,7 @@ from workbench.figures.style import save_png
 from workbench.figures.training import style_shift
 from workbench.figures.verdict import by_student, comparisons
 from workbench.runs.cache import read_json
-from workbench.runs.recipe import project_root
+from workbench.runs.recipe import ONE_SHOT, project_root
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.ablations import cohort, contrasts
@@ -119,7 +119,7 @@ def _of_signals(run: Run) -> dict:
     figures = {"probe_roc": probe_roc(signals, drafts, native, models)} if native else {}
     if run.has("influences"):
         figures["influences"] = influences(run.read("influences"), drafts, student, models)
-    else:
+    elif set(signals["signal"]) == {ONE_SHOT}:
         figures["preference_scores"] = preference_scores(signals, drafts, student, models)
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
     return figures | {"style_shift": style_shift(shown.assign(student=student), models)}

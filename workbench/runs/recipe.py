@@ -52,6 +52,11 @@ MOST_CHARACTERS, MOST_VALUES, DEEPEST = 200_000, 20_000, 30
 Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
 
 
+def takes_drafts(arm: str) -> bool:
+    """Return whether an arm trains on drafts as they are, so that no teacher is aligned for it."""
+    return arm in DRAFT_ARMS or arm.startswith(BEST_BY)
+
+
 class Models(Section):
     """Folders (in the project or beside the recipe) or hub ids; licences, of teacher and students, are for the cards.
 
@@ -191,7 +196,7 @@ class Primary(Section):
 class Evaluation(Section):
     """Arms, items (n_items per task) and the decision rule, fixed before the test set is opened."""
 
-    KNOWN_ARMS: ClassVar[tuple[str, ...]] = (*ARMS, TAILORED_FOR + "STUDENT")
+    KNOWN_ARMS: ClassVar[tuple[str, ...]] = (*ARMS, BEST_BY + "SIGNAL", TAILORED_FOR + "STUDENT")
 
     arms: Annotated[list[Name], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
     shots: Shots = [0, 3]
@@ -206,7 +211,7 @@ class Evaluation(Section):
     def _primary_is_evaluated(self):
         require_distinct("arms", self.arms)
         for arm in self.arms:
-            if arm not in self.KNOWN_ARMS and not arm.startswith(TAILORED_FOR):
+            if arm not in self.KNOWN_ARMS and not arm.startswith((TAILORED_FOR, BEST_BY)):
                 raise ValueError(f"arms names {arm!r}, which is none of {', '.join(self.KNOWN_ARMS)}; correct it")
         require_distinct("shots", self.shots)
         for arm in (self.primary.a, self.primary.b):
@@ -250,7 +255,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engines_can(self):
-        aligned = [arm for arm in self.evaluation.arms if arm not in ("base", *DRAFT_ARMS)]
+        aligned = [arm for arm in self.evaluation.arms if arm != "base" and not takes_drafts(arm)]
         self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
         return self
 
@@ -284,6 +289,15 @@ class Recipe(Section):
                 "drafting.questions_per_call must be 1 where prompts.questions is continued, got "
                 f"{self.drafting.questions_per_call}; set it to 1, or prompts.questions to told"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _signals_are_asked(self):
+        for arm in (arm for arm in self.evaluation.arms if arm.startswith(BEST_BY)):
+            if not hasattr(self, "signal"):
+                raise ValueError(f"evaluation.arms names {arm!r}, but method {self.method} asks one signal; remove it")
+            if arm.removeprefix(BEST_BY) not in SIGNALS:
+                raise ValueError(f"evaluation.arms names {arm!r}, but signals are {', '.join(SIGNALS)}; correct it")
         return self
 
     @model_validator(mode="after")

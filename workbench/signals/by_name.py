@@ -38,36 +38,38 @@ class _Ask:
 
 
 def named_in(recipe: Recipe) -> list[str]:
-    """Return the signals that a recipe asks for beside one-shot accuracy: to form pairs, or to choose drafts."""
+    """Return the signals that a recipe asks for, the one that forms pairs first; [] for one-shot accuracy alone."""
     arms = [arm.removeprefix(BEST_BY) for arm in recipe.evaluation.arms if arm.startswith(BEST_BY)]
-    return [name for name in dict.fromkeys([getattr(recipe, "signal", ONE_SHOT), *arms]) if name != ONE_SHOT]
+    names = list(dict.fromkeys([getattr(recipe, "signal", ONE_SHOT), *arms]))
+    return names if names != [ONE_SHOT] else []
 
 
 def measure_signals(
-    names: Sequence[str],
+    probes: pd.DataFrame,
+    drafts: pd.DataFrame,
     students: dict[str, Model],
+    names: Sequence[str],
     teacher: Model,
     tasks: dict[str, Task],
-    drafts: pd.DataFrame,
-    probes: pd.DataFrame,
     items: pd.DataFrame,
     seed: int,
-) -> pd.DataFrame:
+) -> dict[str, pd.DataFrame]:
     """Return signals of every draft for every student, and of questions as means over their drafts.
 
     Args:
-        names: Of the recipe's SIGNALS.
+        probes: What students answered after each draft; for one_shot and self_consistency.
+        drafts: As drafted.
         students: By name.
+        names: Of the recipe's SIGNALS.
         teacher: As it was; answer_likelihood asks it.
         tasks: By name.
-        drafts: As drafted.
-        probes: What students answered after each draft; for one_shot and self_consistency.
         items: The preference set; for measured_gain.
         seed: Of the trainings of measured_gain.
 
     Returns:
-        The frame "signals"; higher is better, and value is nan for a draft that could not be scored, which forms no
-        pair and is never chosen. What is read off probabilities has a standard error of 0: nothing is drawn.
+        "signals", the first of the names, and "others"; higher is better, and value is nan for a draft that could not
+        be scored, which forms no pair and is never chosen. What is read off probabilities has a standard error of 0:
+        nothing is drawn.
     """
     frames = [FROM_PROBES[name](probes, drafts, students) for name in names if name in FROM_PROBES]
     others = [name for name in names if name not in FROM_PROBES]
@@ -82,13 +84,12 @@ def measure_signals(
             asked = fingerprint(sorted(items["item_id"][items["chosen"]])) if name == "measured_gain" else ""
             of_drafts = of_drafts.assign(item_kind="rationale", student=student, set_fp=asked)
             frames.append(with_questions(of_drafts.assign(student_fp=model.fingerprint), drafts))
-    table = pd.concat(frames, ignore_index=True)
-    # The mean of what could be scored; where nothing could, nothing is known of the question either.
-    table = schemas.build(table.to_dict("records"), "signals")
+    table = schemas.build(pd.concat(frames, ignore_index=True).to_dict("records"), "signals")
     scored = table[table["item_kind"] == "rationale"]
     counts = {f"drafts not scored by {name}": own.isna().sum() for name, own in scored.groupby("signal")["value"]}
-    table.attrs["counts"] = {"signals": len(table)} | {what: int(n) for what, n in counts.items() if n}
-    return table
+    first = table[table["signal"] == names[0]].reset_index(drop=True)
+    first.attrs["counts"] = {"drafts scored": scored["value"].notna().sum()} | {k: n for k, n in counts.items() if n}
+    return {"signals": first, "others": table[table["signal"] != names[0]].reset_index(drop=True)}
 
 
 def _ask(job: _Ask) -> pd.DataFrame:
