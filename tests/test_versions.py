@@ -28,7 +28,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/reviews": (1, "b5e809b2f083db8b"),
     "loop/tailoring": (4, "dc163878358ee8d3"),
     "loop/writing": (3, "ecd9e98b15523acc"),
-    "signals/by_name": (1, "7bf9bbfd350348ba"),
+    "signals/by_name": (1, "c95a8612d7891475"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),
     "signals/gradient_norm": (1, "c3b2b1bea8240917"),
     "signals/influence": (2, "d8bcb9ec18a56a59"),

@@ -88,7 +88,8 @@ def measure_signals(
     scored = table[table["item_kind"] == "rationale"]
     counts = {f"drafts not scored by {name}": own.isna().sum() for name, own in scored.groupby("signal")["value"]}
     first = table[table["signal"] == names[0]].reset_index(drop=True)
-    first.attrs["counts"] = {"drafts scored": scored["value"].notna().sum()} | {k: n for k, n in counts.items() if n}
+    n_scored = (first["item_kind"].eq("rationale") & first["value"].notna()).sum()
+    first.attrs["counts"] = {"drafts scored": n_scored} | {k: n for k, n in counts.items() if n}
     return {"signals": first, "others": table[table["signal"] != names[0]].reset_index(drop=True)}
 
 
