@@ -38,7 +38,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/judging": (2, "4f4f582b42720c06"),
     "signals/likelihood": (1, "187c882659336c2c"),
     "signals/measured_gain": (1, "02626e606dffb502"),
-    "signals/one_shot": (4, "7ced77a6060e6ac6"),
+    "signals/one_shot": (4, "0652c9399d12c904"),
     "signals/reference": (1, "c7e0f0e3b76a1aee"),
     "signals/reward": (1, "5ea204850079d7ec"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),
