@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from workbench.runs.recipe import Recipe, parse_yaml
+from workbench.runs.recipe import Recipe, parse_yaml, recipe_class
 
 PROJECT = Path(__file__).resolve().parents[1]
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -63,7 +63,7 @@ def recipe_values() -> dict:
 
 @pytest.fixture
 def recipe(recipe_values) -> Recipe:
-    return Recipe.model_validate(recipe_values)
+    return recipe_class(None).model_validate(recipe_values)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from test_pairs import build, frames, task
 
 from workbench.loop.arms import aligned_arms, draft_examples, examples_of_arm, pairs_by_arm
 from workbench.runs import schemas
-from workbench.runs.recipe import ARMS, Recipe
+from workbench.runs.recipe import ARMS, Recipe, recipe_class
 
 SCORES = {
     "q1": [0.9, 0.5, 0.1, 0.2],
@@ -18,12 +18,14 @@ SCORES = {
 def of(recipe_values):
     """A recipe with these arms and values changed by dotted key."""
 
-    def recipe(arms=ARMS, tasks=("sums",), aligned_on=()) -> Recipe:
+    def recipe(arms=ARMS, tasks=("sums",), aligned_on=(), primary="") -> Recipe:
         recipe_values["models"]["students"] = {"s": "data/pocket/s", "t": "data/pocket/t"}
         recipe_values["tasks"]["names"] = list(tasks)
         recipe_values["evaluation"]["arms"] = list(arms)
         recipe_values["alignment"]["tasks"] = list(aligned_on)
-        return Recipe.model_validate(recipe_values)
+        if primary:
+            recipe_values["evaluation"]["primary"] = {"a": primary, "b": "base"}
+        return recipe_class("arte").model_validate(recipe_values)
 
     return recipe
 
@@ -76,6 +78,28 @@ def test_pairs_of_other_tasks_can_be_kept_back(of, made):
     recipe = of(tasks=("sums", "moves"), aligned_on=["moves"])
     assert set(pairs_by_arm(recipe, pairs)["tailored"]["task"]) == {"moves"}
     assert len(pairs_by_arm(of(tasks=("sums", "moves")), pairs)["tailored"]) == len(pairs)
+
+
+def test_the_draft_that_a_named_signal_likes_best_is_taken_and_one_not_scored_never(of, made):
+    drafts, signals, _ = made
+    # Another signal, by which the other way round is better, and which could not score the best of q1 nor any of q4.
+    others = signals.assign(signal="surprisal", value=-signals["value"])
+    named = drafts.set_index("draft_id")
+    ids = others["draft_id"].where(others["item_kind"] == "rationale")
+    question, technique = ids.map(named["question_id"]), ids.map(named["technique"])
+    others.loc[(question == "q1") & (technique == "story") | (question == "q4"), "value"] = float("nan")
+    recipe = of(arms=("base", "best_by_one_shot", "best_by_surprisal", "most_preferred"), primary="best_by_surprisal")
+    rows = schemas.build(draft_examples(recipe, {"sums": task()}, drafts, signals, others), "examples")
+    technique = drafts.set_index(["question_id", "rationale"])["technique"]
+    rows["technique"] = [technique[key] for key in zip(rows["question_id"], rows["rationale"], strict=True)]
+    own = rows[(rows["student"] == "s") & (rows["seed"] == 0)].groupby("arm")
+    taken = {arm: dict(zip(of_arm["question_id"], of_arm["technique"], strict=True)) for arm, of_arm in own}
+    assert taken["best_by_surprisal"] == {"q1": "diary", "q2": "diary", "q3": "diary"}
+    assert (
+        taken["best_by_one_shot"]
+        == taken["most_preferred"]
+        == {"q1": "tally", "q2": "meter", "q3": "tally"} | {"q4": "diary"}
+    )
 
 
 def test_three_ways_to_select_a_rationale(of, made):

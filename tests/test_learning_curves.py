@@ -10,9 +10,9 @@ import small_classroom
 
 from workbench.runs.errors import RunError
 from workbench.runs.run import open_run
-from workbench.studies import learning_curves, validity
+from workbench.studies import learning_curves, trials
 from workbench.studies.learning_curves import doubling, measure
-from workbench.studies.validity import held_out, usable
+from workbench.studies.trials import held_out, usable
 from workbench.tasks.task import load_tasks
 
 
@@ -34,13 +34,13 @@ def run(runs_of, monkeypatch):
 @pytest.fixture
 def trainings(monkeypatch):
     """The numbers of rows of the trainings that were really done."""
-    done, tune = [], validity.tune_sft
+    done, tune = [], trials.tune_sft
 
     def counted(recipe, student, rows, *rest):
         done.append(len(rows))
         return tune(recipe, student, rows, *rest)
 
-    monkeypatch.setattr(validity, "tune_sft", counted)
+    monkeypatch.setattr(trials, "tune_sft", counted)
     return done
 
 

@@ -24,7 +24,7 @@ from workbench.notebook.display import Progress
 from workbench.notebook.session import check_parameters, parse_overrides
 from workbench.report.lineage import lineage
 from workbench.runs.errors import RecipeError, RunError
-from workbench.runs.recipe import format_yaml, parse_yaml
+from workbench.runs.recipe import Evaluation, format_yaml, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run, runs_table, steps_in
 from workbench.verdict.in_words import share_of
@@ -32,6 +32,7 @@ from workbench.verdict.in_words import share_of
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = ALL["arte"].notebooks
+DEFAULT_ARMS = Evaluation.model_fields["arms"].default
 STEPS = [step for name in NOTEBOOKS for step in steps_in(name)]
 
 # The demo at its smallest: the same models, the least of everything.
@@ -52,6 +53,8 @@ def write_tiny(path: Path) -> Path:
     demo = parse_yaml((PROJECT / "notebooks" / "recipes" / "arte-demo.yaml").read_text())
     tiny = demo | parse_yaml(TINY) | {"name": "tiny"}
     tiny["tasks"]["names"] = tiny["tasks"]["names"][:1]
+    # An arm that chooses drafts by another signal than the one that forms the pairs.
+    tiny["evaluation"]["arms"] = [*tiny["evaluation"].get("arms", DEFAULT_ARMS), "best_by_surprisal"]
     path.write_text(format_yaml(tiny))
     return path
 
@@ -136,6 +139,16 @@ def test_figures_are_drawn_offline(tiny, chromium, tmp_path, made_by):
         assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
 
 
+def test_an_arm_is_trained_on_the_drafts_that_another_signal_likes_best(work):
+    assert set(work.read("signals")["signal"]) == {"one_shot"}
+    others, drafts = work.read("signals", "others"), work.read("drafts")
+    own = drafts.merge(others[others["item_kind"] == "rationale"], on="draft_id")
+    best = own.loc[own.groupby("question_id")["value"].idxmax()].set_index("question_id")["rationale"]
+    chosen = work.read("examples").query("arm == 'best_by_surprisal' and seed == 1").set_index("question_id")
+    assert set(others["signal"]) == {"surprisal"} and len(chosen) == len(best) == 6
+    assert chosen["rationale"].to_dict() == best.to_dict()
+
+
 def test_metrics_of_all_notebooks_say_that_they_went_well(tiny):
     metrics = json.loads((tiny[0] / "metrics.json").read_text())
     assert {name: metrics[name]["status"] for name in NOTEBOOKS} == dict.fromkeys(NOTEBOOKS, "ok")
@@ -177,9 +190,8 @@ STUDIED = {  # study -> its parameters, as small as makes sense, and one of the 
     "goodhart": ({"rounds": 1, "probed": 1}, "score_tally-strong"),
     "halves": ({"splits": 2, "ask": 2}, "agreement_tally-strong_rationale"),
     "learning_curves": ({"sizes": "1, 2"}, "worth_at_2"),
-    "signals": ({"seeds": 2}, "n_drafts"),
+    "signals": ({"seeds": "1, 2", "lengths": "2", "leaders": "one_shot", "measured": 1, "asked": 4}, "one_shot"),
     "sweep": ({"sweep": "tiny"}, "best"),
-    "validity": ({"seeds": 2}, "correlation"),
 }
 
 

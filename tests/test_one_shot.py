@@ -4,12 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.loop import preference_set
+from workbench.loop import preference_set, prompts
 from workbench.loop.preference_set import choose_preference_set, responders_of
+from workbench.models.engine import NATS_OF_ROUNDING, Completion, Engine, SelfTest, self_test
 from workbench.models.start import students_of
+from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs import schemas
+from workbench.runs.errors import ModelError
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import PreferenceSet, Recipe
+from workbench.runs.recipe_parts import Prompts
 from workbench.signals import one_shot
 from workbench.signals.scores import share_right
 from workbench.tasks.task import Task
@@ -140,6 +144,7 @@ def test_probes_computed_in_parts_are_those_computed_at_once(recipe, monkeypatch
     texts = [(name, f"{name}-{n}", f"{n}?", f"Because {n}.") for name in tasks for n in range(5)]
     all_drafts = pd.DataFrame(texts, columns=["task", "draft_id", "question", "rationale"])
     students = students_of(recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"workers": 1})}))
+    monkeypatch.setattr(one_shot, "_test", lambda job, asked: None)
     # In place of a student, something that depends on the whole prompt.
     monkeypatch.setattr(one_shot, "generate_answers", lambda job: [(str(len(a + b) % 6), len(a)) for a, b in job.asked])
     at_once = one_shot.probe_drafts(students, tasks, all_drafts, chosen, 8)
@@ -154,3 +159,40 @@ def test_responders_are_the_students_unless_named(recipe_values):
 
     assert named() == ["data/pocket/counter"]
     assert named(preference_set={"responders": ["a/b", "c"]}) == ["a/b", "c"]
+
+
+class Fickle(Engine):
+    """Writes another text whenever it is asked so many at once; one that is steady says how far its numbers are."""
+
+    model_name, prompts, nats = "fickle", Prompts(), 0.0
+
+    def __init__(self, fickle_on: set[str] = frozenset(), nats: float = 0.0):
+        self.fickle_on, self.nats = fickle_on, nats
+
+    def identity(self):
+        return ["fickle"]
+
+    def batch_difference(self, prompts):
+        return self.nats
+
+    def generate(self, requests, decoding, *_):
+        n = len(requests)
+        return [Completion(f"{n if one.prompt in self.fickle_on else 0}", 1, True) for one in requests]
+
+
+def test_an_engine_that_does_not_agree_with_itself_is_named_and_above_a_limit_refused():
+    asked = ["a", "b", "c", "d"]
+    assert self_test(Fickle(), asked) == SelfTest(4, 0, 0.0)
+    assert self_test(Fickle({"a", "b"}), asked).n_apart == 2
+    with pytest.raises(ModelError, match="fickle does not agree with itself: 3 of 4 greedy texts differ"):
+        self_test(Fickle({"a", "b", "c"}), asked)
+    with pytest.raises(ModelError, match="log-probabilities by 0.7 nats, where at most 50% and 0.5 are allowed"):
+        self_test(Fickle(nats=0.7), asked)
+
+
+def test_a_shipped_student_agrees_with_itself(recipe_values):
+    engine = TransformersEngine("data/pocket/tally-strong", device="cpu")
+    question = "I have two cats, a dog and three birds. How many animals do I have?"
+    asked = [prompts.naive_prompt("Count.", question[: -n or None]) for n in range(0, 8, 2)]
+    found = self_test(engine, [engine.render(one) for one in asked])
+    assert found.n == 4 and found.n_apart == 0 and 0 <= found.nats < NATS_OF_ROUNDING["float32"]

@@ -81,6 +81,11 @@ def test_numbers_and_words_are_read_as_yaml_1_2_has_them(load):
         ("evaluation.arms", "[base, tailored]", "evaluation.primary names the arm 'untailored'"),
         (
             "evaluation.arms",
+            "[untailored, tailored, best_by_magic]",
+            "evaluation.arms names 'best_by_magic', but signals are one_shot, self_consistency, surprisal, ",
+        ),
+        (
+            "evaluation.arms",
             "[untailored, tailored, tailored_for_nobody]",
             "evaluation.arms names 'tailored_for_nobody', but the students are counter; correct or remove it.",
         ),

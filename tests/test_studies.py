@@ -32,14 +32,14 @@ def test_each_says_what_it_takes(capsys, name):
 
 
 def test_what_a_study_does_not_know_is_refused_before_anything_runs(capsys, runs, small):
-    status, _, error = outcome(capsys, "study", "validty")
-    assert status == REFUSED and "did you mean validity?" in error
-    status, _, error = outcome(capsys, "study", "validity", "a", "-p", "sedes", "3", "-p", "seeds", "few")
-    assert status == REFUSED and "sedes is not a parameter of study validity; did you mean seeds?" in error
-    assert "seeds must be of type int, got 'few' (str)" in error and error.count("\n") == 1
-    status, _, error = outcome(capsys, "study", "validity", "a", "-p", "run", "b")
+    status, _, error = outcome(capsys, "study", "signls")
+    assert status == REFUSED and "did you mean signals?" in error
+    status, _, error = outcome(capsys, "study", "signals", "a", "-p", "sedes", "3", "-p", "asked", "few")
+    assert status == REFUSED and "sedes is not a parameter of study signals; did you mean seeds?" in error
+    assert "asked must be of type int, got 'few' (str)" in error and error.count("\n") == 1
+    status, _, error = outcome(capsys, "study", "signals", "a", "-p", "run", "b")
     assert status == REFUSED and not runs.exists()
-    status, _, error = outcome(capsys, "study", "validity", "a")
+    status, _, error = outcome(capsys, "study", "signals", "a")
     assert status == FAILED and "There is no run 'a'" in error
 
 

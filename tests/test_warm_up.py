@@ -131,5 +131,5 @@ def test_what_cannot_be_warmed_up_is_refused(student, tmp_path):
     with pytest.raises(ModelError, match=r"The text that begins '' has a prompt of 0 tokens"):
         warm_up(str(student), ROWS.assign(prompt=""), SETTINGS, 0, tmp_path / "state", "cpu")
     wild = WarmUp(n_steps=3, batch_size=1, learning_rate=1e38)
-    with pytest.raises(ModelError, match="Loss or gradient of warm-up step 2 is not finite"):
+    with pytest.raises(ModelError, match="Loss or gradient of step 2 is not finite"):
         warm_up(str(student), ROWS, wild, 0, tmp_path / "state", "cpu")

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   workbench rehearse {demo}                  texts of every kind, before the whole is started
   workbench plan {first} --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench study                                which studies there are: how far can a run be trusted?
-  workbench study validity demo                  does what works as a demonstration help in training?
+  workbench study signals demo                   which signal tells what training gains?
   workbench study goodhart demo -p rounds 2      does the probe go on telling the truth when it is pushed?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub

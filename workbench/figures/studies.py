@@ -1,4 +1,4 @@
-"""Figures of the studies: does the probe tell the truth, does the gain follow it, what is an example worth?"""
+"""Figures of the studies: which signal tells the truth, does the gain follow it, what is an example worth?"""
 
 from __future__ import annotations
 
@@ -24,30 +24,34 @@ from workbench.figures.style import (
 LEFT = 1.25  # so many times left of the first size the base is marked
 
 
-def probe_validity(table: pd.DataFrame, agreement: pd.DataFrame, left: str, models: str = POCKET) -> go.Figure:
-    """Draw gain against mean preference score, a panel a student and a line a task.
+def truth_and_cost(board: pd.DataFrame, costs: pd.DataFrame, steps: int, models: str = POCKET) -> go.Figure:
+    """Draw how far each signal tells the gain against what it costs (leaderboard.board, leaderboard.signals_of).
 
-    The frames are those of validity.train_on_groups and validity.predictive_validity; validity.left_over says what of
-    the correlation is left when other explanations are held fixed.
+    Steps is the length that is drawn, 0 for one epoch; all students together where there are several.
     """
-    need(table, "groups", "run: workbench study validity RUN")
-    means = table.groupby(["student", "task", "group"], sort=False, as_index=False)[["score", "gain"]].mean()
-    points = means.assign(gain=100 * means["gain"]).sort_values("score")
-    shown = {"category_orders": {name: [*map(named, table[name].unique())] for name in ("student", "task")}}
-    shown["labels"] = {"score": "mean preference score of the group, share of 1", "gain": "gain, points"}
-    styles = marks_by(table["task"])
-    fig = marks(points, "score", "gain", "task", styles, lines=True, panel="student", across=1, **shown)
-    said = spell_each(agreement, "student", "correlation", "+.2f")
+    rows = need(board, "signals", "run: workbench study signals RUN")
+    whom = "all students" if "all students" in set(rows["student"]) else rows["student"].iloc[0]
+    rows = rows[(rows["student"] == whom) & (rows["steps"] == steps)].dropna(subset="spearman")
+    rows = rows.merge(costs, on="signal", how="left").fillna({"forward": 0.5, "backward": 0, "seconds": 0})
+    rows = rows.rename(columns={"spearman_low": "low", "spearman_high": "high"}).sort_values("spearman")
+    length = f"{steps} steps" if steps else "one epoch"
+    labels = {"forward": "passes forward for one draft (log scale; controls at 1/2)"}
+    labels |= {"spearman": "rank correlation with measured gain"}
+    fig = marks(
+        rows, "forward", "spearman", "signal", marks_by(rows["signal"]), interval="spearman", log_x=True, labels=labels
+    )
+    said = spell_each(rows.iloc[::-1], "signal", "spearman", "+.2f")
     return finish(
         fig.add_hline(y=0, **LEVEL),
-        "Does what works as a demonstration help in training?",
-        f"groups: best to worst rationale of each draft question; {table['seed'].nunique()} training seeds",
-        "Gain: accuracy after training on the group minus before, on validation questions outside the preference set. "
-        "A line that rises says that the probe told the truth for that student and task.",
-        f"Rank correlation of score and gain, within student and task, with 95 % intervals: {said}. {left}".strip(),
-        means,
+        "Which signal tells what training gains, and at what cost?",
+        f"{rows['n_groups'].iloc[0]} common groups of drafts, {length}, {named(whom)}; 95 % intervals over seeds, "
+        "draft questions and held-out questions",
+        "Each mark is a way to ask a student about a draft. Up: what it says of a group of drafts goes with what "
+        "training on the group gains. Left: cheap. Length and right are controls: nobody is asked.",
+        f"From the best to the worst: {said}.",
+        rows[["signal", "spearman", "low", "high", "apart", "regret", "forward", "backward", "seconds"]].round(4),
         models,
-        height=140 + 190 * table["student"].nunique(),
+        height=480,
     )
 
 

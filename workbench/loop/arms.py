@@ -8,12 +8,13 @@ the pairs alone.
 """
 
 from collections.abc import Callable
+from itertools import product
 
 import pandas as pd
 
 from workbench.loop.pairs import DECIDED, flip_half
 from workbench.loop.writing import why_dropped
-from workbench.runs.recipe import ALIGNED_ARMS, DRAFT_ARMS, TAILORED_FOR, Recipe
+from workbench.runs.recipe import ALIGNED_ARMS, BEST_BY, TAILORED_FOR, Recipe, takes_drafts
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
 from workbench.tasks.task import Task
@@ -66,18 +67,30 @@ def examples_of_arm(examples: pd.DataFrame, student: str, arm: str) -> pd.DataFr
     return examples[(examples["arm"] == arm) & examples["student"].isin([student, ""])]
 
 
-def draft_examples(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame, signals: pd.DataFrame) -> list[dict]:
-    """Return the examples of the arms that train on drafts as they are: one rationale of each draft question."""
-    arms = [arm for arm in DRAFT_ARMS if arm in recipe.evaluation.arms]
-    rows = []
-    for student in recipe.models.students if arms else []:
-        own = signals[(signals["student"] == student) & (signals["item_kind"] == "rationale")]
-        scored = drafts.merge(own[["draft_id", "value"]], on="draft_id")
-        for (task, arm), seed in [((t, a), s) for t in tasks for a in arms for s in recipe.seeds]:
-            of_task = scored[scored["task"] == task]
+def draft_examples(
+    recipe: Recipe,
+    tasks: dict[str, Task],
+    drafts: pd.DataFrame,
+    signals: pd.DataFrame,
+    others: pd.DataFrame | None = None,
+) -> list[dict]:
+    """Return the examples of the arms that train on drafts as they are: one rationale of each draft question.
+
+    Arms choose by the signals; those that name another find it among the others. A question of which no draft was
+    scored is left out.
+    """
+    asked = [arm for arm in recipe.evaluation.arms if takes_drafts(arm)]
+    arms, rows = sorted(asked, key=lambda arm: list(SELECT).index(arm) if arm in SELECT else len(SELECT)), []
+    known = {name: own for frame in (others, signals) if frame is not None for name, own in frame.groupby("signal")}
+    for student, task, arm in product(recipe.models.students, tasks, arms):
+        own = known[arm.removeprefix(BEST_BY)] if arm.startswith(BEST_BY) else signals
+        own = own[(own["student"] == student) & (own["item_kind"] == "rationale")]
+        scored = drafts[drafts["task"] == task].merge(own[["draft_id", "value"]], on="draft_id")
+        for seed in recipe.seeds:
             rng = stream(seed, "select", student, arm, task)
             # A shuffled order settles ties at random.
-            chosen = SELECT[arm](of_task.iloc[rng.permutation(len(of_task))]).sort_values("question_id")
+            shuffled = scored.iloc[rng.permutation(len(scored))]
+            chosen = SELECT.get(arm, _most_preferred)(shuffled).sort_values("question_id")
             rows += [
                 _example(tasks[task], draft, student, arm, seed, n) for n, draft in enumerate(chosen.to_dict("records"))
             ]
@@ -85,7 +98,7 @@ def draft_examples(recipe: Recipe, tasks: dict[str, Task], drafts: pd.DataFrame,
 
 
 def _most_preferred(drafts: pd.DataFrame) -> pd.DataFrame:
-    return drafts.loc[drafts.groupby("question_id")["value"].idxmax()]
+    return drafts.loc[drafts.dropna(subset="value").groupby("question_id")["value"].idxmax()]
 
 
 def _task_consistent(drafts: pd.DataFrame) -> pd.DataFrame:

@@ -51,6 +51,7 @@ def write_examples(
     drafts: pd.DataFrame,
     signals: pd.DataFrame,
     top_p: float = 1.0,
+    others: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return what each teacher writes for every task and seed, as the schema "examples" describes it.
 
@@ -64,6 +65,7 @@ def write_examples(
         drafts: For the arms that take drafts as they are.
         signals: By which these arms choose.
         top_p: Nucleus of sampling.
+        others: The signals that arms name, where they are others.
     """
     recipe = teacher.recipe
     teachers = {key: teacher.trained(folder) for key, folder in models_of(aligned, "teachers").items()}
@@ -76,7 +78,7 @@ def write_examples(
         for task in tasks.values()
     ]
     written = run_engine_jobs(_write_one, jobs, teacher.among_trained, "writing examples")
-    rows = [row for own in written for row in own] + draft_examples(recipe, tasks, drafts, signals)
+    rows = [row for own in written for row in own] + draft_examples(recipe, tasks, drafts, signals, others)
     frame = schemas.build(rows, "examples")
     dropped = Counter(reason for reason in frame["drop_reason"] if reason)
     frame.attrs["counts"] = {"examples": frame["kept"].sum()}

@@ -3,12 +3,23 @@
 Source: ARTE, arXiv:2406.19227.
 """
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from workbench.loop.pairs import best_against_worst, top_against_bottom
 from workbench.methods.base import Amounts, Method
-from workbench.runs.recipe import Recipe
+from workbench.runs.recipe import ONE_SHOT, SIGNALS, Recipe
 from workbench.signals.scores import share_right
 
 N_TECHNIQUES = 4  # that a task has, unless its file names others
+
+
+class ArteRecipe(Recipe):
+    """A recipe with what the method adds. signal: what forms the pairs; ARTE's own is one-shot accuracy."""
+
+    # Left out where nothing is set, so that fingerprints of older recipes stay what they were.
+    signal: Annotated[Literal[SIGNALS], Field(exclude_if=lambda name: name == ONE_SHOT)] = ONE_SHOT
 
 
 def plan(recipe: Recipe) -> Amounts:
@@ -21,7 +32,7 @@ def plan(recipe: Recipe) -> Amounts:
 
 ARTE = Method(
     name="arte",
-    recipe=Recipe,
+    recipe=ArteRecipe,
     notebooks=(
         "01_drafting",
         "02_preference_probing",

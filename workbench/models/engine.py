@@ -161,6 +161,13 @@ class Engine(ABC):
         # Whoever still holds the engine must not hold its model.
         vars(self).clear()
 
+    def batch_difference(self, prompts: Sequence[str]) -> float:
+        """Return by how much a next token's log-probability differs at most, together against alone, in nats.
+
+        0 where the engine does not tell probabilities.
+        """
+        return 0.0
+
     @abstractmethod
     def identity(self) -> list:
         """Return all about the engine and its model that can change a completion."""
@@ -204,6 +211,49 @@ class Engine(ABC):
             )
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
         return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """How far an engine agrees with itself on a few prompts: together, together again, and one by one.
+
+    Attributes:
+        n: Prompts.
+        n_apart: Of them, those whose greedy texts are not all the same.
+        nats: Largest difference of a next token's log-probability, together against alone; 0 where none is told.
+    """
+
+    n: int
+    n_apart: int
+    nats: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_apart} of {self.n} greedy texts differ between batches, log-probabilities by {self.nats:.1g} nats"
+        )
+
+
+# Agreement to this is rounding; from the limits on, what a draft is worth depends on what it is computed beside.
+NATS_OF_ROUNDING, MOST_NATS, MOST_APART = {"float32": 1e-3, "bfloat16": 0.1}, 0.5, 0.5
+
+
+def self_test(engine: Engine, prompts: Sequence[str], n_new: int = 24) -> SelfTest:
+    """Ask an engine the same prompts twice and one by one, greedily, keeping nothing.
+
+    Raises:
+        ModelError: If more than MOST_APART of the texts differ, or a log-probability by more than MOST_NATS.
+    """
+    requests, decoding = [Request(prompt) for prompt in dict.fromkeys(prompts)], Decoding(n_new)
+    told = [[one.text for one in engine.generate(requests, decoding)] for _ in range(2)]
+    told.append([one.text for request in requests for one in engine.generate([request], decoding)])
+    n_apart = sum(len(set(texts)) > 1 for texts in zip(*told, strict=True))
+    found = SelfTest(len(requests), n_apart, engine.batch_difference([request.prompt for request in requests]))
+    if n_apart > MOST_APART * len(requests) or found.nats > MOST_NATS:
+        raise ModelError(
+            f"{engine.model_name} does not agree with itself: {found}, where at most {MOST_APART:.0%} and {MOST_NATS} "
+            "are allowed; take models.dtype float32 or another engine, or compute.batch_size 1."
+        )
+    return found
 
 
 def stop_in(text: str, stop: tuple[str, ...]) -> int:

@@ -97,6 +97,17 @@ class TransformersEngine(Engine):
         """Return engine, code version, weights and dtype."""
         return [self.name, ENGINE_VERSION, [self.loaded.fingerprint, str(self.model.dtype)]]
 
+    @torch.inference_mode()
+    def batch_difference(self, prompts: Sequence[str]) -> float:
+        """Return by how much a next token's log-probability differs at most, together against alone, in nats."""
+        sequences, told = prompt_ids(self.tokenizer, prompts, self.ends), []
+        for batch in [sequences, *([one] for one in sequences)]:
+            ids, mask = self._padded(batch)
+            places = (mask.cumsum(-1) - 1).clamp_(min=0)
+            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False).logits[:, -1]
+            told.append(logits.float().log_softmax(-1))
+        return float((told[0] - torch.cat(told[1:])).abs().max())
+
     def _rows(self, requests: dict[str, Request], decoding: Decoding) -> dict[str, TokenizedRequest]:
         """Tokenise and check every request; a prefix counts only where its ids begin the prompt's ids."""
         rows = super()._rows(requests, decoding)

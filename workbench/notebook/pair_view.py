@@ -43,7 +43,7 @@ class Evidence(NamedTuple):
         Raises:
             RunError: If it has not, naming the notebook and the command that do it.
         """
-        frames = [run.read(name) for name in ("questions", "drafts", "signals")]
+        frames = [run.read("questions"), run.read("drafts"), run.read("signals").dropna(subset="value")]
         probes = run.read("probes") if run.has("probes") else schemas.build([], "probes")
         return cls(*frames, probes, run.read("preference_set"))
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.runs.cache import LOOKS, read_json, runs_folder
 from workbench.runs.errors import RunError
-from workbench.runs.recipe import TAILORED_FOR, project_root
+from workbench.runs.recipe import BEST_BY, SIGNALS, TAILORED_FOR, project_root
 from workbench.runs.run import Run
 from workbench.runs.schemas import Ledger
 from workbench.signals.judge import Judged, stored
@@ -32,7 +32,7 @@ WRITERS = {
     "random_rationale": f"{UNALIGNED}: a random draft of each question",
     "most_preferred": f"{UNALIGNED}: the draft of each question that the student preferred",
     "task_consistent": f"{UNALIGNED}: drafts of the technique that the student preferred in the task",
-}
+} | {f"{BEST_BY}{name}": f"{UNALIGNED}: the draft of each question that is best by {name}" for name in SIGNALS}
 # Names in a manifest's counts of what was lost or could not be used.
 LOST = re.compile(r"dropped|without|not readable|tied|below|equal texts")
 

@@ -11,7 +11,7 @@ from workbench.loop.arms import aligned_arms
 from workbench.loop.reviews import PAST
 from workbench.runs import schemas
 from workbench.runs.errors import RunError
-from workbench.runs.recipe import DRAFT_ARMS
+from workbench.runs.recipe import ONE_SHOT, takes_drafts
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks, seed_pairs
 from workbench.verdict.in_words import states
@@ -148,7 +148,7 @@ def _teacher(work: Run, example: dict, depth: int, of: str) -> list[Line]:
             Line(depth, f"teacher {original}, as it was, asked with the plain prompt"),
             *_seeds(work, example, depth + 1),
         ]
-    if arm in DRAFT_ARMS:
+    if takes_drafts(arm):
         return [Line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
     if not work.has("teachers"):
         return [Line(depth, f"written for {student} in the arm {arm}, which aligns no teacher")]
@@ -205,14 +205,16 @@ def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-
         if student not in ("", signal["student"]):
             continue
         said = f"{signal['signal']} {signal['value']:+.4f} ± {signal['stderr']:.4f}"
+        own = schemas.build([], "probes")
         if probes is not None:
             own = probes[(probes["draft_id"] == draft_id) & (probes["student"] == signal["student"])]
+        if len(own) and signal["signal"] == ONE_SHOT:
             unread = int((~own["parsed"]).sum())
             said = f"{int(own['correct'].sum())} of {signal['n']} preference questions right, score "
             said += f"{signal['value']:.3f} ± {signal['stderr']:.3f}"
             said += f", {unread} answers not readable" if unread else ""
         lines.append(Line(depth, f"student {signal['student']} ({signal['student_fp'][:8]}): {said}", arrow))
-        if probes is not None:
+        if len(own):
             asked = work.read("preference_set").set_index("item_id")
             for one in own.itertuples():
                 item, mark = asked.loc[one.item_id], "right" if one.correct else "wrong"

@@ -5,12 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.figures.scores import influences, preference_scores, probe_roc, scored
-from workbench.figures.studies import probe_validity
 from workbench.figures.style import save_png
 from workbench.figures.training import style_shift
 from workbench.figures.verdict import by_student, comparisons
 from workbench.runs.cache import read_json
-from workbench.runs.recipe import project_root
+from workbench.runs.recipe import ONE_SHOT, project_root
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.ablations import cohort, contrasts
@@ -86,10 +85,8 @@ def summarise(run: Run) -> pd.DataFrame:
 def keep(run: Run, folder: Path) -> list[Path]:
     """Write the tables (CSV), the verdict and the figures (PNG, by Chromium) of a run into a folder.
 
-    Tables of ablations and of a cohort, and the test of its probe, go with them where there are any.
+    Tables of ablations and of a cohort go with them where there are any.
     """
-    from workbench.studies import validity  # it loads torch
-
     folder.mkdir(parents=True, exist_ok=True)
     found = verdict_of(run)
     if run.has("signals"):
@@ -103,11 +100,6 @@ def keep(run: Run, folder: Path) -> list[Path]:
         figures["by_student"] = by_student(found)
     if run.has("signals"):
         figures |= _of_signals(run)
-    if (groups := validity.stored(run)) is not None:
-        found = validity.predictive_validity(groups)
-        left = validity.left_over(found.iloc[-1])
-        figures["probe_validity"] = probe_validity(groups, found, left, model_names(run))
-        found.to_csv(folder / "validity.csv", index=False, float_format="%.4f")
     drawn = [save_png(figure, folder / f"{name}.png") for name, figure in figures.items()]
     return sorted(folder.glob("*.csv")) + [folder / "verdict.json", *drawn]
 
@@ -119,7 +111,7 @@ def _of_signals(run: Run) -> dict:
     figures = {"probe_roc": probe_roc(signals, drafts, native, models)} if native else {}
     if run.has("influences"):
         figures["influences"] = influences(run.read("influences"), drafts, student, models)
-    else:
+    elif set(signals["signal"]) == {ONE_SHOT}:
         figures["preference_scores"] = preference_scores(signals, drafts, student, models)
     shown = examples[examples["kept"] & examples["student"].isin([student, ""])]
     return figures | {"style_shift": style_shift(shown.assign(student=student), models)}

@@ -40,9 +40,21 @@ from workbench.runs.recipe_parts import (
 ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
 ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
+ONE_SHOT = "one_shot"
+# What a student can be asked of a draft.
+SIGNALS = (
+    *(ONE_SHOT, "self_consistency", "surprisal", "rank_surprisal", "rank_surprisal_100", "learning_cost"),
+    *("answer_likelihood", "answer_likelihood_alone", "gradient_norm", "measured_gain"),
+)
+BEST_BY = "best_by_"  # and one of these: of each question the draft that it likes best
 TAILORED_FOR = "tailored_for_"  # and the name of another student: what was tailored for that one
 MOST_CHARACTERS, MOST_VALUES, DEEPEST = 200_000, 20_000, 30
 Level = Literal["exact", "normalised", "options", "reordered", "renamed", "ngram", "near"]
+
+
+def takes_drafts(arm: str) -> bool:
+    """Return whether an arm trains on drafts as they are, so that no teacher is aligned for it."""
+    return arm in DRAFT_ARMS or arm.startswith(BEST_BY)
 
 
 class Models(Section):
@@ -187,7 +199,7 @@ class Evaluation(Section):
     items: the test items, or validation items outside the preference set, on which settings may be chosen.
     """
 
-    KNOWN_ARMS: ClassVar[tuple[str, ...]] = (*ARMS, TAILORED_FOR + "STUDENT")
+    KNOWN_ARMS: ClassVar[tuple[str, ...]] = (*ARMS, BEST_BY + "SIGNAL", TAILORED_FOR + "STUDENT")
 
     arms: Annotated[list[Name], Field(min_length=2)] = ["base", "untailored", "random_pairs", "tailored"]
     shots: Shots = [0, 3]
@@ -204,7 +216,7 @@ class Evaluation(Section):
     def _primary_is_evaluated(self):
         require_distinct("arms", self.arms)
         for arm in self.arms:
-            if arm not in self.KNOWN_ARMS and not arm.startswith(TAILORED_FOR):
+            if arm not in self.KNOWN_ARMS and not arm.startswith((TAILORED_FOR, BEST_BY)):
                 raise ValueError(f"arms names {arm!r}, which is none of {', '.join(self.KNOWN_ARMS)}; correct it")
         require_distinct("shots", self.shots)
         for arm in (self.primary.a, self.primary.b):
@@ -248,7 +260,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engines_can(self):
-        aligned = [arm for arm in self.evaluation.arms if arm not in ("base", *DRAFT_ARMS)]
+        aligned = [arm for arm in self.evaluation.arms if arm != "base" and not takes_drafts(arm)]
         self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
         return self
 
@@ -282,6 +294,15 @@ class Recipe(Section):
                 "drafting.questions_per_call must be 1 where prompts.questions is continued, got "
                 f"{self.drafting.questions_per_call}; set it to 1, or prompts.questions to told"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _signals_are_asked(self):
+        for arm in (arm for arm in self.evaluation.arms if arm.startswith(BEST_BY)):
+            if not hasattr(self, "signal"):
+                raise ValueError(f"evaluation.arms names {arm!r}, but method {self.method} asks one signal; remove it")
+            if arm.removeprefix(BEST_BY) not in SIGNALS:
+                raise ValueError(f"evaluation.arms names {arm!r}, but signals are {', '.join(SIGNALS)}; correct it")
         return self
 
     @model_validator(mode="after")

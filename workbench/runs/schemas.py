@@ -102,7 +102,8 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
     "reference": _schema(
         {**_texts("student task item_id question target prompt completion")}, unique=["student", "task", "item_id"]
     ),
-    "signals": _schema(_SIGNAL, unique=_SIGNAL_ID),
+    # Without a value where a draft could not be scored.
+    "signals": _schema({**_SIGNAL, "value": pa.Column("float64", nullable=True)}, unique=_SIGNAL_ID),
     "influences": _schema(
         {
             **_SIGNAL,

@@ -7,6 +7,7 @@ __getattr__, __all__ = lazily(
     {
         "one_shot": "probe_drafts",
         "scores": "as_signal share_right",
+        "by_name": "measure_signals named_in",
         "difficulty": "measure_difficulty",
         "judging": "answer_questions judge_of require_steady steer_judge",
         "reference": "build_reference",

@@ -11,11 +11,14 @@ import pandas as pd
 from workbench.loop import prompts
 from workbench.loop.drafting import finished
 from workbench.loop.writing import AskJob, generate_answers
-from workbench.models.start import Model, run_engine_jobs
+from workbench.models.engine import NATS_OF_ROUNDING, SelfTest, self_test
+from workbench.models.loading import precision
+from workbench.models.start import Model, choice_of, run_engine_jobs
 from workbench.runs import schemas
 from workbench.tasks.task import Task
 
 VERSION = 4
+N_TESTED = 4
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
 
 
@@ -29,6 +32,7 @@ class _Probe:
     drafts: pd.DataFrame = field(repr=False)
     items: pd.DataFrame = field(repr=False)
     max_new_tokens: int
+    first: bool = False
 
     def __repr__(self) -> str:
         return f"{len(self.drafts)} drafts of {self.task.name} to {self.student}"
@@ -43,12 +47,17 @@ def probe_drafts(
 ) -> pd.DataFrame:
     """Return one row for every student, draft and chosen question: what was answered after that one demonstration.
 
+    Each student's engine is tested first, where its weights are here: a few probes together, again, and one by one.
+
     Args:
         students: By name.
         tasks: By name.
         drafts: Columns draft_id, task, question, rationale.
         preference_set: Its chosen questions are asked.
         max_new_tokens: Of an answer.
+
+    Raises:
+        RunError: If an engine does not agree with itself.
     """
     drafts = finished(drafts)
     jobs, chosen = [], preference_set[preference_set["chosen"]]
@@ -57,20 +66,35 @@ def probe_drafts(
             own, items = drafts[drafts["task"] == name], chosen[chosen["task"] == name]
             n_drafts = max(1, PROBES_PER_JOB // max(1, len(items)))
             parts = [own.iloc[start : start + n_drafts] for start in range(0, len(own), n_drafts)]
-            jobs += [_Probe(student, model, task, part, items, max_new_tokens) for part in parts]
-    frames = run_engine_jobs(_probe_job, jobs, next(iter(students.values())), "probing")
-    probes = pd.concat(frames, ignore_index=True) if frames else schemas.build([], "probes")
+            for part in parts:
+                is_first = all(job.student != student for job in jobs)
+                jobs.append(_Probe(student, model, task, part, items, max_new_tokens, is_first))
+    done = run_engine_jobs(_probe_job, jobs, next(iter(students.values())), "probing")
+    probes = pd.concat([frame for frame, _ in done], ignore_index=True) if done else schemas.build([], "probes")
     probes.attrs["counts"] = {"probes": len(probes), "probes without an answer": (~probes["parsed"]).sum()}
+    for job, (_, test) in zip(jobs, done, strict=True):
+        if test and (test.n_apart or test.nats > NATS_OF_ROUNDING[precision(job.model.recipe.models.dtype)]):
+            print(f"Self-test of {job.student}: {test}.")
+            probes.attrs["counts"][f"self-test texts of {job.student} that differ between batches"] = test.n_apart
     return probes
 
 
-def _probe_job(job: _Probe) -> pd.DataFrame:
+def _test(job: _Probe, asked: list[tuple[str, str]]) -> SelfTest | None:
+    """Test the engine of a student on some of its probes; a server is taken as it is."""
+    if not job.first or choice_of(job.model.recipe, "student", job.model.compared).engine == "openai":
+        return None
+    engine, step = job.model.start(), max(1, len(asked) // N_TESTED)
+    return self_test(engine, [engine.render("".join(one)) for one in asked[::step][:N_TESTED]])
+
+
+def _probe_job(job: _Probe) -> tuple[pd.DataFrame, SelfTest | None]:
     """Return the probes of one job; the prompts are made here, since those of all jobs at once fill the memory."""
     pairs = list(itertools.product(job.drafts.itertuples(), job.items.itertuples()))
     asked = [
         prompts.one_shot_prompt(job.task.description, draft.question, draft.rationale, item.question, job.task.prompts)
         for draft, item in pairs
     ]
+    test = _test(job, asked) if asked else None
     readers = [job.task.answers] * len(asked)
     answers = generate_answers(AskJob(job.model, repr(job), asked, job.max_new_tokens, readers))
     rows = [
@@ -85,4 +109,4 @@ def _probe_job(job: _Probe) -> pd.DataFrame:
         }
         for (draft, item), (answer, n_tokens) in zip(pairs, answers, strict=True)
     ]
-    return schemas.build(rows, "probes")
+    return schemas.build(rows, "probes"), test

@@ -56,6 +56,24 @@ def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[st
     return both[list(schemas.SCHEMAS["signals"].columns)]
 
 
+def self_consistency(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[str, Fingerprinted]) -> pd.DataFrame:
+    """Return how far a student answers after a draft as it does after the others of the task: no right answer needed.
+
+    A draft's value on a preference question is the share of the task's other drafts after which it was answered alike,
+    and its value the mean over questions: in [0, 1]. An answer that cannot be read is like no other. The arguments are
+    those of share_right.
+
+    Source: teaching assistant in the loop, arXiv:2406.05322, its first signal: the agreement among sampled answers to
+    one item. Deviation: the answers after other drafts stand for the samples, since they are there already.
+    """
+    rows = probes.merge(drafts[["draft_id", "task"]], on="draft_id")
+    asked = ["student", "task", "item_id"]
+    alike = rows[rows["parsed"]].groupby([*asked, "answer"])["draft_id"].transform("size").reindex(rows.index) - 1
+    others = rows.groupby(asked)["draft_id"].transform("size") - 1
+    share = (alike.fillna(0.0) / others.where(others > 0)).rename("correct")
+    return share_right(probes.assign(correct=share.to_numpy()), drafts, students).assign(signal="self_consistency")
+
+
 def as_signal(influences: pd.DataFrame, sign: str) -> pd.DataFrame:
     """Return influences as signals; sign is "corrected", or "raw" for the step at zero gradient left in."""
     signals = influences[list(schemas.SCHEMAS["signals"].columns)]

@@ -5,9 +5,11 @@ the loss of a step and of a warm-up step must be the same code, and nothing pick
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
@@ -115,13 +117,41 @@ def _warm(student: str, source: str, rows: pd.DataFrame, settings: WarmUp, seed:
     loaded = loading.load(student, "float32", device, merged=False)
     model, parameters = loaded.model, trainable(loaded.model)
     texts = texts_of(loaded.tokenizer, rows)
-    adamw = torch.optim.AdamW(
-        parameters.values(),
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    rng, waiting, curve, n_tokens = stream(seed, "warm-up"), [], [], 0
+    adamw, curve, n_tokens = adamw_of(parameters, settings), [], 0
+    for step, loss, n_counted in take_steps(model, texts, adamw, settings, stream(seed, "warm-up"), rising=True):
+        n_tokens += n_counted
+        curve.append({"step": step, "metric": "loss", "value": loss})
+    state = {name: adamw.state[parameter] for name, parameter in parameters.items()}
+    tensors = {"weights": {name: parameter.detach() for name, parameter in parameters.items()}}
+    tensors |= {kind: {name: state[name][kind] for name in state} for kind in KINDS[1:]}
+    following = {name: getattr(settings, name) for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay")}
+    save_warmed(OptimizerSnapshot(source, settings.n_steps, following, tensors), work)
+    return {"curve": curve, "n_tokens": n_tokens, "steps": settings.n_steps}
+
+
+def adamw_of(parameters: dict[str, torch.nn.Parameter], settings: WarmUp) -> torch.optim.AdamW:
+    """Return the optimiser of a warm-up, fresh."""
+    betas = (settings.beta1, settings.beta2)
+    decay = settings.weight_decay
+    return torch.optim.AdamW(parameters.values(), settings.learning_rate, betas, settings.eps, decay)
+
+
+def take_steps(
+    model: PreTrainedModel,
+    texts: list[Text],
+    adamw: torch.optim.AdamW,
+    settings: WarmUp,
+    rng: np.random.Generator,
+    rising: bool = False,
+) -> Iterator[tuple[int, float, int]]:
+    """Train on texts in an order of rng, over and over; yield each step's number, loss a token and tokens counted.
+
+    The rate is that of the settings, or rises to it linearly over all steps.
+
+    Raises:
+        ModelError: If a loss is not finite.
+    """
+    parameters, waiting = adamw.param_groups[0]["params"], []
     for step in range(1, settings.n_steps + 1):
         while len(waiting) < settings.batch_size:
             waiting += rng.permutation(len(texts)).tolist()
@@ -132,20 +162,13 @@ def _warm(student: str, source: str, rows: pd.DataFrame, settings: WarmUp, seed:
             part = token_losses(model, single(text, model.device)).sum() / n_counted
             part.backward()
             loss += part.item()
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         if not torch.isfinite(norm):
-            raise ModelError(f"Loss or gradient of warm-up step {step} is not finite; lower the learning rate.")
-        adamw.param_groups[0]["lr"] = settings.learning_rate * step / settings.n_steps
+            raise ModelError(f"Loss or gradient of step {step} is not finite; lower the learning rate.")
+        adamw.param_groups[0]["lr"] = settings.learning_rate * (step if rising else settings.n_steps) / settings.n_steps
         adamw.step()
         adamw.zero_grad()
-        n_tokens += n_counted
-        curve.append({"step": step, "metric": "loss", "value": loss})
-    state = {name: adamw.state[parameter] for name, parameter in parameters.items()}
-    tensors = {"weights": {name: parameter.detach() for name, parameter in parameters.items()}}
-    tensors |= {kind: {name: state[name][kind] for name in state} for kind in KINDS[1:]}
-    following = {name: getattr(settings, name) for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay")}
-    save_warmed(OptimizerSnapshot(source, settings.n_steps, following, tensors), work)
-    return {"curve": curve, "n_tokens": n_tokens, "steps": settings.n_steps}
+        yield step, loss, n_counted
 
 
 def save_warmed(warmed: OptimizerSnapshot, folder: Path) -> None:

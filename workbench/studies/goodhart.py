@@ -29,7 +29,7 @@ from workbench.runs.recipe import Recipe
 from workbench.runs.run import Frames, Run
 from workbench.runs.seeding import stream
 from workbench.signals.one_shot import probe_drafts
-from workbench.studies.validity import AFTER, BEFORE, FORMAT, LENGTH, format_of, train_and_ask, usable
+from workbench.studies.trials import AFTER, BEFORE, FORMAT, LENGTH, format_of, train_and_ask, usable
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import VarianceComponents, half_width, holm, interval_p_value, spread
 

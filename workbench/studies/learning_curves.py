@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.runs.errors import RunError
 from workbench.runs.run import Run
-from workbench.studies.validity import AFTER, BEFORE, train_and_ask, training_rows, usable
+from workbench.studies.trials import AFTER, BEFORE, train_and_ask, training_rows, usable
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import half_width, spread
 from workbench.verdict.verdict import BASE_SEED, answers, arm_accuracy

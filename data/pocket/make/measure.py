@@ -16,7 +16,7 @@ from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.runs.recipe import Recipe
 from workbench.runs.seeding import stream
-from workbench.studies.validity import FineTuneJob, answer_trials
+from workbench.studies.trials import FineTuneJob, answer_trials
 from workbench.tasks.pocket_questions import TEST_SIZES, write
 from workbench.tasks.pocket_styles import STYLES, style_of
 from workbench.tasks.task import Task, load_tasks

@@ -1,0 +1,94 @@
+"""The leaderboard on made signals and answers, where the truth is known, and how groups are formed."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench import figures
+from workbench.studies.leaderboard import agreement, board, compare, groups_of
+
+TECHNIQUES, TASKS, N_QUESTIONS = ("tally", "meter", "story", "diary"), ("sums", "moves"), 6
+
+
+def made(truth: dict[str, float], student: str = "s") -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Signals that tell the drafts' worth, its opposite, or nothing; groups; answers as that worth has them, 16 steps.
+
+    After 4 steps nothing is learned yet.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for task, n, technique in itertools.product(TASKS, range(N_QUESTIONS), TECHNIQUES):
+        worth = {"tally": 0.9, "meter": 0.6, "story": 0.4, "diary": 0.1}[technique] + 0.05 * rng.random()
+        one = {"student": student, "task": task, "question_id": f"{task}{n}", "technique": technique}
+        for name, sign in truth.items():
+            value = sign * worth + (0.0 if sign else rng.random())
+            rows.append(one | {"draft_id": f"{task}{n}{technique}", "signal": name, "value": value, "worth": worth})
+    signals = pd.DataFrame(rows)
+    groups = groups_of(signals, list(truth), 1)
+    worth = signals.drop_duplicates("draft_id").set_index("draft_id")["worth"]
+    of_task = signals.drop_duplicates("draft_id").set_index("draft_id")["task"]
+    told = []
+    for task, item in itertools.product(TASKS, range(40)):
+        base = {"student": student, "task": task, "item": TASKS.index(task) * 100 + item}
+        told.append(base | {"group": "", "seed": 0, "steps": 0, "correct": item < 4, "is_epoch": False})
+        for group, own in groups.groupby("group"):
+            mean = worth[own["draft_id"]][of_task[own["draft_id"]].to_numpy() == task].mean()
+            for seed, (steps, share) in itertools.product((1, 2, 3), ((4, 0.1), (16, 0.1 + 0.8 * mean))):
+                more = {"group": group, "seed": seed, "steps": steps, "is_epoch": steps == 16}
+                told.append(base | more | {"correct": (item * 7 + seed) % 40 < 40 * share})
+    return signals.drop(columns="worth"), groups, pd.DataFrame(told)
+
+
+def test_numbers_by_hand():
+    values = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 2.0], [5.0, 5.0, 5.0], [1.0, np.nan, 2.0]])
+    found = compare(values, np.array([[0.3, 0.0, 0.1], [0.2, 0.2, 0.2]]))
+    spearman, pearson, apart, regret = found[:, :, 0]
+    assert spearman[0] == pytest.approx(1.0) and pearson[0] == pytest.approx(
+        np.corrcoef(values[0], [0.3, 0, 0.1])[0, 1]
+    )
+    assert apart[0] == pytest.approx(0.3) and regret[0] == pytest.approx(0.0)
+    # Of groups that a signal likes alike the mean counts.
+    assert apart[1] == pytest.approx(0.1 - 0.15) and regret[1] == pytest.approx(0.2)
+    assert np.isnan(found[:, 2:]).all() and np.isnan(found[:2, :2, 1]).all() and np.allclose(found[2:, :2, 1], 0)
+
+
+def test_a_signal_that_tells_the_truth_leads_and_one_that_lies_is_last():
+    signals, groups, answers = made({"true": 1.0, "lying": -1.0, "idle": 0.0})
+    found = board(signals, groups, answers).set_index(["signal", "steps"])
+    epoch = found.xs(0, level="steps")
+    assert epoch.loc["true", "spearman"] > 0.9 and epoch.loc["true", "spearman_low"] > 0.6
+    assert epoch.loc["lying", "spearman_high"] < -0.6 and epoch.loc["lying", "apart"] < -0.5
+    assert epoch.loc["true", "regret"] == pytest.approx(0.0, abs=0.03) and epoch.loc["lying", "regret"] > 0.5
+    assert abs(epoch.loc["idle", "spearman"]) < epoch.loc["true", "spearman"]
+    # An epoch is 16 steps here; after 4 no group has learned more than another.
+    assert found.loc[("true", 16), "spearman"] == found.loc[("true", 0), "spearman"]
+    assert abs(found.loc[("true", 4), "apart"]) < 0.05
+    matrix = agreement(signals)
+    assert matrix.loc["true", "lying"] == pytest.approx(-1.0) and matrix.loc["true", "true"] == pytest.approx(1.0)
+    costs = pd.DataFrame({"signal": ["true", "lying"], "forward": [1.0, 50.0], "backward": [0, 0], "seconds": [0.1, 2]})
+    figure = figures.truth_and_cost(found.reset_index(), costs, 0)
+    assert "true" in figures.sentence(figure)
+
+
+def test_all_students_are_their_mean():
+    ones, others = made({"true": 1.0, "lying": -1.0}), made({"true": -1.0, "lying": 1.0}, "t")
+    found = board(*(pd.concat(pair, ignore_index=True) for pair in zip(ones, others, strict=True)))
+    wide = found[found["steps"] == 0].pivot(index="signal", columns="student", values="spearman")
+    assert wide["all students"].to_numpy() == pytest.approx(wide[["s", "t"]].mean(axis=1).to_numpy())
+
+
+def test_groups_are_the_same_for_all_signals_and_an_unscored_draft_is_never_the_best():
+    signals, _, _ = made({"true": 1.0, "same": 1.0})
+    best_of_one = signals["draft_id"] == "sums0tally"
+    signals.loc[best_of_one, "value"] = np.nan
+    groups = groups_of(signals, ["true", "same"], 1)
+    named = {name: own for joined, own in groups.groupby("group") for name in joined.split("; ")}
+    assert set(named) == {*TECHNIQUES, "random"} | {
+        f"{end} {of}" for end in ("best", "worst") for of in ("true", "same")
+    }
+    # Two signals of one mind share their groups; each group holds one draft of every question.
+    assert named["best true"] is named["best same"] and named["worst true"] is named["diary"]
+    assert all(own["question_id"].is_unique and len(own) == len(TASKS) * N_QUESTIONS for own in named.values())
+    assert "sums0tally" not in set(named["best true"]["draft_id"]) and "sums0tally" in set(named["tally"]["draft_id"])
+    pd.testing.assert_frame_equal(groups_of(signals, ["true", "same"], 1), groups)

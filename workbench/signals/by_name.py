@@ -1,0 +1,129 @@
+"""Every signal that can be measured on the drafts of a run, by name: what a recipe may choose, and what each costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from workbench.models.start import Model
+from workbench.runs import schemas
+from workbench.runs.identity import fingerprint
+from workbench.runs.recipe import BEST_BY, ONE_SHOT, Recipe
+from workbench.runs.workers import run_jobs
+from workbench.signals import likelihood
+from workbench.signals.gradient_norm import measure_gradients
+from workbench.signals.influence_of_drafts import with_questions
+from workbench.signals.measured_gain import N_STEPS, measure_gains
+from workbench.signals.scores import self_consistency, share_right
+from workbench.tasks.task import Task
+
+VERSION = 1
+DRAFTS_PER_JOB = 40
+FROM_PROBES = {ONE_SHOT: share_right, "self_consistency": self_consistency}
+
+
+@dataclass(frozen=True)
+class _Ask:
+    names: list[str]
+    student: Model
+    teacher: Model
+    tasks: dict[str, Task] = field(repr=False)
+    drafts: pd.DataFrame = field(repr=False)
+    items: pd.DataFrame = field(repr=False)
+    seed: int
+
+    def __repr__(self) -> str:
+        return f"{len(self.drafts)} drafts to {self.student.ref}: {', '.join(self.names)}"
+
+
+def named_in(recipe: Recipe) -> list[str]:
+    """Return the signals that a recipe asks for, the one that forms pairs first; [] for one-shot accuracy alone."""
+    arms = [arm.removeprefix(BEST_BY) for arm in recipe.evaluation.arms if arm.startswith(BEST_BY)]
+    names = list(dict.fromkeys([getattr(recipe, "signal", ONE_SHOT), *arms]))
+    return names if names != [ONE_SHOT] else []
+
+
+def measure_signals(
+    probes: pd.DataFrame,
+    drafts: pd.DataFrame,
+    students: dict[str, Model],
+    names: Sequence[str],
+    teacher: Model,
+    tasks: dict[str, Task],
+    items: pd.DataFrame,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Return signals of every draft for every student, and of questions as means over their drafts.
+
+    Args:
+        probes: What students answered after each draft; for one_shot and self_consistency.
+        drafts: As drafted.
+        students: By name.
+        names: Of the recipe's SIGNALS.
+        teacher: As it was; answer_likelihood asks it.
+        tasks: By name.
+        items: The preference set; for measured_gain.
+        seed: Of the trainings of measured_gain.
+
+    Returns:
+        "signals", the first of the names, and "others"; higher is better, and value is nan for a draft that could not
+        be scored, which forms no pair and is never chosen. What is read off probabilities has a standard error of 0:
+        nothing is drawn.
+    """
+    frames = [FROM_PROBES[name](probes, drafts, students) for name in names if name in FROM_PROBES]
+    others = [name for name in names if name not in FROM_PROBES]
+    parts = [drafts.iloc[at : at + DRAFTS_PER_JOB] for at in range(0, len(drafts), DRAFTS_PER_JOB)]
+    jobs = [_Ask(others, model, teacher, tasks, part, items, seed) for model in students.values() for part in parts]
+    names_of = [name for name in students for _ in parts]
+    workers = teacher.recipe.compute.workers
+    told = list(zip(names_of, jobs, run_jobs(_ask, jobs, workers, "measuring signals"), strict=True)) if others else []
+    for student, model in students.items():
+        own = [table for name, _, table in told if name == student]
+        for name, of_drafts in pd.concat(own).groupby("signal", sort=False) if own else ():
+            asked = fingerprint(sorted(items["item_id"][items["chosen"]])) if name == "measured_gain" else ""
+            of_drafts = of_drafts.assign(item_kind="rationale", student=student, set_fp=asked)
+            frames.append(with_questions(of_drafts.assign(student_fp=model.fingerprint), drafts))
+    table = schemas.build(pd.concat(frames, ignore_index=True).to_dict("records"), "signals")
+    scored = table[table["item_kind"] == "rationale"]
+    counts = {f"drafts not scored by {name}": own.isna().sum() for name, own in scored.groupby("signal")["value"]}
+    first = table[table["signal"] == names[0]].reset_index(drop=True)
+    n_scored = (first["item_kind"].eq("rationale") & first["value"].notna()).sum()
+    first.attrs["counts"] = {"drafts scored": n_scored} | {k: n for k, n in counts.items() if n}
+    return {"signals": first, "others": table[table["signal"] != names[0]].reset_index(drop=True)}
+
+
+def _ask(job: _Ask) -> pd.DataFrame:
+    found = []
+    if plain := [name for name in job.names if name in likelihood.NAMES]:
+        given = (plain, job.student, job.teacher, job.tasks, job.drafts)
+        found.append(likelihood.measure_likelihoods(*given).assign(stderr=0.0))
+    if "gradient_norm" in job.names:
+        found.append(measure_gradients(job.student, job.tasks, job.drafts).assign(stderr=0.0))
+    if "measured_gain" in job.names:
+        rate = job.student.recipe.training.learning_rate
+        found.append(measure_gains(job.student, job.tasks, job.drafts, job.items, rate, job.seed))
+    return pd.concat(found, ignore_index=True)
+
+
+class Signal(NamedTuple):
+    """What people call a signal, and its passes over a text for one draft; None: one a question and a token written."""
+
+    words: str
+    forward: float | None = 1
+    backward: float = 0
+
+
+NAMED = {
+    ONE_SHOT: Signal("one-shot accuracy", None),
+    "self_consistency": Signal("self-consistency", None),
+    "surprisal": Signal("likelihood (minus surprisal)"),
+    "rank_surprisal": Signal("rank-surprisal ratio"),
+    "rank_surprisal_100": Signal("rank-surprisal ratio, clip 100"),
+    "learning_cost": Signal("learning cost"),
+    "answer_likelihood": Signal("answer likelihood less leak", 2),
+    "answer_likelihood_alone": Signal("answer likelihood"),
+    "gradient_norm": Signal("gradient norm", 1, 1),
+    "measured_gain": Signal("measured gain of one draft", None, N_STEPS),
+    "influence": Signal("local data influence", None, 1),
+}
