@@ -17,6 +17,7 @@ from workbench.loop.writing import AskJob, complete_job
 from workbench.models import start
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_file import load_recipe
+from workbench.runs.workers import one_thread
 from workbench.tasks.task import Task, load_tasks, seed_pairs
 
 N_ITEMS = 24
@@ -75,7 +76,7 @@ def main(folder: str) -> None:
     rows = []
     for asked in ("pocket", "chat"):
         recipe = recipe_of(asked, Path(folder).resolve())
-        with start.sharing():
+        with start.sharing(), one_thread():
             for task in load_tasks(recipe).values():
                 began = time.monotonic()
                 rows.append(answers(recipe, task))
