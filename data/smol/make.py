@@ -13,9 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from data.smol import teaching
+from data.smol import teaching  # first of all: what it imports says how threads wait, before torch is loaded
 
 FOLDER = Path("data/models")
 MODEL, TEACHER = FOLDER / "smollm2-135m-instruct", FOLDER / "smol-teacher"
@@ -28,6 +26,7 @@ def convert(file: Path, folder: Path) -> None:
 
     A file's own tokenizer may name another one (here the token that begins a turn), and no padding.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
