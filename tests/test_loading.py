@@ -1,8 +1,12 @@
 import json
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -118,6 +122,31 @@ def test_the_fingerprint_follows_what_can_change_the_output(folder, tmp_path):
     tiny_folder(copy, seed=1)
     seen.add(fingerprint_model(copy))
     assert len(seen) == 7
+
+
+def test_every_file_that_is_read_of_a_model_counts_in_its_fingerprint(folder):
+    """All names that transformers gives to files are there: one that it begins to read is noticed here."""
+    known = {name: text for name, text in vars(transformers.utils).items() if name.endswith(("_NAME", "_FILE"))}
+    decoys = {*known.values(), "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"}
+    for name in decoys - {"adapter_config.json"}:
+        if not (folder / name).exists() and re.fullmatch(r"\w+\.(json|jinja|txt)", name):
+            (folder / name).write_text({".json": "{}", ".jinja": TEMPLATE, ".txt": ""}[Path(name).suffix])
+    render(load(folder, device="cpu").tokenizer, "w1")  # imports read files too
+    opened: set[str] = set()
+    sys.addaudithook(lambda event, given: opened.add(str(given[0])) if event == "open" and watched else None)
+    watched = [True]
+    render(load(folder, device="cpu").tokenizer, "w1")
+    watched.clear()
+    inside = (Path(path) for path in opened if path.startswith(str(folder)))
+    names = {path.relative_to(folder).as_posix() for path in inside if path.is_file()} - {loading.DONE}
+    assert {"config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    # These are read by Rust, which tells nobody.
+    for name in sorted(names | {"model.safetensors", "tokenizer.json"}):
+        before, was = fingerprint_model(folder), (folder / name).read_bytes()
+        (folder / name).write_bytes(was + b"\n")
+        assert fingerprint_model(folder) != before, f"{name} is read and does not count"
+        (folder / name).write_bytes(was)
+        assert fingerprint_model(folder) == before
 
 
 def test_an_adapter_is_its_own_model(folder, tmp_path):

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from one_change import Replay, changes_of, is_harmless, places_of, recording
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
 from workbench import loop, signals
@@ -43,6 +44,8 @@ STEPS = {
     "training": ("rows", "students"),
     "evaluation": ("predictions",),
 }
+# Without another setting, no other value of these is valid here.
+NOT_ALONE = {("Evaluation", "bbh_dir"), ("Lora", "load_in_4bit")}
 ALL_STEPS = [step for steps in STEPS.values() for step in steps]
 # One run dies at each of these in turn: between batches, between checkpoints, between trained models, and with its
 # frames written but not its manifest.
@@ -60,9 +63,16 @@ KILLS = [
 
 
 @pytest.fixture(scope="module")
-def whole(classroom, tmp_path_factory):
+def reads() -> dict:
+    """What each step of the run `whole` looked at in the recipe while it was computed."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run, never interrupted."""
-    return run_whole(tmp_path_factory.mktemp("whole") / "runs", recipe_of(classroom))
+    with recording(reads):
+        return run_whole(tmp_path_factory.mktemp("whole") / "runs", recipe_of(classroom))
 
 
 @pytest.fixture
@@ -79,6 +89,30 @@ def run(whole, monkeypatch):
     """The finished run, to be read only."""
     monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
     return open_run("loop")
+
+
+def test_whatever_a_step_looks_at_in_the_recipe_makes_it_another_step(run, classroom, reads):
+    """One setting at a time, all of those that any step looks at, and all that none may."""
+    replay, looked_at = Replay(run, STAGES), set().union(*reads.values())
+    assert len(looked_at) > 40 and replay.others(run.recipe) == set()
+    others = changes_of(run.recipe, looked_at, places_of(classroom), replay)
+    missed = {
+        (step, name)
+        for step, names in reads.items()
+        for name in names - {one for one in names if is_harmless(step, one)}
+        if others[name] is not None and step not in others[name]
+    }
+    assert not missed, f"a step looks at a setting that is neither among its arguments nor in looks_at: {missed}"
+    assert {name for name, changed in others.items() if changed is None} <= NOT_ALONE
+    harmless = run.recipe.model_copy(
+        update={
+            "name": "other",
+            "compute": run.recipe.compute.model_copy(update={"workers": 2, "batch_size": 5, "device": "auto"}),
+            "alignment": run.recipe.alignment.model_copy(update={"micro_batch_size": 1}),
+            "training": run.recipe.training.model_copy(update={"micro_batch_size": 2}),
+        }
+    )
+    assert replay.others(harmless) == set()
 
 
 def undo(run, *stages: str) -> None:

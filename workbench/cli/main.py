@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from workbench.runs.errors import RecipeError, RunError, redact, visible
+from workbench.runs.errors import RecipeError, RunError, in_words, redact, visible
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 NAMELESS = {"runs", "plan", "rehearse", "study", "doctor"}  # commands without a run, or with one of their own
@@ -431,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(error: Exception | str, status: int) -> int:
-    said = "\n".join(visible(line, SAID) for line in redact(f"workbench: {error}").splitlines())
+    said = "\n".join(visible(line, SAID) for line in redact(f"workbench: {in_words(error)}").splitlines())
     print(said, file=sys.stderr)
     return status
 

@@ -17,7 +17,7 @@ from workbench.models.loading import load_tokenizer
 from workbench.models.start import Model
 from workbench.models.trl import TuneJob, completion_tokens, model_folder, tune_all
 from workbench.runs import schemas
-from workbench.runs.identity import fingerprint, identify
+from workbench.runs.identity import fingerprint, identify, looks_at
 from workbench.runs.recipe import Training
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream, stream_seed
@@ -26,6 +26,7 @@ from workbench.tasks.task import Task
 VERSION = 3
 
 
+@looks_at("seeds", "evaluation.arms")
 def equal_tokens(
     students: dict[str, Model], tasks: dict[str, Task], examples: pd.DataFrame, by_task: bool = True
 ) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from workbench.loop.writing import Draw, Guards, Writer, why_dropped, write_rati
 from workbench.models.engine import Completion, Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
+from workbench.runs.identity import looks_at
 from workbench.runs.recipe import Tailoring
 from workbench.runs.run import Frames
 from workbench.runs.schemas import text_id
@@ -41,6 +42,7 @@ class _Write:
         return f"{self.arm} examples of {self.task.name} for {self.student or 'every student'}, seed {self.seed}"
 
 
+@looks_at("seeds", "evaluation.arms")
 def write_examples(
     teacher: Model,
     aligned: Frames,

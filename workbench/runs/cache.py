@@ -19,7 +19,7 @@ import psutil
 from pydantic import BaseModel, ValidationError
 
 from workbench.runs import progress
-from workbench.runs.errors import RunError, redact, visible
+from workbench.runs.errors import RunError, in_our_words, in_words, redact, visible
 from workbench.runs.identity import seal, unseal
 from workbench.runs.recipe import canonical_json, home
 from workbench.runs.schemas import Ledger, text_id
@@ -60,12 +60,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunError(_cannot_write(path, error.errno == errno.ENOSPC, error.strerror or str(error))) from error
-
-
-def _cannot_write(path: Path, full: bool, reason: str) -> str:
-    fix = "free some space" if full else "make the folder writable or set WORKBENCH_RUNS to one that is"
-    return f"{path} could not be written ({reason}), nothing earlier is lost; {fix} and run the same command again."
+        raise RunError(in_words(OSError(error.errno, error.strerror or str(error), str(path)))) from error
 
 
 def write_json(path: Path, values: Mapping) -> None:
@@ -99,7 +94,7 @@ def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict:
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is damaged ({visible(reason, 200)}); rename it or its folder and run again."
+    return f"{path} is damaged ({visible(reason, 200)}); rename it and run again."
 
 
 @contextlib.contextmanager
@@ -144,11 +139,9 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 
 
 def _open_lock(path: Path):
-    try:
+    with in_our_words():
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise RunError(_cannot_write(path, error.errno == errno.ENOSPC, error.strerror or str(error))) from error
 
 
 def _lock(file) -> bool:
@@ -167,11 +160,12 @@ def _lineage() -> set[int]:
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yield a folder that goes when the block ends; those that killed processes left behind go first."""
-    for lock in Path(tempfile.gettempdir()).glob(f"workbench-*/{LOCK}"):
-        with contextlib.suppress(OSError), open(lock, "a+") as file:
-            if time.time() - lock.parent.stat().st_mtime > LEFT_S and _lock(file):
-                shutil.rmtree(lock.parent)
-    with tempfile.TemporaryDirectory(prefix="workbench-") as name, held(Path(name) / LOCK, name):
+    with contextlib.suppress(OSError):
+        for lock in Path(tempfile.gettempdir()).glob(f"workbench-*/{LOCK}"):
+            with contextlib.suppress(OSError), open(lock, "a+") as file:
+                if time.time() - lock.parent.stat().st_mtime > LEFT_S and _lock(file):
+                    shutil.rmtree(lock.parent)
+    with in_our_words(), tempfile.TemporaryDirectory(prefix="workbench-") as name, held(Path(name) / LOCK, name):
         yield Path(name)
 
 
@@ -207,7 +201,8 @@ class Database:
                 raise RunError(
                     f"{self.path} was in use by another process for {BUSY_S} s; let that finish, then run again."
                 ) from error
-            raise RunError(_cannot_write(self.path, code == "SQLITE_FULL", str(error))) from error
+            number = errno.ENOSPC if code == "SQLITE_FULL" else getattr(error, "errno", None) or errno.EACCES
+            raise RunError(in_words(OSError(number, str(error), str(self.path)))) from error
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,6 +300,7 @@ def shared_cache() -> Cache:
     return Cache(runs_folder() / ITEMS)
 
 
+@in_our_words()
 def record_test_access(test_set_sha: str, name: str, fingerprint: str) -> int:
     """Record that a test set was opened, in one ledger for all runs; return how often it has been.
 

@@ -3,9 +3,12 @@
 And how anything is said or stored that came from outside: without keys, and without what a terminal would act on.
 """
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -52,6 +55,38 @@ def redact(value: Any) -> Any:
         for form in sorted(forms, key=len, reverse=True):
             value = value.replace(form, "[key]")
     return value
+
+
+FIXES = {
+    errno.ENOSPC: ("written", "free some space"),
+    errno.EROFS: ("written", "make the folder writable or set WORKBENCH_RUNS to one that is"),
+    errno.EMFILE: ("opened", "raise the limit on open files (ulimit -n)"),
+    errno.EIO: ("read or written", "look at the disk"),
+}
+FIXES[errno.EACCES] = FIXES[errno.EROFS]
+
+
+def in_words(error: BaseException | str) -> str:
+    """Return what an error says; where the system refuses a file, in a sentence with what to do."""
+    if isinstance(error, shutil.Error):  # of a copied folder: what failed is said of each file
+        *_, path, reason = error.args[0][0]
+        error = next((OSError(n, os.strerror(n), path) for n in FIXES if os.strerror(n) in str(reason)), error)
+    if not isinstance(error, OSError) or error.errno not in FIXES:
+        return str(error)
+    (could, fix), what = FIXES[error.errno], error.filename or "A file"
+    said = f"{what} could not be {could} ({error.strerror}), nothing earlier is lost"
+    return f"{said}; {fix} and run the same command again."
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Raise a RunError where the system refuses a file inside."""
+    try:
+        yield
+    except OSError as error:
+        if (said := in_words(error)) == str(error):
+            raise
+        raise RunError(said) from error
 
 
 def visible(text: str, limit: int) -> str:

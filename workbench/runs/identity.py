@@ -109,6 +109,11 @@ def identify(value, name: str = "argument"):
     )
 
 
+def looks_at(*settings: str) -> Callable[[Callable], Callable]:
+    """Mark a step that looks at these settings in its models' recipe: they count as its arguments do."""
+    return lambda step: vars(step).update(looks_at=settings) or step
+
+
 def content_of(frame: pd.DataFrame) -> str:
     """Return 16 hex digits of a frame's columns, types and values; its index does not count."""
     hashed = hashlib.sha256(repr([(str(name), str(kind)) for name, kind in frame.dtypes.items()]).encode())

@@ -140,9 +140,10 @@ def steps(model: str, step: int, total: int, logs: Mapping | None = None) -> Non
 def read(step: Path) -> list[dict]:
     """Return the signs of all processes of a step, the main one first; one that cannot be read is left out."""
     signs = []
-    for path in sorted((step / FOLDER).glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            signs.append(unseal(path.read_text(encoding="utf-8"), required=True))
+    with contextlib.suppress(OSError):
+        for path in sorted((step / FOLDER).glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                signs.append(unseal(path.read_text(encoding="utf-8"), required=True))
     return sorted(signs, key=lambda sign: not sign["main"])
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from workbench.runs.errors import RecipeError, visible
+from workbench.runs.errors import RecipeError, in_our_words, visible
 from workbench.runs.recipe import Recipe, parse_yaml, project_root, recipe_class
 
 KINDS = {bool: "a truth value", int: "a whole number", float: "a number", str: "text", list: "a list"}
@@ -74,6 +74,7 @@ def _in_words(annotation: Any) -> str:
     return f"a section with {keys}" if keys else KINDS[get_origin(annotation) or annotation]
 
 
+@in_our_words()
 def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or any recipe by path, with values replaced by dotted key.
 
@@ -89,7 +90,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"There is no file {path}; correct the path, or give the name of a shipped recipe.") from None
-    except (OSError, ValueError) as error:
+    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as YAML ({error}); correct the file.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} must hold `key: value` lines, got {_kind(raw)}; start from a shipped recipe.")

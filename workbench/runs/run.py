@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import pandas as pd
 
 from workbench.runs import progress, schemas
 from workbench.runs.cache import ITEMS, LOCK, LOOKS, atomic_write, held, read_json, runs_folder, write_json
-from workbench.runs.errors import RunError, visible
+from workbench.runs.errors import RunError, in_our_words, visible
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify, unlike
 from workbench.runs.recipe import Recipe, flatten, parse_yaml, project_root
 from workbench.runs.recipe_file import load_recipe
@@ -61,6 +61,7 @@ class Run:
         steps = ", ".join(self.steps()) or "nothing yet"
         return f"Run {self.name} of recipe {self.recipe.name}, finished: {steps}"
 
+    @in_our_words()
     def step(self, name: str, function: Callable, *arguments):
         """Return function(*arguments), computed once, and again only when something that goes into it is another.
 
@@ -82,8 +83,7 @@ class Run:
         """
         if self.is_shipped:
             return self.result(name)
-        inputs, step = _inputs(function, arguments), Step(self, name)
-        key = fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs})
+        (key, inputs), step = self.key_of(function, arguments), Step(self, name)
         if not step.holds(key):
             with hold(self.name):
                 step.settle()
@@ -95,6 +95,12 @@ class Run:
         progress.forget(step.folder)
         print(f"{ENDED}{name}: stored, {step.in_words()}")
         return step.result()
+
+    def key_of(self, function: Callable, arguments) -> tuple[str, dict]:
+        """Return what tells a step that is this function called so from every other, and what identifies its inputs."""
+        names, inputs = getattr(function, "looks_at", ()), _inputs(function, arguments)
+        inputs |= {"recipe": self.recipe.section_json(*names)} if names else {}
+        return fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs}), inputs
 
     def _compute(self, step: "Step", key: str, function: Callable, inputs: dict, arguments) -> None:
         folder, began = step.begin(key), time.monotonic()
@@ -109,6 +115,7 @@ class Run:
             progress.stop(f"{type(error).__name__}: {error}")
             raise
 
+    @in_our_words()
     def read(self, name: str, frame: str = "") -> pd.DataFrame:
         """Return a frame of a finished step.
 
@@ -124,6 +131,7 @@ class Run:
         step.require()
         return step.frame(frame or name.rsplit("/", 1)[-1])
 
+    @in_our_words()
     def result(self, name: str):
         """Return what a finished step returned; raises as `read` does."""
         step = Step(self, name)
@@ -147,6 +155,7 @@ class Run:
         """The run's verdict as stored; {} when there is none."""
         return read_json(self.path / VERDICT, schemas.Verdict)
 
+    @in_our_words()
     def steps(self) -> list[str]:
         """Return the finished steps, in the order in which they were finished."""
         found = [path.parent for path in self.path.rglob(MANIFEST) if not is_aside(path.parent.relative_to(self.path))]
@@ -174,6 +183,7 @@ class Run:
                 found.append(step)
         return found
 
+    @in_our_words()
     def again(self, name: str) -> None:
         """Have a step computed again when it is next called; a finished result stays until the new one is whole."""
         step = Step(self, name)
@@ -185,8 +195,13 @@ class Run:
     def _parents(self, of: str, inputs: dict) -> dict[str, list[str]]:
         """Return the steps whose frames are among the inputs, with the content of those frames."""
         contents = set(_contents_in(inputs))
-        others = [name for name in self.steps() if name != of]
-        parents = {name: sorted(contents & set(self.manifest(name)["contents"].values())) for name in others}
+        parents = {}
+        for name in self.steps():
+            with suppress(RunError):  # damaged, and in the way of nothing that is not made from it
+                made = self.manifest(name)
+                # A folder that somebody renamed holds no step of its new name.
+                if name != of and made.get("step", name) == name:
+                    parents[name] = sorted(contents & set(made["contents"].values()))
         return {name: found for name, found in parents.items() if found}
 
 
@@ -328,6 +343,7 @@ class Step:
         return f"{open_it}run: workbench run {self.run.path / 'recipe.yaml'} --name {self.run.name}"
 
 
+@in_our_words()
 def restore(run: Run) -> list[str]:
     """Bring back what a finished result was made from, where that was moved aside; return the names of these steps.
 
@@ -370,6 +386,7 @@ def _collect(run: Run, folder: Path, aside: list[Path], plan: dict[str, Path]) -
             )
 
 
+@in_our_words()
 def take_over(work: Run, source: Run, steps: Iterable[str]) -> None:
     """Copy finished steps of another run into one that is begun; what its recipe changes is computed anew later."""
     for step in steps:
@@ -471,6 +488,7 @@ def hold(name: str, wait: bool = False) -> Iterator[None]:
         yield
 
 
+@in_our_words()
 def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
@@ -515,6 +533,7 @@ def _difference(stored: Recipe, asked: Recipe) -> str:
     return ", ".join(f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys)
 
 
+@in_our_words()
 def runs_table() -> pd.DataFrame:
     """Return one row per run: its recipe, finished steps, the primary comparison and the seconds it took."""
     return pd.DataFrame(
@@ -535,7 +554,7 @@ def _run_row(path: Path) -> dict:
         for compared in verdict.get("comparisons", []):
             if all(compared[key] == primary[key] for key in ("a", "b", "shots")):
                 row |= {key: compared[key] for key in ("difference", "low", "high")}
-    except (RunError, KeyError, TypeError, ValueError) as error:
+    except (RunError, OSError, KeyError, TypeError, ValueError) as error:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"
     return row

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.runs import progress
-from workbench.runs.errors import RunError
+from workbench.runs.errors import RunError, in_our_words
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
 
 
+@in_our_words()
 def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) -> list:
     """Return [fn(job) for job in jobs], computed by several processes.
 

@@ -12,6 +12,7 @@ import pandas as pd
 from workbench.loop import prompts
 from workbench.loop.drafting import finished
 from workbench.models.start import Model
+from workbench.runs.identity import looks_at
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_parts import Influence
 from workbench.runs.seeding import stream, stream_seed
@@ -27,6 +28,7 @@ VERSION = 3
 WARMED = "warmed"
 
 
+@looks_at("evaluation.max_new_tokens")
 def measure_influence(
     students: dict[str, Model],
     tasks: dict[str, Task],

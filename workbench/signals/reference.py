@@ -17,6 +17,7 @@ from workbench.models.engine import Decoding, Request
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
+from workbench.runs.identity import looks_at
 from workbench.runs.recipe import Recipe
 from workbench.tasks.contamination import BY_DEFINITION, Guard, guard_for
 from workbench.tasks.task import Task, all_test_items, guard_of_sets
@@ -39,6 +40,7 @@ class _Answer:
         return f"reference answers of {self.task.name} for {self.student}"
 
 
+@looks_at("guard", "evaluation.bbh_dir")
 def build_reference(
     writers: dict[str, Model] | None,
     students: dict[str, Model],

@@ -17,7 +17,7 @@ from workbench.models.engine import Completion
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.cache import record_test_access, write_json
-from workbench.runs.identity import content_of, fingerprint
+from workbench.runs.identity import content_of, fingerprint, looks_at
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import VERDICT, Frames, Run
 from workbench.tasks.overlap import overlap_report, overlap_warnings
@@ -65,6 +65,7 @@ class SealedTests:
         return self.items(tasks), max(opened)
 
 
+@looks_at("seeds", "evaluation.arms")
 def answer_tests(
     students: dict[str, Model],
     trained: Frames,
