@@ -30,8 +30,8 @@ from workbench.signals.measured_gain import N_STEPS, Questions, gains_along
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import WarmUp, texts_of
 from workbench.studies.trials import held_out, training_rows
-from workbench.tasks.task import load_tasks
-from workbench.verdict.intervals import percentiles, rank_correlation
+from workbench.tasks.task import guard_of_sets, load_tasks
+from workbench.verdict.intervals import clustered_mean, percentiles, rank_correlation
 
 VERSION = 1
 AT = "leaderboard"
@@ -343,3 +343,45 @@ def agreement(signals: pd.DataFrame) -> pd.DataFrame:
     wide = wide[list(signals["signal"].unique())]
     parts = [own.corr("spearman") for _, own in wide.groupby(level=["student", "question_id"]) if len(own) > 2]
     return pd.concat(parts).groupby(level=0, sort=False).mean().reindex(wide.columns)
+
+
+def leaks(run: Run) -> pd.DataFrame:
+    """Return what probes owe to drafts that give answers away: for each student and task.
+
+    A probe leaks where the guard takes the draft's question for a copy of the preference question, or where the draft
+    states the very answer that is right there, so that copying it would do.
+
+    Returns:
+        Columns student, task, copies (share of drafts that copy a preference question), same_answer (share of probes),
+        right_if_same and right_else (shares right), score (mean over drafts) and without (the same without probes that
+        leak), owed (score minus without) with its 95 % interval over draft questions (low, high), and order: the rank
+        correlation of the two scores over the drafts of a question, mean over questions.
+    """
+    tasks, items, rows = load_tasks(run.recipe), run.read("preference_set"), []
+    drafts = run.read("drafts")[["draft_id", "task", "question_id", "question", "answer"]]
+    probes = run.read("probes")[["student", "draft_id", "item_id", "correct"]].merge(drafts, on="draft_id")
+    for name, task in tasks.items():
+        chosen = items[items["chosen"] & (items["task"] == name)].set_index("item_id")
+        guard = guard_of_sets(run.recipe, {"validation": task.validation["question"]})
+        asked = {text: {one.item for one in guard.matches(text)} for text in drafts["question"][drafts["task"] == name]}
+        own = probes[probes["task"] == name]
+        own = own.assign(target=own["item_id"].map(chosen["target"]), item=own["item_id"].map(chosen["question"]))
+        pairs = own[["answer", "target"]].drop_duplicates()
+        same = {pair: task.answers.alike(*pair) for pair in pairs.itertuples(index=False, name=None)}
+        own["same"] = [same[pair] for pair in own[["answer", "target"]].itertuples(index=False, name=None)]
+        own["copy"] = [item in asked[text] for text, item in own[["question", "item"]].itertuples(index=False)]
+        for student, told in own.groupby("student", sort=False):
+            kept = told[~told["same"] & ~told["copy"]]
+            scores = pd.DataFrame({"score": told.groupby("draft_id")["correct"].mean()})
+            scores["without"] = kept.groupby("draft_id")["correct"].mean()
+            scores = scores.dropna().join(drafts.set_index("draft_id")["question_id"])
+            owed, low, high = clustered_mean(scores["score"] - scores["without"], scores["question_id"])
+            order = [rank_correlation(one["score"], one["without"]) for _, one in scores.groupby("question_id")]
+            shares = {"copies": told.groupby("draft_id")["copy"].any().mean(), "same_answer": told["same"].mean()}
+            shares |= {"right_if_same": told["correct"][told["same"]].mean()}
+            shares |= {"right_else": told["correct"][~told["same"]].mean()} | scores[
+                ["score", "without"]
+            ].mean().to_dict()
+            row = {"student": student, "task": name} | shares | {"owed": owed, "low": low, "high": high}
+            rows.append(row | {"order": pd.Series(order).mean()})
+    return pd.DataFrame(rows)
