@@ -24,9 +24,9 @@ from workbench.runs.recipe_parts import Influence
 from workbench.runs.run import Run, fingerprint
 from workbench.runs.seeding import stream
 from workbench.runs.workers import run_jobs
-from workbench.signals.by_name import NAMED, measure_signals
+from workbench.signals.by_name import PASSES, measure_signals
 from workbench.signals.influence_of_drafts import measure_influence, warm_up_questions
-from workbench.signals.measured_gain import N_STEPS, Questions, gains_along
+from workbench.signals.measured_gain import Questions, gains_along
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import WarmUp, texts_of
 from workbench.studies.trials import held_out, training_rows
@@ -46,7 +46,7 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
 
     Args:
         run: With finished probes, of a method whose drafts were probed one-shot.
-        names: Of by_name.NAMED; "influence" leaves its warm-up questions out, for all signals.
+        names: Of by_name.PASSES; "influence" leaves its warm-up questions out, for all signals.
         n_measured: Questions of each task of whose drafts measured_gain is taken.
 
     Returns:
@@ -58,8 +58,8 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
             f"The drafts of run {run.name} were not probed one-shot; take a run whose were, for example: "
             f"workbench run {FIRST_RECIPE} --name demo --to probing"
         )
-    if unknown := set(names) - set(NAMED):
-        raise RunError(f"There is no signal {min(unknown)!r}; there are {', '.join(NAMED)}.")
+    if unknown := set(names) - set(PASSES):
+        raise RunError(f"There is no signal {min(unknown)!r}; there are {', '.join(PASSES)}.")
     recipe, drafts, probes = run.recipe, run.read("drafts"), run.read("probes")
     students, items, costs = students_of(recipe), run.read("preference_set"), []
     kept = drafts[drafts["answer"] != ""]
@@ -103,13 +103,10 @@ def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
 
 
 def _passes(name: str, own: pd.DataFrame, n_answer: float) -> tuple[float, float]:
-    known = NAMED[name]
-    if known.forward is not None:
-        return known.forward, known.backward
-    if name == "influence":
-        return 1 + own["n"].mean(), known.backward
-    trained = N_STEPS if name == "measured_gain" else 0
-    return trained + own["n"].mean() * (1 + n_answer), known.backward
+    forward, backward = PASSES[name]
+    if forward is None:
+        forward = backward + own["n"].mean() * (1 if name == "influence" else 1 + n_answer)
+    return forward, backward
 
 
 def groups_of(signals: pd.DataFrame, leaders: Sequence[str], seed: int) -> pd.DataFrame:
