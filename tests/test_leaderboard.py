@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from probed_run import recipe_of, store, write_run
 
 from workbench import figures
-from workbench.studies.leaderboard import agreement, board, compare, groups_of
+from workbench.studies.leaderboard import agreement, board, compare, groups_of, leaks
 
 TECHNIQUES, TASKS, N_QUESTIONS = ("tally", "meter", "story", "diary"), ("sums", "moves"), 6
 
@@ -92,3 +93,25 @@ def test_groups_are_the_same_for_all_signals_and_an_unscored_draft_is_never_the_
     assert all(own["question_id"].is_unique and len(own) == len(TASKS) * N_QUESTIONS for own in named.values())
     assert "sums0tally" not in set(named["best true"]["draft_id"]) and "sums0tally" in set(named["tally"]["draft_id"])
     pd.testing.assert_frame_equal(groups_of(signals, ["true", "same"], 1), groups)
+
+
+def test_probes_that_leak_are_counted_and_left_out(runs):
+    run = write_run("leaky", recipe_of(3, 8, ("ada",)))
+    probes, drafts = run.read("probes"), run.read("drafts")
+    items = run.read("preference_set").set_index("item_id")["target"]
+    stated = probes["draft_id"].map(drafts.set_index("draft_id")["answer"])
+    same = stated == probes["item_id"].map(items)
+    # Whoever is shown the answer gets it right, and nobody else does.
+    store(run, probes=probes.assign(correct=same, parsed=True))
+    found = leaks(run).iloc[0]
+    assert found["same_answer"] == pytest.approx(same.mean()) and 0 < same.mean() < 1 and found["copies"] == 0
+    assert found["right_if_same"] == 1 and found["right_else"] == 0 and found["without"] == 0
+    assert found["owed"] == pytest.approx(found["score"]) == pytest.approx(same.mean())
+
+
+def test_a_draft_that_copies_a_preference_question_is_seen(runs):
+    run = write_run("copied", recipe_of(3, 8, ("ada",)))
+    items, drafts = run.read("preference_set"), run.read("drafts")
+    first = drafts["question_id"] == drafts["question_id"][0]
+    store(run, drafts=drafts.assign(question=drafts["question"].mask(first, items["question"][2])))
+    assert leaks(run).iloc[0]["copies"] == pytest.approx(1 / 3)

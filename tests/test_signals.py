@@ -19,8 +19,7 @@ from workbench.runs import schemas
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import SIGNALS
 from workbench.signals import likelihood, measured_gain
-from workbench.signals.by_name import NAMED, measure_signals
-from workbench.signals.gradient_norm import measure_gradients
+from workbench.signals.by_name import PASSES, measure_signals
 from workbench.signals.likelihood import Reading, answer_reward, learning_cost, rank_surprisal, read
 from workbench.signals.measured_gain import Questions, gains_along
 from workbench.signals.scores import self_consistency
@@ -153,7 +152,7 @@ def test_signals_do_not_depend_on_order_or_on_each_other(asked):
     run, measure = asked
     drafts = run.read("drafts")
     table = measure(CHEAP)
-    assert set(table["signal"]) == set(CHEAP) and table["value"].notna().all() and set(SIGNALS) < set(NAMED)
+    assert set(table["signal"]) == set(CHEAP) and table["value"].notna().all() and set(SIGNALS) < set(PASSES)
     # Eight drafts and two questions.
     assert (table.groupby("signal").size() == 10).all()
     turned = measure(list(reversed(CHEAP)), drafts.iloc[::-1].reset_index(drop=True))
@@ -183,7 +182,7 @@ def test_what_cannot_be_scored_forms_no_value_and_is_counted(asked):
 def test_gradient_norm_is_that_of_the_mean_loss(asked):
     run, _ = asked
     student, tasks, drafts = students_of(run.recipe)["ada"], load_tasks(run.recipe), run.read("drafts").head(1)
-    found = measure_gradients(student, tasks, drafts).iloc[0]
+    found = likelihood.measure_likelihoods(["gradient_norm"], student, None, tasks, drafts).iloc[0]
     loaded = loading.load(student.ref, "float32", "cpu")
     rows = likelihood.texts_to_learn(tasks, drafts)
     (text,) = texts_of(loaded.tokenizer, rows)

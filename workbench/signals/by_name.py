@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,7 +11,6 @@ from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import BEST_BY, ONE_SHOT, Recipe
 from workbench.runs.workers import run_jobs
 from workbench.signals import likelihood
-from workbench.signals.gradient_norm import measure_gradients
 from workbench.signals.influence_of_drafts import with_questions
 from workbench.signals.measured_gain import N_STEPS, measure_gains
 from workbench.signals.scores import self_consistency, share_right
@@ -98,32 +96,20 @@ def _ask(job: _Ask) -> pd.DataFrame:
     if plain := [name for name in job.names if name in likelihood.NAMES]:
         given = (plain, job.student, job.teacher, job.tasks, job.drafts)
         found.append(likelihood.measure_likelihoods(*given).assign(stderr=0.0))
-    if "gradient_norm" in job.names:
-        found.append(measure_gradients(job.student, job.tasks, job.drafts).assign(stderr=0.0))
     if "measured_gain" in job.names:
         rate = job.student.recipe.training.learning_rate
         found.append(measure_gains(job.student, job.tasks, job.drafts, job.items, rate, job.seed))
     return pd.concat(found, ignore_index=True)
 
 
-class Signal(NamedTuple):
-    """What people call a signal, and its passes over a text for one draft; None: one a question and a token written."""
-
-    words: str
-    forward: float | None = 1
-    backward: float = 0
-
-
-NAMED = {
-    ONE_SHOT: Signal("one-shot accuracy", None),
-    "self_consistency": Signal("self-consistency", None),
-    "surprisal": Signal("likelihood (minus surprisal)"),
-    "rank_surprisal": Signal("rank-surprisal ratio"),
-    "rank_surprisal_100": Signal("rank-surprisal ratio, clip 100"),
-    "learning_cost": Signal("learning cost"),
-    "answer_likelihood": Signal("answer likelihood less leak", 2),
-    "answer_likelihood_alone": Signal("answer likelihood"),
-    "gradient_norm": Signal("gradient norm", 1, 1),
-    "measured_gain": Signal("measured gain of one draft", None, N_STEPS),
-    "influence": Signal("local data influence", None, 1),
+# Passes over a text for one draft, forward and backward; None: one for each question asked and token written.
+PASSES: dict[str, tuple[float | None, float]] = {
+    ONE_SHOT: (None, 0),
+    "self_consistency": (None, 0),
+    **dict.fromkeys(likelihood.OF_READINGS, (1, 0)),
+    "answer_likelihood": (2, 0),
+    "answer_likelihood_alone": (1, 0),
+    likelihood.GRADIENT: (1, 1),
+    "measured_gain": (None, N_STEPS),
+    "influence": (None, 1),
 }

@@ -1,4 +1,4 @@
-"""What a student's own probabilities say of a draft: signals of one forward pass, no answer written, nothing learned.
+"""What a draft is to a student that only reads it: signals of one pass, with no answer written and nothing learned.
 
 A draft is read as SFT sees it, prompt and completion with its end token, alone and without padding: what is read does
 not depend on the other drafts. Values are turned so that higher is better by each signal's own claim; what cannot be
@@ -19,11 +19,11 @@ from torch.nn.functional import log_softmax, normalize
 from workbench.loop import prompts
 from workbench.models import loading
 from workbench.models.loading import LoadedModel
-from workbench.models.packed_losses import Text
+from workbench.models.packed_losses import Text, single, token_losses
 from workbench.models.start import Model
 from workbench.runs.errors import ModelError
 from workbench.signals.influence_of_drafts import texts_to_learn
-from workbench.signals.warm_up import texts_of
+from workbench.signals.warm_up import texts_of, trainable
 from workbench.tasks.task import Task
 
 VERSION = 1
@@ -151,7 +151,23 @@ OF_READINGS: dict[str, tuple[Callable[[Reading], float], bool]] = {
     "learning_cost": (learning_cost, True),
 }
 OF_ANSWERS = ("answer_likelihood", "answer_likelihood_alone")
-NAMES = (*OF_READINGS, *OF_ANSWERS)
+GRADIENT = "gradient_norm"
+NAMES = (*OF_READINGS, *OF_ANSWERS, GRADIENT)
+
+
+def gradient_norm(loaded: LoadedModel, text: Text) -> float:
+    """Return the L2 norm of the gradient of a text's mean loss a token, over all weights that are trained.
+
+    The model is in float32; the gradient is neither clipped nor projected, and no weight moves.
+
+    Source: the control of GRACE, OpenReview m276fke38H, and of data pruning (Paul et al. 2021, arXiv:2107.07075). Its
+    claim is that a text which moves the student little teaches it little: larger is better.
+    """
+    parameters = trainable(loaded.model)
+    loaded.model.zero_grad(set_to_none=True)
+    token_losses(loaded.model, single(text, loaded.model.device)).mean().backward()
+    parts = [parameter.grad.norm().double() for parameter in parameters.values() if parameter.grad is not None]
+    return float(torch.stack(parts).norm())
 
 
 def measure_likelihoods(
@@ -175,15 +191,18 @@ def measure_likelihoods(
     rows = texts_to_learn(tasks, drafts).merge(
         drafts[["draft_id", "task", "question", "answer", "gold"]], on="draft_id"
     )
-    loaded = loading.load(student.ref, student.recipe.models.dtype, student.recipe.compute.device)
+    compute = student.recipe.compute.device
+    loaded = loading.load(student.ref, student.recipe.models.dtype, compute)
+    exact = loading.load(student.ref, "float32", compute, merged=False) if GRADIENT in names else None
     plain, found = [name for name in names if name in OF_READINGS], []
     states = any(OF_READINGS[name][1] for name in plain)
-    for row in rows.itertuples() if plain else ():
+    for row in rows.itertuples() if plain or exact else ():
         text = _text(loaded, row.prompt, row.completion)
-        reading = read(loaded, text, states=states) if text else None
-        for name in plain:
-            value = OF_READINGS[name][0](reading) if reading else np.nan
-            found.append((row.draft_id, name, value, len(text.completion) if text else 0, len(text or ())))
+        reading = read(loaded, text, states=states) if text and plain else None
+        values = {name: OF_READINGS[name][0](reading) if text else np.nan for name in plain}
+        values |= {GRADIENT: gradient_norm(exact, text) if text else np.nan} if exact else {}
+        size = (len(text.completion), len(text)) if text else (0, 0)
+        found += [(row.draft_id, name, value, *size) for name, value in values.items()]
     if answers := [name for name in names if name in OF_ANSWERS]:
         found += _of_answers(answers, loaded, teacher, tasks, rows)
     table = pd.DataFrame(found, columns=["draft_id", "signal", "value", "n", "tokens"])

@@ -24,14 +24,14 @@ from workbench.runs.recipe_parts import Influence
 from workbench.runs.run import Run, fingerprint
 from workbench.runs.seeding import stream
 from workbench.runs.workers import run_jobs
-from workbench.signals.by_name import NAMED, measure_signals
+from workbench.signals.by_name import PASSES, measure_signals
 from workbench.signals.influence_of_drafts import measure_influence, warm_up_questions
-from workbench.signals.measured_gain import N_STEPS, Questions, gains_along
+from workbench.signals.measured_gain import Questions, gains_along
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import WarmUp, texts_of
 from workbench.studies.trials import held_out, training_rows
-from workbench.tasks.task import load_tasks
-from workbench.verdict.intervals import percentiles, rank_correlation
+from workbench.tasks.task import guard_of_sets, load_tasks
+from workbench.verdict.intervals import clustered_mean, percentiles, rank_correlation
 
 VERSION = 1
 AT = "leaderboard"
@@ -46,7 +46,7 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
 
     Args:
         run: With finished probes, of a method whose drafts were probed one-shot.
-        names: Of by_name.NAMED; "influence" leaves its warm-up questions out, for all signals.
+        names: Of by_name.PASSES; "influence" leaves its warm-up questions out, for all signals.
         n_measured: Questions of each task of whose drafts measured_gain is taken.
 
     Returns:
@@ -58,8 +58,8 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
             f"The drafts of run {run.name} were not probed one-shot; take a run whose were, for example: "
             f"workbench run {FIRST_RECIPE} --name demo --to probing"
         )
-    if unknown := set(names) - set(NAMED):
-        raise RunError(f"There is no signal {min(unknown)!r}; there are {', '.join(NAMED)}.")
+    if unknown := set(names) - set(PASSES):
+        raise RunError(f"There is no signal {min(unknown)!r}; there are {', '.join(PASSES)}.")
     recipe, drafts, probes = run.recipe, run.read("drafts"), run.read("probes")
     students, items, costs = students_of(recipe), run.read("preference_set"), []
     kept = drafts[drafts["answer"] != ""]
@@ -103,13 +103,10 @@ def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
 
 
 def _passes(name: str, own: pd.DataFrame, n_answer: float) -> tuple[float, float]:
-    known = NAMED[name]
-    if known.forward is not None:
-        return known.forward, known.backward
-    if name == "influence":
-        return 1 + own["n"].mean(), known.backward
-    trained = N_STEPS if name == "measured_gain" else 0
-    return trained + own["n"].mean() * (1 + n_answer), known.backward
+    forward, backward = PASSES[name]
+    if forward is None:
+        forward = backward + own["n"].mean() * (1 if name == "influence" else 1 + n_answer)
+    return forward, backward
 
 
 def groups_of(signals: pd.DataFrame, leaders: Sequence[str], seed: int) -> pd.DataFrame:
@@ -343,3 +340,45 @@ def agreement(signals: pd.DataFrame) -> pd.DataFrame:
     wide = wide[list(signals["signal"].unique())]
     parts = [own.corr("spearman") for _, own in wide.groupby(level=["student", "question_id"]) if len(own) > 2]
     return pd.concat(parts).groupby(level=0, sort=False).mean().reindex(wide.columns)
+
+
+def leaks(run: Run) -> pd.DataFrame:
+    """Return what probes owe to drafts that give answers away: for each student and task.
+
+    A probe leaks where the guard takes the draft's question for a copy of the preference question, or where the draft
+    states the very answer that is right there, so that copying it would do.
+
+    Returns:
+        Columns student, task, copies (share of drafts that copy a preference question), same_answer (share of probes),
+        right_if_same and right_else (shares right), score (mean over drafts) and without (the same without probes that
+        leak), owed (score minus without) with its 95 % interval over draft questions (low, high), and order: the rank
+        correlation of the two scores over the drafts of a question, mean over questions.
+    """
+    tasks, items, rows = load_tasks(run.recipe), run.read("preference_set"), []
+    drafts = run.read("drafts")[["draft_id", "task", "question_id", "question", "answer"]]
+    probes = run.read("probes")[["student", "draft_id", "item_id", "correct"]].merge(drafts, on="draft_id")
+    for name, task in tasks.items():
+        chosen = items[items["chosen"] & (items["task"] == name)].set_index("item_id")
+        guard = guard_of_sets(run.recipe, {"validation": task.validation["question"]})
+        asked = {text: {one.item for one in guard.matches(text)} for text in drafts["question"][drafts["task"] == name]}
+        own = probes[probes["task"] == name]
+        own = own.assign(target=own["item_id"].map(chosen["target"]), item=own["item_id"].map(chosen["question"]))
+        pairs = own[["answer", "target"]].drop_duplicates()
+        same = {pair: task.answers.alike(*pair) for pair in pairs.itertuples(index=False, name=None)}
+        own["same"] = [same[pair] for pair in own[["answer", "target"]].itertuples(index=False, name=None)]
+        own["copy"] = [item in asked[text] for text, item in own[["question", "item"]].itertuples(index=False)]
+        for student, told in own.groupby("student", sort=False):
+            kept = told[~told["same"] & ~told["copy"]]
+            scores = pd.DataFrame({"score": told.groupby("draft_id")["correct"].mean()})
+            scores["without"] = kept.groupby("draft_id")["correct"].mean()
+            scores = scores.dropna().join(drafts.set_index("draft_id")["question_id"])
+            owed, low, high = clustered_mean(scores["score"] - scores["without"], scores["question_id"])
+            order = [rank_correlation(one["score"], one["without"]) for _, one in scores.groupby("question_id")]
+            shares = {"copies": told.groupby("draft_id")["copy"].any().mean(), "same_answer": told["same"].mean()}
+            shares |= {"right_if_same": told["correct"][told["same"]].mean()}
+            shares |= {"right_else": told["correct"][~told["same"]].mean()} | scores[
+                ["score", "without"]
+            ].mean().to_dict()
+            row = {"student": student, "task": name} | shares | {"owed": owed, "low": low, "high": high}
+            rows.append(row | {"order": pd.Series(order).mean()})
+    return pd.DataFrame(rows)
