@@ -23,7 +23,7 @@ from workbench.runs import progress, schemas
 from workbench.runs.cache import ITEMS, LOCK, LOOKS, atomic_write, held, read_json, runs_folder, write_json
 from workbench.runs.errors import RunError, in_our_words, visible
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify, unlike
-from workbench.runs.recipe import Recipe, flatten, parse_yaml, project_root
+from workbench.runs.recipe import Recipe, flatten, parse_yaml, project_root, recipe_class
 from workbench.runs.recipe_file import load_recipe
 
 SCHEMA_NUMBER = 2  # raise by hand when the meaning of a stored frame changes: finished steps are then computed again
@@ -316,6 +316,7 @@ class Step:
                 )
         return manifest
 
+    @in_our_words()
     def frame(self, name: str) -> pd.DataFrame:
         """Return one frame of the finished step, checked against what was written."""
         files = self.manifest["files"]
@@ -500,6 +501,8 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """
     path = path_of(name)
     file = path / "recipe.yaml"
+    if type(recipe) is Recipe:  # without what its method adds, so unlike the same one read back
+        recipe = recipe_class(recipe.method).model_validate(recipe.model_dump())
     if name == SAMPLE and not path.exists():
         source, made = project_root() / "data" / "samples" / "run", path.with_name(f".{SAMPLE}.{os.getpid()}")
         shutil.copytree(source, made, ignore=shutil.ignore_patterns("*.py", "__pycache__")).rename(path)
