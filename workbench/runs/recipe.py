@@ -43,7 +43,7 @@ ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
 ONE_SHOT = "one_shot"
 # What a student can be asked of a draft.
 SIGNALS = (
-    *(ONE_SHOT, "self_consistency", "surprisal", "rank_surprisal", "rank_surprisal_100", "learning_cost"),
+    *(ONE_SHOT, "self_consistency", "surprisal", "rank_surprisal", "learning_cost"),
     *("answer_likelihood", "answer_likelihood_alone", "gradient_norm", "measured_gain"),
 )
 BEST_BY = "best_by_"  # and one of these: of each question the draft that it likes best

@@ -27,7 +27,7 @@ from workbench.signals.warm_up import texts_of, trainable
 from workbench.tasks.task import Task
 
 VERSION = 1
-CLIP = 100  # of ranks; of a small vocabulary a tenth
+CLIP = 100  # of ranks; of a vocabulary below 1,000 a tenth, where most ranks would be below 100 anyway
 TEMPERATURE = 0.7  # of the probabilities in answer_likelihood
 QUESTION_SHARE = 0.5  # lambda of learning_cost
 
@@ -95,12 +95,13 @@ def likelihood(reading: Reading) -> float:
     return -float(reading.surprisal[reading.of_completion].mean())
 
 
-def rank_surprisal(reading: Reading, clip: int = CLIP) -> float:
+def rank_surprisal(reading: Reading) -> float:
     """Return minus the rank-surprisal ratio: the sum of clipped ranks through the sum of surprisals.
 
-    Source: RSR, arXiv:2601.14249, and official code. Deviation: the sign is turned, so that higher is better.
+    Source: RSR, arXiv:2601.14249, and official code. Deviations: the sign is turned, so that higher is better, and
+    ranks are clipped at a tenth of a vocabulary of less than 1,000.
     """
-    at = reading.of_completion
+    at, clip = reading.of_completion, max(1, min(CLIP, reading.vocabulary // 10))
     return -float(np.minimum(reading.rank[at], clip).sum() / max(reading.surprisal[at].sum(), 1e-8))
 
 
@@ -146,8 +147,7 @@ def answer_reward(answer: np.ndarray, student: np.ndarray, teacher: np.ndarray |
 # Of a reading, and whether the states are needed.
 OF_READINGS: dict[str, tuple[Callable[[Reading], float], bool]] = {
     "surprisal": (likelihood, False),
-    "rank_surprisal": (lambda reading: rank_surprisal(reading, max(1, min(CLIP, reading.vocabulary // 10))), False),
-    "rank_surprisal_100": (rank_surprisal, False),
+    "rank_surprisal": (rank_surprisal, False),
     "learning_cost": (learning_cost, True),
 }
 OF_ANSWERS = ("answer_likelihood", "answer_likelihood_alone")

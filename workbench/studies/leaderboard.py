@@ -71,6 +71,7 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
     for name in names:
         at, some = f"{AT}/{name}", drafts
         if name == "influence":
+            at = f"{at}/influences"
             found = _influences(run, settings, at)
         else:
             if name == "measured_gain":
@@ -99,7 +100,7 @@ def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
     given = (run.read("preference_set"), settings.n_tries, recipe.evaluation.max_new_tokens, seed)
     reference = run.step(f"{AT}/reference", build_reference, writers, students, tasks, *given)
     given = (run.read("questions"), run.read("drafts"), reference, settings, seed)
-    return run.step(f"{at}/influences", measure_influence, students, tasks, *given)["influences"]
+    return run.step(at, measure_influence, students, tasks, *given)["influences"]
 
 
 def _passes(name: str, own: pd.DataFrame, n_answer: float) -> tuple[float, float]:
