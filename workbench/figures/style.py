@@ -68,7 +68,8 @@ FOLLOW = """<script>(() => {
   const follow = () => document.querySelectorAll(".js-plotly-plot").forEach((figure) => {
     const by = document.body.dataset.jpThemeLight === "true" ? light : dark;
     turn(figure.data, by), turn(figure.layout, by);
-    Plotly.newPlot(figure, figure.data, figure.layout, figure._context);
+    const layout = { ...figure.layout, height: figure._fullLayout.height };
+    Plotly.newPlot(figure, figure.data, layout, figure._context);
   });
   window.wbFollow?.disconnect();
   window.wbFollow = new MutationObserver(follow);
