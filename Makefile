@@ -63,9 +63,11 @@ smol: .venv/core.stamp
 lm-eval: .venv/core.stamp
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt
 
-# Voila carries an older Lab than ours, which draws figures by themselves but not by plotly's extension.
+# Voila carries an older Lab than ours, which draws figures by themselves but not by plotly's extension. Two readers find
+# all cells run already; a kernel that nobody looks at any more ends after two minutes.
 VOILA = JUPYTER_PATH="$(CURDIR)/notebooks/app" .venv/bin/voila notebooks/06_responsive_teaching.ipynb \
-	--template=lesson --VoilaConfiguration.extension_denylist=jupyterlab-plotly
+	--template=lesson --VoilaConfiguration.extension_denylist=jupyterlab-plotly --preheat_kernel=True --pool_size=2 \
+	--MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30
 
 app: .venv/core.stamp
 	$(PIP) --editable '.[app]'

@@ -37,8 +37,8 @@ def lab(folder: Path, **environment: str) -> Iterator[str]:
 @contextmanager
 def app(notebook: Path, folder: Path, **environment: str) -> Iterator[str]:
     """Show a notebook as the app that `make app` makes of notebook 06, and yield its address."""
-    flags = re.search(r"bin/voila \S+ (.*)\\\n\s+(.*)", (PROJECT / "Makefile").read_text())
-    command = [sys.executable, "-m", "voila", str(notebook), *flags[1].split(), *flags[2].split()]
+    flags = re.search(r"bin/voila \S+ ((?:.*\\\n)*.*)", (PROJECT / "Makefile").read_text())
+    command = [sys.executable, "-m", "voila", str(notebook), *flags[1].replace("\\", "").split()]
     command += ["--no-browser", f"--port={_free_port()}"]
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
     environment = {"JUPYTER_PATH": str(PROJECT / "notebooks" / "app"), "PYTHONPATH": path, **environment}

@@ -213,6 +213,9 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
         page.on("request", lambda one: asked.append(one.url))
         page.goto(address)
         page.get_by_text("1 of 7", exact=True).wait_for()
+        assert "Using pre-heated kernel" in (tmp_path / "app.log").read_text(), (
+            "all cells were run before somebody came"
+        )
         page.get_by_role("link", name="Let the models answer live").wait_for()
         # One step a screen: nothing of the next one is seen before it is asked for.
         assert not page.get_by_role("button", name="Example A").is_visible()
@@ -256,10 +259,14 @@ def test_in_lab_a_class_can_play_it(chromium, tmp_path):
             page.keyboard.press("Enter")
         page.get_by_text("Round 3 of 6").wait_for()
         said = page.get_by_text("of 2 guesses right").inner_text()
+        grounds, heights = set(), set()
         for theme in THEMES:
             use_theme(page, theme)
+            figure = page.locator(".js-plotly-plot .main-svg").first
+            grounds.add(figure.evaluate("one => getComputedStyle(one).backgroundColor"))
+            heights.add(figure.bounding_box()["height"])
             axe_finds_nothing(page, ".jp-OutputArea:has(.wbg)")
         browser.close()
     assert said.startswith(("0 of", "1 of", "2 of")) and answers == 0
-    assert not errors
+    assert not errors and (len(grounds), len(heights)) == (2, 1), "figures that are there follow a theme"
     assert os.path.exists(tmp_path / "runs" / "start-here" / "metrics.json")

@@ -143,7 +143,7 @@ def technique_heatmap(signals: pd.DataFrame, drafts: pd.DataFrame, models: str =
     """Draw the mean preference score of every student under every technique."""
     table = _means(scored(signals, drafts), ["student", "technique"])
     half = (table["high"] - table["low"]) / 2
-    text = table["mean"].map("{:.2f}".format) + half.map(lambda h: "" if np.isnan(h) else f" ± {h:.2f}")
+    text = table["mean"].map("{:.2f}".format) + half.map(lambda h: "" if np.isnan(h) else f" ± {max(h, 0.01):.2f}")
     cells = table.assign(text=text, student=table["student"].map(named), technique=table["technique"].map(named))
     places = {"index": cells["student"].unique(), "columns": in_order(cells, "technique")["technique"].unique()}
     grid = cells.pivot(index="student", columns="technique", values="mean").reindex(**places)

@@ -56,6 +56,25 @@ POCKET = "pocket models"
 TABLE_ROWS = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LINE_LETTERS = 118  # of a subtitle at its usual size
+# In Lab: figures that are there already are drawn anew in the other colours when another theme is chosen.
+FOLLOW = """<script>(() => {
+  const dark = %s, light = Object.fromEntries(Object.entries(dark).map((pair) => pair.reverse()));
+  const turn = (part, by) => {
+    for (const [key, value] of Object.entries(part)) {
+      if (typeof value === "string") part[key] = by[value] || value;
+      else if (Array.isArray(value) || value?.constructor === Object) turn(value, by);
+    }
+  };
+  const follow = () => document.querySelectorAll(".js-plotly-plot").forEach((figure) => {
+    const by = document.body.dataset.jpThemeLight === "true" ? light : dark;
+    turn(figure.data, by), turn(figure.layout, by);
+    const layout = { ...figure.layout, height: figure._fullLayout.height };
+    Plotly.newPlot(figure, figure.data, layout, figure._context);
+  });
+  window.wbFollow?.disconnect();
+  window.wbFollow = new MutationObserver(follow);
+  window.wbFollow.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
+})()</script>"""
 _script_shown = False
 _theme, _times = "light", 1.0
 
@@ -296,7 +315,8 @@ def use_renderer() -> None:
     global _script_shown
     from IPython.display import display
 
-    display({"text/html": plotly_script(), "text/plain": "Figures are drawn by plotly."}, raw=True)
+    follow = FOLLOW % json.dumps(DARK)
+    display({"text/html": plotly_script() + follow, "text/plain": "Figures are drawn by plotly."}, raw=True)
     _script_shown = True
 
 

@@ -89,10 +89,12 @@ class Progress:
     Args:
         what: What is going on.
         total: How much there is to do; 0 when that is not known.
+
+    `text` is shown below the bar: what was written last, say.
     """
 
     def __init__(self, what: str, total: int = 0):
-        self.what, self.total, self.done = what, total, 0
+        self.what, self.total, self.done, self.text = what, total, 0, ""
         self.began = self.said = time.monotonic()
         self.handle = None if is_headless() else _display("", what)
 
@@ -132,7 +134,7 @@ class Progress:
 
     def _bar(self, line: str) -> str:
         full = f'value="{min(self.done, self.total)}" max="{self.total}"' if self.total else ""
-        return f"<div><progress {full}></progress> {html.escape(line)}</div>"
+        return f"<div><progress {full}></progress> {html.escape(line)}<br><small>{html.escape(self.text)}</small></div>"
 
 
 def progress(items: Iterable, what: str) -> Iterator:

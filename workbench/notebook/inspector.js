@@ -648,8 +648,10 @@ class Inspector {
     for (let at = first; at < last; at += 1) {
       const row = this.rows.get(at);
       const mark = row && row.review ? `${(REVIEWED[row.review] || "")[0]} ` : "";
-      const words = row ? `${mark}${row.kind} · ${row.task}` : "…";
-      const attributes = { type: "button", tabindex: "-1", onclick: () => this.goTo(at), title: row ? row.student : "" };
+      const gap = row && row.gap !== null ? `${row.gap.toFixed(2)} ` : "";
+      const words = row ? `${mark}${gap}${row.task.replaceAll("_", " ")}` : "…";
+      const title = row ? `${row.kind} pair of ${row.student}` : "";
+      const attributes = { type: "button", tabindex: "-1", onclick: () => this.goTo(at), title };
       rows.push(make("button", { ...attributes, "aria-current": at === this.state.at ? "true" : null }, make("span", {}, String(at + 1)), " ", literal(words)));
     }
     this.nextPairs.replaceChildren(...rows);

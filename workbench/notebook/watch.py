@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from workbench.methods import ALL
 from workbench.notebook.display import Progress, print_table, without_bars
 from workbench.runs import progress
-from workbench.runs.errors import visible
+from workbench.runs.errors import RunError, visible
 from workbench.runs.run import NEXT, SUPERSEDED, Run, open_run, steps_in
 
 SILENT_S = 60  # from then on silence is worth a word, though the process is there
@@ -86,6 +86,10 @@ def look(run: Run, at: float | None = None) -> Now:
         for name in named
     ]
     busy = [sign for sign in signs if not sign["main"]] or signs
+    texts = _texts(signs)
+    if not texts and run.has("drafts"):
+        with suppress(RunError):
+            texts = list(run.read("drafts")["rationale"])
     return Now(
         run.name,
         state,
@@ -93,8 +97,12 @@ def look(run: Run, at: float | None = None) -> Now:
         pd.DataFrame(rows, columns=COLUMNS),
         [_doing(sign) for sign in busy] if state in ("working", "silent") else [],
         [line for sign in signs for model in sign["curve"].items() for line in spark_lines(*model)],
-        [text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]][-3:],
+        texts[-3:],
     )
+
+
+def _texts(signs: list[dict]) -> list[str]:
+    return [text for sign in sorted(signs, key=lambda sign: sign["at"]) for text in sign["texts"]]
 
 
 @contextmanager
@@ -107,6 +115,7 @@ def watching(step: str) -> Iterator[None]:
             if given := progress.read(signs.parent):
                 so_far, share = _so_far(given, "working", time.time())
                 left = f"{so_far['time left']} left" if "time left" in so_far else f"{so_far['seconds']} s"
+                shown.text = visible((_texts(given) or [""])[-1], 110)
                 line = ", ".join(filter(None, [so_far["items"], so_far["rate"], left]))
                 shown(share, int(share > 0), f"{step}: {line}")
 

@@ -136,7 +136,7 @@ class WhatIf(HasTraits):
         said = ", ".join(f"{found[name]:,} {name}" for name in ("lost", "new", "turned") if found[name])
         return (
             f"{then['pairs']:,} pairs{by} instead of {now['pairs']:,} ({said or 'the same'}); {then['decided']:.0%} "
-            f"instead of {now['decided']:.0%} of them have p_chosen of {DECIDED} or more."
+            f"instead of {now['decided']:.0%} of them are decided (probability {DECIDED} or more)."
         )
 
 

@@ -60,9 +60,8 @@ def points(share: float) -> str:
 def in_order(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return rows in the order of all figures, tables and legends, by the first column, then by the next.
 
-    Arms: base, untailored, random pairs, tailored, then the others as they come. Styles, and the techniques that ask
-    for them: by name, what is in none of them last. Students and the rest as they come: steps and verdict keep the
-    recipe's order.
+    Arms as in ARMS, answers as in STATES, then others as they come. Styles, and the techniques that ask for them: by
+    name, what is in none of them last. Students and the rest as they come: steps and verdict keep the recipe's order.
     """
 
     def places(column: pd.Series) -> pd.Series:
@@ -70,7 +69,8 @@ def in_order(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
         if column.name in ("technique", "style"):
             values.sort(key=lambda style: (style in ("", UNRECOGNISED), style))
         else:
-            values.sort(key=lambda name: ARMS.index(name) if name in ARMS else len(ARMS))
+            known = (*ARMS, *STATES)
+            values.sort(key=lambda name: known.index(name) if name in known else len(known))
         return column.map({value: place for place, value in enumerate(values)})
 
     return rows.sort_values(list(columns), key=places, kind="stable")
