@@ -62,16 +62,16 @@ def lives(folder: Path, n: int) -> dict[str, list[int]]:
 
 
 def restart() -> dict[str, float]:
-    """Return the seconds that it takes to import, and to go through the steps of the shipped run with every frame."""
-    began = time.perf_counter()
+    """Return the seconds of a core that it takes to open the shipped run, and to go through its steps, frames read."""
+    began = time.process_time()
     import workbench as wb
 
     run = wb.open_run("sample")
-    opened = time.perf_counter()
+    opened = time.process_time()
     with redirect_stdout(io.StringIO()):
         for name in run.steps():
             run.step(name, None)
-    return {"open": opened - began, f"{len(run.steps())} steps": time.perf_counter() - opened}
+    return {"open": opened - began, f"{len(run.steps())} steps": time.process_time() - opened}
 
 
 def durability(folder: Path, n: int) -> dict[str, float]:
