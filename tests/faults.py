@@ -1,7 +1,8 @@
 """Faults put in at every place that reads or writes what a run keeps, and damage to every file of it.
 
 One wrapper around what opens, moves, makes and deletes files looks who calls: so a fault can be put into any function
-of the library, and none that touches files is left out. `python tests/faults.py` puts in all of them and counts.
+of the library, and none that touches files is left out. `python tests/faults.py 150` puts in so many, drawn from all,
+does every damage to every file, and writes down what happened.
 """
 
 import ast
@@ -9,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import random
 import re
 import shutil
 import sqlite3
@@ -22,6 +24,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import PROJECT, RECIPE
+from reliability_table import record
 
 from workbench.cli import check
 from workbench.loop.reviews import Reviews
@@ -146,7 +149,8 @@ def live() -> dict:
     take_over(other, run, ["numbers"])
     frames["taken over"] = other.step("numbers", numbers, 3)
     found = {name: content_of(frame) for name, frame in frames.items()}
-    check._read_step(Step(run, "teachers"))
+    if fault := check._fault(lambda: check._read_step(Step(run, "teachers"))):
+        raise RunError(fault)
     found["model"] = file_sha256(run.path / "teachers" / "m" / "model.safetensors")
     items = Cache(run.path.parent / "items.sqlite")
     try:
@@ -300,22 +304,30 @@ def put_aside(path: Path, said: str) -> None:
             one.rename(f"{one}{ASIDE}")
 
 
+def try_all(folder: Path, n_faults: int, say=print) -> dict[str, int]:
+    """Put in so many faults, drawn from all, and do every damage to every file; return how often what happened."""
+    counts: dict[str, int] = {}
+    wanted = whole(folder / "whole")
+    with in_a_folder(folder / "noted"), Fault().put_in() as noted:
+        live()
+    each = [(place, n, code) for place in sorted(places()) for n in range(1, noted.met[place] + 1) for code in ERRORS]
+    tries = [("fault", *one) for one in random.Random(0).sample(each, min(n_faults, len(each)))]
+    tries += [("damage", file, how) for file in files_of(folder / "whole") for how in DAMAGE]
+    for kind, *given in tries:
+        try:
+            if kind == "fault":
+                made = fall(folder / "now", *given, wanted)
+            else:
+                made = damage(folder / "whole", folder / "now", *given, wanted)
+        except Exception as error:
+            made = "believed, or without a clear error"
+            say(kind, *given, f"{type(error).__name__}: {error}"[:600])
+        progress.end()
+        shutil.rmtree(folder / "now", ignore_errors=True)
+        counts[f"{kind}, {made}"] = counts.get(f"{kind}, {made}", 0) + 1
+    return counts
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        counts: dict[str, int] = {}
-        wanted = whole(Path(name) / "whole")
-        with in_a_folder(Path(name) / "noted"), Fault().put_in() as noted:
-            live()
-        each = [
-            (place, n, code) for place in sorted(places()) for n in range(1, noted.met[place] + 1) for code in ERRORS
-        ]
-        for at, (place, n, code) in enumerate(each):
-            what = f"fault {fall(Path(name) / str(at), place, n, code, wanted)}"
-            shutil.rmtree(Path(name) / str(at), ignore_errors=True)
-            counts[what] = counts.get(what, 0) + 1
-        for file in files_of(Path(name) / "whole"):
-            for how in DAMAGE:
-                what = f"damage {damage(Path(name) / 'whole', Path(name) / 'copy', file, how, wanted)}"
-                shutil.rmtree(Path(name) / "copy")
-                counts[what] = counts.get(what, 0) + 1
-        print(counts)
+        record("faults", try_all(Path(name), int(sys.argv[1])))

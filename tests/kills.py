@@ -2,7 +2,8 @@
 
 `python tests/kills.py 150 50` kills a process that computes the loop as often as the first number says, at boundaries
 of everything that is written and at random instants, and a real `workbench run` as often as the second says: the
-command, its kernel or one of its workers, from its start on. It prints what docs/reliability.md has in its table.
+command, its kernel or one of its workers, from its start on. It writes down what docs/reliability.md
+has in its table.
 """
 
 import multiprocessing
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import psutil
 from conftest import PROJECT
+from reliability_table import record
 from small_classroom import STAGES, _arm, build, compute, recipe_of
 
 from workbench.runs.identity import content_of
@@ -123,16 +125,34 @@ def begin_counting(runs: Path) -> None:
         items.executescript(TRIGGER)
 
 
-def kill_often(folder: Path, recipe: Recipe, n_kills: int, seed: int = 0, n_commands: int = 0, say=print) -> dict:
+def kill_often(
+    folder: Path,
+    recipe: Recipe,
+    n_kills: int,
+    seed: int = 0,
+    n_commands: int = 0,
+    say=print,
+    unbroken: Path | None = None,
+) -> dict:
     """Kill runs so often, each where it was begun again after the last kill, and count what that did.
+
+    Args:
+        folder: Where the runs go.
+        recipe: Of all of them.
+        n_kills: Of a process that computes the loop.
+        seed: Names the draws.
+        n_commands: Kills of `workbench run`.
+        say: Called with a line a kill.
+        unbroken: A folder of runs with the run to compare with; None computes it.
 
     Returns:
         Kills by how; runs; lost (differs from an unbroken run), doubled, failed restarts, processes left alive.
     """
     context, rng = forks(), random.Random(seed)
-    whole = folder / "whole"
-    assert in_a_process(context, str(whole), recipe, None, 0) == 0
-    wanted = outcome(whole)
+    if unbroken is None:
+        unbroken = folder / "whole"
+        assert in_a_process(context, str(unbroken), recipe, None, 0) == 0
+    wanted = outcome(unbroken)
     counts = dict.fromkeys(["runs", "lost", "doubled", "failed", "left", "at boundaries"], 0)
 
     def once(runs: Path, n_left: int) -> tuple[str, int]:
@@ -224,4 +244,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         build(Path(name))
         given = [int(one) for one in sys.argv[1:]]
-        print(kill_often(Path(name), recipe_of(Path(name)), given[0], *given[2:], n_commands=(given[1:] or [0])[0]))
+        counts = kill_often(Path(name), recipe_of(Path(name)), given[0], *given[2:], n_commands=(given[1:] or [0])[0])
+        record("kills", counts)

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from benchmarks.long_runs import lives, store
 from faults import DAMAGE, ERRORS, Fault, damage, fall, files_of, in_a_folder, live, places, require, whole
 
 PLACES = sorted(places())
@@ -45,3 +46,14 @@ def test_a_clock_that_was_set_back_changes_nothing(unbroken, tmp_path, monkeypat
     monkeypatch.setattr(time, "time", lambda: now() - 11 * 86_400)
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() - 11 * 86_400 * 10**9)
     require(whole(tmp_path / "runs"), unbroken[1])
+
+
+def test_many_runs_in_one_process_leave_no_handle_and_no_thread(tmp_path):
+    found = lives(tmp_path, 7)
+    assert found["handles"][0] == found["handles"][1] and found["threads"][0] == found["threads"][1]
+    assert found["MB"][1] - found["MB"][0] < 20
+
+
+def test_a_large_store_opens_at_once_and_is_not_read_into_memory(tmp_path):
+    found = store(tmp_path, 40_000)
+    assert found["open"] < 1 and found["memory, MB"] < 20 < found["file, MB"] * 2

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from kills import kill_often
 from one_change import Replay, changes_of, is_harmless, places_of, recording
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
@@ -426,6 +427,14 @@ def test_killed_in_every_stage_and_resumed_ends_the_same(whole, classroom, forks
     models = sorted(path.relative_to(whole) for path in whole.rglob("model.safetensors"))
     assert models == sorted(path.relative_to(runs) for path in runs.rglob("model.safetensors")) and len(models) == 8
     assert all((whole / path).read_bytes() == (runs / path).read_bytes() for path in models)
+
+
+@pytest.mark.slow
+def test_killed_at_many_instants_nothing_is_lost_and_nothing_doubled(whole, classroom, tmp_path):
+    """tests/kills.py does it as often as one likes, and to `workbench run` too."""
+    counts = kill_often(tmp_path, recipe_of(classroom), 6, seed=1, unbroken=whole)
+    assert sum(n for how, n in counts.items() if how.startswith("at ")) == 6
+    assert [counts[one] for one in ("lost", "doubled", "failed", "left")] == [0] * 4
 
 
 def test_a_damaged_frame_is_named_and_nothing_else_is_lost(copy):

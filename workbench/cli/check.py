@@ -7,7 +7,7 @@ from workbench.models.loading import DONE
 from workbench.notebook.watch import expected_steps
 from workbench.runs import schemas
 from workbench.runs.cache import LOOKS, read_json, runs_folder, shared_cache
-from workbench.runs.errors import DataError, RunError
+from workbench.runs.errors import DataError, RunError, in_our_words
 from workbench.runs.identity import unlike
 from workbench.runs.run import MANIFEST, Run, Step, is_aside
 
@@ -50,7 +50,8 @@ def _read_step(step: Step) -> None:
 
 def _fault(read: Callable) -> str:
     try:
-        read()
+        with in_our_words():
+            read()
     except (RunError, DataError) as error:
         return str(error)
     return ""
