@@ -8,9 +8,15 @@ import pytest
 from probed_run import recipe_of, store, write_run
 
 from workbench import figures
+from workbench.studies import leaderboard
 from workbench.studies.leaderboard import agreement, board, compare, groups_of, leaks
 
 TECHNIQUES, TASKS, N_QUESTIONS = ("tally", "meter", "story", "diary"), ("sums", "moves"), 6
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    monkeypatch.setattr(leaderboard, "N_RESAMPLES", 60)
 
 
 def made(truth: dict[str, float], student: str = "s") -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

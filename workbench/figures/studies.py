@@ -31,7 +31,7 @@ def truth_and_cost(board: pd.DataFrame, costs: pd.DataFrame, steps: int, models:
     """
     rows = need(board, "signals", "run: workbench study signals RUN")
     whom = "all students" if "all students" in set(rows["student"]) else rows["student"].iloc[0]
-    rows = rows[(rows["student"] == whom) & (rows["steps"] == steps)].dropna(subset="spearman")
+    rows = rows[(rows["student"] == whom) & (rows["steps"] == steps)]
     rows = rows.merge(costs, on="signal", how="left").fillna({"forward": 0.5, "backward": 0, "seconds": 0})
     rows = rows.rename(columns={"spearman_low": "low", "spearman_high": "high"}).sort_values("spearman")
     length = f"{steps} steps" if steps else "one epoch"
@@ -40,7 +40,7 @@ def truth_and_cost(board: pd.DataFrame, costs: pd.DataFrame, steps: int, models:
     fig = marks(
         rows, "forward", "spearman", "signal", marks_by(rows["signal"]), interval="spearman", log_x=True, labels=labels
     )
-    said = spell_each(rows.iloc[::-1], "signal", "spearman", "+.2f")
+    said = spell_each(rows.dropna(subset="spearman").iloc[::-1], "signal", "spearman", "+.2f")
     return finish(
         fig.add_hline(y=0, **LEVEL),
         "Which signal tells what training gains, and at what cost?",
