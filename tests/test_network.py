@@ -41,7 +41,7 @@ COMMANDS = [
     ["trace", "sample", "0"],
     ["plan", "arte-demo"],
     ["study"],
-    ["study", "validity"],
+    ["study", "goodhart"],
     ["export", "sample"],
     ["restore", "sample"],
     ["doctor"],
