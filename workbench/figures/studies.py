@@ -40,7 +40,7 @@ def truth_and_cost(board: pd.DataFrame, costs: pd.DataFrame, steps: int, models:
     fig = marks(
         rows, "forward", "spearman", "signal", marks_by(rows["signal"]), interval="spearman", log_x=True, labels=labels
     )
-    said = spell_each(rows.dropna(subset="spearman").iloc[::-1], "signal", "spearman", "+.2f")
+    said = spell_each(rows.dropna(subset="spearman").iloc[::-1], "signal", "spearman", "")
     return finish(
         fig.add_hline(y=0, **LEVEL),
         "Which signal tells what training gains, and at what cost?",
