@@ -29,6 +29,11 @@ Reads = dict[str, set[tuple[str, str]]]  # by step: class of the section, settin
 REFUSED = (RunError, ModelError, DataError)
 
 
+def called(section: Section) -> str:
+    """Return the name of a section; that of a recipe is the same for all methods."""
+    return "Recipe" if isinstance(section, Recipe) else type(section).__name__
+
+
 class Setting(NamedTuple):
     """A setting of a recipe: the keys that lead to it, the class of its section, its value and its annotation."""
 
@@ -61,7 +66,7 @@ def recording(reads: Reads) -> Iterator[None]:
     def look(section, name):
         value = get(section, name)
         if computing and name in type(section).model_fields and not isinstance(value, Section):
-            reads.setdefault(computing[-1], set()).add((type(section).__name__, name))
+            reads.setdefault(computing[-1], set()).add((called(section), name))
         return value
 
     with pytest.MonkeyPatch.context() as patched:
@@ -77,7 +82,7 @@ def settings_of(section: Section, under: tuple[str, ...] = ()) -> Iterator[Setti
         if isinstance(value, Section):
             yield from settings_of(value, (*under, name))
         else:
-            yield Setting((*under, name), type(section).__name__, value, field.annotation)
+            yield Setting((*under, name), called(section), value, field.annotation)
 
 
 def others(setting: Setting, places: dict[str, str]) -> Iterator[Any]:
@@ -189,6 +194,7 @@ HARMLESS = {
     "Drafting.n_seed_questions in predictions": "as n_validation",
     "Tasks.folder in predictions": "for the ledger of looks; the items themselves are among the arguments",
     "Models.students in teachers": "their names stand in the pairs",
+    "Models.students in examples": "their names stand in the signals and teachers",
 }
 
 

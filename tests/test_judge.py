@@ -54,7 +54,7 @@ def test_a_recipe_without_a_judge_is_as_it_was_and_asks_nobody(recipe_values, ru
     without = Run(run.name, run.path, recipe)
     assert judge_module.judge(without) is judge_module.stored(without) is None
     assert "judge" not in " ".join(row["role"] for row in cost_estimate.memory(recipe))
-    assert not any("judge" in line for line in plan._engines(recipe, {}))
+    assert not any("judge" in line for line in plan._engines(recipe))
     recipe_values["engines"] = {"judge": "vllm"}
     with pytest.raises(ValueError, match="engines.judge is set, but models.judge names no model; add it there"):
         Recipe.model_validate(recipe_values)
@@ -167,7 +167,7 @@ def test_the_plan_counts_the_judge(run, monkeypatch):
     # A server's time and memory are not this machine's.
     assert list(frame["seconds"]) == [0] and "judge" not in [row["role"] for row in cost_estimate.memory(priced)]
     monkeypatch.delenv(URL_VARIABLE, raising=False)
-    (line,) = [line for line in plan._engines(priced, {}) if line.startswith("  judge")]
+    (line,) = [line for line in plan._engines(priced) if line.startswith("  judge")]
     assert f"{(frame['read'].sum() + frame['new'].sum()) / 1000:,.2f} in money" in line and "trained models" not in line
     assert f"set base_url or {URL_VARIABLE} first" in line
     (row,) = [row for row in cost_estimate.memory(run.recipe) if row["role"] == "judge"]

@@ -339,7 +339,7 @@ def test_doctor_names_each_engine_and_how_to_install_it(capsys, runs, monkeypatc
 def test_plan_says_what_engines_can_do_and_what_a_server_costs(recipe_values):
     server = {"engine": "openai", "price_in": 1000.0, "price_out": 1000.0, "budget_tokens": 500}
     of = Recipe.model_validate(recipe_values | {"engines": {"teacher": server, "student": "vllm"}})
-    teacher, student = plan._engines(of, {})[1:]
+    teacher, student = plan._engines(of)[1:]
     frame = cost_estimate.estimate(of)
     asked = frame[frame["stage"] == "drafting"]
     assert f"{(asked['read'].sum() + asked['new'].sum()) / 1000:,.2f} in money" in teacher

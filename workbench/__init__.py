@@ -30,7 +30,6 @@ __version__ = "0.1.0"
 __getattr__, __all__ = lazily(
     __name__,
     {
-        "runs.recipe_file": "load_recipe",
         "runs.run": "open_run runs_table",
         "tasks.task": "load_tasks seed_pairs",
         "models.loading": "load render",
