@@ -46,7 +46,7 @@ STEPS = {
     "evaluation": ("predictions",),
 }
 # Without another setting, no other value of these is valid here.
-NOT_ALONE = {("Evaluation", "bbh_dir"), ("Lora", "load_in_4bit")}
+NOT_ALONE = {("Evaluation", "bbh_dir"), ("Evaluation", "items"), ("Lora", "load_in_4bit")}
 ALL_STEPS = [step for steps in STEPS.values() for step in steps]
 # One run dies at each of these in turn: between batches, between checkpoints, between trained models, and with its
 # frames written but not its manifest.

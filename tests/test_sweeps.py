@@ -40,7 +40,7 @@ def test_what_is_no_sweep_is_refused(given, said):
 
 def with_items_left(recipe: Recipe) -> Recipe:
     preference_set = recipe.preference_set.model_copy(update={"n_validation": 6, "n_items": 6})
-    evaluation = recipe.evaluation.model_copy(update={"shots": [0]})
+    evaluation = recipe.evaluation.model_copy(update={"shots": [0], "arms": ["base", "untailored", "tailored"]})
     return recipe.model_copy(update={"preference_set": preference_set, "evaluation": evaluation})
 
 
