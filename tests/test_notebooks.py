@@ -191,7 +191,7 @@ STUDIED = {  # study -> its parameters, as small as makes sense, and one of the 
     "halves": ({"splits": 2, "ask": 2}, "agreement_tally-strong_rationale"),
     "learning_curves": ({"sizes": "1, 2"}, "worth_at_2"),
     "signals": ({"seeds": "1, 2", "lengths": "2", "leaders": "one_shot", "measured": 1, "asked": 4}, "n_groups"),
-    "sweep": ({"sweep": "tiny"}, "best"),
+    "sweep": ({"sweep": "tiny"}, "chosen"),
 }
 
 
@@ -203,9 +203,9 @@ def test_every_study_is_run():
 def test_a_study_runs_on_any_finished_run_and_leaves_a_page_and_numbers(work, capsys, monkeypatch, name):
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     given, number = STUDIED[name]
-    for n in (1, 2) if name == "sweep" else ():
-        again = Path(shutil.copytree(work.path, work.path.with_name(f"tiny-{n}"))) / "recipe.yaml"
-        again.write_text(again.read_text().replace("beta: 0.1", f"beta: 0.{n}"))
+    for which, beta in (("1", 0.1), ("2", 0.2), ("chosen", 0.2)) if name == "sweep" else ():
+        again = Path(shutil.copytree(work.path, work.path.with_name(f"tiny-{which}"))) / "recipe.yaml"
+        again.write_text(again.read_text().replace("beta: 0.1", f"beta: {beta}"))
     assert (
         main(["study", name, "tiny", *(word for key, value in given.items() for word in ("-p", key, str(value)))]) == 0
     )

@@ -61,7 +61,7 @@ def estimates(
     """Draw values with their intervals, a row each: what a study found, where no other figure draws it.
 
     The columns are label, value, low, high; the unit is that of the axis; a line stands where `nothing` was found, such
-    as 0 for a difference, unless it is None. The texts are those of `style.finish`.
+    as 0 for a difference, unless it is None. The texts are those of `style.finish`; the subtitle names the models.
     """
     need(table, "estimates", "ask for some")
     rows = table.assign(label=[escape(label, 90) for label in table["label"]], kind="")
@@ -70,7 +70,7 @@ def estimates(
     fig.update_traces(showlegend=False).update_yaxes(autorange="reversed")
     if nothing is not None:
         fig.add_vline(x=nothing, **LEVEL)
-    return finish(fig, title, subtitle, caption, sentence, table.round(4), height=170 + 36 * len(table))
+    return finish(fig, title, subtitle, caption, sentence, table.round(4), "", height=170 + 36 * len(table))
 
 
 def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) -> go.Figure:

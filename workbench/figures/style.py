@@ -257,9 +257,9 @@ def finish(
     """Return a figure with its title, subtitle, caption, sentence and table of numbers, in the common look.
 
     Texts may hold escaped names; caption and sentence are kept as plain text in layout.meta (they are escaped again
-    where they are shown), the table there as HTML. The subtitle ends by naming the models, which are escaped here.
+    where they are shown), the table there as HTML. The subtitle ends by naming the models, if any, escaped here.
     """
-    lines = textwrap.wrap(f"{subtitle}; {escape(models, 80)}", int(LINE_LETTERS / _times))
+    lines = textwrap.wrap("; ".join(filter(None, (subtitle, escape(models, 80)))), int(LINE_LETTERS / _times))
     top = _times * (78 + 18 * len(lines))
     fig.update_layout(
         template=_template(_times),
