@@ -133,12 +133,12 @@ def measure_gains(
     for task, own in rows.groupby("task", sort=False):
         asked = questions_of(tasks, items[chosen & (items["task"] == task)], student.recipe.evaluation.max_new_tokens)
         source = [VERSION, loaded.fingerprint, asked.key, asdict(how), seed]
-        before = _kept(source, lambda asked=asked: gains_along(loaded, [], asked, how, [0], seed)[0])
+        before = kept(KIND, source, lambda asked=asked: gains_along(loaded, [], asked, how, [0], seed)[0])
         for row in own[["draft_id", "prompt", "completion"]].to_dict("records"):
             try:
                 texts = texts_of(loaded.tokenizer, pd.DataFrame([row]))
-                given = (loaded, texts, asked, how, [n_steps], seed)
-                after = _kept([*source, row["prompt"], row["completion"]], lambda given=given: gains_along(*given)[0])
+                named, given = [*source, row["prompt"], row["completion"]], (loaded, texts, asked, how, [n_steps], seed)
+                after = kept(KIND, named, lambda given=given: gains_along(*given)[0])
             except ModelError:
                 found.append((row["draft_id"], "measured_gain", np.nan, 0.0, 0, 0))
                 continue
@@ -148,9 +148,9 @@ def measure_gains(
     return pd.DataFrame(found, columns=["draft_id", "signal", "value", "stderr", "n", "tokens"])
 
 
-def _kept(source: list, compute: Callable[[], list[bool]]) -> list[bool]:
+def kept(kind: str, source: list, compute: Callable[[], list]) -> list:
     """Return what is stored of a training, after computing it if it is not there yet; a failure is not stored."""
     key, cache = fingerprint(source), shared_cache()
-    if not (known := cache.get_many(KIND, [key])):
-        cache.put_many(KIND, known := {key: {"right": compute()}})
+    if not (known := cache.get_many(kind, [key])):
+        cache.put_many(kind, known := {key: {"right": compute()}})
     return known[key]["right"]

@@ -17,16 +17,16 @@ import pandas as pd
 from workbench.methods import FIRST_RECIPE
 from workbench.models import loading
 from workbench.models.start import students_of, teacher_of
-from workbench.runs.cache import atomic_write, shared_cache
+from workbench.runs.cache import atomic_write
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import ONE_SHOT, Recipe
 from workbench.runs.recipe_parts import Influence
-from workbench.runs.run import Run, fingerprint
+from workbench.runs.run import Run
 from workbench.runs.seeding import stream
 from workbench.runs.workers import run_jobs
 from workbench.signals.by_name import PASSES, measure_signals
 from workbench.signals.influence_of_drafts import measure_influence, warm_up_questions
-from workbench.signals.measured_gain import Questions, gains_along
+from workbench.signals.measured_gain import Questions, gains_along, kept
 from workbench.signals.reference import build_reference
 from workbench.signals.warm_up import WarmUp, texts_of
 from workbench.studies.trials import held_out, training_rows
@@ -206,17 +206,16 @@ def train(
 
 
 def _train_one(job: _Train) -> list[list[bool]]:
-    student, cache = job.recipe.models.students[job.student], shared_cache()
-    rate = job.recipe.training.learning_rate
+    student, rate = job.recipe.models.students[job.student], job.recipe.training.learning_rate
     texts = [] if job.rows is None else job.rows[["prompt", "completion"]].to_numpy().tolist()
     source = [VERSION, loading.fingerprint_model(loading.resolve(student)), job.questions.key, texts, job.seed]
-    key = fingerprint([*source, job.batch, rate, list(job.at)])
-    if not (known := cache.get_many(AT, [key])):
+
+    def trained() -> list[list[bool]]:
         loaded = loading.load(student, "float32", job.recipe.compute.device, merged=False)
         rows = [] if job.rows is None else texts_of(loaded.tokenizer, job.rows)
-        found = gains_along(loaded, rows, job.questions, WarmUp(0, job.batch, rate), job.at, job.seed)
-        cache.put_many(AT, known := {key: {"right": found}})
-    return known[key]["right"]
+        return gains_along(loaded, rows, job.questions, WarmUp(0, job.batch, rate), job.at, job.seed)
+
+    return kept(AT, [*source, job.batch, rate, list(job.at)], trained)
 
 
 def board(signals: pd.DataFrame, groups: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from workbench.runs.cache import runs_folder
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import flatten
-from workbench.runs.run import Run, open_run
+from workbench.runs.run import VERDICT, Run, open_run
 from workbench.verdict.intervals import BETTER, UNDECIDED, WORSE, holm
 from workbench.verdict.verdict import verdict_of
 
@@ -59,7 +59,7 @@ def results(name: str) -> pd.DataFrame:
     table = pd.concat([_compared(work).merge(settings, on="run") for work in works], ignore_index=True)
     table["p_adjusted"] = holm(list(table["p_value"]))
     chosen = f"{name}-{CHOSEN}"
-    if (runs_folder() / chosen / "verdict.json").is_file():
+    if (runs_folder() / chosen / VERDICT).is_file():
         work = open_run(chosen)
         flat, last = dict(flatten(work.recipe.model_dump())), _compared(work)
         last[list(settings.columns[1:])] = [[flat.get(key) for key in settings.columns[1:]]] * len(last)
