@@ -142,6 +142,7 @@ def test_an_arm_takes_its_own_examples_or_those_tailored_for_another_student():
     assert found == {"untailored": ["u"], "tailored": ["ts"]}
     assert list(examples_of_arm(examples, "s", "tailored_for_t")["id"]) == ["tt"]
     assert examples_of_arm(examples, "t", "most_preferred").empty
+    assert list(examples_of_arm(examples, "s", "distilled")["id"]) == found["untailored"]
 
 
 def test_what_is_tailored_for_itself_is_no_arm_of_its_own(of):

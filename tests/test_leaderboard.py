@@ -1,6 +1,7 @@
 """The leaderboard on made signals and answers, where the truth is known, and how groups are formed."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from probed_run import recipe_of, store, write_run
 
 from workbench import figures
 from workbench.studies import leaderboard
-from workbench.studies.leaderboard import agreement, board, compare, groups_of, leaks
+from workbench.studies.leaderboard import POSED, _Table, agreement, board, centred, compare, groups_of, leaks
+from workbench.verdict.intervals import percentiles
 
 TECHNIQUES, TASKS, N_QUESTIONS = ("tally", "meter", "story", "diary"), ("sums", "moves"), 6
 
@@ -76,6 +78,65 @@ def test_a_signal_that_tells_the_truth_leads_and_one_that_lies_is_last():
     costs = pd.DataFrame({"signal": ["true", "lying"], "forward": [1.0, 50.0], "backward": [0, 0], "seconds": [0.1, 2]})
     figure = figures.truth_and_cost(found.reset_index(), costs, 0)
     assert "true" in figures.sentence(figure)
+
+
+def test_intervals_hold_what_would_be_estimated_from_other_drafts_seeds_and_questions():
+    """Of 25 classrooms drawn alike, in which groups' values and gains go together but for noise."""
+    rng, worth, (n_groups, n_items) = np.random.default_rng(0), np.linspace(0, 1, 12), (12, 60)
+    estimates, plain, moved = [], [], []
+    for _ in range(25):
+        table = _Table.__new__(_Table)
+        table.of_question, table.of_item = np.repeat(list(TASKS), 32), np.repeat(list(TASKS), n_items // 2)
+        table.values = worth[None, :, None] + rng.normal(0, 1.2, (1, n_groups, 64))
+        chance = 0.3 + 0.4 * worth[:, None, None] + rng.normal(0, 0.05, (n_groups, 3, 1))
+        table.gains = (rng.random((n_groups, 3, n_items)) < chance).astype(float)[None]
+        estimates.append(table.numbers(*table.places())[0, 0, 0])
+        again = np.stack([table.numbers(*table.places(rng))[0, 0, 0] for _ in range(60)])
+        plain.append(percentiles(again))
+        moved.append(percentiles(centred(again, estimates[-1], "spearman")))
+    held = [sum(low <= np.mean(estimates) <= high for low, high in pairs) for pairs in (plain, moved)]
+    # Of 120 drawn so, 113 held it as they are moved and 85 as they fall: resamples are too low.
+    assert held[1] >= 20 and held[1] > held[0]
+    inside = [sum(low <= one <= high for one, (low, high) in zip(estimates, pairs)) for pairs in (plain, moved)]
+    assert inside[1] == 25 > inside[0], "an interval holds its own estimate"
+    assert centred(np.array([0.0, 0.2]), 0.0, "regret").min() == 0.0
+
+
+def test_groups_by_how_a_question_is_posed_have_equal_tokens_and_their_gains_are_told_apart(runs):
+    run = write_run("posed", recipe_of(3, 8, ("ada",)))
+    drafts = run.read("drafts")
+    place = np.arange(len(drafts)) % 4
+    drafts = drafts.assign(
+        correct=place < 2, gold=np.where(place == 3, "", drafts["gold"]), n_tokens=np.where(place == 3, 9, 4)
+    )
+    groups = leaderboard.posed_groups(SimpleNamespace(recipe=run.recipe, read=lambda _: drafts))
+    known = drafts.set_index("draft_id").loc[groups["draft_id"]]
+    assert set(groups["student"]) == {"ada"} and set(groups["group"]) == set(POSED) and groups["draft_id"].is_unique
+    kind = np.select([known["correct"], known["gold"] != ""], POSED[:2], POSED[2])
+    assert kind.tolist() == groups["group"].tolist()
+    totals = known.assign(group=kind).groupby(["task", "group"])["n_tokens"].sum().unstack()
+    assert (totals.max(axis=1) - totals.min(axis=1) <= 9).all()
+    # A task without ill-posed questions says nothing of them.
+    solved = drafts.assign(gold="1")
+    assert leaderboard.posed_groups(SimpleNamespace(recipe=run.recipe, read=lambda _: solved)).empty
+    gains = {"": 0.0, POSED[0]: 0.6, POSED[1]: 0.4, POSED[2]: 0.1}
+    rows = [
+        {
+            "student": "ada",
+            "group": group,
+            "seed": 1,
+            "steps": steps if group else 0,
+            "item": n,
+            "correct": n < 10 * gain,
+        }
+        for (group, gain), steps, n in itertools.product(gains.items(), (8, 32), range(10))
+    ]
+    rows = [row | {"steps": 2} if row["group"] == POSED[2] and row["steps"] == 8 else row for row in rows]
+    told = leaderboard.posed(pd.DataFrame(rows)).set_index(["steps", "what"])["value"]
+    assert set(told.index.get_level_values(0)) == {32}, "8 steps were not asked of all"
+    assert told[32, "right, gain"] == pytest.approx(0.6)
+    assert told[32, "right minus well posed, wrong"] == pytest.approx(0.2)
+    assert told[32, "well posed, wrong minus ill posed"] == pytest.approx(0.3)
 
 
 def test_all_students_are_their_mean():

@@ -242,6 +242,28 @@ def test_arms_get_equal_tokens_and_equal_steps(run):
     assert (took["value"] == trained.reindex(took.index)).all()
 
 
+def test_a_student_is_distilled_on_the_questions_of_the_untailored_arm(run, tmp_path):
+    arms = run.recipe.evaluation.model_copy(update={"arms": ["base", "untailored", "distilled"]})
+    recipe = run.recipe.model_copy(update={"evaluation": arms, "seeds": run.recipe.seeds[:1]})
+    students = students_of(recipe)
+    rows = loop.equal_tokens(students, load_tasks(recipe), run.read("examples"))
+    own, other = (rows[rows["arm"] == arm] for arm in ("distilled", "untailored"))
+    assert set(own["prompt"]) == set(other["prompt"]) and set(own["completion"]) == {""}
+    assert own["n_tokens"].sum() == other["n_tokens"].sum() and not same_rows(rows)
+    curve = loop.train_students(students, rows, recipe.training, folder=tmp_path / "students")["curve"]
+    last = curve[curve["metric"] == "tokens"].set_index("arm")
+    of_both = run.recipe.training.n_epochs * own["n_tokens"].sum()
+    assert last.at["untailored", "value"] == of_both and 0 < last.at["distilled", "value"] < 1.5 * of_both
+    assert 0 < last.at["distilled", "step"] <= last.at["untailored", "step"]
+    # With another teacher it is another training, and that of the other arm the same.
+    keys = {path.parent.name: read_json(path)["key"] for path in tmp_path.glob("students/*/tuned.json")}
+    models = recipe.models.model_copy(update={"teacher": recipe.models.students["pupil"]})
+    students = students_of(recipe.model_copy(update={"models": models}))
+    loop.train_students(students, rows, recipe.training, folder=tmp_path / "students")
+    later = {path.parent.name: read_json(path)["key"] for path in tmp_path.glob("students/*/tuned.json")}
+    assert [name for name in keys if keys[name] != later[name]] == [f"pupil-distilled-{recipe.seeds[0]}"]
+
+
 def test_rows_are_examples_under_the_naive_prompt(run):
     rows = run.read("rows").merge(run.read("examples"), on="example_id", suffixes=("", "_e"))
     descriptions = {name: task.description for name, task in load_tasks(run.recipe).items()}

@@ -116,6 +116,25 @@ def chosen_of(tasks, settings=AT_RANDOM) -> pd.DataFrame:
     return schemas.check(choose_preference_set([], tasks, pd.DataFrame(), settings, 8, 0), "preference_set")
 
 
+def test_a_balanced_set_has_no_answer_more_often_than_its_share_of_the_best_first(monkeypatch):
+    """Of ten questions seven are answered No, and those tell the students apart best."""
+    fitted = np.array([9, 8, 7, 6, 5, 4, 3, 1.5, 2, 1]), np.zeros(10)
+    monkeypatch.setattr("workbench.loop.preference_set.fit_2pl", lambda right: fitted)
+    monkeypatch.setattr("workbench.loop.preference_set._answer_sheets", lambda *_: {"walks": None})
+    walks = task("walks", 10)
+    walks.validation["target"] = ["No"] * 7 + ["Yes"] * 3
+    settings = PreferenceSet(n_validation=10, n_items=5)
+    answers = {
+        balanced: list(
+            chosen_of({"walks": walks}, settings.model_copy(update={"balanced": balanced})).query("chosen").index
+        )
+        for balanced in (False, True)
+    }
+    # Of five, seven tenths are 3.5 and three tenths 1.5, both rounded up: at most four No and two Yes.
+    assert answers == {False: [0, 1, 2, 3, 4], True: [0, 1, 2, 3, 8]}
+    assert "balanced" not in settings.model_dump(), "fingerprints of older recipes stay what they were"
+
+
 def test_a_random_preference_set_has_the_size_asked_for_and_no_fit():
     tasks = {name: task(name, 20) for name in ("sums", "products")}
     chosen = chosen_of(tasks)

@@ -324,3 +324,21 @@ def test_numbers_that_nothing_here_can_hold_are_refused(load, key, value):
 def test_texts_that_look_like_other_values_survive_being_written():
     texts = ["no", "5e-7", "0o17", "~", "", " a ", "2026-01-01", "a: b #c", "'", "=", "<<", "é\n\tb", "1:30", "- x"]
     assert parse_yaml(format_yaml({"texts": texts})) == {"texts": texts}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("evaluation", {"arms": ["base", "distilled"], "primary": {"a": "distilled", "b": "base"}}, "add that"),
+        ("training", {"backend": "unsloth"}, "needs training.backend trl and no compute.launcher; set them so"),
+        ("compute", {"launcher": "accelerate"}, "needs training.backend trl and no compute.launcher; set them so"),
+    ],
+)
+def test_an_arm_of_distillation_needs_untailored_questions_and_trl_in_this_process(
+    recipe_values, section, values, said
+):
+    recipe_values["evaluation"]["arms"] = ["base", "untailored", "tailored", "distilled"]
+    Recipe.model_validate(recipe_values)
+    recipe_values.setdefault(section, {}).update(values)
+    with pytest.raises(ValueError, match=f"evaluation.arms has 'distilled'.*{said}"):
+        Recipe.model_validate(recipe_values)

@@ -15,7 +15,7 @@ from workbench.models import loading, trl
 from workbench.models.backends import check
 from workbench.models.engine import Decoding, Request
 from workbench.models.transformers_engine import TransformersEngine
-from workbench.models.trl import DONE, completion_tokens, deal, tune_dpo, tune_sft, tuned
+from workbench.models.trl import DONE, completion_tokens, deal, tune_distilled, tune_dpo, tune_sft, tuned
 from workbench.runs import progress
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Recipe
@@ -158,6 +158,35 @@ def test_sft_counts_the_loss_on_the_completion_alone(of, folder, tmp_path, seen)
         assert int((made["labels"] != -100).sum()) == sum(counted[i] for i in batch)
 
 
+def test_a_distilled_student_comes_nearer_to_its_teacher_and_writes_no_more_than_it_may(of, folder, tmp_path):
+    other = tiny_folder(tmp_path / "other", seed=1, initializer_range=0.4)
+    asked, recipe = rows().assign(n_tokens=50), of(training={"n_epochs": 12}, tailoring={"max_new_tokens": 8})
+    result = tune_distilled(recipe, str(other), asked, 3, tmp_path / "student", seed=1)
+    apart = curve(result, "loss")
+    assert result["steps"] == len(apart) == 36 and np.mean(apart[-6:]) < 0.5 * np.mean(apart[:6])
+    # Four prompts a step, at most eight tokens each.
+    assert 36 * 4 <= result["n_tokens"] <= 36 * 4 * 8
+    few = tune_distilled(recipe, str(other), asked.assign(n_tokens=3), 3, tmp_path / "few", seed=1)
+    assert 3 * 14 * 12 <= few["n_tokens"] < 3 * 14 * 12 + 4 * 8 and few["steps"] < 36
+    # The teacher is what makes the difference, not the training.
+    alike = tune_distilled(of(training={"n_epochs": 1}), str(folder), asked, 3, tmp_path / "alike", seed=1)
+    assert curve(alike, "loss")[0] == pytest.approx(0, abs=1e-6) and max(curve(alike, "loss")) < 1e-3
+
+
+def test_a_teacher_with_other_tokens_distils_nobody(of, folder, tmp_path):
+    other = tiny_folder(tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["vocab"] = {
+        "u" + word[1:] if word == "w7" else word: n for word, n in words["model"]["vocab"].items()
+    }
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    recipe = of(evaluation={"arms": ["base", "untailored", "tailored", "distilled"]})
+    check(recipe)
+    recipe.models.students["s"] = str(other)
+    with pytest.raises(ModelError, match=r"have other tokens \(2 of \d+, such as 'u7'\); take models of one family"):
+        check(recipe)
+
+
 def test_sft_learns_in_the_steps_asked_for_from_the_batches_dealt(of, folder, tmp_path, monkeypatch):
     from transformers import Trainer
 
@@ -231,7 +260,7 @@ def die_after(monkeypatch, n_checkpoints: int):
     return lambda: monkeypatch.setattr(CallbackHandler, "on_save", save)
 
 
-@pytest.mark.parametrize(("stage", "damaged"), [("dpo", False), ("sft", False), ("sft", True)])
+@pytest.mark.parametrize(("stage", "damaged"), [("dpo", False), ("sft", False), ("sft", True), ("distilled", False)])
 def test_killed_and_resumed_gives_the_weights_of_an_unbroken_training(
     of, folder, tmp_path, monkeypatch, stage, damaged
 ):
@@ -240,8 +269,11 @@ def test_killed_and_resumed_gives_the_weights_of_an_unbroken_training(
     def train(work):
         if stage == "dpo":
             return tune_dpo(recipe, pairs(), work, seed=1)
+        if stage == "distilled":
+            return tune_distilled(recipe, str(other), rows().assign(n_tokens=100), 3, work, seed=1)
         return tune_sft(recipe, str(folder), rows(), 3, work, seed=1)
 
+    other = tiny_folder(tmp_path / "other", seed=1, initializer_range=0.05) if stage == "distilled" else folder
     whole = tuned(tmp_path / "whole", "k", train)
     revive = die_after(monkeypatch, 2)
     with pytest.raises(Killed):

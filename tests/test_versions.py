@@ -19,14 +19,14 @@ ROOMS = ("loop", "signals")
 SHARED = ("tasks/answers", "tasks/numbers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
     "loop/alignment": (3, "78eba7d5be17794b"),
-    "loop/arms": (3, "273ae48b1346dd50"),
-    "loop/budgets": (3, "d9e0d39c99b2067f"),
+    "loop/arms": (3, "49383a5115bf5620"),
+    "loop/budgets": (3, "589982a5e08239f1"),
     "loop/drafting": (5, "913fe891720dc170"),
     "loop/instructions": (1, "09b85149f865c430"),
     "loop/pairs": (2, "65fa81b682ebd0c6"),
-    "loop/preference_set": (1, "be4dc2fafe9f050a"),
+    "loop/preference_set": (1, "64620a37e1407db3"),
     "loop/reviews": (1, "450e766c087a4b37"),
-    "loop/tailoring": (4, "43eb7dbc2f7df159"),
+    "loop/tailoring": (4, "ade6ad010eb80784"),
     "loop/writing": (3, "ecd9e98b15523acc"),
     "signals/by_name": (1, "2e0c100fe0ed3580"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),

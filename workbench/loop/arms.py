@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.loop.pairs import DECIDED, flip_half
 from workbench.loop.writing import why_dropped
-from workbench.runs.recipe import ALIGNED_ARMS, BEST_BY, TAILORED_FOR, Recipe, takes_drafts
+from workbench.runs.recipe import ALIGNED_ARMS, BEST_BY, DISTILLED, TAILORED_FOR, Recipe, takes_drafts
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
 from workbench.tasks.task import Task
@@ -61,9 +61,10 @@ def _thinned(pairs: pd.DataFrame, seed: int | None) -> pd.DataFrame:
 
 
 def examples_of_arm(examples: pd.DataFrame, student: str, arm: str) -> pd.DataFrame:
-    """Return the examples that a student is trained on in an arm."""
+    """Return the examples that a student is trained on in an arm; of those for distillation only the questions."""
     if arm.startswith(TAILORED_FOR):
         student, arm = arm.removeprefix(TAILORED_FOR), "tailored"
+    arm = "untailored" if arm == DISTILLED else arm
     return examples[(examples["arm"] == arm) & examples["student"].isin([student, ""])]
 
 

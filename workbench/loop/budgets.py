@@ -12,13 +12,13 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.arms import examples_of_arm
-from workbench.models.backends import tune_sft
+from workbench.models.backends import tune_distilled, tune_sft
 from workbench.models.loading import load_tokenizer
-from workbench.models.start import Model
+from workbench.models.start import Model, teacher_of
 from workbench.models.trl import TuneJob, completion_tokens, model_folder, tune_all
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint, identify, looks_at
-from workbench.runs.recipe import Training
+from workbench.runs.recipe import DISTILLED, Training
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream, stream_seed
 from workbench.tasks.task import Task
@@ -100,16 +100,18 @@ def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
 
 def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]) -> pd.DataFrame:
     asked = [(tasks[task], question) for task, question in examples[["task", "question"]].to_numpy()]
+    whose = f"{student}/{arm}" if arm == DISTILLED else student  # the untailored examples, a second time
     rows = pd.DataFrame(
         {
-            "row_id": [text_id(f"{student}/{one}") for one in examples["example_id"]],
+            "row_id": [text_id(f"{whose}/{one}") for one in examples["example_id"]],
             "arm": arm,
             "student": student,
             "seed": examples["seed"].to_numpy(),
             "task": examples["task"].to_numpy(),
             "example_id": examples["example_id"].to_numpy(),
             "prompt": [prompts.naive_prompt(task.description, question, task.prompts) for task, question in asked],
-            "completion": examples["rationale"].to_numpy(),
+            # In distillation the student answers by itself; the tokens are what it may take.
+            "completion": "" if arm == DISTILLED else examples["rationale"].to_numpy(),
             "n_tokens": examples["n_tokens"].to_numpy(),
         }
     )
@@ -134,7 +136,7 @@ def train_students(
 
     Args:
         students: By name, as they were.
-        rows: As equal_tokens returns them.
+        rows: As equal_tokens returns them. Those of the arm distilled are trained on by distillation instead.
         settings: The recipe's section training: rate, epochs, batch.
         begun: Students of an arm and seed that go on from an earlier training.
         before: The curve of that training, which goes on too.
@@ -151,12 +153,14 @@ def train_students(
             model = (begun or {}).get((student, arm, seed), students[student])
             own = own.reset_index(drop=True)
             texts = own[["prompt", "completion"]].to_numpy().tolist()
-            key = fingerprint([VERSION, model.key, identify(settings), seed, n_batches, texts])
+            what = [VERSION, model.key, identify(settings), seed, n_batches, texts]
             # One draw for all arms of a student: they differ in the rows alone.
             drawn = stream_seed(seed, "sft", student)
-            train = partial(tune_sft, recipe, model.ref, own, n_batches, seed=drawn)
+            tune = tune_distilled if arm == DISTILLED else tune_sft
+            what += [teacher_of(recipe).key, recipe.tailoring.max_new_tokens] if arm == DISTILLED else []
+            train = partial(tune, recipe, model.ref, own, n_batches, seed=drawn)
             whose, at = {"student": student, "arm": arm, "seed": seed}, folder / model_folder(student, arm, seed)
-            jobs.append(TuneJob(f"SFT of {student}, {arm}, seed {seed}", whose, at, key, train))
+            jobs.append(TuneJob(f"SFT of {student}, {arm}, seed {seed}", whose, at, fingerprint(what), train))
     at_once = next(iter(students.values())).recipe.compute.trained_at_once
     frame, points = tune_all(jobs, at_once, "training students", "trained students")
     curve = [{"stage": "training", **point} for point in points]

@@ -16,7 +16,7 @@ from workbench.models.backend_process import unsloth_folder
 from workbench.runs import progress
 from workbench.runs.cache import read_json, temporary_folder
 from workbench.runs.errors import ModelError, RunError
-from workbench.runs.recipe import ALIGNED_ARMS, Alignment, Recipe, Training, parse_yaml, project_root
+from workbench.runs.recipe import ALIGNED_ARMS, DISTILLED, Alignment, Recipe, Training, parse_yaml, project_root
 
 INSTALL = {"unsloth": "make unsloth", "bitsandbytes": "make bitsandbytes"}
 N_LINES = 4  # of what a process wrote last, told when it dies without a word
@@ -35,6 +35,9 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         return trl.tune_sft(recipe, student, rows, n_batches, work, seed)
     more = {"student": student, "n_batches": n_batches}
     return _in_processes(recipe, recipe.training, rows[["prompt", "completion"]], work, seed, **more)
+
+
+tune_distilled = trl.tune_distilled  # in this process: the recipe allows no other
 
 
 def check(recipe: Recipe) -> None:
@@ -61,6 +64,9 @@ def check(recipe: Recipe) -> None:
                 f"{INSTALL['bitsandbytes']}, or take it out."
             )
     _launcher_config(recipe)
+    if DISTILLED in recipe.evaluation.arms:
+        for ref in recipe.models.students.values():
+            loading.require_same_tokens(recipe.models.teacher, ref)
     aligned = [recipe.models.teacher] if any(arm in ALIGNED_ARMS for arm in recipe.evaluation.arms) else []
     for ref in dict.fromkeys([*aligned, *recipe.models.students.values()]):
         # What else would stop the end of a training: an end token that is not named, a template that fails.

@@ -223,6 +223,16 @@ def _declared_end(folder: Path) -> int | None:
     return None
 
 
+def require_same_tokens(teacher: str, student: str) -> None:
+    """Raise a ModelError unless both write the same tokens by the same numbers: distillation compares them."""
+    ours, theirs = (load_tokenizer(ref).get_vocab() for ref in (student, teacher))
+    if unlike := sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)):
+        raise ModelError(
+            f"The arm distilled compares teacher and student token by token, but {teacher} and {student} have other "
+            f"tokens ({len(unlike)} of {len(ours)}, such as {unlike[0]!r}); take models of one family, or that arm out."
+        )
+
+
 def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     """Return the prompt a model sees for a user's text: in its chat template when it has one, else the text itself.
 

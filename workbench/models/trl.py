@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,7 @@ class _WholeBatches:
 
     def _prepare_dataset(self, dataset, *_):
         # TRL encodes prompt and completion as one text, where tokens can merge over the seam ("." and "So" in Llama 3
-        # and Qwen); it then leaves the end of the prompt out, and the teacher would be trained on another than it is
-        # asked. Ours are encoded.
+        # and Qwen), and leaves the end of the prompt out: another prompt than is asked. Ours are encoded.
         return dataset
 
     def get_train_dataloader(self):
@@ -106,6 +106,10 @@ class _WholeBatches:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, False, num_items_in_batch)
         return loss if self._share == 1 else loss * self._share
+
+
+def _in_whole_batches(trainer_class: type) -> type:
+    return type("WholeBatches", (_WholeBatches, trainer_class), {})
 
 
 def shuffled(n_rows: int, batch_size: int, n_epochs: int, seed: int) -> list[list[int]]:
@@ -302,7 +306,7 @@ def _load(recipe: Recipe, ref: str, settings: Alignment | Training) -> loading.L
 
 
 def _train(
-    trainer_class: type,
+    trainer_class: Callable,
     loaded: loading.LoadedModel,
     recipe: Recipe,
     settings: Alignment | Training,
@@ -326,7 +330,7 @@ def _train(
 
         model, adapter = adapt(model, adapter, settings, config.seed), None
     try:
-        trainer = type("WholeBatches", (_WholeBatches, trainer_class), {})(
+        trainer = trainer_class(
             model=model, processing_class=loaded.tokenizer, peft_config=adapter, args=config, train_dataset=data
         )
         trainer.batches, trainer.rows_at_once = batches, settings.micro_batch_size
@@ -445,7 +449,6 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
     from trl import DPOConfig, DPOTrainer
 
     disable_progress_bars()
-
     settings = recipe.alignment
     teacher = _load(recipe, recipe.models.teacher, settings)
     tokenizer = teacher.tokenizer
@@ -466,7 +469,7 @@ def tune_dpo(recipe: Recipe, pairs: pd.DataFrame, work: Path, seed: int) -> dict
         **_arguments(settings, recipe, work, seed, len(batches)),
     )
     data = _stored(rows, work, config)
-    result = _train(DPOTrainer, teacher, recipe, settings, work, batches, config, data)
+    result = _train(_in_whole_batches(DPOTrainer), teacher, recipe, settings, work, batches, config, data)
     return result | {"n_tokens": sum(lengths) * settings.n_epochs}
 
 
@@ -516,8 +519,56 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         padding_free=settings.packing,
         **_arguments(settings, recipe, work, seed, len(batches)) | ({"max_length": None} if settings.packing else {}),
     )
-    result = _train(SFTTrainer, loaded, recipe, settings, work, batches, config, Dataset.from_list(data))
+    whole, data = _in_whole_batches(SFTTrainer), Dataset.from_list(data)
+    result = _train(whole, loaded, recipe, settings, work, batches, config, data)
     return result | {"n_tokens": sum(lengths) * settings.n_epochs}
+
+
+def tune_distilled(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, work: Path, seed: int) -> dict:
+    """Train a student by on-policy distillation and save it: it answers, and the teacher weighs each token it wrote.
+
+    The loss is the mean over the student's own tokens of the reverse Kullback-Leibler divergence KL(student | teacher),
+    in nats, same prompt, temperature 1: TRL's own settings. It ends after as many steps as other arms take, or after
+    the step in which the student has written as many tokens as they are taught.
+
+    Source: Agarwal et al. 2024, arXiv:2306.13649, through TRL's DistillationTrainer. Ours: the limit on tokens.
+
+    Args:
+        recipe: Names the teacher, whose tokens must be the student's; its training section says how.
+        student: Model folder or id.
+        rows: Columns prompt and n_tokens, what the student may write, a row and epoch, on average.
+        n_batches: Batches an epoch, of equally many prompts; prompts left over wait for the next epoch.
+        work: Folder to save into.
+        seed: Orders the prompts and draws the answers.
+    """
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    with warnings.catch_warnings(action="ignore"):  # TRL looks at a vLLM that is not used here
+        from trl import DistillationConfig, DistillationTrainer
+    loading.require_same_tokens(recipe.models.teacher, student)
+    settings, at_once, written = recipe.training, max(1, len(rows) // n_batches), []
+    budget = rows["n_tokens"].sum() * settings.n_epochs
+
+    class Spent(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            # Of all steps, those before a checkpoint too.
+            written[:] = [at_once * log.get("completions/mean_length", 0) for log in state.log_history]
+            control.should_training_stop |= bool(sum(written) >= budget)
+
+    # All epochs laid out: TRL would begin to shuffle anew where a training goes on.
+    epochs, n = shuffled(len(rows), len(rows), settings.n_epochs, seed % 2**31), n_batches * at_once
+    asked = rows["prompt"].iloc[[i for epoch in epochs for i in epoch[:n]]]
+    arguments = _arguments(settings, recipe, work, seed, n_batches * settings.n_epochs)
+    arguments |= {"logging_steps": 1, "per_device_train_batch_size": at_once, "shuffle_dataset": False}
+    arguments["max_completion_length"] = min(arguments.pop("max_length"), recipe.tailoring.max_new_tokens)
+    config = DistillationConfig(**arguments)
+    loaded = _load(recipe, student, settings)
+    judge = loading.load(recipe.models.teacher, recipe.models.dtype, recipe.compute.device).model
+    trainer = partial(DistillationTrainer, teacher_model=judge, callbacks=[Spent()])
+    data = Dataset.from_dict({"prompt": [loading.render(loaded.tokenizer, prompt) for prompt in asked]})
+    result = _train(trainer, loaded, recipe, settings, work, [], config, data)
+    return result | {"n_tokens": round(sum(written))}
 
 
 def encode(tokenizer, prompts: list[str], completions: list[str]) -> list[tuple[list[int], list[int]]]:

@@ -22,6 +22,7 @@ OURS, OUR_LICENCE = "data/pocket", "apache-2.0"
 UNALIGNED = "the teacher as it was"
 WRITERS = {
     "untailored": UNALIGNED,
+    "distilled": f"the student itself, to the questions of {UNALIGNED}, which weighs each of its words",
     "random_pairs": "a teacher aligned to the same pairs, half of them turned round",
     "tailored": "the teacher aligned to the student",
     "question_only": "a teacher aligned to the pairs of questions alone",

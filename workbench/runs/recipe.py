@@ -39,7 +39,8 @@ from workbench.runs.recipe_parts import (
 
 ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
 DRAFT_ARMS = ("random_rationale", "most_preferred", "task_consistent")
-ARMS = ("base", "untailored", *ALIGNED_ARMS, *DRAFT_ARMS)
+DISTILLED = "distilled"  # the untailored questions, answered by the student itself, each token judged by the teacher
+ARMS = ("base", "untailored", DISTILLED, *ALIGNED_ARMS, *DRAFT_ARMS)
 ONE_SHOT = "one_shot"
 # What a student can be asked of a draft.
 SIGNALS = (
@@ -108,13 +109,18 @@ class Drafting(Section):
 
 
 class PreferenceSet(Section):
-    """The questions on which the student is probed; empty responders means the students themselves."""
+    """The questions on which the student is probed; empty responders means the students themselves.
+
+    balanced: no answer is right for more of them than its share of the validation questions, rounded up. Without it the
+    questions that tell students apart best can nearly all have one answer, which a student may copy from a draft.
+    """
 
     n_validation: Count = 100
     n_items: Count = 40
     selection: Literal["irt", "random"] = "irt"
     responders: list[NamedPlace] = []
     shots: Shots = [0, 1, 2, 3]
+    balanced: IfSet[bool] = False
 
     @model_validator(mode="after")
     def _subset(self):
@@ -303,6 +309,20 @@ class Recipe(Section):
                 raise ValueError(f"evaluation.arms names {arm!r}, but method {self.method} asks one signal; remove it")
             if arm.removeprefix(BEST_BY) not in SIGNALS:
                 raise ValueError(f"evaluation.arms names {arm!r}, but signals are {', '.join(SIGNALS)}; correct it")
+        return self
+
+    @model_validator(mode="after")
+    def _distilled_can(self):
+        if DISTILLED in self.evaluation.arms:
+            if "untailored" not in self.evaluation.arms:
+                raise ValueError(
+                    f"evaluation.arms has {DISTILLED!r} without 'untailored', whose questions it takes; add that"
+                )
+            if self.training.backend != "trl" or self.compute.launcher != "none":
+                raise ValueError(
+                    f"evaluation.arms has {DISTILLED!r}, which needs training.backend trl and no compute.launcher; set "
+                    "them so or take it out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,8 @@ gain is accuracy after so many steps minus before. Correlations are over groups,
 Source: ours. The comparisons in the papers (see signals/) are each of one signal, across teachers, mostly of one seed.
 """
 
+import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +41,7 @@ INFLUENCE = Influence(n_warm_up=8, n_steps=8)
 CONTROLS = {"length": "n_tokens", "right": "correct"}  # what a signal may stand for; nobody is asked
 N_RESAMPLES = 400
 NUMBERS = ("spearman", "pearson", "apart", "regret")
+POSED = ["right", "well posed, wrong", "ill posed"]
 
 
 def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -141,6 +144,43 @@ def groups_of(signals: pd.DataFrame, leaders: Sequence[str], seed: int) -> pd.Da
     return pd.DataFrame(rows, columns=["student", "group", "question_id", "draft_id"])
 
 
+def posed_groups(run: Run) -> pd.DataFrame:
+    """Return groups by whether a question is well posed (it can be solved) and the answer right, at equal tokens.
+
+    SOAR (arXiv:2601.18778) found that for questions a teacher writes well posed matters more than right. Only tasks
+    with drafts of all three kinds count. Columns as of groups_of, the same drafts for every student; no rows where no
+    task has all three.
+    """
+    drafts = run.read("drafts").query("answer != ''")
+    kinds = np.select([drafts["correct"], drafts["gold"] != ""], POSED[:2], POSED[2])
+    drafts = drafts.assign(group=kinds).iloc[stream(run.recipe.seeds[0], "posed").permutation(len(drafts))]
+    totals = drafts.pivot_table(index="task", columns="group", values="n_tokens", aggfunc="sum")
+    budget = totals.reindex(columns=POSED).dropna().min(axis=1)
+    own = drafts[drafts["task"].isin(budget.index)]
+    own = own[own.groupby(["task", "group"])["n_tokens"].cumsum() <= own["task"].map(budget).astype(float)]
+    frames = [own.assign(student=student) for student in run.recipe.models.students]
+    return pd.concat(frames, ignore_index=True)[["student", "group", "question_id", "draft_id"]]
+
+
+def posed(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return what training on each of posed_groups gained, and its differences, in accuracy at every length.
+
+    Returns:
+        Columns student, steps, what ("right, gain" or "right minus wrong"), and value with its 95 % interval (low,
+        high) over held-out questions, which are the clusters; seeds are averaged.
+    """
+    wide = answers.pivot_table(index=["student", "item"], columns=["group", "steps"], values="correct", aggfunc="mean")
+    lengths = sorted(set.intersection(*({steps for of, steps in wide if of == kind} for kind in POSED)))
+    pairs, rows = [*((one, "") for one in POSED), *itertools.combinations(POSED, 2)], []
+    for student, own in wide.astype(float).groupby(level="student", sort=False):
+        for steps, (a, b) in itertools.product(lengths, pairs):
+            apart = own[a, steps] - own[b, steps if b else 0]
+            value, low, high = clustered_mean(apart.reset_index(drop=True), pd.Series(range(len(apart))))
+            what = f"{a} minus {b}" if b else f"{a}, gain"
+            rows.append({"student": student, "steps": steps, "what": what, "value": value, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
 @dataclass(frozen=True)
 class _Train:
     """A student trained on a group under a seed, and asked at some lengths; without rows it is asked as it is."""
@@ -229,7 +269,7 @@ def board(signals: pd.DataFrame, groups: pd.DataFrame, answers: pd.DataFrame) ->
 
     Returns:
         Columns student ("all students" too), signal, steps (0: one epoch), and each of NUMBERS with its 95 % interval
-        by bootstrap over seeds, draft questions and held-out questions; n_groups.
+        by bootstrap over seeds, draft questions and held-out questions (see centred); n_groups.
     """
     rows, drawn = [], {}
     for student, own in groups.groupby("student", sort=False):
@@ -251,10 +291,23 @@ def _rows(student: str, table: "_Table", estimate: np.ndarray, again: np.ndarray
         for k, steps in enumerate(table.lengths):
             row = {"student": student, "signal": signal, "steps": steps}
             for n, name in enumerate(NUMBERS):
-                low, high = percentiles(again[:, n, s, k])
+                low, high = percentiles(centred(again[:, n, s, k], estimate[n, s, k], name))
                 row |= {name: estimate[n, s, k], f"{name}_low": low, f"{name}_high": high}
             rows.append(row | {"n_groups": len(table.groups)})
     return rows
+
+
+def centred(again: np.ndarray, estimate: float, name: str) -> np.ndarray:
+    """Return resampled numbers with their mean moved onto the estimate: correlations as Fisher's z, none out of range.
+
+    Resampling adds the noise of the data a second time, which pulls correlations towards zero and regret up; the
+    intervals keep their width, which that makes too large rather than too small, and hold what was estimated.
+    """
+    correlation = name in ("spearman", "pearson")
+    z, middle = (np.arctanh(np.clip(one, -0.999, 0.999)) if correlation else one for one in (again, estimate))
+    with warnings.catch_warnings(action="ignore"):  # all nan: says nothing
+        moved = z - np.nanmean(z) + middle
+    return np.tanh(moved) if correlation else np.maximum(moved, 0.0) if name == "regret" else moved
 
 
 class _Table:
@@ -270,7 +323,7 @@ class _Table:
         self.values = np.moveaxis(values.reshape(*members.shape, len(self.signals)), 2, 0)
         before = answers[answers["group"] == ""].set_index("item")["correct"].astype(float)
         self.of_item = answers.drop_duplicates("item").set_index("item")["task"][before.index].to_numpy()
-        after = answers[answers["group"] != ""]
+        after = answers[answers["group"].isin(self.groups)]
         n_rows = after.groupby("steps").size()
         steps = n_rows.index[n_rows == n_rows.max()].tolist()  # an epoch may be as long for all groups, or not
         self.lengths = [0, *steps]
