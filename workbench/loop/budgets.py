@@ -99,8 +99,7 @@ def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
 
 
 def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]) -> pd.DataFrame:
-    asked = [(tasks[task], question) for task, question in examples[["task", "question"]].to_numpy()]
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             "row_id": [text_id(f"{student}/{one}") for one in examples["example_id"]],
             "arm": arm,
@@ -108,12 +107,11 @@ def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]
             "seed": examples["seed"].to_numpy(),
             "task": examples["task"].to_numpy(),
             "example_id": examples["example_id"].to_numpy(),
-            "prompt": [prompts.naive_prompt(task.description, question, task.prompts) for task, question in asked],
+            "prompt": prompts.naive_prompts(tasks, examples),
             "completion": examples["rationale"].to_numpy(),
             "n_tokens": examples["n_tokens"].to_numpy(),
         }
     )
-    return rows
 
 
 def batches_per_epoch(rows: pd.DataFrame, batch_size: int) -> int:

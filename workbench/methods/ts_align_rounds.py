@@ -9,7 +9,8 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.budgets import continued
-from workbench.methods.rounds import example_of, together
+from workbench.loop.writing import example_of
+from workbench.methods.rounds import together
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
 from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
@@ -126,10 +127,10 @@ def reward_samples(
 
 
 def _with_prompts(questions: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
-    rows = list(questions[["task", "question"]].itertuples(index=False, name=None))
-    gold = questions["gold"] if "gold" in questions else [tasks[task].solve(question) for task, question in rows]
-    asked = [prompts.naive_prompt(tasks[task].description, question, tasks[task].prompts) for task, question in rows]
-    return questions.assign(gold=gold, prompt=asked)[PROMPT]
+    if "gold" not in questions:
+        gold = [tasks[task].solve(question) for task, question in questions[["task", "question"]].to_numpy()]
+        questions = questions.assign(gold=gold)
+    return questions.assign(prompt=prompts.naive_prompts(tasks, questions))[PROMPT]
 
 
 def order_pairs(pairs: pd.DataFrame, teacher: Scorer, settings: Rewards) -> pd.DataFrame:
@@ -337,6 +338,7 @@ def examples_of(pairs: Sequence[pd.DataFrame], tasks: Mapping[str, Task]) -> pd.
             task, text = tasks[row["task"]], row["chosen"]
             answer = task.answers.read(text)
             read = {"rationale": text, "answer": answer, "correct": task.answers.same(answer, row["gold"])}
-            key = Key(*(row[name] for name in WHOSE))
-            rows.append(example_of(task, key, row | read | {"n_tokens": 0}, f"{n_round}/{row['question_id']}"))
+            whose = {name: row[name] for name in WHOSE}
+            name = f"{'/'.join(map(str, whose.values()))}/{task.name}/{n_round}/{row['question_id']}"
+            rows.append(example_of(task, name, whose, row | read | {"n_tokens": 0}))
     return schemas.build(rows, "examples")

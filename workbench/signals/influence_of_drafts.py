@@ -148,10 +148,8 @@ def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:
 def texts_to_learn(tasks: dict[str, Task], drafts: pd.DataFrame) -> pd.DataFrame:
     """Return drafts as SFT sees them: draft_id, question_id, item_kind, prompt and completion."""
     drafts = finished(drafts)
-    named = [(tasks[one.task], one.question) for one in drafts.itertuples()]
-    asked = [prompts.naive_prompt(task.description, question, task.prompts) for task, question in named]
     kept = drafts[["draft_id", "question_id"]].assign(item_kind="rationale")
-    return kept.assign(prompt=asked, completion=drafts["rationale"])
+    return kept.assign(prompt=prompts.naive_prompts(tasks, drafts), completion=drafts["rationale"])
 
 
 def with_questions(influences: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
