@@ -33,7 +33,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/influence": (2, "d8bcb9ec18a56a59"),
     "signals/influence_by_judge": (1, "ed2d033ae8effe60"),
     "signals/influence_of_drafts": (3, "89ec30d6aab4b12f"),
-    "signals/judge": (2, "dbf72b0e127631e8"),
+    "signals/judge": (2, "62d766ae09c9f204"),
     "signals/judging": (2, "68ad157924613c63"),
     "signals/likelihood": (1, "b0d37a313e14374e"),
     "signals/measured_gain": (1, "723982c91a1795fe"),
