@@ -32,7 +32,6 @@ def pairs_by_arm(recipe: Recipe, pairs: pd.DataFrame, kind: str = "") -> dict[st
 
     Args:
         recipe: Names the arms, the tasks of which pairs are used (alignment.tasks; none named: all) and the seed.
-        pairs: As people left them.
         kind: Of the pairs that are used where an arm does not say; "" means all.
     """
     used = pairs[pairs["task"].isin(recipe.alignment.tasks or recipe.tasks.names)]

@@ -34,7 +34,6 @@ def equal_tokens(
 
     Args:
         students: By name; their tokens count.
-        tasks: By name.
         examples: Of all arms; those not kept are left out.
         by_task: Whether arms get equally many of each task, or of all tasks together where they differ in the mix.
     """
@@ -63,10 +62,8 @@ def equal_rows(
 
     Args:
         model: The student's; its recipe names the seeds.
-        tasks: By name.
         student: Name in the recipe.
         examples: Those that may be used, with the arm each is for.
-        arms: All that are wanted.
         by_task: As for equal_tokens.
     """
     tokenizer = load_tokenizer(model.ref)
@@ -133,10 +130,8 @@ def train_students(
     Args:
         students: By name, as they were.
         rows: As equal_tokens returns them.
-        settings: The recipe's section training: rate, epochs, batch.
         begun: Students of an arm and seed that go on from an earlier training.
         before: The curve of that training, which goes on too.
-        folder: Where the trained students go.
 
     Returns:
         "students": student, arm, seed, and the model's name in the folder; "curve": as its schema describes it.

@@ -28,13 +28,7 @@ def draft_questions(
     """Return new questions of every task, until n of each are kept; the dropped ones say why.
 
     Args:
-        teacher: Writes them.
-        tasks: By name.
-        writer: How it is asked.
         n: Questions wanted of each task.
-        sampling: How it samples.
-        guards: What new questions must differ from.
-        seed: Names the draws.
 
     Raises:
         ValueError: If the teacher wrote no usable question of a task, or copies of test items are refused.
@@ -89,12 +83,8 @@ def draft_rationales(
     """Return a rationale of every kept question by every technique of its task: drafts, as their schema describes them.
 
     Args:
-        teacher: Writes them.
-        tasks: By name.
         questions: As draft_questions returns them.
         techniques: Name and instruction of each, by task; an empty instruction asks plainly.
-        sampling: How it samples.
-        seed: Names the draws.
     """
     kept = questions[questions["kept"]]
     jobs = [

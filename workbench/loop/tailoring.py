@@ -45,10 +45,7 @@ def write_examples(
     Args:
         teacher: As it was; it writes for the arm untailored.
         aligned: What align_teachers returned.
-        tasks: By name.
         writer: How a teacher is asked for questions, the same for all of them.
-        settings: The recipe's section tailoring: how many, and how they are sampled.
-        guards: What new questions must differ from.
         drafts: For the arms that take drafts as they are.
         signals: By which these arms choose.
         top_p: Nucleus of sampling.

@@ -108,11 +108,9 @@ def plan_rounds(
     Args:
         n_round: From 1.
         rule: As plan_round is.
-        learners: Who is taught.
         pool: The teacher's answers to the pool.
         judged: Difficulties of the pool, of each round so far.
         taught: Examples, of each round before.
-        settings: The recipe's section curriculum.
 
     Returns:
         Columns student, arm, seed, hard_share, held_back (in how many rounds it was), task, items, from_pool, written,
@@ -166,14 +164,10 @@ def write_alike(
 
     Args:
         n_round: From 1.
-        teachers: As teachers_of returns them.
-        tasks: By name.
         plan: As plan_rounds returns it.
         pool: The teacher's answers to the pool.
         judged: Difficulties of the pool, of each round so far.
-        settings: The recipe's section curriculum.
         tailoring: The recipe's section tailoring: tokens and temperature.
-        guards: What new questions must differ from.
 
     Returns:
         Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
@@ -273,10 +267,7 @@ def choose_items(
         plan: As plan_rounds returns it.
         pool: The teacher's answers to the pool.
         new: New questions with answers, as explained returns them.
-        difficulty: Of the new ones.
         taught: Examples of each round before, which are not taken again.
-        tasks: By name.
-        settings: The recipe's section curriculum.
 
     Returns:
         "examples": as their schema describes them; "candidates": the new items with difficulty, hard and taken.

@@ -63,7 +63,6 @@ def draw_prompts(n_round: int, learners: Mapping[Key, Model], questions: pd.Data
 
     Args:
         n_round: From 1.
-        learners: Who is asked.
         questions: As draft_questions returns them.
         n: Of each task.
 
@@ -100,10 +99,8 @@ def reward_samples(
 
     Args:
         learners: Whose samples; those that were not asked themselves have those of the same model.
-        scorers: By learner.
         questions: Columns task, question_id, question, and gold where it is known already.
         samples: As answer_questions returns them.
-        tasks: By name.
 
     Returns:
         Columns student, arm, seed, task, question_id, question, gold, prompt, sample, text, correct, reward: missing
@@ -139,7 +136,6 @@ def order_pairs(pairs: pd.DataFrame, teacher: Scorer, settings: Rewards) -> pd.D
     Args:
         pairs: As best_and_worst returns them.
         teacher: Scores only both sides, where the arm asks it.
-        settings: The recipe's section rewards.
 
     Returns:
         The pairs with teacher_margin (of chosen over rejected, missing where it was not asked), swapped, drop_reason,
@@ -206,11 +202,8 @@ def align_policies(
     """Align every policy to its pairs by DPO, with the loss of SFT on the chosen side; the reference is where it was.
 
     Args:
-        learners: The policies.
         pairs: As order_pairs returns them.
-        settings: The recipe's section alignment.
         before: The curve so far, which goes on.
-        folder: Where the aligned policies go.
 
     Returns:
         "students": student, arm, seed and the model's name in the folder; "curve": as its schema describes it.
@@ -249,10 +242,7 @@ def update_students(
     """Teach the student reward models of arms that do so the order that the teacher gave this round's pairs.
 
     Args:
-        students: By learner.
         pairs: As order_pairs returns them; those with too small a margin of the teacher teach nothing.
-        settings: The recipe's section rewards.
-        folder: Where the updated models go.
 
     Returns:
         Columns student, arm, seed, model (its name in the folder), n_pairs; no row where nothing was learned.

@@ -41,11 +41,8 @@ def measure_signals(
 
     Args:
         probes: What students answered after each draft; for one_shot and self_consistency.
-        drafts: As drafted.
-        students: By name.
         names: Of the recipe's SIGNALS.
         teacher: As it was; answer_likelihood asks it.
-        tasks: By name.
         items: The preference set; for measured_gain.
         seed: Of the trainings of measured_gain.
 

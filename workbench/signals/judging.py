@@ -117,11 +117,9 @@ def answer_questions(
 
     Args:
         learners: Who is asked; learners that are the same model so far answer once.
-        tasks: By name.
         questions: Columns task, question_id, question; where it has student, arm and seed, each is asked its own.
         decoding: How they write; greedily, or several samples at a temperature.
         n: Samples of each answer.
-        seed: Names the draws.
 
     Returns:
         Columns student, arm, seed, task, question_id, sample, text, answer (as read), n_tokens, finished (not cut off).

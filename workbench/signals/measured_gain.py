@@ -115,11 +115,8 @@ def measure_gains(
 
     Args:
         student: Its weights must be here.
-        tasks: By name.
-        drafts: As drafted.
         items: The preference set.
         learning_rate: Of the steps; the recipe's, for what the recipe's training gains.
-        seed: Of the training.
         n_steps: On the one draft.
 
     Returns:

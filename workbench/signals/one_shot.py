@@ -34,11 +34,8 @@ def probe_drafts(
     Each student's engine is tested first, where its weights are here: a few probes together, again, and one by one.
 
     Args:
-        students: By name.
-        tasks: By name.
         drafts: Columns draft_id, task, question, rationale.
         preference_set: Its chosen questions are asked.
-        max_new_tokens: Of an answer.
 
     Raises:
         RunError: If an engine does not agree with itself.

@@ -44,12 +44,8 @@ def build_reference(
 
     Args:
         writers: Whose right answers are taken, by student; None takes the bare targets.
-        students: By name.
-        tasks: By name.
         preference_set: Its chosen questions are used; they lie outside every test set.
         n_tries: Answers sampled of each question; the first right one is taken.
-        max_new_tokens: Of an answer.
-        seed: Names the draws.
     """
     recipe, chosen = next(iter(students.values())).recipe, preference_set[preference_set["chosen"]]
     apart = [_apart_from_test(recipe, task, chosen[chosen["task"] == name]) for name, task in tasks.items()]

@@ -34,7 +34,6 @@ def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[st
     Args:
         probes: One row for every student, draft and preference question.
         drafts: With the question that each belongs to.
-        students: By name.
     """
     known = probes.merge(drafts[["draft_id", "question_id"]], on="draft_id")
     known["correct"] = known["correct"].astype(float)

@@ -71,7 +71,6 @@ def raw_and_controlled(
     Args:
         preferences: As judged returns them, shape (n,); missing ones are left out.
         lengths: Of a's answers, in characters or tokens, shape (n,).
-        others: Of b's.
         prompts: What each was asked; the answers of several seeds to one prompt belong together.
 
     Returns:
@@ -125,8 +124,6 @@ def write_alpaca_eval(answers: pd.DataFrame, generator: str, path: Path) -> None
 
     Args:
         answers: Columns question and text.
-        generator: What the model is to be called.
-        path: The JSON file.
     """
     rows = [{"instruction": row.question, "output": row.text, "generator": generator} for row in answers.itertuples()]
     atomic_write(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
@@ -137,7 +134,6 @@ def write_mt_bench(answers: pd.DataFrame, model: str, path: Path) -> None:
 
     Args:
         answers: Columns question_id and text.
-        model: What the model is to be called.
         path: The JSONL file, which FastChat looks for under model_answer/ by the model's name.
     """
     rows = [
