@@ -28,7 +28,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "loop/reviews": (1, "f811692745f87be6"),
     "loop/tailoring": (4, "95625803585d13e1"),
     "loop/writing": (3, "4f9e78cc27e06bf2"),
-    "signals/by_name": (1, "990da5471af02d90"),
+    "signals/by_name": (1, "0122b9d9db91b538"),
     "signals/difficulty": (1, "f39e620bbeda70f3"),
     "signals/influence": (2, "d8bcb9ec18a56a59"),
     "signals/influence_by_judge": (1, "ed2d033ae8effe60"),
@@ -41,7 +41,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/reference": (1, "2455d93a78a507c4"),
     "signals/reward": (1, "fd26a21de810d52a"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),
-    "signals/scores": (1, "6294e6eddaa989e4"),
+    "signals/scores": (1, "47b6518845b53682"),
     "signals/warm_up": (1, "a03054e6de2fee5d"),
     "tasks/answers": (2, "c105978f6fb74660"),
 }

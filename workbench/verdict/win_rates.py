@@ -9,7 +9,6 @@ which it takes from a table fitted to its own. Intervals are ours: clustered by 
 
 import json
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,17 +16,11 @@ import pandas as pd
 from workbench.runs.cache import atomic_write
 from workbench.runs.errors import DataError
 from workbench.runs.seeding import stream
+from workbench.signals.difficulty import Judge
 from workbench.verdict.intervals import clustered_mean, percentiles
 
 N_RESAMPLES = 500
 RIDGE = 1e-3  # keeps the fit finite where one side wins always; in squared units of the weights, a prompt weighing 1
-
-
-class Judge(Protocol):
-    """Scores two answers to a question, asked in both orders; see signals.difficulty."""
-
-    def __call__(self, asked: pd.DataFrame) -> pd.DataFrame:
-        """Return score_teacher and score_student, a row for each asked; missing where not judged."""
 
 
 def win_rate_of(table: np.ndarray, half: float) -> dict[str, float]:
