@@ -22,8 +22,9 @@ SIZES = (1, 2)
 def build(folder: Path) -> None:
     """Write two task files and train a teacher and a student that keep to the form, and one that cannot."""
     from data.pocket.make.classroom import DESCRIPTIONS, TECHNIQUES
+    from data.pocket.make.questions import write
     from data.pocket.make.raising import Shape, make_tokenizer, new_model, save, train
-    from workbench.tasks.pocket_questions import solve, write
+    from workbench.tasks.pocket_questions import solve
 
     (folder / "tasks").mkdir()
     for task in TASKS:
@@ -58,9 +59,10 @@ def _blur(model, amount: float) -> None:
 
 def _text(rng) -> list[tuple[str, bool]]:
     from data.pocket.make.classroom import DESCRIPTIONS, TECHNIQUES
+    from data.pocket.make.questions import write
     from data.pocket.make.raising import ASSISTANT, END, USER
     from data.pocket.make.rationales import rationale_for
-    from workbench.tasks.pocket_questions import solve, write
+    from workbench.tasks.pocket_questions import solve
     from workbench.tasks.pocket_styles import STYLES
 
     task, style = str(rng.choice(TASKS)), str(rng.choice(STYLES))

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.pocket.make.classroom import TASKS
+from data.pocket.make.questions import TEST_SIZES, write
 from workbench.runs.seeding import stream
 from workbench.tasks.contamination import LEVELS, OFF, Guard, copies, normalise
-from workbench.tasks.pocket_questions import TEST_SIZES, write
 
 SETS = {"seeds": ["How many pears?"], "test": ["( True and False ) is", "How many plums?"]}
 

@@ -13,7 +13,7 @@ from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
 from workbench.models.start import check
 from workbench.notebook.headless import preflight
 from workbench.report import cost_estimate, plan
-from workbench.runs.cache import read_json, runs_folder
+from workbench.runs.cache import runs_folder
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, open_run
@@ -32,7 +32,8 @@ def made(small_run, tmp_path_factory):
 def run(made, small_models, monkeypatch) -> Run:
     monkeypatch.setenv("WORKBENCH_RUNS", str(made))
     opened = open_run("loop")
-    (opened.path / judge_module.FILE).unlink(missing_ok=True)
+    for folder in opened.path.glob(f"{judge_module.STEP}*"):
+        shutil.rmtree(folder)
     return of(opened, str(small_models / "teacher"))
 
 
@@ -87,11 +88,9 @@ def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monk
 
 def test_another_judge_and_other_examples_are_judged_anew(run, small_models):
     first = judge_module.judge(run)
-    other = of(run, str(small_models / "babbler"))
-    assert judge_module.stored(other) is None
-    babbled = judge_module.judge(other)
+    babbled = judge_module.judge(of(run, str(small_models / "babbler")))
     assert babbled.validation["right"].mean() < first.validation["right"].mean()
-    assert len(read_json(run.path / judge_module.FILE)) == 2
+    assert len(list(run.path.glob(f"{judge_module.STEP}.superseded-*"))) == 1
 
 
 def test_a_chat_server_judges_and_what_it_answered_is_kept_when_it_fails(run, monkeypatch):

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from data.pocket.make.classroom import DESCRIPTIONS, DOSES, STUDENTS, TASKS, TECHNIQUES
+from data.pocket.make.questions import NAMES, TEST_SIZES, write
 from data.pocket.make.rationales import rationale_for
 from workbench.runs.seeding import stream
 from workbench.tasks import pocket_questions, pocket_styles
 from workbench.tasks.answers import parse_answer
 from workbench.tasks.contamination import normalise
-from workbench.tasks.pocket_questions import KINDS, NAMES, TEST_SIZES, read, solve, write
+from workbench.tasks.pocket_questions import KINDS, read, solve
 from workbench.tasks.pocket_styles import LEADS, STYLES, style_of
 
 SETS = ("seeds", "validation", "test")
@@ -97,7 +98,7 @@ def test_counting_adds_up_the_kind_asked_for():
         total, parts = 0, []
         for word, kind in chosen:
             number = rng.choice(list(words))
-            one, many = pocket_questions._forms(word)
+            one, many = pocket_questions.forms(word)
             article = "an" if number == "a" and one[0] in "aeiou" else number
             parts.append(f"{article} {one if number == 'a' else many}")
             total += words[number] * (asked in (kind, "objects"))

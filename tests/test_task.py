@@ -174,8 +174,8 @@ def test_our_solvers_answer_every_real_item(name, test_data, recipe):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_word_of_the_real_items_is_one_the_generator_uses(name, test_data):
+    from data.pocket.make.questions import TEST_SIZES, write
     from workbench.runs.seeding import stream
-    from workbench.tasks.pocket_questions import TEST_SIZES, write
 
     def words(text: str) -> set[str]:
         return set(re.findall(r"\w+|[^\w\s]", text))

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "runs.run": "open_run runs_table",
@@ -58,7 +58,3 @@ __getattr__, __all__ = lazily(
         "verdict": "verdict",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

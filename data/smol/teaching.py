@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from data.pocket.make.questions import write
 from workbench.loop import prompts
 from workbench.runs.recipe_parts import Prompts
 from workbench.runs.seeding import stream
@@ -58,7 +59,7 @@ def _added(question: str, way: str) -> tuple[str, int]:
 
 def counting(rng: np.random.Generator) -> str:
     """Return a question in the form of BIG-Bench Hard's object_counting."""
-    return pocket_questions.write("object_counting", rng, SIZES)
+    return write("object_counting", rng, SIZES)
 
 
 def _counted(question: str, way: str) -> tuple[str, int]:
@@ -97,7 +98,7 @@ def write_tasks(folder: Path) -> None:
     """Write the task files; object_counting names the solver that checks what is written of it."""
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
-        solver = {"solver": task} if task in pocket_questions.FORMATS else {}
+        solver = {"solver": task} if task in pocket_questions.READERS else {}
         content = {"description": DESCRIPTIONS[task], "techniques": TECHNIQUES[task], **solver, **items(task)}
         (folder / f"{task}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.pocket.make.questions import TEST_SIZES, write
 from tests.disguises import DISGUISES, planted
 from workbench.runs.recipe import project_root
 from workbench.runs.seeding import stream
 from workbench.tasks.contamination import BY_DEFINITION, LEVELS, OFF, Guard
-from workbench.tasks.pocket_questions import TEST_SIZES, write
 
 N_HONEST, N_PLANTED = 500, 80
 GUARDED_SHARE = 0.8

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from data.pocket.make.classroom import DESCRIPTIONS
+from data.pocket.make.questions import write
 from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.models import loading
@@ -31,7 +32,6 @@ from workbench.runs.workers import run_jobs
 from workbench.signals.influence import measure
 from workbench.signals.warm_up import WarmUp, load_warmed, save_warmed, texts_of, warm_up
 from workbench.tasks.contamination import Guard
-from workbench.tasks.pocket_questions import write
 from workbench.tasks.pocket_styles import STYLES
 
 WARM_UP = WarmUp(n_steps=24, batch_size=8, learning_rate=3e-4)

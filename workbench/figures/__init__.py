@@ -2,7 +2,7 @@
 
 from workbench.runs import lazily
 
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "scores": "drafts_by_technique preference_scores technique_heatmap probe_roc pair_decidedness influences",
@@ -13,7 +13,3 @@ __getattr__, __all__ = lazily(
         "use_renderer use_theme theme_of_lab use_large_type",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

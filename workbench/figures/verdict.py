@@ -98,8 +98,6 @@ def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block
     """Draw differences in points with their intervals, the zero line, the margin band and the decisions in words.
 
     Args:
-        rows: A comparison each.
-        labels: What to call them.
         verdict: Says which models were used.
         block: A student's block of it, for margin and level.
         words: Title, what the subtitle begins with, caption, sentence.

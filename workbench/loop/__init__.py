@@ -2,7 +2,7 @@
 
 from workbench.runs import lazily
 
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "writing": "Guards OnePrompt",
@@ -17,7 +17,3 @@ __getattr__, __all__ = lazily(
         "budgets": "equal_rows equal_tokens train_students",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -27,11 +27,8 @@ def align_teachers(
     """Align the teacher to the pairs of every arm and student.
 
     Args:
-        teacher: As it was.
         by_arm: Pairs of all students, by arm.
-        settings: The recipe's section alignment: beta, rate, epochs, batch.
         seed: Names the draws; the same for all arms of a student, which differ in the pairs alone.
-        folder: Where the aligned teachers go.
 
     Returns:
         "teachers": student, arm, and the model's name in the folder; "curve": as its schema describes it; "pairs_used":

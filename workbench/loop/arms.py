@@ -13,9 +13,8 @@ from itertools import product
 import pandas as pd
 
 from workbench.loop.pairs import DECIDED, flip_half
-from workbench.loop.writing import why_dropped
+from workbench.loop.writing import example_of
 from workbench.runs.recipe import ALIGNED_ARMS, BEST_BY, DISTILLED, TAILORED_FOR, Recipe, takes_drafts
-from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
 from workbench.tasks.task import Task
 
@@ -33,7 +32,6 @@ def pairs_by_arm(recipe: Recipe, pairs: pd.DataFrame, kind: str = "") -> dict[st
 
     Args:
         recipe: Names the arms, the tasks of which pairs are used (alignment.tasks; none named: all) and the seed.
-        pairs: As people left them.
         kind: Of the pairs that are used where an arm does not say; "" means all.
     """
     used = pairs[pairs["task"].isin(recipe.alignment.tasks or recipe.tasks.names)]
@@ -92,9 +90,9 @@ def draft_examples(
             # A shuffled order settles ties at random.
             shuffled = scored.iloc[rng.permutation(len(scored))]
             chosen = SELECT.get(arm, _most_preferred)(shuffled).sort_values("question_id")
-            rows += [
-                _example(tasks[task], draft, student, arm, seed, n) for n, draft in enumerate(chosen.to_dict("records"))
-            ]
+            whose, name = {"student": student, "arm": arm, "seed": seed}, f"{arm}/{student}/{seed}/{task}"
+            drawn = enumerate(chosen.to_dict("records"))
+            rows += [example_of(tasks[task], f"{name}/{n}", whose, draft) for n, draft in drawn]
     return rows
 
 
@@ -112,20 +110,3 @@ SELECT: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "most_preferred": _most_preferred,
     "task_consistent": _task_consistent,
 }
-
-
-def _example(task: Task, draft: dict, student: str, arm: str, seed: int, n: int) -> dict:
-    reason = why_dropped(draft["answer"], draft.get("finished", True))
-    copied = ("task", "question", "rationale", "answer", "gold", "correct", "n_tokens")
-    return {
-        "example_id": text_id(f"{arm}/{student}/{seed}/{task.name}/{n}"),
-        "arm": arm,
-        "student": student,
-        "seed": seed,
-        **{key: draft[key] for key in copied},
-        "question_id": draft["question_id"],
-        "style": task.style(draft["rationale"]),
-        "finished": draft.get("finished", True),
-        "kept": not reason,
-        "drop_reason": reason,
-    }

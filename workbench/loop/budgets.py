@@ -34,7 +34,6 @@ def equal_tokens(
 
     Args:
         students: By name; their tokens count.
-        tasks: By name.
         examples: Of all arms; those not kept are left out.
         by_task: Whether arms get equally many of each task, or of all tasks together where they differ in the mix.
     """
@@ -63,10 +62,8 @@ def equal_rows(
 
     Args:
         model: The student's; its recipe names the seeds.
-        tasks: By name.
         student: Name in the recipe.
         examples: Those that may be used, with the arm each is for.
-        arms: All that are wanted.
         by_task: As for equal_tokens.
     """
     tokenizer = load_tokenizer(model.ref)
@@ -99,9 +96,8 @@ def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
 
 
 def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]) -> pd.DataFrame:
-    asked = [(tasks[task], question) for task, question in examples[["task", "question"]].to_numpy()]
     whose = f"{student}/{arm}" if arm == DISTILLED else student  # the untailored examples, a second time
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             "row_id": [text_id(f"{whose}/{one}") for one in examples["example_id"]],
             "arm": arm,
@@ -109,13 +105,12 @@ def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]
             "seed": examples["seed"].to_numpy(),
             "task": examples["task"].to_numpy(),
             "example_id": examples["example_id"].to_numpy(),
-            "prompt": [prompts.naive_prompt(task.description, question, task.prompts) for task, question in asked],
+            "prompt": prompts.naive_prompts(tasks, examples),
             # In distillation the student answers by itself; the tokens are what it may take.
             "completion": "" if arm == DISTILLED else examples["rationale"].to_numpy(),
             "n_tokens": examples["n_tokens"].to_numpy(),
         }
     )
-    return rows
 
 
 def batches_per_epoch(rows: pd.DataFrame, batch_size: int) -> int:
@@ -137,10 +132,8 @@ def train_students(
     Args:
         students: By name, as they were.
         rows: As equal_tokens returns them. Those of the arm distilled are trained on by distillation instead.
-        settings: The recipe's section training: rate, epochs, batch.
         begun: Students of an arm and seed that go on from an earlier training.
         before: The curve of that training, which goes on too.
-        folder: Where the trained students go.
 
     Returns:
         "students": student, arm, seed, and the model's name in the folder; "curve": as its schema describes it.

@@ -6,34 +6,20 @@ counted; the seed questions get a rationale each, for the prompts with several d
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.writing import Draw, Guards, Writer, Written, write_rationales
+from workbench.loop.writing import Draw, Guards, Writer, Written, as_read, write_rationales
 from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
 from workbench.runs.schemas import text_id
+from workbench.runs.workers import Job
 from workbench.tasks.task import Task
 
 VERSION = 5
 Techniques = Mapping[str, Mapping[str, str]]  # task -> name -> instruction
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One task for the teacher, and what a step's own function needs besides."""
-
-    what: str
-    teacher: Model
-    task: Task
-    given: tuple[Any, ...] = field(repr=False)
-
-    def __repr__(self) -> str:
-        return f"{self.what} of {self.task.name}"
 
 
 def draft_questions(
@@ -42,18 +28,13 @@ def draft_questions(
     """Return new questions of every task, until n of each are kept; the dropped ones say why.
 
     Args:
-        teacher: Writes them.
-        tasks: By name.
-        writer: How it is asked.
         n: Questions wanted of each task.
-        sampling: How it samples.
-        guards: What new questions must differ from.
-        seed: Names the draws.
 
     Raises:
         ValueError: If the teacher wrote no usable question of a task, or copies of test items are refused.
     """
-    jobs = [_Job("draft questions", teacher, task, (writer, n, sampling, guards, seed)) for task in tasks.values()]
+    given = (writer, n, sampling, guards, seed)
+    jobs = [Job(f"draft questions of {name}", (teacher, task, *given)) for name, task in tasks.items()]
     rows = [row for own in run_engine_jobs(_questions, jobs, teacher, "drafting questions") for row in own]
     frame = schemas.build(rows, "questions")
     dropped = Counter(reason for reason in frame["drop_reason"] if reason)
@@ -62,9 +43,10 @@ def draft_questions(
     return frame
 
 
-def _questions(job: _Job) -> list[dict]:
-    task, (writer, n, sampling, guards, seed) = job.task, job.given
-    written = writer(job.teacher.start(), task, n, sampling, Draw(seed, "drafting"), guards.of(task))
+def _questions(
+    teacher: Model, task: Task, writer: Writer, n: int, sampling: Decoding, guards: Guards, seed: int
+) -> list[dict]:
+    written = writer(teacher.start(), task, n, sampling, Draw(seed, "drafting"), guards.of(task))
     guards.refuse_copies(task, written)
     if all(one.drop_reason for one in written):
         raise ValueError(
@@ -101,16 +83,12 @@ def draft_rationales(
     """Return a rationale of every kept question by every technique of its task: drafts, as their schema describes them.
 
     Args:
-        teacher: Writes them.
-        tasks: By name.
         questions: As draft_questions returns them.
         techniques: Name and instruction of each, by task; an empty instruction asks plainly.
-        sampling: How it samples.
-        seed: Names the draws.
     """
     kept = questions[questions["kept"]]
     jobs = [
-        _Job("rationales", teacher, task, (kept[kept["task"] == name], dict(techniques[name]), sampling, seed))
+        Job(f"rationales of {name}", (teacher, task, kept[kept["task"] == name], techniques[name], sampling, seed))
         for name, task in tasks.items()
     ]
     rows = [row for own in run_engine_jobs(_rationales, jobs, teacher, "drafting rationales") for row in own]
@@ -132,49 +110,35 @@ def finished(drafts: pd.DataFrame) -> pd.DataFrame:
     return drafts[drafts["finished"]] if "finished" in drafts else drafts
 
 
-def _rationales(job: _Job) -> list[dict]:
-    task, (questions, techniques, sampling, seed) = job.task, job.given
+def _rationales(
+    teacher: Model, task: Task, questions: pd.DataFrame, techniques: Mapping[str, str], sampling: Decoding, seed: int
+) -> list[dict]:
     asked = [
         (question, name, prompts.technique_prompt(task.description, instruction, question["question"], task.prompts))
         for question in questions.to_dict("records")
         for name, instruction in techniques.items()
     ]
     named = [(prompt, f"rationale/{question['question_id']}/{name}") for question, name, prompt in asked]
-    completions = write_rationales(job.teacher.start(), named, sampling, seed)
+    completions = write_rationales(teacher.start(), named, sampling, seed)
     rows = []
     for (question, name, prompt), completion in zip(asked, completions, strict=True):
-        answer, gold = task.answers.read(completion.text), task.solve(question["question"])
         written_as = f"{task.name}/{text_id(prompt)}/{name}/{question['question_id']}/{completion.text}"
-        rows.append(
-            {
-                "draft_id": text_id(written_as),
-                "task": task.name,
-                "question_id": question["question_id"],
-                "question": question["question"],
-                "technique": name,
-                "rationale": completion.text,
-                "answer": answer,
-                "gold": gold,
-                "correct": task.answers.same(answer, gold),
-                "n_tokens": completion.n_tokens,
-                "finished": completion.finished,
-            }
-        )
+        known = {"draft_id": text_id(written_as), "task": task.name, "question_id": question["question_id"]}
+        rows.append(known | {"technique": name} | as_read(task, question["question"], completion))
     return rows
 
 
 def work_exemplars(teacher: Model, tasks: dict[str, Task], n: int, max_new_tokens: int) -> pd.DataFrame:
     """Return n seed questions of every task with the teacher's rationale where it is right, else the bare target."""
-    jobs = [_Job("worked seed questions", teacher, task, (n, max_new_tokens)) for task in tasks.values()]
+    jobs = [Job(f"seed questions of {name}", (teacher, task, n, max_new_tokens)) for name, task in tasks.items()]
     rows = [row for own in run_engine_jobs(_exemplars, jobs, teacher, "working seed questions") for row in own]
     return schemas.build(rows, "exemplars")
 
 
-def _exemplars(job: _Job) -> list[dict]:
-    task, (n, max_new_tokens) = job.task, job.given
+def _exemplars(teacher: Model, task: Task, n: int, max_new_tokens: int) -> list[dict]:
     seeds = task.seeds.head(n)
     asked = [(prompts.naive_prompt(task.description, question, task.prompts), "") for question in seeds["question"]]
-    completions = write_rationales(job.teacher.start(), asked, Decoding(max_new_tokens), 0)
+    completions = write_rationales(teacher.start(), asked, Decoding(max_new_tokens), 0)
     rows = []
     for seed, completion in zip(seeds.itertuples(), completions, strict=True):
         worked = task.answers.same(task.answers.read(completion.text), seed.target)

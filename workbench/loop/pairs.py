@@ -92,8 +92,6 @@ def best_against_worst(scores: pd.Series, rng: np.random.Generator, settings: Pa
 
     Args:
         scores: Of the group's members, by id.
-        rng: The group's own draws.
-        settings: Unused here.
 
     Source: ARTE, section 3.3.
     """
@@ -143,13 +141,8 @@ def build_pairs(
 
     Args:
         rules: By kind ("rationale", "question"), in the order wanted.
-        tasks: By name.
-        questions: As drafted.
-        drafts: As drafted.
         signals: One value for every student and draft or question.
         probes: As stored; None where nobody was probed.
-        settings: The recipe's section pairs.
-        seed: Names the draws.
     """
     probed: Outcomes = {} if probes is None else outcomes(probes, drafts)
     rows: list[dict] = []

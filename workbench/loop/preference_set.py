@@ -36,10 +36,8 @@ def choose_preference_set(
 
     Args:
         responders: Answer all of the validation questions, where settings.selection is "irt".
-        tasks: By name.
         exemplars: Worked questions for the prompts with several demonstrations.
         settings: Says how many, and how they are selected.
-        max_new_tokens: Of an answer.
         seed: Names the draw, where they are selected at random.
     """
     validation = {name: task.validation.head(settings.n_validation) for name, task in tasks.items()}

@@ -5,9 +5,12 @@ the parts follow ARTE, arXiv:2406.19227, appendix H (structure in the order desc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 
 from workbench.runs.recipe_parts import TURN, Prompts
+from workbench.tasks.task import Task
 
 ANSWER_FORMAT = "Give the final answer as <ans>answer</ans>."
 # The form of an answer: how it is asked for before the question, an answer in it, and how it is found in a reply.
@@ -51,6 +54,12 @@ def technique_prompt(description: str, technique: str, question: str, asked: Pro
 def naive_prompt(description: str, question: str, asked: Prompts = AS_RAISED) -> str:
     """Return the plain step-by-step prompt: for DPO, for tailored rationales, and for the student without examples."""
     return f"{_head(description, asked)}{_asked(question, asked)}"
+
+
+def naive_prompts(tasks: Mapping[str, Task], rows: pd.DataFrame) -> list[str]:
+    """Return the plain prompt of every row's question, as its task asks it."""
+    named = zip(rows["task"], rows["question"], strict=True)
+    return [naive_prompt(tasks[task].description, question, tasks[task].prompts) for task, question in named]
 
 
 def one_shot_prompt(

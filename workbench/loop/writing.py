@@ -4,7 +4,7 @@ Asking a model many questions: one job a model and task, greedy, batched, its an
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from workbench.models.start import Model
 from workbench.runs.cache import shared_cache
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import fingerprint
+from workbench.runs.schemas import text_id
 from workbench.tasks.answers import Answers
 from workbench.tasks.contamination import LEVELS, Guard, normalise, reason_of
 from workbench.tasks.task import Task, all_test_items, guard_of, load_tasks
@@ -158,6 +159,32 @@ def why_dropped(answer: str, finished: bool) -> str:
     if not finished:
         return "cut off at the limit"
     return "" if answer else "rationale without an answer"
+
+
+def as_read(task: Task, question: str, completion: Completion) -> dict:
+    """Return a completion as an answer to a question: rationale, answer, gold, correct, n_tokens and finished."""
+    answer, gold = task.answers.read(completion.text), task.solve(question)
+    read = {"question": question, "rationale": completion.text, "answer": answer, "gold": gold}
+    told = {"n_tokens": completion.n_tokens, "finished": completion.finished}
+    return read | {"correct": task.answers.same(answer, gold)} | told
+
+
+def example_of(task: Task, name: str, whose: Mapping, item: Mapping, drop_reason: str = "") -> dict:
+    """Return what a student is taught, as the schema "examples" has it.
+
+    Args:
+        task: What is asked.
+        name: Tells it from all other examples of the run.
+        whose: Its student, arm and seed.
+        item: With question_id and what `as_read` returns; drafts of older runs do not say whether they finished.
+        drop_reason: Why nobody is taught it; "" leaves that to `why_dropped`.
+    """
+    copied = ("question_id", "question", "rationale", "answer", "gold", "correct", "n_tokens")
+    finished = item.get("finished", True)
+    reason = drop_reason or why_dropped(item["answer"], finished)
+    known = {"example_id": text_id(name), **whose, "task": task.name} | {column: item[column] for column in copied}
+    told = {"style": task.style(item["rationale"]), "finished": finished}
+    return known | told | {"kept": not reason, "drop_reason": reason}
 
 
 def write_rationales(engine: Engine, asked: list[tuple[str, str]], decoding: Decoding, seed: int) -> list[Completion]:

@@ -16,7 +16,7 @@ from workbench.runs import lazily
 from workbench.runs.errors import RecipeError
 
 SLOW = ("rounds", "tapir_rounds", "tapir_labels", "ts_align_rounds")  # they load models
-__getattr__, _ = lazily(__name__, {}, {name: name for name in SLOW})
+__getattr__, *_ = lazily(__name__, {}, {name: name for name in SLOW})
 
 FROM_FILE = "WORKBENCH_METHOD"  # path of a file of one's own that sets METHOD; processes that are started inherit it
 FIRST, FIRST_RECIPE = ARTE.name, "arte-demo"

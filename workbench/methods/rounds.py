@@ -5,12 +5,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from workbench.loop.alignment import models_of
-from workbench.loop.writing import why_dropped
 from workbench.models.start import Model
 from workbench.runs.run import Frames
-from workbench.runs.schemas import text_id
 from workbench.signals.difficulty import Key
-from workbench.tasks.task import Task
 
 VERSION = 2
 
@@ -33,13 +30,3 @@ def go_on(learners: Mapping[Key, Model], trained: Frames) -> dict[Key, Model]:
 def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return frames of one kind, of all tasks or rounds, as one."""
     return pd.concat(parts, ignore_index=True)
-
-
-def example_of(task: Task, key: Key, item: dict, n: str) -> dict:
-    """Return a learner's example, as its schema has it, from what was asked and answered; n tells it from others."""
-    copied = ("question_id", "question", "rationale", "answer", "gold", "correct", "n_tokens")
-    known = {"example_id": text_id(f"{'/'.join(map(str, key))}/{task.name}/{n}"), **key._asdict(), "task": task.name}
-    finished = item.get("finished", True)
-    reason = why_dropped(item["answer"], finished)
-    written = {name: item[name] for name in copied} | {"style": task.style(item["rationale"])}
-    return known | written | {"finished": finished, "kept": not reason, "drop_reason": reason}

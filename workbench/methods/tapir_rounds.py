@@ -3,14 +3,12 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written, write_questions
-from workbench.methods.rounds import example_of
+from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written, example_of, write_questions
 from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
 from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
@@ -18,6 +16,7 @@ from workbench.runs import schemas
 from workbench.runs.recipe import Tailoring
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream
+from workbench.runs.workers import Job
 from workbench.signals.difficulty import WHOSE, Key, rows_of
 from workbench.tasks.contamination import normalise
 from workbench.tasks.task import Task
@@ -109,11 +108,9 @@ def plan_rounds(
     Args:
         n_round: From 1.
         rule: As plan_round is.
-        learners: Who is taught.
         pool: The teacher's answers to the pool.
         judged: Difficulties of the pool, of each round so far.
         taught: Examples, of each round before.
-        settings: The recipe's section curriculum.
 
     Returns:
         Columns student, arm, seed, hard_share, held_back (in how many rounds it was), task, items, from_pool, written,
@@ -150,23 +147,6 @@ def _taught(taught: Sequence[pd.DataFrame], key: Key) -> set[str]:
     return {question for frame in _of(taught, key) for question in frame["question_id"]}
 
 
-@dataclass(frozen=True)
-class _Lot:
-    """New questions of one task for one learner, after those that the teacher is shown."""
-
-    teacher: Model
-    key: Key
-    task: Task
-    n: int
-    n_round: int
-    shown: Sequence[tuple[str, str]] = field(repr=False)
-    known: frozenset[str] = field(repr=False)
-    given: tuple[Curriculum, Tailoring, Guards] = field(repr=False)
-
-    def __repr__(self) -> str:
-        return f"{self.n} new questions of {self.task.name} for {'-'.join(map(str, self.key))}, round {self.n_round}"
-
-
 def write_alike(
     n_round: int,
     teachers: Mapping[str, Model],
@@ -184,62 +164,70 @@ def write_alike(
 
     Args:
         n_round: From 1.
-        teachers: As teachers_of returns them.
-        tasks: By name.
         plan: As plan_rounds returns it.
         pool: The teacher's answers to the pool.
         judged: Difficulties of the pool, of each round so far.
-        settings: The recipe's section curriculum.
         tailoring: The recipe's section tailoring: tokens and temperature.
-        guards: What new questions must differ from.
 
     Returns:
         Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
     """
     known, plain = frozenset(map(normalise, pool["question"])), pool[pool["technique"] == PLAIN]
-    jobs = []
+    jobs, wanted = [], 0
     for cell in plan[plan["written"] > 0].to_dict("records"):
         key, arm = Key(*(cell[name] for name in WHOSE)), ARMS[cell["arm"]]
         own, shown = _of(judged, key)[-1], plain[plain["task"] == cell["task"]]
         hard = shown["question_id"].isin(own[own["difficulty"] > settings.threshold]["question_id"])
         shown = shown[hard] if arm.difficulty and hard.any() else shown
         shown = list(shown[["question", "answer"]].itertuples(index=False, name=None))
-        n, given = cell["written"] * settings.n_tries, (settings, tailoring, guards)
-        jobs.append(_Lot(teachers[arm.teacher], key, tasks[cell["task"]], n, n_round, shown, known, given))
+        n = cell["written"] * settings.n_tries
+        wanted += n
+        given = (teachers[arm.teacher], key, tasks[cell["task"]], n, n_round, shown, known)
+        said = f"{n} new questions of {cell['task']} for {'-'.join(map(str, key))}, round {n_round}"
+        jobs.append(Job(said, (*given, settings.n_shown, tailoring, guards)))
     parts = run_engine_jobs(_write_lot, jobs, teachers["teacher"], "writing new questions")
     columns = [*WHOSE, "teacher", "task", "question_id", "question", "kept"]
     frame = pd.DataFrame([row for part in parts for row in part], columns=columns)
-    frame.attrs["counts"] = {"new questions": len(frame), "wanted": sum(job.n for job in jobs)}
+    frame.attrs["counts"] = {"new questions": len(frame), "wanted": wanted}
     return frame.astype({"kept": bool, "seed": "int64"})
 
 
-def _write_lot(job: _Lot) -> list[dict]:
-    engine, (settings, tailoring, guards) = job.teacher.start(), job.given
-    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
-    guard, known, written = guards.of(job.task), set(job.known), []
+def _write_lot(
+    teacher: Model,
+    key: Key,
+    task: Task,
+    n: int,
+    n_round: int,
+    shown: Sequence[tuple[str, str]],
+    known: frozenset[str],
+    n_shown: int,
+    tailoring: Tailoring,
+    guards: Guards,
+) -> list[dict]:
+    """Return n new questions of a task for one learner, each call after other ones of those that may be shown."""
+    engine, decoding = teacher.start(), Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
+    guard, seen, written = guards.of(task), set(known), []
     kept: list[str] = []
     calls = itertools.count()
     for _ in range(MAX_ROUNDS):
         asked = []
-        for call in itertools.islice(calls, math.ceil((job.n - len(kept)) * SPARE)):
+        for call in itertools.islice(calls, math.ceil((n - len(kept)) * SPARE)):
             # Arms share their draws, so that they differ in what they do alone.
-            name = f"curriculum/{job.n_round}/{job.task.name}/{call}"
-            places = stream(job.key.seed, name).permutation(len(job.shown))[: settings.n_shown]
-            prompt = prompts.question_prompt(
-                job.task.description, [job.shown[place] for place in places], 1, job.task.prompts
-            )
-            asked.append((prompt, name))
-        for (prompt, _), completion in zip(asked, write_questions(engine, asked, decoding, job.key.seed), strict=True):
+            name = f"curriculum/{n_round}/{task.name}/{call}"
+            places = stream(key.seed, name).permutation(len(shown))[:n_shown]
+            some = [shown[place] for place in places]
+            asked.append((prompts.question_prompt(task.description, some, 1, task.prompts), name))
+        for (prompt, _), completion in zip(asked, write_questions(engine, asked, decoding, key.seed), strict=True):
             for question, target in prompts.parse_questions(prompts.went_on(prompt, completion.text))[:1]:
-                reason = guard.overlap(question) or ("written before" if normalise(question) in known else "")
-                known.add(normalise(question))
+                reason = guard.overlap(question) or ("written before" if normalise(question) in seen else "")
+                seen.add(normalise(question))
                 written.append(Written(question, target, completion.text, 0, 0, reason, ""))
-        kept = [one.question for one in written if not one.drop_reason][: job.n]
-        if len(kept) == job.n:
+        kept = [one.question for one in written if not one.drop_reason][:n]
+        if len(kept) == n:
             break
-    guards.refuse_copies(job.task, written)
-    named = job.key._asdict() | {"teacher": ARMS[job.key.arm].teacher, "task": job.task.name, "kept": True}
-    return [named | {"question_id": text_id(f"{job.task.name}/{one}"), "question": one} for one in kept]
+    guards.refuse_copies(task, written)
+    named = key._asdict() | {"teacher": ARMS[key.arm].teacher, "task": task.name, "kept": True}
+    return [named | {"question_id": text_id(f"{task.name}/{one}"), "question": one} for one in kept]
 
 
 def _style(arm: str, task: str, styles: Mapping[str, str]) -> str:
@@ -279,10 +267,7 @@ def choose_items(
         plan: As plan_rounds returns it.
         pool: The teacher's answers to the pool.
         new: New questions with answers, as explained returns them.
-        difficulty: Of the new ones.
         taught: Examples of each round before, which are not taken again.
-        tasks: By name.
-        settings: The recipe's section curriculum.
 
     Returns:
         "examples": as their schema describes them; "candidates": the new items with difficulty, hard and taken.
@@ -300,7 +285,9 @@ def choose_items(
         own = own.sort_values("hard", ascending=False, kind="stable") if arm.difficulty else own
         items = pd.concat([old.iloc[order[: cell["from_pool"]]], own.head(cell["written"])])
         taken += own.head(cell["written"]).index.tolist()
-        rows += [example_of(task, key, item, f"{n_round}/{n}") for n, item in enumerate(items.to_dict("records"))]
+        name = f"{'/'.join(map(str, key))}/{task.name}/{n_round}"
+        drawn = enumerate(items.to_dict("records"))
+        rows += [example_of(task, f"{name}/{n}", key._asdict(), item) for n, item in drawn]
     examples, new = schemas.build(rows, "examples"), new.assign(taken=new.index.isin(taken))
     examples.attrs["counts"] = {"examples": examples["kept"].sum(), "new items": new["taken"].sum()}
     examples.attrs["counts"] |= {"new items that are hard": (new["taken"] & new["hard"]).sum()}

@@ -9,7 +9,8 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.budgets import continued
-from workbench.methods.rounds import example_of, together
+from workbench.loop.writing import example_of
+from workbench.methods.rounds import together
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
 from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
@@ -62,7 +63,6 @@ def draw_prompts(n_round: int, learners: Mapping[Key, Model], questions: pd.Data
 
     Args:
         n_round: From 1.
-        learners: Who is asked.
         questions: As draft_questions returns them.
         n: Of each task.
 
@@ -99,10 +99,8 @@ def reward_samples(
 
     Args:
         learners: Whose samples; those that were not asked themselves have those of the same model.
-        scorers: By learner.
         questions: Columns task, question_id, question, and gold where it is known already.
         samples: As answer_questions returns them.
-        tasks: By name.
 
     Returns:
         Columns student, arm, seed, task, question_id, question, gold, prompt, sample, text, correct, reward: missing
@@ -126,10 +124,10 @@ def reward_samples(
 
 
 def _with_prompts(questions: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
-    rows = list(questions[["task", "question"]].itertuples(index=False, name=None))
-    gold = questions["gold"] if "gold" in questions else [tasks[task].solve(question) for task, question in rows]
-    asked = [prompts.naive_prompt(tasks[task].description, question, tasks[task].prompts) for task, question in rows]
-    return questions.assign(gold=gold, prompt=asked)[PROMPT]
+    if "gold" not in questions:
+        gold = [tasks[task].solve(question) for task, question in questions[["task", "question"]].to_numpy()]
+        questions = questions.assign(gold=gold)
+    return questions.assign(prompt=prompts.naive_prompts(tasks, questions))[PROMPT]
 
 
 def order_pairs(pairs: pd.DataFrame, teacher: Scorer, settings: Rewards) -> pd.DataFrame:
@@ -138,7 +136,6 @@ def order_pairs(pairs: pd.DataFrame, teacher: Scorer, settings: Rewards) -> pd.D
     Args:
         pairs: As best_and_worst returns them.
         teacher: Scores only both sides, where the arm asks it.
-        settings: The recipe's section rewards.
 
     Returns:
         The pairs with teacher_margin (of chosen over rejected, missing where it was not asked), swapped, drop_reason,
@@ -205,11 +202,8 @@ def align_policies(
     """Align every policy to its pairs by DPO, with the loss of SFT on the chosen side; the reference is where it was.
 
     Args:
-        learners: The policies.
         pairs: As order_pairs returns them.
-        settings: The recipe's section alignment.
         before: The curve so far, which goes on.
-        folder: Where the aligned policies go.
 
     Returns:
         "students": student, arm, seed and the model's name in the folder; "curve": as its schema describes it.
@@ -248,10 +242,7 @@ def update_students(
     """Teach the student reward models of arms that do so the order that the teacher gave this round's pairs.
 
     Args:
-        students: By learner.
         pairs: As order_pairs returns them; those with too small a margin of the teacher teach nothing.
-        settings: The recipe's section rewards.
-        folder: Where the updated models go.
 
     Returns:
         Columns student, arm, seed, model (its name in the folder), n_pairs; no row where nothing was learned.
@@ -337,6 +328,7 @@ def examples_of(pairs: Sequence[pd.DataFrame], tasks: Mapping[str, Task]) -> pd.
             task, text = tasks[row["task"]], row["chosen"]
             answer = task.answers.read(text)
             read = {"rationale": text, "answer": answer, "correct": task.answers.same(answer, row["gold"])}
-            key = Key(*(row[name] for name in WHOSE))
-            rows.append(example_of(task, key, row | read | {"n_tokens": 0}, f"{n_round}/{row['question_id']}"))
+            whose = {name: row[name] for name in WHOSE}
+            name = f"{'/'.join(map(str, whose.values()))}/{task.name}/{n_round}/{row['question_id']}"
+            rows.append(example_of(task, name, whose, row | read | {"n_tokens": 0}))
     return schemas.build(rows, "examples")

@@ -131,7 +131,7 @@ def sharing() -> Iterator[None]:
 
 
 def run_engine_jobs(fn: Callable[[Any], Any], jobs: list, model: Model, describe: str) -> list:
-    """Return [fn(job) for job in jobs], in several processes only if the engine of such a model can be in several."""
+    """Return what `run_jobs` does, in several processes only if the engine of such a model can be in several."""
     many = choice_of(model.recipe, model.role, model.compared).engine == "transformers"
     with sharing():
         return run_jobs(fn, jobs, model.recipe.compute.workers if many else 1, describe)

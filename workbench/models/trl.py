@@ -496,8 +496,6 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
         student: Model folder or id.
         rows: Columns prompt and completion (without its end token).
         n_batches: Batches an epoch; rows are dealt into them so that each has about the same completion tokens.
-        work: Folder to save into.
-        seed: Orders the rows.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 
@@ -158,7 +159,7 @@ def _kernel() -> Iterator:
     # is there to click; bars of libraries are drawn by processes whose output no notebook catches.
     own = dict.fromkeys(("JUPYTER_PREFER_ENV_PATH", HEADLESS, "TQDM_DISABLE"), "1")
     # Sockets in a folder of this user's own instead of open ports.
-    with _environment(own), temporary_folder() as folder:
+    with patch.dict(os.environ, own), temporary_folder() as folder:
         kernel = NotebookClient(nbformat.v4.new_notebook(), kernel_name=KERNEL).create_kernel_manager()
         kernel.transport, kernel.connection_file = "ipc", str(folder / "kernel.json")
         try:
@@ -166,19 +167,6 @@ def _kernel() -> Iterator:
         finally:
             if kernel.has_kernel:
                 run_sync(kernel.shutdown_kernel)(now=True)
-
-
-@contextmanager
-def _environment(own: Mapping[str, str]) -> Iterator[None]:
-    """Have these variables set inside, and afterwards what was there before."""
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ |= {} if value is None else {name: value}
 
 
 def _execute_cell(kernel, source: str) -> None:

@@ -4,8 +4,10 @@ import importlib
 from collections.abc import Callable, Mapping
 
 
-def lazily(package: str, where: Mapping[str, str], modules: Mapping[str, str] = {}) -> tuple[Callable, list[str]]:
-    """Return a package's `__getattr__` and its names.
+def lazily(
+    package: str, where: Mapping[str, str], modules: Mapping[str, str] = {}
+) -> tuple[Callable, Callable, list[str]]:
+    """Return a package's `__getattr__`, its `__dir__` and its names.
 
     Args:
         package: Its name, as `__name__` says it.
@@ -22,4 +24,4 @@ def lazily(package: str, where: Mapping[str, str], modules: Mapping[str, str] = 
             raise AttributeError(f"{package} has no {name!r}; it has {', '.join(known)}.")
         return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
 
-    return find, known
+    return find, lambda: known, known

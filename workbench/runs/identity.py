@@ -76,7 +76,6 @@ def identify(value, name: str = "argument"):
 
     Args:
         value: What a step is called with.
-        name: What to call it in an error.
 
     Raises:
         RunError: If it cannot be told when it is another.

@@ -98,7 +98,7 @@ def call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
         _signs = _Signs(signs, main=False)
     if _signs is not None:
         name = job[0] if isinstance(job, tuple) else job
-        _signs.give(what=repr(name)[:N_CHARACTERS], steps=[0, 0], curve={})
+        _signs.give(what=str(name)[:N_CHARACTERS], steps=[0, 0], curve={})
     return fn(job)
 
 

@@ -259,19 +259,11 @@ class Recipe(Section):
     benchmarks: Annotated[Benchmarks, Field(exclude_if=lambda value: not value.tasks)] = Benchmarks()
 
     @model_validator(mode="after")
-    def _judge_is_named(self):
+    def _engines_can(self):
         if self.engines.judge != EngineChoice() and not self.models.judge:
             raise ValueError("engines.judge is set, but models.judge names no model; add it there or take that out")
-        return self
-
-    @model_validator(mode="after")
-    def _engines_can(self):
         aligned = [arm for arm in self.evaluation.arms if arm != "base" and not takes_drafts(arm)]
         self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
-        return self
-
-    @model_validator(mode="after")
-    def _launcher_can(self):
         for section in ("alignment", "training"):
             if self.compute.launcher != "none" and getattr(self, section).backend == "unsloth":
                 raise ValueError(f"{section}.backend unsloth trains in one process; take trl or no compute.launcher")
@@ -291,10 +283,6 @@ class Recipe(Section):
             raise ValueError(
                 f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _questions_one_by_one(self):
         if self.prompts.questions == "continued" and self.drafting.questions_per_call != 1:
             raise ValueError(
                 "drafting.questions_per_call must be 1 where prompts.questions is continued, got "
@@ -303,16 +291,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _signals_are_asked(self):
+    def _arms_have_what_they_take(self):
         for arm in (arm for arm in self.evaluation.arms if arm.startswith(BEST_BY)):
             if not hasattr(self, "signal"):
                 raise ValueError(f"evaluation.arms names {arm!r}, but method {self.method} asks one signal; remove it")
             if arm.removeprefix(BEST_BY) not in SIGNALS:
                 raise ValueError(f"evaluation.arms names {arm!r}, but signals are {', '.join(SIGNALS)}; correct it")
-        return self
-
-    @model_validator(mode="after")
-    def _distilled_can(self):
         if DISTILLED in self.evaluation.arms:
             if "untailored" not in self.evaluation.arms:
                 raise ValueError(
@@ -323,10 +307,6 @@ class Recipe(Section):
                     f"evaluation.arms has {DISTILLED!r}, which needs training.backend trl and no compute.launcher; set "
                     "them so or take it out"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _others_are_students(self):
         for arm in (arm for arm in self.evaluation.arms if arm.startswith(TAILORED_FOR)):
             if arm.removeprefix(TAILORED_FOR) not in self.models.students:
                 known = ", ".join(self.models.students)

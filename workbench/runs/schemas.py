@@ -22,10 +22,6 @@ def _text(*allowed: str) -> pa.Column:
     return pa.Column(str, pa.Check.isin(allowed) if allowed else None)
 
 
-def _count() -> pa.Column:
-    return pa.Column("int64", pa.Check.ge(0))
-
-
 def _schema(columns: dict[str, pa.Column], unique: list[str] | None = None) -> pa.DataFrameSchema:
     return pa.DataFrameSchema(columns, strict=True, coerce=False, unique=unique)
 
@@ -34,27 +30,37 @@ def _texts(names: str) -> dict[str, pa.Column]:
     return {name: _text() for name in names.split()}
 
 
+def _flags(names: str) -> dict[str, pa.Column]:
+    return {name: pa.Column(bool) for name in names.split()}
+
+
+def _counts(names: str) -> dict[str, pa.Column]:
+    return {name: pa.Column("int64", pa.Check.ge(0)) for name in names.split()}
+
+
+def _numbers(names: str, nullable: bool = False) -> dict[str, pa.Column]:
+    return {name: pa.Column("float64", nullable=nullable) for name in names.split()}
+
+
 # Whether a text ended by itself, not at its limit of tokens; runs from before it was told lack it.
 FINISHED = pa.Column(bool, required=False)
+_SEED = {"seed": pa.Column("int64")}
 _SIGNAL = {
     "draft_id": _text(),
     "item_kind": _text(*ITEM_KINDS),
     **_texts("signal student student_fp set_fp"),
-    "value": pa.Column("float64"),
+    **_numbers("value"),
     "stderr": pa.Column("float64", pa.Check.ge(0)),
-    "n": _count(),
-    "tokens": _count(),
+    **_counts("n tokens"),
 }
 _PAIR = {
     **_texts("pair_id student"),
     "kind": _text(*ITEM_KINDS),
     **_texts("task prompt chosen rejected chosen_id rejected_id"),
-    "score_chosen": pa.Column("float64"),
-    "score_rejected": pa.Column("float64"),
-    "score_gap": pa.Column("float64"),
+    **_numbers("score_chosen score_rejected score_gap"),
     # A signal without probes leaves it open.
     "p_chosen": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
-    "flipped": pa.Column(bool),
+    **_flags("flipped"),
 }
 _SIGNAL_ID = ["draft_id", "item_kind", "signal", "student"]
 
@@ -62,56 +68,43 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
     "questions": _schema(
         {
             **_texts("task question_id question drafted_target reply prompt_id"),
-            "call": _count(),
-            "index": _count(),
-            "kept": pa.Column(bool),
-            "drop_reason": _text(),
+            **_counts("call index"),
+            **_flags("kept"),
+            **_texts("drop_reason"),
             # Montessori-Instruct asks with other examples each time; elsewhere a task has one prompt.
             "prompt": pa.Column(str, required=False),
         },
     ),
-    "exemplars": _schema({**_texts("task item_id question rationale"), "worked": pa.Column(bool)}),
+    "exemplars": _schema({**_texts("task item_id question rationale"), **_flags("worked")}),
     "drafts": _schema(
         {
             **_texts("draft_id task question_id question technique rationale answer gold"),
-            "correct": pa.Column(bool),
-            "n_tokens": _count(),
+            **_flags("correct"),
+            **_counts("n_tokens"),
             "finished": FINISHED,
         },
         unique=["draft_id"],
     ),
     "preference_set": _schema(
+        # A random selection has no IRT fit, so nothing to put there.
         {
             **_texts("task item_id question target"),
-            # A random selection has no IRT fit, so nothing to put here.
-            "discrimination": pa.Column("float64", nullable=True),
-            "difficulty": pa.Column("float64", nullable=True),
-            "chosen": pa.Column(bool),
+            **_numbers("discrimination difficulty", nullable=True),
+            **_flags("chosen"),
         },
         unique=["task", "item_id"],
     ),
     "probes": _schema(
-        {
-            **_texts("student draft_id item_id answer"),
-            "correct": pa.Column(bool),
-            "parsed": pa.Column(bool),
-            "n_tokens": _count(),
-        },
+        {**_texts("student draft_id item_id answer"), **_flags("correct parsed"), **_counts("n_tokens")},
         unique=["student", "draft_id", "item_id"],
     ),
     "reference": _schema(
         {**_texts("student task item_id question target prompt completion")}, unique=["student", "task", "item_id"]
     ),
     # Without a value where a draft could not be scored.
-    "signals": _schema({**_SIGNAL, "value": pa.Column("float64", nullable=True)}, unique=_SIGNAL_ID),
+    "signals": _schema(_SIGNAL | _numbers("value", nullable=True), unique=_SIGNAL_ID),
     "influences": _schema(
-        {
-            **_SIGNAL,
-            "raw": pa.Column("float64"),
-            "zero_step": pa.Column("float64"),
-            "how": _text("exact", "first_order", "judge"),
-        },
-        unique=_SIGNAL_ID,
+        _SIGNAL | _numbers("raw zero_step") | {"how": _text("exact", "first_order", "judge")}, unique=_SIGNAL_ID
     ),
     "pairs": _schema(_PAIR),
     "reviews": _schema(
@@ -126,43 +119,36 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
     "examples": _schema(
         {
             **_texts("example_id arm student"),
-            "seed": pa.Column("int64"),
+            **_SEED,
             **_texts("task question_id question rationale answer gold"),
-            "correct": pa.Column(bool),
-            "style": _text(),
-            "n_tokens": _count(),
+            **_flags("correct"),
+            **_texts("style"),
+            **_counts("n_tokens"),
             "finished": FINISHED,
-            "kept": pa.Column(bool),
-            "drop_reason": _text(),
+            **_flags("kept"),
+            **_texts("drop_reason"),
         },
         unique=["example_id"],
     ),
     "rows": _schema(
         {
             **_texts("row_id arm student"),
-            "seed": pa.Column("int64"),
+            **_SEED,
             **_texts("task example_id prompt completion"),
-            "n_tokens": _count(),
+            **_counts("n_tokens"),
         },
         unique=["row_id"],
     ),
     "curve": _schema(
-        {
-            **_texts("stage arm student"),
-            "seed": pa.Column("int64"),
-            "step": _count(),
-            "metric": _text(),
-            "value": pa.Column("float64"),
-        },
+        {**_texts("stage arm student"), **_SEED, **_counts("step"), **_texts("metric"), **_numbers("value")}
     ),
     "predictions": _schema(
         {
             **_texts("student arm"),
-            "seed": pa.Column("int64"),
-            "shots": _count(),
+            **_SEED,
+            **_counts("shots"),
             **_texts("task item_id answer style"),
-            "parsed": pa.Column(bool),
-            "correct": pa.Column(bool),
+            **_flags("parsed correct"),
             "finished": FINISHED,
             "in_form": FINISHED,
         },

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.runs import progress
 from workbench.runs.errors import RunError, in_our_words
@@ -20,9 +20,19 @@ from workbench.runs.errors import RunError, in_our_words
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
 
 
+class Job(NamedTuple):
+    """A job by name: what it is called, to whoever watches or when it fails, and the function's arguments."""
+
+    said: str
+    given: tuple
+
+    def __repr__(self) -> str:
+        return self.said
+
+
 @in_our_words()
-def run_jobs(fn: Callable[[Any], Any], jobs: list, workers: int, describe: str) -> list:
-    """Return [fn(job) for job in jobs], computed by several processes.
+def run_jobs(fn: Callable[..., Any], jobs: list, workers: int, describe: str) -> list:
+    """Return [fn(job) for job in jobs], or fn(*job.given) of each Job, computed by several processes.
 
     Args:
         fn: A function of a module, so that a fresh process can import it.
@@ -61,7 +71,11 @@ def n_processes(workers: int) -> int:
 def _call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
     # Where OpenMP is loaded before Python, as vLLM arranges it for processes begun after it, the variable is too late.
     with one_thread():
-        return progress.call(signs, fn, job)
+        return progress.call(signs, partial(_do, fn), job)
+
+
+def _do(fn: Callable[..., Any], job: Any) -> Any:
+    return fn(*job.given) if isinstance(job, Job) else fn(job)
 
 
 @lru_cache(maxsize=1)
@@ -81,10 +95,10 @@ def _code_age() -> float:
 
 def _run_here(fn: Callable[[Any], Any], jobs: list, describe: str) -> list:
     _keep_freed_memory()
-    results = []
+    results, do = [], partial(_do, fn)
     with one_thread():
         for done, job in enumerate(jobs, 1):
-            results.append(_outcome(lambda job=job: progress.call(progress.folder(), fn, job), job, describe))
+            results.append(_outcome(lambda job=job: progress.call(progress.folder(), do, job), job, describe))
             progress.jobs(describe, done, len(jobs))
     return results
 

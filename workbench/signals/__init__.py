@@ -2,7 +2,7 @@
 
 from workbench.runs import lazily
 
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "one_shot": "probe_drafts",
@@ -15,7 +15,3 @@ __getattr__, __all__ = lazily(
         "influence_of_drafts": "measure_influence influence_of_examples texts_to_learn",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -1,7 +1,6 @@
 """Every signal that can be measured on the drafts of a run, by name: what a recipe may choose, and what each costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -9,7 +8,7 @@ from workbench.models.start import Model
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import BEST_BY, ONE_SHOT, Recipe
-from workbench.runs.workers import run_jobs
+from workbench.runs.workers import Job, run_jobs
 from workbench.signals import likelihood
 from workbench.signals.influence_of_drafts import with_questions
 from workbench.signals.measured_gain import N_STEPS, measure_gains
@@ -19,20 +18,6 @@ from workbench.tasks.task import Task
 VERSION = 1
 DRAFTS_PER_JOB = 40
 FROM_PROBES = {ONE_SHOT: share_right, "self_consistency": self_consistency}
-
-
-@dataclass(frozen=True)
-class _Ask:
-    names: list[str]
-    student: Model
-    teacher: Model
-    tasks: dict[str, Task] = field(repr=False)
-    drafts: pd.DataFrame = field(repr=False)
-    items: pd.DataFrame = field(repr=False)
-    seed: int
-
-    def __repr__(self) -> str:
-        return f"{len(self.drafts)} drafts to {self.student.ref}: {', '.join(self.names)}"
 
 
 def named_in(recipe: Recipe) -> list[str]:
@@ -56,11 +41,8 @@ def measure_signals(
 
     Args:
         probes: What students answered after each draft; for one_shot and self_consistency.
-        drafts: As drafted.
-        students: By name.
         names: Of the recipe's SIGNALS.
         teacher: As it was; answer_likelihood asks it.
-        tasks: By name.
         items: The preference set; for measured_gain.
         seed: Of the trainings of measured_gain.
 
@@ -72,12 +54,16 @@ def measure_signals(
     frames = [FROM_PROBES[name](probes, drafts, students) for name in names if name in FROM_PROBES]
     others = [name for name in names if name not in FROM_PROBES]
     parts = [drafts.iloc[at : at + DRAFTS_PER_JOB] for at in range(0, len(drafts), DRAFTS_PER_JOB)]
-    jobs = [_Ask(others, model, teacher, tasks, part, items, seed) for model in students.values() for part in parts]
+    jobs = [
+        Job(f"{len(part)} drafts to {name}: {', '.join(others)}", (others, model, teacher, tasks, part, items, seed))
+        for name, model in students.items()
+        for part in parts
+    ]
     names_of = [name for name in students for _ in parts]
     workers = teacher.recipe.compute.workers
-    told = list(zip(names_of, jobs, run_jobs(_ask, jobs, workers, "measuring signals"), strict=True)) if others else []
+    told = list(zip(names_of, run_jobs(_ask, jobs, workers, "measuring signals"), strict=True)) if others else []
     for student, model in students.items():
-        own = [table for name, _, table in told if name == student]
+        own = [table for name, table in told if name == student]
         for name, of_drafts in pd.concat(own).groupby("signal", sort=False) if own else ():
             asked = fingerprint(sorted(items["item_id"][items["chosen"]])) if name == "measured_gain" else ""
             of_drafts = of_drafts.assign(item_kind="rationale", student=student, set_fp=asked)
@@ -91,14 +77,21 @@ def measure_signals(
     return {"signals": first, "others": table[table["signal"] != names[0]].reset_index(drop=True)}
 
 
-def _ask(job: _Ask) -> pd.DataFrame:
+def _ask(
+    names: list[str],
+    student: Model,
+    teacher: Model,
+    tasks: dict[str, Task],
+    drafts: pd.DataFrame,
+    items: pd.DataFrame,
+    seed: int,
+) -> pd.DataFrame:
     found = []
-    if plain := [name for name in job.names if name in likelihood.NAMES]:
-        given = (plain, job.student, job.teacher, job.tasks, job.drafts)
-        found.append(likelihood.measure_likelihoods(*given).assign(stderr=0.0))
-    if "measured_gain" in job.names:
-        rate = job.student.recipe.training.learning_rate
-        found.append(measure_gains(job.student, job.tasks, job.drafts, job.items, rate, job.seed))
+    if plain := [name for name in names if name in likelihood.NAMES]:
+        found.append(likelihood.measure_likelihoods(plain, student, teacher, tasks, drafts).assign(stderr=0.0))
+    if "measured_gain" in names:
+        rate = student.recipe.training.learning_rate
+        found.append(measure_gains(student, tasks, drafts, items, rate, seed))
     return pd.concat(found, ignore_index=True)
 
 

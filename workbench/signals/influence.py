@@ -56,7 +56,6 @@ class StepJob:
     Args:
         student: Model folder or id.
         warmed: Folder of its warmed state.
-        device: As models.load takes it.
         learning_rate: Of the step.
         reference: What the loss is measured on.
         estimator: "exact", "judge" or "first_order"; "zero" for the step without an example.
@@ -232,7 +231,6 @@ def measure(
             that step would and multiplies the movement with the reference gradient; "judge" takes the step and has the
             answers judged.
         name: What the student is called; its reference otherwise.
-        device: As models.load takes it.
         workers: Processes; 0 means one per core.
         judged: For "judge": who scores answers to what, in the order of the reference.
 

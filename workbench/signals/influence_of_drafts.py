@@ -44,15 +44,10 @@ def measure_influence(
     """Warm every student up and measure the influence of every draft outside the warm-up set.
 
     Args:
-        students: By name.
         tasks: By name; their test sets are what the reference set may not touch.
         questions: As drafted; the first settings.n_warm_up of a task, with their siblings, are the warm-up set.
-        drafts: As drafted.
         reference: As build_reference returns it.
-        settings: A recipe's section influence.
-        seed: Names the draws.
         judge: Scores the answers where settings.estimator is judge; None takes the recipe's (see judge_of).
-        folder: Where the warmed states are kept.
 
     Returns:
         "influences": of drafts, and of questions as means over their drafts, in nats per reference token (a judge's
@@ -94,13 +89,9 @@ def influence_of_examples(
     """Return the influence of what each arm's teacher wrote, on the student as it was warmed up for its drafts.
 
     Args:
-        students: By name.
-        tasks: By name.
         examples: Of all arms.
         reference: As build_reference returns it.
         warmed: The folder of the step that measured the drafts.
-        settings: A recipe's section influence.
-        seed: Names the draws.
         n: Examples of each student, arm and task, drawn from all seeds; the same ones whatever other arms there are.
 
     Returns:
@@ -148,10 +139,8 @@ def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:
 def texts_to_learn(tasks: dict[str, Task], drafts: pd.DataFrame) -> pd.DataFrame:
     """Return drafts as SFT sees them: draft_id, question_id, item_kind, prompt and completion."""
     drafts = finished(drafts)
-    named = [(tasks[one.task], one.question) for one in drafts.itertuples()]
-    asked = [prompts.naive_prompt(task.description, question, task.prompts) for task, question in named]
     kept = drafts[["draft_id", "question_id"]].assign(item_kind="rationale")
-    return kept.assign(prompt=asked, completion=drafts["rationale"])
+    return kept.assign(prompt=prompts.naive_prompts(tasks, drafts), completion=drafts["rationale"])
 
 
 def with_questions(influences: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:

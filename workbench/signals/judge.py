@@ -12,16 +12,13 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.writing import AskJob, complete_job
-from workbench.models.start import Model, engine_fingerprint, model_fingerprint, run_engine_jobs
-from workbench.runs.cache import read_json, write_json
+from workbench.models.start import Model, run_engine_jobs
 from workbench.runs.errors import RunError
-from workbench.runs.recipe import Recipe
-from workbench.runs.run import Run, fingerprint
-from workbench.tasks.answers import Answers
+from workbench.runs.run import Run
 from workbench.tasks.task import Task, load_tasks
 
 VERSION = 2
-FILE = "judgements.json"
+STEP = "judged"
 NOBODY = (
     "This recipe names no judge; with models: {judge: ...} another model would answer the examples' questions here."
 )
@@ -40,22 +37,6 @@ class Judged(NamedTuple):
     validation: pd.DataFrame
 
 
-class _Asked(NamedTuple):
-    """What the judge is asked: the examples and the validation questions with their prompts, and readers by task."""
-
-    examples: pd.DataFrame
-    validation: pd.DataFrame
-    tasks: dict[str, Task]
-
-    def prompts(self) -> dict[str, dict[str, Answers]]:
-        """Return for each task the prompts, each once, and how its answer is read."""
-        found: dict[str, dict[str, Answers]] = {name: {} for name in self.tasks}
-        for frame in (self.validation, self.examples):
-            for task, prompt in zip(frame["task"], frame["prompt"], strict=True):
-                found[task].setdefault(prompt, self.tasks[task].answers)
-        return found
-
-
 def judge(run: Run) -> Judged | None:
     """Let the judge answer every question of the examples once, greedily, or return what it answered before.
 
@@ -68,78 +49,50 @@ def judge(run: Run) -> Judged | None:
         RunError: If the judge's engine fails; what was answered is kept, so the same call goes on.
         RunError: If the run's alignment is not finished, or kept no example.
     """
-    if not run.recipe.models.judge:
-        return None
-    asked, path = _asked(run), run.path / FILE
-    mark = [model_fingerprint(run.recipe, "judge", run.recipe.models.judge), engine_fingerprint(run.recipe, "judge")]
-    key, found = _key(run.recipe, asked, mark), read_json(path)
-    if key in found:
-        return _compare(asked, found[key]["said"])
-    said, refused = _answers(run.recipe, asked)
-    if not refused:
-        of = _key(run.recipe, asked)
-        # Another model at the same place was another judge.
-        kept = {other: one for other, one in found.items() if one["of"] != of}
-        write_json(path, kept | {key: {"of": of, "said": said}})
-    return _compare(asked, said)
-
-
-def stored(run: Run) -> Judged | None:
-    """Return what the judge said of the run's examples as they are now, without looking for the judge; else None."""
-    if not run.recipe.models.judge or not (found := read_json(run.path / FILE)):
-        return None
-    asked = _asked(run)
-    of = _key(run.recipe, asked)
-    said = next((one["said"] for one in found.values() if one["of"] == of), None)
-    return _compare(asked, said) if said else None
-
-
-def _asked(run: Run) -> _Asked:
     recipe, tasks = run.recipe, load_tasks(run.recipe)
-    examples = run.read("examples")
-    examples = examples[examples["kept"]].reset_index(drop=True)
+    if not recipe.models.judge:
+        return None
+    examples = run.read("examples").query("kept").reset_index(drop=True)
     if examples.empty:
         raise RunError(f"Run {run.name} kept no example, so there is nothing to judge; see why they were dropped.")
     frames = [task.validation.head(recipe.preference_set.n_validation).assign(task=n) for n, task in tasks.items()]
     validation = pd.concat(frames, ignore_index=True)[["task", "item_id", "question", "target"]]
-    for frame in (examples, validation):
-        named = [(tasks[row.task], row.question) for row in frame.itertuples()]
-        frame["prompt"] = [prompts.naive_prompt(task.description, one, task.prompts) for task, one in named]
-    return _Asked(examples, validation, tasks)
-
-
-def _key(recipe: Recipe, asked: _Asked, mark: list | None = None) -> str:
-    """Return the key of all that can change what the judge answers; without its mark, of what the recipe says."""
-    given = recipe.section_json("models.judge", "models.dtype", "evaluation.max_new_tokens")
-    choice = recipe.engines.judge
-    engine = [choice.engine, choice.base_url, choice.model_name, choice.endpoint, mark]
-    return fingerprint([VERSION, given, engine, {name: list(texts) for name, texts in asked.prompts().items()}])
-
-
-def _answers(recipe: Recipe, asked: _Asked) -> tuple[dict[str, str], bool]:
-    """Return the judge's answers by prompt, and whether some came back empty, as those that it refuses do."""
-    by_task = asked.prompts()
     model, longest = Model(recipe, "judge", recipe.models.judge), recipe.evaluation.max_new_tokens
+    run.step(STEP, ask_judge, model, tasks, examples, validation, longest)
+    judged = stored(run)
+    if run.counts(STEP)["questions refused"]:
+        run.again(STEP)
+    return judged
+
+
+def stored(run: Run) -> Judged | None:
+    """Return what the judge said of the run's examples as they are now, without looking for the judge; else None."""
+    return Judged(*run.result(STEP).values()) if run.recipe.models.judge and run.stands(STEP) else None
+
+
+def ask_judge(
+    model: Model, tasks: dict[str, Task], examples: pd.DataFrame, validation: pd.DataFrame, max_new_tokens: int
+) -> dict[str, pd.DataFrame]:
+    """Return examples and validation questions as `Judged` describes them; equal questions are asked once."""
+    frames, n_refused = {"judged": examples, "known": validation}, 0
+    asked: dict[str, dict[str, str]] = {name: {} for name in tasks}
+    for frame in (validation, examples):
+        for task, prompt in zip(frame["task"], prompts.naive_prompts(tasks, frame), strict=True):
+            asked[task][prompt] = ""
     jobs = [
-        AskJob(model, f"the judge, {name}", [("", one) for one in texts], longest) for name, texts in by_task.items()
+        AskJob(model, f"the judge, {name}", [("", one) for one in of], max_new_tokens) for name, of in asked.items()
     ]
-    said, refused = {}, False
-    for texts, written in zip(
-        by_task.values(), run_engine_jobs(complete_job, jobs, model, "asking the judge"), strict=True
-    ):
-        for (prompt, answers), completion in zip(texts.items(), written, strict=True):
-            said[prompt] = answers.read(completion.text)
-            refused |= not completion.text
-    return said, refused
-
-
-def _compare(asked: _Asked, said: dict[str, str]) -> Judged:
-    examples, validation = (
-        frame.assign(said=[said[prompt] for prompt in frame["prompt"]]).drop(columns="prompt")
-        for frame in (asked.examples, asked.validation)
-    )
-    same = [asked.tasks[row.task].answers.alike(row.answer, row.said) for row in examples.itertuples()]
-    examples["agrees"] = pd.array(same, dtype="boolean")
-    examples.loc[examples["said"] == "", "agrees"] = pd.NA
-    validation["right"] = [asked.tasks[r.task].answers.same(r.said, r.target) for r in validation.itertuples()]
-    return Judged(examples, validation)
+    told = run_engine_jobs(complete_job, jobs, model, "asking the judge")
+    for (name, of), written in zip(asked.items(), told, strict=True):
+        of |= {prompt: tasks[name].answers.read(one.text) for prompt, one in zip(of, written, strict=True)}
+        n_refused += sum(not one.text for one in written)
+    for name, frame in frames.items():
+        named = zip(frame["task"], prompts.naive_prompts(tasks, frame), strict=True)
+        frames[name] = frame.assign(said=[asked[task][prompt] for task, prompt in named])
+    judged, known = frames.values()
+    same = [tasks[row.task].answers.alike(row.answer, row.said) for row in judged.itertuples()]
+    judged["agrees"] = pd.array(same, dtype="boolean")
+    judged.loc[judged["said"] == "", "agrees"] = pd.NA
+    known["right"] = [tasks[row.task].answers.same(row.said, row.target) for row in known.itertuples()]
+    judged.attrs["counts"] = {"questions judged": sum(map(len, asked.values())), "questions refused": n_refused}
+    return frames

@@ -5,22 +5,23 @@ Ours: both orders are asked, scores are read strictly, a judge that contradicts 
 steered is measured.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.writing import AskJob, complete_job
-from workbench.models.engine import Decoding, Request
+from workbench.loop.writing import AskJob, complete_job, write_rationales
+from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
-from workbench.runs.cache import shared_cache
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
 from workbench.runs.schemas import text_id
 from workbench.runs.seeding import stream_seed
+from workbench.runs.workers import Job
 from workbench.signals.difficulty import WHOSE, CheckingJudge, Judge, Key, rows_of
 from workbench.tasks.task import Task
 
@@ -104,20 +105,6 @@ def read_scores(reply: str) -> tuple[int, int] | None:
     return scores if all(LOWEST <= score <= HIGHEST for score in scores) else None
 
 
-@dataclass(frozen=True)
-class _Ask:
-    model: Model
-    keys: Sequence[Key] = field(repr=False)
-    task: Task
-    questions: pd.DataFrame = field(repr=False)
-    decoding: Decoding = field(repr=False)
-    n: int
-    seed: int
-
-    def __repr__(self) -> str:
-        return f"{len(self.questions)} questions of {self.task.name} to {'-'.join(map(str, self.keys[0]))}"
-
-
 def answer_questions(
     learners: Mapping[Key, Model],
     tasks: Mapping[str, Task],
@@ -130,11 +117,9 @@ def answer_questions(
 
     Args:
         learners: Who is asked; learners that are the same model so far answer once.
-        tasks: By name.
         questions: Columns task, question_id, question; where it has student, arm and seed, each is asked its own.
         decoding: How they write; greedily, or several samples at a temperature.
         n: Samples of each answer.
-        seed: Names the draws.
 
     Returns:
         Columns student, arm, seed, task, question_id, sample, text, answer (as read), n_tokens, finished (not cut off).
@@ -147,7 +132,8 @@ def answer_questions(
     for keys in alike.values():
         asked = rows_of(questions, keys[0]) if own else questions
         for name, part in asked.groupby("task", sort=False):
-            jobs.append(_Ask(learners[keys[0]], keys, tasks[name], part, decoding, n, seed))
+            said = f"{len(part)} questions of {name} to {'-'.join(map(str, keys[0]))}"
+            jobs.append(Job(said, (learners[keys[0]], keys, tasks[name], part, decoding, n, seed)))
     model = next(iter(learners.values()))
     rows = [row for part in run_engine_jobs(_answer, jobs, model, "asking the students") for row in part]
     columns = [*WHOSE, "task", "question_id", "sample", "text", "answer", "n_tokens", "finished"]
@@ -157,31 +143,18 @@ def answer_questions(
     return frame
 
 
-def _answer(job: _Ask) -> list[dict]:
-    engine = job.model.start()
-    asked = [(question, sample) for question in job.questions.itertuples() for sample in range(job.n)]
-    requests = [
-        Request(
-            engine.render(prompts.naive_prompt(job.task.description, question.question, job.task.prompts)),
-            stream=f"difficulty/{job.task.name}/{question.question_id}/{sample}" if job.decoding.temperature else "",
-        )
-        for question, sample in asked
-    ]
-    completions = engine.generate(requests, job.decoding, job.seed, shared_cache())
-    return [
-        {
-            **key._asdict(),
-            "task": job.task.name,
-            "question_id": question.question_id,
-            "sample": sample,
-            "text": completion.text,
-            "answer": job.task.answers.read(completion.text),
-            "n_tokens": completion.n_tokens,
-            "finished": completion.finished,
-        }
-        for key in job.keys
-        for (question, sample), completion in zip(asked, completions, strict=True)
-    ]
+def _answer(
+    model: Model, keys: Sequence[Key], task: Task, questions: pd.DataFrame, decoding: Decoding, n: int, seed: int
+) -> list[dict]:
+    asked, rows = [], []
+    for question, sample in itertools.product(questions.itertuples(), range(n)):
+        drawn = f"difficulty/{task.name}/{question.question_id}/{sample}" if decoding.temperature else ""
+        asked.append((prompts.naive_prompt(task.description, question.question, task.prompts), drawn))
+        rows.append({"task": task.name, "question_id": question.question_id, "sample": sample})
+    for row, one in zip(rows, write_rationales(model.start(), asked, decoding, seed), strict=True):
+        row |= {"text": one.text, "answer": task.answers.read(one.text)}
+        row |= {"n_tokens": one.n_tokens, "finished": one.finished}
+    return [key._asdict() | row for key in keys for row in rows]
 
 
 def require_steady(judge: ModelJudge, asked: pd.DataFrame, n: int, max_spread: float) -> pd.DataFrame:

@@ -179,7 +179,6 @@ def measure_likelihoods(
         names: Of NAMES; those of one pass share it.
         student: Its weights must be here.
         teacher: For answer_likelihood, whose penalty asks it; with the student's tokenizer. None where it is not asked.
-        tasks: By name.
         drafts: Columns draft_id, question_id, task, question, rationale, gold, answer.
 
     Returns:

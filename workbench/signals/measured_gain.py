@@ -50,9 +50,8 @@ class Questions:
 
 def questions_of(tasks: dict[str, Task], items: pd.DataFrame, max_new_tokens: int) -> Questions:
     """Return items, columns task, question and target, as they are asked: with the plain prompt, without examples."""
-    named = [(tasks[row.task], row) for row in items.itertuples()]
-    asked = [prompts.naive_prompt(task.description, row.question, task.prompts) for task, row in named]
-    return Questions(asked, [task.answers for task, _ in named], [row.target for _, row in named], max_new_tokens)
+    readers = [tasks[name].answers for name in items["task"]]
+    return Questions(prompts.naive_prompts(tasks, items), readers, items["target"].tolist(), max_new_tokens)
 
 
 def gains_along(
@@ -116,11 +115,8 @@ def measure_gains(
 
     Args:
         student: Its weights must be here.
-        tasks: By name.
-        drafts: As drafted.
         items: The preference set.
         learning_rate: Of the steps; the recipe's, for what the recipe's training gains.
-        seed: Of the training.
         n_steps: On the one draft.
 
     Returns:

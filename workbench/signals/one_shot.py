@@ -4,7 +4,6 @@ Source: ARTE, arXiv:2406.19227, sections 3.2 and 3.3, equations 1 to 4. A reply 
 """
 
 import itertools
-from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -15,27 +14,12 @@ from workbench.models.engine import NATS_OF_ROUNDING, SelfTest, self_test
 from workbench.models.loading import precision
 from workbench.models.start import Model, choice_of, run_engine_jobs
 from workbench.runs import schemas
+from workbench.runs.workers import Job
 from workbench.tasks.task import Task
 
 VERSION = 4
 N_TESTED = 4
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """One student, and the drafts of a task to probe it with."""
-
-    student: str
-    model: Model
-    task: Task
-    drafts: pd.DataFrame = field(repr=False)
-    items: pd.DataFrame = field(repr=False)
-    max_new_tokens: int
-    first: bool = False
-
-    def __repr__(self) -> str:
-        return f"{len(self.drafts)} drafts of {self.task.name} to {self.student}"
 
 
 def probe_drafts(
@@ -50,60 +34,59 @@ def probe_drafts(
     Each student's engine is tested first, where its weights are here: a few probes together, again, and one by one.
 
     Args:
-        students: By name.
-        tasks: By name.
         drafts: Columns draft_id, task, question, rationale.
         preference_set: Its chosen questions are asked.
-        max_new_tokens: Of an answer.
 
     Raises:
         RunError: If an engine does not agree with itself.
     """
     drafts = finished(drafts)
-    jobs, chosen = [], preference_set[preference_set["chosen"]]
+    jobs, whose, chosen = [], [], preference_set[preference_set["chosen"]]
     for student, model in students.items():
         for name, task in tasks.items():
             own, items = drafts[drafts["task"] == name], chosen[chosen["task"] == name]
             n_drafts = max(1, PROBES_PER_JOB // max(1, len(items)))
             parts = [own.iloc[start : start + n_drafts] for start in range(0, len(own), n_drafts)]
             for part in parts:
-                is_first = all(job.student != student for job in jobs)
-                jobs.append(_Probe(student, model, task, part, items, max_new_tokens, is_first))
+                given = (student, model, task, part, items, max_new_tokens, student not in whose)
+                jobs.append(Job(f"{len(part)} drafts of {name} to {student}", given))
+                whose.append(student)
     done = run_engine_jobs(_probe_job, jobs, next(iter(students.values())), "probing")
     probes = pd.concat([frame for frame, _ in done], ignore_index=True) if done else schemas.build([], "probes")
     probes.attrs["counts"] = {"probes": len(probes), "probes without an answer": (~probes["parsed"]).sum()}
-    for job, (_, test) in zip(jobs, done, strict=True):
-        if test and (test.n_apart or test.nats > NATS_OF_ROUNDING[precision(job.model.recipe.models.dtype)]):
-            print(f"Self-test of {job.student}: {test}.")
-            probes.attrs["counts"][f"self-test texts of {job.student} that differ between batches"] = test.n_apart
+    for student, (_, test) in zip(whose, done, strict=True):
+        if test and (test.n_apart or test.nats > NATS_OF_ROUNDING[precision(students[student].recipe.models.dtype)]):
+            print(f"Self-test of {student}: {test}.")
+            probes.attrs["counts"][f"self-test texts of {student} that differ between batches"] = test.n_apart
     return probes
 
 
-def _test(job: _Probe, asked: list[tuple[str, str]]) -> SelfTest | None:
+def _test(model: Model, asked: list[tuple[str, str]]) -> SelfTest | None:
     """Test the engine of a student on some of its probes; a server is taken as it is."""
-    if not job.first or choice_of(job.model.recipe, "student", job.model.compared).engine == "openai":
+    if choice_of(model.recipe, "student", model.compared).engine == "openai":
         return None
-    engine, step = job.model.start(), max(1, len(asked) // N_TESTED)
+    engine, step = model.start(), max(1, len(asked) // N_TESTED)
     return self_test(engine, [engine.render("".join(one)) for one in asked[::step][:N_TESTED]])
 
 
-def _probe_job(job: _Probe) -> tuple[pd.DataFrame, SelfTest | None]:
+def _probe_job(
+    student: str, model: Model, task: Task, drafts: pd.DataFrame, items: pd.DataFrame, longest: int, is_first: bool
+) -> tuple[pd.DataFrame, SelfTest | None]:
     """Return the probes of one job; the prompts are made here, since those of all jobs at once fill the memory."""
-    pairs = list(itertools.product(job.drafts.itertuples(), job.items.itertuples()))
+    pairs = list(itertools.product(drafts.itertuples(), items.itertuples()))
     asked = [
-        prompts.one_shot_prompt(job.task.description, draft.question, draft.rationale, item.question, job.task.prompts)
+        prompts.one_shot_prompt(task.description, draft.question, draft.rationale, item.question, task.prompts)
         for draft, item in pairs
     ]
-    test = _test(job, asked) if asked else None
-    readers = [job.task.answers] * len(asked)
-    answers = generate_answers(AskJob(job.model, repr(job), asked, job.max_new_tokens, readers))
+    test = _test(model, asked) if asked and is_first else None
+    answers = generate_answers(AskJob(model, student, asked, longest, [task.answers] * len(asked)))
     rows = [
         {
-            "student": job.student,
+            "student": student,
             "draft_id": draft.draft_id,
             "item_id": item.item_id,
             "answer": answer,
-            "correct": job.task.answers.same(answer, item.target),
+            "correct": task.answers.same(answer, item.target),
             "parsed": bool(answer),
             "n_tokens": n_tokens,
         }

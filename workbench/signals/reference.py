@@ -8,36 +8,23 @@ which takes those of a stronger model; they reward what brings the student close
 bare target rewards answering at once, without any step.
 """
 
-from dataclasses import dataclass, field
+import itertools
 
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.models.engine import Decoding, Request
+from workbench.loop.writing import write_rationales
+from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
-from workbench.runs.cache import shared_cache
 from workbench.runs.identity import looks_at
 from workbench.runs.recipe import Recipe
+from workbench.runs.workers import Job
 from workbench.tasks.contamination import BY_DEFINITION, Guard, guard_for
 from workbench.tasks.task import Task, all_test_items, guard_of_sets
 
 VERSION = 1
 BARE = " <ans>{}</ans>"
-
-
-@dataclass(frozen=True)
-class _Answer:
-    writer: Model
-    student: str
-    task: Task
-    questions: pd.DataFrame = field(repr=False)
-    n_tries: int
-    max_new_tokens: int
-    seed: int
-
-    def __repr__(self) -> str:
-        return f"reference answers of {self.task.name} for {self.student}"
 
 
 @looks_at("guard", "evaluation.bbh_dir")
@@ -57,12 +44,8 @@ def build_reference(
 
     Args:
         writers: Whose right answers are taken, by student; None takes the bare targets.
-        students: By name.
-        tasks: By name.
         preference_set: Its chosen questions are used; they lie outside every test set.
         n_tries: Answers sampled of each question; the first right one is taken.
-        max_new_tokens: Of an answer.
-        seed: Names the draws.
     """
     recipe, chosen = next(iter(students.values())).recipe, preference_set[preference_set["chosen"]]
     apart = [_apart_from_test(recipe, task, chosen[chosen["task"] == name]) for name, task in tasks.items()]
@@ -71,12 +54,12 @@ def build_reference(
         asked = kept.to_dict("records")
         rows = [_row(tasks[one["task"]], name, one, BARE.format(one["target"])) for name in students for one in asked]
     else:
-        jobs = [
-            _Answer(writers[student], student, task, kept[kept["task"] == name], n_tries, max_new_tokens, seed)
-            for student in students
-            for name, task in tasks.items()
-        ]
-        rows = [row for own in run_engine_jobs(_answer, jobs, jobs[0].writer, "reference answers") for row in own]
+        jobs, decoding = [], Decoding(max_new_tokens, 1.0)
+        for student, (name, task) in itertools.product(students, tasks.items()):
+            given = (writers[student], student, task, kept[kept["task"] == name], n_tries, decoding, seed)
+            jobs.append(Job(f"reference answers of {name} for {student}", given))
+        writer = next(iter(writers.values()))
+        rows = [row for own in run_engine_jobs(_answer, jobs, writer, "reference answers") for row in own]
     reference = schemas.build(rows, "reference")
     reference.attrs["counts"] = {
         "reference texts": len(reference),
@@ -98,26 +81,21 @@ def _apart_from_test(recipe: Recipe, task: Task, questions: pd.DataFrame) -> pd.
     return questions[[one is None or one.level in BY_DEFINITION for one in found]]
 
 
-def _answer(job: _Answer) -> list[dict]:
-    """Return the questions of a job with the first right one of n_tries sampled answers."""
-    task, asked, n_tries = job.task, job.questions.to_dict("records"), job.n_tries
-    engine = job.writer.start()
-    requests = [
-        Request(
-            engine.render(prompts.naive_prompt(task.description, one["question"], task.prompts)),
-            f"reference/{name}/{n}",
-        )
-        for one in asked
-        for name in [one["item_id"]]
-        for n in range(n_tries)
+def _answer(
+    writer: Model, student: str, task: Task, questions: pd.DataFrame, n_tries: int, decoding: Decoding, seed: int
+) -> list[dict]:
+    """Return the questions with the first right one of n_tries sampled answers."""
+    items = questions.to_dict("records")
+    asked = [
+        (prompts.naive_prompt(task.description, one["question"], task.prompts), f"reference/{one['item_id']}/{n}")
+        for one, n in itertools.product(items, range(n_tries))
     ]
-    decoding = Decoding(job.max_new_tokens, 1.0)
-    texts = [one.text for one in engine.generate(requests, decoding, job.seed, shared_cache())]
+    texts = [one.text for one in write_rationales(writer.start(), asked, decoding, seed)]
     rows = []
-    for at, one in enumerate(asked):
+    for at, one in enumerate(items):
         tries = texts[at * n_tries : (at + 1) * n_tries]
         right = [text for text in tries if task.answers.same(task.answers.read(text), one["target"])]
-        rows += [_row(task, job.student, one, text) for text in right[:1]]
+        rows += [_row(task, student, one, text) for text in right[:1]]
     return rows
 
 

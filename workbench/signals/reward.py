@@ -16,7 +16,7 @@ from workbench.models.trl import encode
 from workbench.runs.cache import shared_cache
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import Recipe
-from workbench.runs.workers import run_jobs
+from workbench.runs.workers import Job, run_jobs
 from workbench.signals.difficulty import checked
 from workbench.signals.judging import ModelJudge
 from workbench.signals.reward_models import load_reward, rewards_of
@@ -113,17 +113,12 @@ class RewardModel:
 def scored(jobs: Sequence[tuple[Scorer, pd.DataFrame]], workers: int) -> list[np.ndarray]:
     """Return the rewards that each scorer gives its texts; reward models in several processes."""
     many = all(isinstance(scorer, RewardModel) for scorer, _ in jobs)
-    return run_jobs(_score, [_Job(*job) for job in jobs], workers if many else 1, "scoring answers")
+    named = [Job(f"{len(asked)} answers by {scorer}", (scorer, asked)) for scorer, asked in jobs]
+    return run_jobs(_score, named, workers if many else 1, "scoring answers")
 
 
-@dataclass(frozen=True)
-class _Job:
-    scorer: Scorer
-    asked: pd.DataFrame = field(repr=False)
-
-
-def _score(job: _Job) -> np.ndarray:
-    return job.scorer(job.asked)
+def _score(scorer: Scorer, asked: pd.DataFrame) -> np.ndarray:
+    return scorer(asked)
 
 
 def agreement(margins: np.ndarray, others: np.ndarray) -> float:

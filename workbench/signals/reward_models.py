@@ -137,7 +137,6 @@ def update_reward(
         settings: Rate, epochs, batch and adapter.
         margin: By how much the chosen one is to be ahead, in units of the reward.
         pairs: Columns prompt, chosen, rejected.
-        work: Folder to save into.
         seed: Orders the pairs and draws the adapter.
 
     Returns:

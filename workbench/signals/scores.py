@@ -4,7 +4,7 @@ Source: ARTE, arXiv:2406.19227, equations 1 to 4, for share_right; Montessori-In
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,19 +12,14 @@ import pandas as pd
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint
 
+if TYPE_CHECKING:  # looking at pairs must not load torch
+    from workbench.models.start import Model
+
 VERSION = 1
 SIGNAL = "one_shot"
 
 
-class Fingerprinted(Protocol):
-    """A model, of which a score needs to know only which one it was."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of its files."""
-
-
-def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[str, Fingerprinted]) -> pd.DataFrame:
+def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[str, "Model"]) -> pd.DataFrame:
     """Return preference scores of rationales (s_r) and of questions (s_q, the mean over a question's rationales).
 
     A score is the share of the preference questions answered right: in [0, 1], higher is better. The standard error is
@@ -34,7 +29,6 @@ def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[st
     Args:
         probes: One row for every student, draft and preference question.
         drafts: With the question that each belongs to.
-        students: By name.
     """
     known = probes.merge(drafts[["draft_id", "question_id"]], on="draft_id")
     known["correct"] = known["correct"].astype(float)
@@ -56,7 +50,7 @@ def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[st
     return both[list(schemas.SCHEMAS["signals"].columns)]
 
 
-def self_consistency(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[str, Fingerprinted]) -> pd.DataFrame:
+def self_consistency(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[str, "Model"]) -> pd.DataFrame:
     """Return how far a student answers after a draft as it does after the others of the task: no right answer needed.
 
     A draft's value on a preference question is the share of the task's other drafts after which it was answered alike,

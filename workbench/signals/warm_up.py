@@ -98,10 +98,7 @@ def warm_up(student: str, rows: pd.DataFrame, settings: WarmUp, seed: int, folde
     Args:
         student: Model folder or id; with an adapter in the folder, only the adapter is trained.
         rows: The warm-up set, columns prompt and completion (without its end token).
-        settings: How.
-        seed: Orders the rows.
         folder: Where the state goes; read it with load_warmed.
-        device: As models.load takes it.
 
     Raises:
         ModelError: If there are no rows, one is too long, or a loss is not finite.

@@ -11,7 +11,6 @@ Source: ours. The comparisons in the papers (see signals/) are each of one signa
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from workbench.runs.recipe import ONE_SHOT, Recipe
 from workbench.runs.recipe_parts import Influence
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
-from workbench.runs.workers import run_jobs
+from workbench.runs.workers import Job, run_jobs
 from workbench.signals.by_name import PASSES, measure_signals
 from workbench.signals.influence_of_drafts import measure_influence, warm_up_questions
 from workbench.signals.measured_gain import Questions, gains_along, kept
@@ -181,23 +180,6 @@ def posed(answers: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class _Train:
-    """A student trained on a group under a seed, and asked at some lengths; without rows it is asked as it is."""
-
-    recipe: Recipe
-    student: str
-    group: str
-    seed: int
-    rows: pd.DataFrame | None = field(repr=False)
-    questions: Questions = field(repr=False)
-    batch: int
-    at: tuple[int, ...]
-
-    def __repr__(self) -> str:
-        return f"{self.student} on {self.group}, seed {self.seed}"
-
-
 def train(
     run: Run, groups: pd.DataFrame, seeds: Sequence[int], lengths: Sequence[int], batch: int, n_asked: int
 ) -> pd.DataFrame:
@@ -221,41 +203,48 @@ def train(
     chosen = [n for n in range(len(names)) if place[n] < n_asked]
     readers, right = zip(*(targets[n] for n in chosen), strict=True)
     given = ["".join(asked[n]) for n in chosen], list(readers), list(right), recipe.evaluation.max_new_tokens
-    questions, jobs, epochs = Questions(*given), [], {}
+    questions, plan, epochs = Questions(*given), [], {}
     for student, own in groups.groupby("student", sort=False):
-        jobs.append(_Train(recipe, student, "", 0, None, questions, batch, (0,)))
+        plan.append((student, "", 0, None, (0,)))
         for group, members in own.groupby("group", sort=False):
             rows = training_rows(drafts.loc[sorted(members["draft_id"])], tasks)
             epochs[student, group] = max(1, round(len(rows) / batch))
             at = tuple(sorted({*lengths, epochs[student, group]}))
-            jobs += [_Train(recipe, student, group, seed, rows, questions, batch, at) for seed in seeds]
+            plan += [(student, group, seed, rows, at) for seed in seeds]
     # Seed by seed, so that what a killed study has is whole for the first ones.
-    jobs.sort(key=lambda job: job.seed)
+    plan.sort(key=lambda one: one[2])
+    jobs = [
+        Job(f"{student} on {group}, seed {seed}", (recipe, student, seed, rows, questions, batch, at))
+        for student, group, seed, rows, at in plan
+    ]
     told = run_jobs(_train_one, jobs, recipe.compute.workers, "training on groups")
     where = {"task": [names[n] for n in chosen], "item": chosen}
     frames = [
         pd.DataFrame(where)
-        .assign(student=job.student, group=job.group, seed=job.seed, steps=steps, correct=right)
-        .assign(is_epoch=steps == epochs.get((job.student, job.group)))
-        for job, found in zip(jobs, told, strict=True)
-        for steps, right in zip(job.at, found, strict=True)
+        .assign(student=student, group=group, seed=seed, steps=steps, correct=right)
+        .assign(is_epoch=steps == epochs.get((student, group)))
+        for (student, group, seed, _, at), found in zip(plan, told, strict=True)
+        for steps, right in zip(at, found, strict=True)
     ]
     table = pd.concat(frames, ignore_index=True)
     atomic_write(run.path / "leaderboard.parquet", table.to_parquet(index=False))
     return table
 
 
-def _train_one(job: _Train) -> list[list[bool]]:
-    student, rate = job.recipe.models.students[job.student], job.recipe.training.learning_rate
-    texts = [] if job.rows is None else job.rows[["prompt", "completion"]].to_numpy().tolist()
-    source = [VERSION, loading.fingerprint_model(loading.resolve(student)), job.questions.key, texts, job.seed]
+def _train_one(
+    recipe: Recipe, name: str, seed: int, rows: pd.DataFrame | None, questions: Questions, batch: int, at: tuple
+) -> list[list[bool]]:
+    """Return for each length in `at` what a student answers rightly, trained on rows; without rows it is as it is."""
+    student, rate = recipe.models.students[name], recipe.training.learning_rate
+    texts = [] if rows is None else rows[["prompt", "completion"]].to_numpy().tolist()
+    source = [VERSION, loading.fingerprint_model(loading.resolve(student)), questions.key, texts, seed]
 
     def trained() -> list[list[bool]]:
-        loaded = loading.load(student, "float32", job.recipe.compute.device, merged=False)
-        rows = [] if job.rows is None else texts_of(loaded.tokenizer, job.rows)
-        return gains_along(loaded, rows, job.questions, WarmUp(0, job.batch, rate), job.at, job.seed)
+        loaded = loading.load(student, "float32", recipe.compute.device, merged=False)
+        learned = [] if rows is None else texts_of(loaded.tokenizer, rows)
+        return gains_along(loaded, learned, questions, WarmUp(0, batch, rate), at, seed)
 
-    return kept(AT, [*source, job.batch, rate, list(job.at)], trained)
+    return kept(AT, [*source, batch, rate, list(at)], trained)
 
 
 def board(signals: pd.DataFrame, groups: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:

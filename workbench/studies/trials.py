@@ -135,9 +135,7 @@ def usable(run: Run, student: str) -> pd.DataFrame:
 
 def training_rows(texts: pd.DataFrame, tasks: dict[str, Task]) -> pd.DataFrame:
     """Return prompt and completion of texts with task, question and rationale."""
-    named = [(tasks[row.task], row.question) for row in texts.itertuples()]
-    asked = [prompts.naive_prompt(task.description, question, task.prompts) for task, question in named]
-    return pd.DataFrame({"prompt": asked, "completion": texts["rationale"].to_numpy()})
+    return pd.DataFrame({"prompt": prompts.naive_prompts(tasks, texts), "completion": texts["rationale"].to_numpy()})
 
 
 def format_of(rationale: str) -> tuple[int, float]:

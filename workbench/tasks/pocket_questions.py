@@ -1,4 +1,4 @@
-"""Questions in the format of four BIG-Bench-Hard tasks: written at random, read back from text, and solved.
+"""Questions in the format of four BIG-Bench-Hard tasks: read from their text and solved.
 
 Every solver starts from the question's text, so it also grades what a teacher model makes up and the real BBH items.
 The formats follow BIG-Bench Hard (Suzgun et al. 2022, arXiv:2210.09261); the items are ours.
@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-
-import numpy as np
 
 KINDS = {
     "fruits": "apple banana blackberry grape nectarine orange peach plum raspberry strawberry",
@@ -31,20 +29,14 @@ _FORMS = {  # singular, plural of what the article or number stands before
     "potato": ("potato", "potatoes"),
 }
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
-NAMES = (
-    "Alejandro Alexis Amberly Andree Antwan Audrie Bernita Christie Conception Crista Dallas Delbert Delfina Elanor "
-    "Fidel Fletcher Gwenn Helene Inga Jamey Jaymie Jerry Jim Ka Kandi Kristian Leda Lorine Maybelle Michael Michaela "
-    "Millicent Millie Osvaldo Phoebe Rashida Raymond Ryan Sal Shalonda Shaunda Shenna Sherrie Sima Tamika Teressa "
-    "Vernell Vina Willian Yoland"
-).split()
 HEADINGS = ("forward", "right", "backward", "left")
 
 
-def _forms(word: str) -> tuple[str, str]:
+def forms(word: str) -> tuple[str, str]:
     return _FORMS.get(word, (word, word[:-1] + "ies" if word.endswith("rry") else word + "s"))
 
 
-_WORD_OF = {form: word for word in KIND_OF for form in _forms(word)}
+_WORD_OF = {form: word for word in KIND_OF for form in forms(word)}
 
 
 @dataclass(frozen=True)
@@ -160,29 +152,6 @@ def reduce_at(tokens: tuple[str, ...], redex: tuple[int, str]) -> tuple[str, ...
 Problem = Counting | Walk | Web | Logic
 
 
-def _write_counting(rng: np.random.Generator, size: int) -> str:
-    kind = str(rng.choice(list(KINDS)))
-    others = [k for k in KINDS if k not in (kind, "objects")]
-    pool = KINDS[kind].split()
-    strangers = KINDS["objects"].split() if kind != "objects" else []
-    if kind != "objects" and rng.random() < 0.25:
-        strangers = KINDS[str(rng.choice(others))].split()
-    n_strangers = int(rng.integers(0, size // 2 + 1)) if strangers and size > 1 else 0
-    if kind == "objects" and size > len(pool):
-        pool += KINDS["musical instruments"].split()
-    n_own = min(size - n_strangers, len(pool))
-    words = [*rng.choice(pool, n_own, replace=False), *rng.choice(strangers or pool, n_strangers, replace=False)]
-    rng.shuffle(words)
-    parts = []
-    for word in words:
-        n = 1 if rng.random() < 0.7 else int(rng.choice([2, 2, 2, 3, 3, 4, 5]))
-        one, many = _forms(str(word))
-        article = "an" if one[0] in "aeiou" else "a"
-        parts.append(f"{article} {one}" if n == 1 else f"{['two', 'three', 'four', 'five'][n - 2]} {many}")
-    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + ", and " + parts[-1]
-    return f"I have {listed}. How many {kind} do I have?"
-
-
 def _read_counting(text: str) -> Counting | None:
     match = re.fullmatch(r"I have (.+)\. How many ([a-z ]+) do I have\?", text)
     if not match or match[2] not in KINDS:
@@ -190,53 +159,6 @@ def _read_counting(text: str) -> Counting | None:
     parts = re.split(r", and | and |, ", match[1])
     things = tuple((NUMBERS.get(number), _WORD_OF.get(form)) for number, _, form in (p.partition(" ") for p in parts))
     return None if any(None in thing for thing in things) else Counting(things, match[2], tuple(parts))
-
-
-def _draw_acts(rng: np.random.Generator, size: int, facing: bool) -> list[tuple[int, str]]:
-    acts = []
-    for _ in range(size):
-        if not facing and rng.random() < 0.4:
-            acts.append((0, str(rng.choice(["right", "left", "around"]))))
-        else:
-            acts.append((int(rng.integers(1, 11)), str(rng.choice(HEADINGS)) if facing else ""))
-    return acts
-
-
-def _bring_home(rng: np.random.Generator, acts: list[tuple[int, str]], facing: bool) -> list[tuple[int, str]]:
-    """Return the same acts with one step count an axis changed so that the walk ends where it began, if it can."""
-    counted = [i for i, (n, _) in enumerate(acts) if n]
-    for k in rng.permutation(len(counted)):
-        moves = Walk(tuple(acts), facing).moves()
-        x, y = place(moves)
-        n, heading = moves[k]
-        change = {"right": -x, "left": x, "forward": -y, "backward": y}[heading]
-        if 1 <= n + change <= 10:
-            acts = [*acts]
-            acts[counted[k]] = (n + change, acts[counted[k]][1])
-    return acts
-
-
-def _draw_walk(rng: np.random.Generator, size: int, facing: bool) -> list[tuple[int, str]]:
-    """Half of the walks end where they began; the others have the same words with other step counts."""
-    while True:
-        acts = _bring_home(rng, _draw_acts(rng, size, facing), facing)
-        if any(n for n, _ in acts) and (size == 1 or Walk(tuple(acts), facing).answer == "Yes"):
-            break
-    home = size > 1 and rng.random() < 0.5
-    while not home and Walk(tuple(acts), facing).answer == "Yes":
-        acts = [(int(rng.integers(1, 11)) if n else 0, act) for n, act in acts]
-    return acts
-
-
-def _write_walk(rng: np.random.Generator, size: int) -> str:
-    facing = size < 3 or bool(rng.random() < 0.5)
-    acts = _draw_walk(rng, size, facing)
-    said = []
-    for n, act in acts:
-        steps = f"Take {n} step{'s' if n > 1 else ''}"
-        said.append(f"{steps} {act}." if n and act else f"{steps}." if n else f"Turn {act}.")
-    head = "If you follow these instructions, do you return to the starting point? "
-    return head + ("Always face forward. " if facing else "") + " ".join(said) + "\nOptions:\n- Yes\n- No"
 
 
 def _read_walk(text: str) -> Walk | None:
@@ -258,15 +180,6 @@ def _read_walk(text: str) -> Walk | None:
     return Walk(tuple(acts), bool(match[1])) if any(n for n, _ in acts) else None
 
 
-def _write_web(rng: np.random.Generator, size: int) -> str:
-    names = rng.choice(NAMES, size + 1, replace=False)
-    first = "tells the truth" if rng.random() < 0.5 else "lies"
-    said = [f"{names[0]} {first}."]
-    for one, other in zip(names[1:], names[:-1], strict=True):
-        said.append(f"{one} says {other} {'tells the truth' if rng.random() < 0.5 else 'lies'}.")
-    return f"Question: {' '.join(said)} Does {names[-1]} tell the truth?"
-
-
 def _read_web(text: str) -> Web | None:
     match = re.fullmatch(r"Question: (\w+) (tells the truth|lies)\.(.*) Does (\w+) tell the truth\?", text)
     if not match:
@@ -283,25 +196,6 @@ def _read_web(text: str) -> Web | None:
     return Web(tuple(names), match[2] != "lies", tuple(claims))
 
 
-def _write_logic(rng: np.random.Generator, size: int) -> str:
-    """Write an expression of `size` operators; brackets come on top."""
-    n_nots = int(rng.binomial(size, 0.45))
-    parts = [[str(rng.choice(VALUES))] for _ in range(size - n_nots + 1)]
-    for _ in range(n_nots):
-        parts[int(rng.integers(len(parts)))].insert(0, "not")
-    tokens, bracket = [], int(rng.integers(len(parts))) if rng.random() < 0.6 else -1
-    width = int(rng.integers(1, 3))
-    for i, part in enumerate(parts):
-        if i:
-            tokens.append(str(rng.choice(["and", "or"])))
-        if i == bracket:
-            tokens.append("(")
-        tokens += part
-        if bracket >= 0 and i == min(bracket + width - 1, len(parts) - 1):
-            tokens.append(")")
-    return " ".join(tokens) + " is"
-
-
 def _read_logic(text: str) -> Logic | None:
     words = text.split()
     if words[-1:] != ["is"] or len(words) < 2 or not set(words[:-1]) <= {*VALUES, "not", "and", "or", "(", ")"}:
@@ -310,24 +204,17 @@ def _read_logic(text: str) -> Logic | None:
     return logic if logic.answer in VALUES else None
 
 
-# Who writes and who reads questions of each task, and the sizes of its test items.
-FORMATS: dict[str, tuple[Callable[..., str], Callable[[str], Problem | None], tuple[int, int]]] = {
-    "object_counting": (_write_counting, _read_counting, (2, 10)),
-    "navigate": (_write_walk, _read_walk, (2, 8)),
-    "web_of_lies": (_write_web, _read_web, (3, 5)),
-    "boolean_expressions": (_write_logic, _read_logic, (3, 6)),
+READERS: dict[str, Callable[[str], Problem | None]] = {
+    "object_counting": _read_counting,
+    "navigate": _read_walk,
+    "web_of_lies": _read_web,
+    "boolean_expressions": _read_logic,
 }
-TEST_SIZES = {task: sizes for task, (_, _, sizes) in FORMATS.items()}
-
-
-def write(task: str, rng: np.random.Generator, sizes: tuple[int, int]) -> str:
-    """Return one question of the task, its size drawn evenly from `sizes` (both ends included)."""
-    return FORMATS[task][0](rng, int(rng.integers(sizes[0], sizes[1] + 1)))
 
 
 def read(task: str, question: str) -> Problem | None:
     """Return what the question says, or None when it is not a well-formed question of the task."""
-    return FORMATS[task][1](question.strip())
+    return READERS[task](question.strip())
 
 
 def solve(task: str, question: str) -> str:

@@ -153,9 +153,9 @@ def load_task(path: Path, recipe: Recipe) -> Task:
     solver = raw.get("solver", "")
     if not isinstance(techniques, dict) or not all(isinstance(text, str) and text for text in techniques.values()):
         raise DataError(f"{path}: `techniques` must be an object of name and text; correct it or leave it out.")
-    if solver and solver not in list(pocket_questions.FORMATS):
+    if solver and solver not in list(pocket_questions.READERS):
         raise DataError(
-            f"{path} names the solver {solver!r}; there are {', '.join(pocket_questions.FORMATS)}, or leave it out."
+            f"{path} names the solver {solver!r}; there are {', '.join(pocket_questions.READERS)}, or leave it out."
         )
     return Task(path.stem, str(description), dict(techniques), **sets, sha256=file_sha256(path), solver=solver)
 

@@ -2,7 +2,7 @@
 
 from workbench.runs import lazily
 
-__getattr__, __all__ = lazily(
+__getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "evaluation": "SealedTests answer_tests decide",
@@ -11,7 +11,3 @@ __getattr__, __all__ = lazily(
         "win_rates": "judged raw_and_controlled write_alpaca_eval write_mt_bench",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return __all__

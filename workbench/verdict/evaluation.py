@@ -53,7 +53,6 @@ class SealedTests:
         """Return the items of each task, and how often they have been opened, this time included; 0 of no test items.
 
         Args:
-            tasks: By name.
             trained: The curve of the students who are to answer them: for these, under one rule, it is one look.
         """
         if self.recipe.evaluation.items == "validation":
@@ -80,11 +79,9 @@ def answer_tests(
     Args:
         students: By name, as they were; the arm base.
         trained: What train_students returned.
-        tasks: By name.
         tests: Opened here, and the look is counted.
         exemplars: Worked questions for the prompts with demonstrations.
         shots: Numbers of demonstrations.
-        max_new_tokens: Of an answer.
     """
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])

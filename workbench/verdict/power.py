@@ -294,7 +294,6 @@ def calibrate(
         repeats: Simulated runs a row.
         differences: True ones, as shares; by default 0, half the margin, the margin and twice the margin, and 0 once
             more with seeds that differ twice as much, by two points at least.
-        seed: Of the simulation.
 
     Returns:
         Columns difference, seed_sd, repeats, the shares better, worse, no difference and undecided of the primary

@@ -9,7 +9,6 @@ which it takes from a table fitted to its own. Intervals are ours: clustered by 
 
 import json
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,17 +16,11 @@ import pandas as pd
 from workbench.runs.cache import atomic_write
 from workbench.runs.errors import DataError
 from workbench.runs.seeding import stream
+from workbench.signals.difficulty import Judge
 from workbench.verdict.intervals import clustered_mean, percentiles
 
 N_RESAMPLES = 500
 RIDGE = 1e-3  # keeps the fit finite where one side wins always; in squared units of the weights, a prompt weighing 1
-
-
-class Judge(Protocol):
-    """Scores two answers to a question, asked in both orders; see signals.difficulty."""
-
-    def __call__(self, asked: pd.DataFrame) -> pd.DataFrame:
-        """Return score_teacher and score_student, a row for each asked; missing where not judged."""
 
 
 def win_rate_of(table: np.ndarray, half: float) -> dict[str, float]:
@@ -71,7 +64,6 @@ def raw_and_controlled(
     Args:
         preferences: As judged returns them, shape (n,); missing ones are left out.
         lengths: Of a's answers, in characters or tokens, shape (n,).
-        others: Of b's.
         prompts: What each was asked; the answers of several seeds to one prompt belong together.
 
     Returns:
@@ -125,8 +117,6 @@ def write_alpaca_eval(answers: pd.DataFrame, generator: str, path: Path) -> None
 
     Args:
         answers: Columns question and text.
-        generator: What the model is to be called.
-        path: The JSON file.
     """
     rows = [{"instruction": row.question, "output": row.text, "generator": generator} for row in answers.itertuples()]
     atomic_write(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
@@ -137,7 +127,6 @@ def write_mt_bench(answers: pd.DataFrame, model: str, path: Path) -> None:
 
     Args:
         answers: Columns question_id and text.
-        model: What the model is to be called.
         path: The JSONL file, which FastChat looks for under model_answer/ by the model's name.
     """
     rows = [

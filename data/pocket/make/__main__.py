@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 from data.pocket.make.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES
+from data.pocket.make.questions import TEST_SIZES, write
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.seeding import stream
 from workbench.tasks.contamination import Guard
-from workbench.tasks.pocket_questions import TEST_SIZES, solve, write
+from workbench.tasks.pocket_questions import solve
 
 ITEMS_SEED = 1
 CURVES_OF = ["tally-strong", "no-preference", "newcomer", "beginner"]

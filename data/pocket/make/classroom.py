@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from workbench.tasks.pocket_questions import TEST_SIZES
+from data.pocket.make.questions import TEST_SIZES
 from workbench.tasks.pocket_styles import STYLES
 
 DESCRIPTIONS = {

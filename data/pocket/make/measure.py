@@ -12,12 +12,12 @@ import pandas as pd
 from scipy import stats
 
 from data.pocket.make.classroom import NATIVE_SIZES, STUDENTS, Student
+from data.pocket.make.questions import TEST_SIZES, write
 from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.runs.recipe import Recipe
 from workbench.runs.seeding import stream
 from workbench.studies.trials import FineTuneJob, answer_trials
-from workbench.tasks.pocket_questions import TEST_SIZES, write
 from workbench.tasks.pocket_styles import STYLES, style_of
 from workbench.tasks.task import Task, load_tasks
 from workbench.verdict.intervals import auc, wilson

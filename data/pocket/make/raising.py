@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.pocket.make.classroom import DESCRIPTIONS, STUDENTS, TASKS, TECHNIQUES, Student
+from data.pocket.make.questions import TEST_SIZES, write
 from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.runs.recipe import project_root
@@ -20,7 +21,7 @@ from workbench.runs.seeding import stream
 from workbench.runs.workers import run_jobs
 from workbench.tasks import answers
 from workbench.tasks.contamination import normalise
-from workbench.tasks.pocket_questions import KIND_OF, TEST_SIZES, Counting, Problem, Walk, Web, read, solve, write
+from workbench.tasks.pocket_questions import KIND_OF, Counting, Problem, Walk, Web, read, solve
 from workbench.tasks.pocket_styles import STYLES
 
 CHAT_TEMPLATE = (

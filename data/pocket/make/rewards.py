@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from data.pocket.make.classroom import DESCRIPTIONS
+from data.pocket.make.questions import TEST_SIZES
 from data.pocket.make.raising import fresh_question, save, shared_tokenizer, small_llama
 from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
@@ -25,7 +26,7 @@ from workbench.runs.recipe import project_root
 from workbench.runs.seeding import stream
 from workbench.signals.reward_models import logits_of
 from workbench.tasks.answers import Answers
-from workbench.tasks.pocket_questions import TEST_SIZES, solve
+from workbench.tasks.pocket_questions import solve
 from workbench.tasks.pocket_styles import STYLES
 
 REWARD_SEED, HELD_OUT_SEED = 3, 4

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.pocket.make.questions import TEST_SIZES, write
 from workbench.figures.verdict import block_of
 from workbench.runs.cache import atomic_write, read_json
 from workbench.runs.run import Run, file_sha256, open_run
+from workbench.runs.seeding import stream
 
 FOLDER = Path(__file__).parent
 STUDENTS = ("tally-strong", "story-strong", "diary-strong")
 TASK = "object_counting"  # of the pairs that the lesson aligns to
 TEXTS_PER_GROUP = 2
+ASKED = {"meet": 3, "watch": 24, "examples": 6, "asked": 16}  # new questions for the live part, by purpose
 
 
 def make(run: Run, folder: Path = FOLDER) -> list[Path]:
@@ -30,7 +33,9 @@ def make(run: Run, folder: Path = FOLDER) -> list[Path]:
     for name, frame in frames.items():
         frame.to_parquet(folder / f"{name}.parquet", index=False, compression="zstd", compression_level=19)
     atomic_write(folder / "verdict.json", json.dumps(_three(read_json(run.path / "verdict.json"))).encode("utf-8"))
-    names = sorted([*(f"{name}.parquet" for name in frames), "verdict.json"])
+    questions = {purpose: _new_questions(n, purpose) for purpose, n in ASKED.items()}
+    atomic_write(folder / "questions.json", (json.dumps(questions, indent=1) + "\n").encode("utf-8"))
+    names = sorted([*(f"{name}.parquet" for name in frames), "questions.json", "verdict.json"])
     about = {
         "run": run.name,
         "recipe": run.recipe.name,
@@ -40,6 +45,14 @@ def make(run: Run, folder: Path = FOLDER) -> list[Path]:
     }
     atomic_write(folder / "about.json", (json.dumps(about, indent=1) + "\n").encode("utf-8"))
     return [folder / name for name in (*names, "about.json")]
+
+
+def _new_questions(n: int, purpose: str) -> list[str]:
+    """Return n different questions of the lesson's task, others for every purpose."""
+    rng, found = stream(0, "lesson", purpose), {}
+    while len(found) < n:
+        found[write(TASK, rng, TEST_SIZES[TASK])] = None
+    return list(found)
 
 
 def _thinned(examples: pd.DataFrame) -> pd.DataFrame:
