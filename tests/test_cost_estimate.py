@@ -38,6 +38,23 @@ def test_it_counts_what_the_paper_counts(recipe_values, tmp_path):
     assert probes["seconds"] == pytest.approx(wanted)
 
 
+def test_signals_beside_the_probes_and_distillation_are_counted():
+    recipe = load_recipe("arte-signals")
+    rows = estimate(recipe).set_index("work")
+    n_drafts, n_tasks = 160, 2
+    for student in recipe.models.students:
+        once = rows.loc[f"surprisal of drafts, {student}"]
+        twice = rows.loc[f"answer_likelihood of drafts, {student}"]
+        assert once["read"] > n_tasks * n_drafts and twice["read"] == 2 * once["read"] and once["trained"] == 0
+        assert rows.loc[f"gradient_norm of drafts, {student}", "trained"] == once["read"]
+        # Three epochs of 40 questions a task, five seeds.
+        assert rows.loc[f"answers of student {student} in distillation", "generations"] == n_tasks * 40 * 3 * 5
+    assert not [work for work in rows.index if "self_consistency" in work], "it is read off the probes"
+    assert "distillation" not in " ".join(estimate(load_recipe("arte-demo"))["work"])
+    slow = estimate(load_recipe("arte-signals", {"signal": "measured_gain"})).set_index("work")
+    assert slow.loc["measured_gain, answers after training", "generations"].sum() == n_tasks * n_drafts * 24 * 2
+
+
 def test_parameters_are_counted_in_the_folder_when_it_is_there(tmp_path):
     import torch
     from safetensors.torch import save_file

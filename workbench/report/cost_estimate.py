@@ -17,9 +17,11 @@ from workbench.methods.base import Amounts
 from workbench.models.engine import Decoding, Request
 from workbench.models.loading import load_tokenizer, resolve
 from workbench.models.start import Role, choice_of, models_of, start_engine
-from workbench.runs.recipe import ALIGNED_ARMS, Recipe, project_root
+from workbench.runs.recipe import ALIGNED_ARMS, DISTILLED, Recipe, project_root
 from workbench.runs.recipe_engines import ROLES
 from workbench.runs.workers import n_processes, one_thread
+from workbench.signals.by_name import PASSES as PASSES_A_DRAFT
+from workbench.signals.by_name import named_in
 from workbench.tasks.task import load_tasks
 
 JUDGED = "answers of the judge"
@@ -133,6 +135,7 @@ class _Work:
         for name, model in models.students.items():
             if amounts.probes:
                 self.answers("probing", "one-shot probes", model, amounts.probes, longest, [1])
+                self.other_signals(name, model)
             if amounts.reference:
                 writer = model if amounts.reference_by == "student" else models.teacher
                 self.answers("probing", f"reference answers for {name}", writer, amounts.reference, longest)
@@ -140,6 +143,19 @@ class _Work:
                 text = self.example(self.recipe.drafting.max_new_tokens)
                 read, trained = amounts.reads * text, amounts.steps * text
                 self.add("probing", f"influence on {name}", model, read=read, trained=trained)
+
+    def other_signals(self, name: str, model: str) -> None:
+        """Add what signals that the recipe names beside the probes, or instead of them, ask of each draft."""
+        drafts = self.recipe.drafting.n_questions * self.amounts.rationales
+        text, asked = self.example(self.recipe.drafting.max_new_tokens), self.recipe.preference_set.n_items
+        for signal in named_in(self.recipe):
+            forward, backward = PASSES_A_DRAFT[signal]
+            if forward is None and backward:
+                longest = self.recipe.evaluation.max_new_tokens
+                self.answers("probing", f"{signal}, answers after training", model, drafts * asked, longest)
+            read, trained = drafts * (forward or 0) * text, drafts * backward * text
+            if read or trained:
+                self.add("probing", f"{signal} of drafts, {name}", model, read=read, trained=trained)
 
     def rounds(self) -> None:
         """Add what is written, answered and judged in rounds."""
@@ -179,6 +195,11 @@ class _Work:
             n_arms, n_seeds = len(recipe.trained_arms(name)), len(recipe.seeds)
             trained = recipe.tailoring.n_examples * text * recipe.training.n_epochs * n_arms * n_seeds
             self.add("training", f"SFT of student {name}, {n_arms} arms x {n_seeds} seeds", model, trained=trained)
+            if DISTILLED in recipe.evaluation.arms:
+                n = recipe.tailoring.n_examples * recipe.training.n_epochs * n_seeds
+                longest = recipe.tailoring.max_new_tokens
+                self.answers("training", f"answers of student {name} in distillation", model, n, longest)
+                self.add("training", f"the teacher reads these of {name}", recipe.models.teacher, read=n * text)
 
     def evaluation(self) -> None:
         recipe, settings = self.recipe, self.recipe.evaluation
