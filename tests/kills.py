@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 from conftest import PROJECT
-from reliability_table import record
+from reliability_table import record, table
 from small_classroom import STAGES, _arm, build, compute, recipe_of
 
 from workbench.runs.identity import content_of

@@ -17,7 +17,6 @@ def record(what: str, counts: dict[str, int]) -> None:
     known = json.loads(FILE.read_text()) if FILE.is_file() else {}
     known[what] = {"date": date.today().isoformat(), "counts": counts}
     FILE.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    print(table())
 
 
 def table() -> str:
