@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import PROJECT, RECIPE
-from reliability_table import record
+from reliability_table import record, table
 
 from workbench.cli import check
 from workbench.loop.reviews import Reviews
@@ -331,3 +331,4 @@ def try_all(folder: Path, n_faults: int, say=print) -> dict[str, int]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         record("faults", try_all(Path(name), int(sys.argv[1])))
+        print(table())

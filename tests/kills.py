@@ -2,13 +2,15 @@
 
 `python tests/kills.py 150 50` kills a process that computes the loop as often as the first number says, at boundaries
 of everything that is written and at random instants, and a real `workbench run` as often as the second says: the
-command, its kernel or one of its workers, from its start on. It writes down what docs/reliability.md
-has in its table.
+command, its kernel or one of its workers, from its start on. Instants are counted in seconds of a core, so that they
+are as many on a busy machine. What docs/reliability.md has in its table is written down after every run that came to
+its end.
 """
 
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,36 +18,43 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 from conftest import PROJECT
-from reliability_table import record
+from notebook_steps import NOTEBOOKS
+from reliability_table import record, table
 from small_classroom import STAGES, _arm, build, compute, recipe_of
 
 from workbench.runs.identity import content_of
 from workbench.runs.recipe import Recipe
-from workbench.runs.run import open_run
+from workbench.runs.run import MANIFEST, open_run, steps_in
 
-# What a process dies after, or "" for so many seconds after its stages begin, wherever it is then.
-BOUNDARIES = (
-    "os:fsync",
-    "os:replace",
-    "workbench.runs.cache:atomic_write",
-    "workbench.runs.cache:Cache.put_many",
-    "workbench.runs.run:Step.begin",
-    "workbench.runs.run:_write",
-    "workbench.runs.run:Step.finish",
-    "transformers:Trainer.training_step",
-    "transformers:Trainer._save_checkpoint",
-    "transformers:Trainer.save_model",
-    "",
-    "",
-)
-LONGEST_S = 20.0
+# What a process dies after, and its n-th call at most; "" for so many seconds of a core after it began, wherever it is.
+BOUNDARIES = {
+    "os:fsync": 40,
+    "os:replace": 20,
+    "workbench.runs.cache:atomic_write": 20,
+    "workbench.runs.cache:Cache.put_many": 8,
+    "workbench.runs.run:Step.begin": 4,
+    "workbench.runs.run:_write": 5,
+    "workbench.runs.run:Step.finish": 4,
+    "transformers:Trainer.training_step": 8,
+    "torch.optim.adam:_single_tensor_adam": 8,  # in the middle of an optimiser step
+    "transformers:Trainer._save_checkpoint": 3,
+    "transformers:Trainer.save_model": 2,
+    "": 0,
+}
+LONGEST_S = 3.0
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # at random instants; at boundaries the first
+NOT_MET = signal.SIGTERM  # where a boundary was not met in that time either
 INTERRUPTED = 130
+IMPORTED = [f"workbench.{name}" for name in ("loop.alignment", "loop.tailoring", "signals.one_shot", "loop.budgets")]
+IMPORTED += ["workbench.verdict.evaluation", "workbench.notebook.inspector", "transformers.models.llama.modeling_llama"]
+IMPORTED += ["trl.trainer.dpo_trainer", "trl.trainer.sft_trainer"]  # trl itself imports them when they are used
 # What of `workbench run` is killed how: the command alone, all of its processes, its kernel, one of its workers.
 COMMAND_KILLS = (
     ("command", signal.SIGKILL),
@@ -56,7 +65,7 @@ COMMAND_KILLS = (
     ("kernel", signal.SIGKILL),
     ("worker", signal.SIGKILL),
 )
-COMMAND_LONGEST_S, START_S, GONE_S = 60.0, 8.0, 10.0
+COMMAND_LONGEST_S, START_S, GONE_S = 40.0, 8.0, 30.0
 TRIGGER = """
 CREATE TABLE IF NOT EXISTS items (kind TEXT, key TEXT, payload TEXT, checksum TEXT, PRIMARY KEY (kind, key))
 WITHOUT ROWID;
@@ -66,27 +75,49 @@ BEGIN INSERT INTO doubled VALUES (NEW.kind, NEW.key); END;
 """
 
 
-def compute_all(runs: str, recipe: Recipe, target: str | None, n: float, by: int = signal.SIGKILL) -> None:
-    """Compute every stage in this process; die after the n-th call of target, or after n seconds where that is ""."""
+def compute_all(runs: str, recipe: Recipe, target: str | None, n: int, by: int, after_s: float) -> None:
+    """Compute every stage in this process; die after the n-th call of target, by a signal after so many seconds.
+
+    Args:
+        runs: The folder of runs.
+        recipe: Of the run, which is called "loop".
+        target: One of BOUNDARIES; None to live.
+        n: Its call that is the last.
+        by: The signal of the random instant.
+        after_s: That instant, in seconds of a core.
+    """
     os.environ["WORKBENCH_RUNS"] = runs
+    began = time.process_time()
+
+    def die_in_time() -> None:
+        while time.process_time() - began < after_s:
+            time.sleep(0.01)
+        os.kill(os.getpid(), by)
+
     try:
         run = open_run("loop", recipe)
         if target:
-            _arm(target, int(n))
-        elif target == "":
-            dying = threading.Timer(n, os.kill, (os.getpid(), by))
-            dying.daemon = True
-            dying.start()
+            _arm(target, n)
+        if target is not None:
+            threading.Thread(target=die_in_time, daemon=True).start()
         for stage in STAGES:
             compute(stage, run)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
 
 
+def smaller(recipe: Recipe) -> Recipe:
+    """Return a recipe that asks less, so that a core does more kills in an hour."""
+    values = recipe.model_dump()
+    values["preference_set"] |= {"n_items": 4, "shots": [0]}
+    values["evaluation"] |= {"n_items": 4, "shots": [0]}
+    return type(recipe).model_validate(values)
+
+
 def forks():
     """Return how to start a process quickly: from one that has imported what is slow to import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kills", "workbench.loop.alignment", "workbench.signals.one_shot", "trl"])
+    context.set_forkserver_preload(["kills", *IMPORTED])
     return context
 
 
@@ -131,8 +162,9 @@ def kill_often(
     n_kills: int,
     seed: int = 0,
     n_commands: int = 0,
-    say=print,
+    say: Callable = print,
     unbroken: Path | None = None,
+    note: Callable[[dict], None] = lambda counts: None,
 ) -> dict:
     """Kill runs so often, each where it was begun again after the last kill, and count what that did.
 
@@ -144,58 +176,69 @@ def kill_often(
         n_commands: Kills of `workbench run`.
         say: Called with a line a kill.
         unbroken: A folder of runs with the run to compare with; None computes it.
+        note: Called with the counts whenever a run came to its end.
 
     Returns:
-        Kills by how; runs; lost (differs from an unbroken run), doubled, failed restarts, processes left alive.
+        Kills by how and by stage; runs; lost (differs from an unbroken run), doubled, failed restarts, processes left.
     """
     context, rng = forks(), random.Random(seed)
     if unbroken is None:
         unbroken = folder / "whole"
-        assert in_a_process(context, str(unbroken), recipe, None, 0) == 0
+        assert in_a_process(context, str(unbroken), recipe, None, 0, 0, 0) == 0
     wanted = outcome(unbroken)
     counts = dict.fromkeys(["runs", "lost", "doubled", "failed", "left", "at boundaries"], 0)
 
-    def once(runs: Path, n_left: int) -> tuple[str, int]:
-        target = rng.choice(BOUNDARIES) if n_left else None
-        by = rng.choice(SIGNALS) if target == "" else signal.SIGKILL
-        at = rng.uniform(0.1, LONGEST_S) if target == "" else rng.randint(1, 12)
-        status = in_a_process(context, str(runs), recipe, target, at, by)
-        how = f"at random by {by.name}" if target == "" else "at boundaries"
-        return how, status if status not in (-by, INTERRUPTED) else None
+    def once(runs: Path, n_left: int) -> tuple[str, int | None]:
+        target = rng.choice(list(BOUNDARIES)) if n_left else None
+        n, by = rng.randint(1, BOUNDARIES.get(target) or 1), rng.choice(SIGNALS) if target == "" else NOT_MET
+        status = in_a_process(context, str(runs), recipe, target, n, by, rng.uniform(0.1, 1) * LONGEST_S)
+        if target and status == -signal.SIGKILL:
+            return "at boundaries", None
+        return f"at random by {by.name}", status if status not in (-by, INTERRUPTED) else None
 
-    def command(runs: Path, n_left: int) -> tuple[str, int]:
+    def command(runs: Path, n_left: int) -> tuple[str, int | None]:
         what, by = rng.choice(COMMAND_KILLS) if n_left else ("", signal.SIGKILL)
-        status = kill_command(runs, folder, what, by, rng, counts)
-        return f"{what} of workbench run by {by.name}", status
+        return f"{what} of workbench run by {by.name}", kill_command(runs, folder, what, by, rng, counts)
 
     path = folder / "loop.yaml"
     path.write_text(recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"workers": 2})}).to_yaml())
-    left = {once: n_kills, command: n_commands}
+    left, ways = {once: n_kills, command: n_commands}, {once: n_kills, command: n_commands}
     while any(left.values()):
-        counts["runs"] += 1
-        runs = folder / f"runs-{counts['runs']}"
+        runs = folder / f"runs-{counts['runs'] + 1}"
         begin_counting(runs)
-        kill, status = max(left, key=lambda one: left[one] / max(1, n_kills if one is once else n_commands)), None
+        kill, status = max(left, key=lambda one: left[one] / max(1, ways[one])), None
         while status is None:
-            began = time.monotonic()
+            began, stage = time.monotonic(), stage_of(runs)
             how, status = kill(runs, left[kill])
             if status is None:
-                counts[how] = counts.get(how, 0) + 1
+                for name in (how, f"in {stage_of(runs)}"):
+                    counts[name] = counts.get(name, 0) + 1
                 left[kill] -= 1
-            say(f"{how}: {'killed' if status is None else status} after {time.monotonic() - began:.0f} s")
+            say(f"{how}: {'killed' if status is None else status}, {time.monotonic() - began:.0f} s, from {stage} on")
         found = outcome(runs)
         lost = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        counts["runs"] += 1
         counts["failed"] += status != 0
         counts["lost"] += len(lost)
         counts["doubled"] += doubled(runs)
         say(f"otherwise than unbroken: {lost}; {counts}")
+        note(counts)
+        if not lost and not status:
+            shutil.rmtree(runs)
     return counts
+
+
+def stage_of(runs: Path) -> str:
+    """Return the stage that a run is in: the first one whose last step is not finished."""
+    ends = {stage: runs / "loop" / steps_in(NOTEBOOKS[stage])[-1] / MANIFEST for stage in STAGES}
+    return next((stage for stage, end in ends.items() if not end.is_file()), STAGES[-1])
 
 
 def kill_command(runs: Path, folder: Path, what: str, by: int, rng: random.Random, counts: dict) -> int | None:
     """Start `workbench run` on the recipe and kill a part of it; None if that ended it, else its exit status.
 
-    Processes of it that are alive so many seconds later are counted as left, and ended.
+    The instant is drawn in seconds of a core that all of its processes took together. Those that are alive so many
+    seconds later are counted as left, and ended.
     """
     command = [sys.executable, "-m", "workbench", "run", str(folder / "loop.yaml"), "--name", "loop"]
     environment = os.environ | {"WORKBENCH_RUNS": str(runs), "PYTHONPATH": str(PROJECT)}
@@ -203,15 +246,19 @@ def kill_command(runs: Path, folder: Path, what: str, by: int, rng: random.Rando
         process = subprocess.Popen(
             command, cwd=PROJECT, env=environment, stdout=said, stderr=said, start_new_session=True
         )
-    at = time.monotonic() + rng.uniform(0.1, START_S if what == "start" else COMMAND_LONGEST_S)
+    at = rng.uniform(0.1, START_S if what == "start" else COMMAND_LONGEST_S)
     members: list[psutil.Process] = []
+    spent: dict[int, float] = {}
     was_killed = False
     while process.poll() is None:
         members = family(process.pid, members)
+        for one in members:
+            with suppress(psutil.Error):
+                spent[one.pid] = sum(one.cpu_times()[:2])
         victims = {"command": members[:1], "all": members, "start": members}.get(what)
         if victims is None:
             victims = [one for one in members[1:] if role_of(one) == what][:1]
-        if what and victims and time.monotonic() > at and not was_killed:
+        if what and victims and sum(spent.values()) > at and not was_killed:
             was_killed = True
             for victim in victims:
                 with suppress(psutil.Error):
@@ -243,6 +290,7 @@ def role_of(process: psutil.Process) -> str:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         build(Path(name))
-        given = [int(one) for one in sys.argv[1:]]
-        counts = kill_often(Path(name), recipe_of(Path(name)), given[0], *given[2:], n_commands=(given[1:] or [0])[0])
-        record("kills", counts)
+        n_kills, n_commands, seed = (*map(int, sys.argv[1:]), 0, 0)[:3]
+        keep = partial(record, "kills")
+        kill_often(Path(name), smaller(recipe_of(Path(name))), n_kills, seed, n_commands, note=keep)
+        print(table())

@@ -17,7 +17,6 @@ def record(what: str, counts: dict[str, int]) -> None:
     known = json.loads(FILE.read_text()) if FILE.is_file() else {}
     known[what] = {"date": date.today().isoformat(), "counts": counts}
     FILE.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    print(table())
 
 
 def table() -> str:
@@ -25,8 +24,9 @@ def table() -> str:
     known = json.loads(FILE.read_text())
     lines = ["| what | how often | came of it |", "| --- | --- | --- |"]
     for what, told in known.items():
-        counts = {name: n for name, n in told["counts"].items() if name not in TOLD}
-        came = ", ".join(f"{name} {n:,}" for name, n in told["counts"].items() if name in TOLD)
+        # Each kill is counted a second time by the stage that it fell in.
+        counts = {name: n for name, n in told["counts"].items() if name not in TOLD and not name.startswith("in ")}
+        came = ", ".join(f"{name} {n:,}" for name, n in told["counts"].items() if name not in counts)
         listed = "; ".join(f"{name} {n:,}" for name, n in counts.items())
         lines.append(
             f"| {what} ({told['date']}) | {sum(counts.values()):,}: {listed} | {came or 'each as it must be'} |"
