@@ -14,7 +14,7 @@ from workbench.models.start import Model
 from workbench.models.trl import TuneJob, model_folder, tune_all
 from workbench.runs import schemas
 from workbench.runs.identity import fingerprint, identify
-from workbench.runs.recipe import Alignment
+from workbench.runs.recipe import Alignment, Recipe
 from workbench.runs.run import Frames
 from workbench.runs.seeding import stream_seed
 
@@ -43,17 +43,22 @@ def align_teachers(
         for student in recipe.models.students:
             own = pairs[pairs["student"] == student].reset_index(drop=True)
             _require_pairs(own, student, arm)
-            drawn = stream_seed(seed, "dpo", student)
-            texts = own[["prompt", "chosen", "rejected"]].to_numpy().tolist()
-            key = fingerprint([VERSION, teacher.key, identify(settings), drawn, texts])
-            train = partial(tune_dpo, recipe, own, seed=drawn)
-            whose, at = {"student": student, "arm": arm}, folder / model_folder(student, arm)
-            jobs.append(TuneJob(f"DPO of the teacher, {arm}, {student}", whose, at, key, train))
+            whose = {"student": student, "arm": arm}
+            jobs.append(dpo_job(teacher, recipe, own, stream_seed(seed, "dpo", student), whose, folder))
     at_once = recipe.compute.trained_at_once
     frame, points = tune_all(jobs, at_once, "aligning teachers", "aligned teachers")
     curve = [{"stage": "alignment", "seed": seed, **point} for point in points if point["metric"] != "tokens"]
     used = pd.concat([pairs.assign(arm=arm) for arm, pairs in by_arm.items()], ignore_index=True)
     return {"teachers": frame, "curve": schemas.build(curve, "curve"), "pairs_used": used}
+
+
+def dpo_job(model: Model, recipe: Recipe, pairs: pd.DataFrame, seed: int, whose: dict, folder: Path) -> TuneJob:
+    """Return what aligns a model, which is the recipe's teacher, to pairs; `whose` names the result and its folder."""
+    pairs = pairs[["prompt", "chosen", "rejected"]].reset_index(drop=True)
+    key = fingerprint([VERSION, model.key, identify(recipe.alignment), seed, pairs.to_numpy().tolist()])
+    names = list(whose.values())
+    train = partial(tune_dpo, recipe, pairs, seed=seed)
+    return TuneJob(f"DPO for {', '.join(map(str, names))}", whose, folder / model_folder(*names), key, train)
 
 
 def _require_pairs(own: pd.DataFrame, student: str, arm: str) -> None:

@@ -6,7 +6,7 @@ Asking a model many questions: one job a model and task, greedy, batched, its an
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from workbench.loop import prompts
 from workbench.models.engine import Completion, Decoding, Engine, Request
@@ -101,6 +101,12 @@ class OnePrompt:
 
     prompts: dict[str, str]
     per_call: int
+    known: ClassVar[frozenset[str]] = frozenset()  # questions, normalised, that count as written before
+    most: ClassVar[int | None] = None  # so many of a reply are read, if not all
+
+    def prompt(self, task: Task, stream: str) -> str:
+        """Return the prompt of the call that draws from a stream."""
+        return self.prompts[task.name]
 
     def __call__(
         self, engine: Engine, task: Task, n: int, decoding: Decoding, draw: Draw, guard: Guard
@@ -109,15 +115,14 @@ class OnePrompt:
 
         Call i of the task draws from the stream (seed, stream, task, i), so asking for more never changes the first.
         """
-        prompt = self.prompts[task.name]
         written: list[Written] = []
-        known: set[str] = set()
-        n_kept = call = 0
+        known, n_kept, call = set(self.known), 0, 0
         for _ in range(MAX_ROUNDS):
             n_calls = max(8, round((n - n_kept) / self.per_call * SPARE))
-            asked = [(prompt, f"{draw.stream}/{task.name}/{call + i}") for i in range(n_calls)]
-            for completion in write_questions(engine, asked, decoding, draw.seed):
-                for one in _read_reply(completion, call, known, guard, prompt):
+            streams = [f"{draw.stream}/{task.name}/{call + i}" for i in range(n_calls)]
+            asked = [(self.prompt(task, stream), stream) for stream in streams]
+            for (prompt, _), completion in zip(asked, write_questions(engine, asked, decoding, draw.seed), strict=True):
+                for one in _read_reply(completion, call, known, guard, prompt, self.most):
                     written.append(one)
                     n_kept += not one.drop_reason
                     if n_kept == n:
@@ -126,8 +131,10 @@ class OnePrompt:
         return written
 
 
-def _read_reply(completion: Completion, call: int, known: set[str], guard: Guard, prompt: str) -> list[Written]:
-    pairs = prompts.parse_questions(prompts.went_on(prompt, completion.text))
+def _read_reply(
+    completion: Completion, call: int, known: set[str], guard: Guard, prompt: str, most: int | None
+) -> list[Written]:
+    pairs = prompts.parse_questions(prompts.went_on(prompt, completion.text))[:most]
     if not pairs:
         return [Written("", "", completion.text, call, 0, "not in the form asked for", prompt)]
     blank = re.match(r"\s*", completion.text)[0]

@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
-from workbench.loop.writing import MAX_ROUNDS, SPARE, Guards, Written, example_of, write_questions
+from workbench.loop.writing import Draw, Guards, OnePrompt, Writer, example_of
 from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
 from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
@@ -182,9 +184,10 @@ def write_alike(
         shown = list(shown[["question", "answer"]].itertuples(index=False, name=None))
         n = cell["written"] * settings.n_tries
         wanted += n
-        given = (teachers[arm.teacher], key, tasks[cell["task"]], n, n_round, shown, known)
+        writer = _AfterSome({}, 1, shown=shown, n_shown=settings.n_shown, seed=key.seed, known=known)
         said = f"{n} new questions of {cell['task']} for {'-'.join(map(str, key))}, round {n_round}"
-        jobs.append(Job(said, (*given, settings.n_shown, tailoring, guards)))
+        draw = Draw(key.seed, f"curriculum/{n_round}")
+        jobs.append(Job(said, (teachers[arm.teacher], key, tasks[cell["task"]], n, writer, draw, tailoring, guards)))
     parts = run_engine_jobs(_write_lot, jobs, teachers["teacher"], "writing new questions")
     columns = [*WHOSE, "teacher", "task", "question_id", "question", "kept"]
     frame = pd.DataFrame([row for part in parts for row in part], columns=columns)
@@ -192,40 +195,29 @@ def write_alike(
     return frame.astype({"kept": bool, "seed": "int64"})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _AfterSome(OnePrompt):
+    """A prompt for each call, after other ones of the questions that may be shown; of a reply the first is read."""
+
+    shown: Sequence[tuple[str, str]]
+    n_shown: int
+    seed: int
+    known: frozenset[str]
+    most: ClassVar[int] = 1
+
+    def prompt(self, task: Task, name: str) -> str:
+        # Arms share their draws, so that they differ in what they do alone.
+        places = stream(self.seed, name).permutation(len(self.shown))[: self.n_shown]
+        return prompts.question_prompt(task.description, [self.shown[place] for place in places], 1, task.prompts)
+
+
 def _write_lot(
-    teacher: Model,
-    key: Key,
-    task: Task,
-    n: int,
-    n_round: int,
-    shown: Sequence[tuple[str, str]],
-    known: frozenset[str],
-    n_shown: int,
-    tailoring: Tailoring,
-    guards: Guards,
+    teacher: Model, key: Key, task: Task, n: int, writer: Writer, draw: Draw, tailoring: Tailoring, guards: Guards
 ) -> list[dict]:
-    """Return n new questions of a task for one learner, each call after other ones of those that may be shown."""
-    engine, decoding = teacher.start(), Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
-    guard, seen, written = guards.of(task), set(known), []
-    kept: list[str] = []
-    calls = itertools.count()
-    for _ in range(MAX_ROUNDS):
-        asked = []
-        for call in itertools.islice(calls, math.ceil((n - len(kept)) * SPARE)):
-            # Arms share their draws, so that they differ in what they do alone.
-            name = f"curriculum/{n_round}/{task.name}/{call}"
-            places = stream(key.seed, name).permutation(len(shown))[:n_shown]
-            some = [shown[place] for place in places]
-            asked.append((prompts.question_prompt(task.description, some, 1, task.prompts), name))
-        for (prompt, _), completion in zip(asked, write_questions(engine, asked, decoding, key.seed), strict=True):
-            for question, target in prompts.parse_questions(prompts.went_on(prompt, completion.text))[:1]:
-                reason = guard.overlap(question) or ("written before" if normalise(question) in seen else "")
-                seen.add(normalise(question))
-                written.append(Written(question, target, completion.text, 0, 0, reason, ""))
-        kept = [one.question for one in written if not one.drop_reason][:n]
-        if len(kept) == n:
-            break
+    decoding = Decoding(tailoring.max_new_tokens, tailoring.question_temperature)
+    written = writer(teacher.start(), task, n, decoding, draw, guards.of(task))
     guards.refuse_copies(task, written)
+    kept = [one.question for one in written if not one.drop_reason]
     named = key._asdict() | {"teacher": ARMS[key.arm].teacher, "task": task.name, "kept": True}
     return [named | {"question_id": text_id(f"{task.name}/{one}"), "question": one} for one in kept]
 

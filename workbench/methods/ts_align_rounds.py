@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
+from workbench.loop.alignment import dpo_job
 from workbench.loop.budgets import continued
 from workbench.loop.writing import example_of
 from workbench.methods.rounds import together
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
-from workbench.models.backends import tune_dpo
 from workbench.models.start import Model
 from workbench.models.trl import TuneJob, model_folder, tune_all
 from workbench.runs import schemas
@@ -213,7 +213,7 @@ def align_policies(
     """
     jobs = []
     for key, model in learners.items():
-        own = rows_of(pairs[pairs["used"]], key)[["prompt", "chosen", "rejected"]].reset_index(drop=True)
+        own = rows_of(pairs[pairs["used"]], key)
         if own.empty:
             why = rows_of(pairs, key)["drop_reason"].replace("", "an arm of this seed has none").value_counts()
             said = ", ".join(f"{n} {what}" for what, n in why.items())
@@ -223,12 +223,7 @@ def align_policies(
             )
         models = model.recipe.models.model_copy(update={"teacher": model.ref})
         recipe = model.recipe.model_copy(update={"models": models, "alignment": settings})
-        seed = stream_seed(key.seed, "dpo", key.student)
-        mark = fingerprint([VERSION, model.key, identify(settings), seed, own.to_numpy().tolist()])
-        train = partial(tune_dpo, recipe, own, seed=seed)
-        jobs.append(
-            TuneJob(f"DPO of {'-'.join(map(str, key))}", key._asdict(), folder / model_folder(*key), mark, train)
-        )
+        jobs.append(dpo_job(model, recipe, own, stream_seed(key.seed, "dpo", key.student), key._asdict(), folder))
     at_once = next(iter(learners.values())).recipe.compute.trained_at_once
     frame, points = tune_all(jobs, at_once, "aligning policies", "aligned policies")
     rows = [{"stage": "training", **point} for point in points]
