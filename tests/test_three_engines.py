@@ -22,7 +22,7 @@ KEY = "sk-planted-93bb04c1d7"
 # The pocket models, since vLLM's CPU build takes no heads as narrow as those of the small classroom.
 MODELS = {"teacher": "data/pocket/teacher", "students": {"pupil": "data/pocket/tally-strong"}}
 TASKS = {"folder": "data/pocket/tasks", "names": ["navigate", "object_counting"]}
-ARMS = ["untailored", "tailored"]
+ARMS = ["base", "tailored"]  # each other one is an engine to start for every seed
 ENGINES = {
     "transformers": {},
     "openai": {"teacher": "openai", "student": "openai"},
@@ -38,7 +38,12 @@ def recipe_with(engine: str) -> Recipe:
         "alignment": {"max_length": 512},
         "tailoring": {"n_examples": 3, "max_new_tokens": 120},
         "training": {"max_length": 512},
-        "evaluation": {"arms": ARMS, "shots": [0], "max_new_tokens": 120},
+        "evaluation": {
+            "arms": ARMS,
+            "primary": {"a": "tailored", "b": "base"},
+            "shots": [0],
+            "max_new_tokens": 120,
+        },
     }.items():
         values[section] |= changes
     return Recipe.model_validate(values)
