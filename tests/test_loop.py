@@ -242,6 +242,22 @@ def test_arms_get_equal_tokens_and_equal_steps(run):
     assert (took["value"] == trained.reindex(took.index)).all()
 
 
+def test_drafts_that_race_are_asked_less_and_answer_the_same(run):
+    recipe = run.recipe
+    given = (students_of(recipe), load_tasks(recipe), run.read("drafts"), run.read("preference_set"))
+    raced = signals.probe_drafts(*given, recipe.evaluation.max_new_tokens, 0.3)
+    every = run.read("probes").set_index(["student", "draft_id", "item_id"])
+    assert 0 < len(raced) < len(every)
+    own = every.loc[pd.MultiIndex.from_frame(raced[["student", "draft_id", "item_id"]])].reset_index()
+    pd.testing.assert_frame_equal(raced[own.columns], own)
+    # Drafts of one question are asked the same questions, and pairs are formed as ever.
+    asked = raced.merge(run.read("drafts")[["draft_id", "question_id"]], on="draft_id")
+    n_asked = asked.groupby(["question_id", "draft_id"]).size()
+    assert (n_asked.groupby("question_id").nunique() == 1).all() and n_asked.nunique() > 1
+    scores = signals.share_right(raced, run.read("drafts"), given[0])
+    assert set(scores["draft_id"]) == set(run.read("signals")["draft_id"])
+
+
 def test_a_student_is_distilled_on_the_questions_of_the_untailored_arm(run, tmp_path):
     arms = run.recipe.evaluation.model_copy(update={"arms": ["base", "untailored", "distilled"]})
     recipe = run.recipe.model_copy(update={"evaluation": arms, "seeds": run.recipe.seeds[:1]})

@@ -15,6 +15,7 @@ from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import PreferenceSet, Recipe
 from workbench.runs.recipe_parts import Prompts
 from workbench.signals import one_shot
+from workbench.signals.one_shot import rounds, still_racing
 from workbench.signals.scores import share_right
 from workbench.tasks.task import Task
 
@@ -66,6 +67,23 @@ def test_s_q_is_the_mean_of_its_rationales_scores():
         assert row["value"] == value and row["n"] == 8 and row["tokens"] == 92
     # Items, not answers, are the sample: q1's items are right 2, 1, 1 and 0 times out of two.
     assert signals.loc[("s", "question", "q1"), "stderr"] == pytest.approx(np.std([1, 0.5, 0.5, 0]) / np.sqrt(4))
+
+
+def test_the_drafts_of_a_question_race_until_the_best_beats_the_worst():
+    # Five questions that only one of two has right: P(Beta(6, 1) > 1/2) = 0.984; two: P(Beta(3, 1) > 1/2) = 0.875.
+    right = {"q1-a": [1] * 5, "q1-b": [0] * 5, "q2-a": [1] * 5, "q2-b": [1, 1, 1, 0, 0], "q3-a": [1] * 5}
+    racing = pd.DataFrame({"draft_id": list(right), "question_id": [draft[:2] for draft in right]})
+    assert list(still_racing(probes(right), racing, 0.05)["draft_id"]) == ["q2-a", "q2-b", "q3-a"]
+    assert list(still_racing(probes(right), racing, 0.15)["draft_id"]) == ["q3-a"], "one alone has nobody to beat"
+    assert list(still_racing(probes(right), racing, 0.01)["draft_id"]) == list(right)
+    alike = {"q-a": [1, 0, 1], "q-b": [0, 1, 1], "q-c": [1, 1, 0]}
+    racing = pd.DataFrame({"draft_id": list(alike), "question_id": "q"})
+    assert len(still_racing(probes(alike), racing, 0.49)) == 3, "nobody is ahead"
+
+
+def test_rounds_take_every_question_once():
+    items = pd.DataFrame({"item_id": list("abcdefghi")})
+    assert ["".join(one["item_id"]) for one in rounds(items)] == ["abcd", "efgh", "i"]
 
 
 def test_signals_name_student_model_and_set():

@@ -12,6 +12,7 @@ from workbench.studies.pair_reliability import (
     GAP,
     LIKELY,
     PAPER,
+    replay,
     selection_bias,
     split_half_reliability,
 )
@@ -120,3 +121,21 @@ def test_questions_with_fewer_drafts_are_taken_as_they_are():
 def test_too_few_questions_are_refused():
     with pytest.raises(DataError, match="3 questions"):
         split_half_reliability(*stored(0.1, n_items=3))
+
+
+@pytest.mark.parametrize(("effect", "asked", "right"), [(0.0, (0.5, 1.0), 0.6), (0.3, (0.1, 0.45), 0.95)])
+def test_a_race_asks_little_where_drafts_differ_and_nearly_all_where_they_do_not(effect, asked, right):
+    probes, drafts, items = stored(effect, students=("s", "t"))
+    found = replay(probes, drafts, items.assign(task="t"), 0.1).set_index("student")
+    assert list(found.index) == ["s", "t"] and found["asked"].between(*asked).all()
+    assert (1 - found["wrong"] >= right).all() and found["low"].le(found["wrong"]).all()
+    strict = replay(probes, drafts, items.assign(task="t"), 0.001).set_index("student")
+    assert (strict["asked"] > found["asked"]).all() and (strict["gap"] >= found["gap"]).all()
+    assert (strict["wrong"] <= found["wrong"]).all()
+
+
+def test_halves_of_a_race_are_refused():
+    probes, drafts, items = stored(0.3)
+    cut = probes[~((probes["draft_id"].str[:4] == "q000") & (probes["item_id"] == "i23"))]
+    with pytest.raises(DataError, match="The drafts of s raced: halves need a run with probing.rule uniform"):
+        split_half_reliability(cut, drafts, items, 2)

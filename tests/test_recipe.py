@@ -342,3 +342,14 @@ def test_an_arm_of_distillation_needs_untailored_questions_and_trl_in_this_proce
     recipe_values.setdefault(section, {}).update(values)
     with pytest.raises(ValueError, match=f"evaluation.arms has 'distilled'.*{said}"):
         Recipe.model_validate(recipe_values)
+
+
+def test_racing_is_of_the_method_that_probes_and_leaves_older_fingerprints():
+    plain = load_recipe("arte-demo")
+    assert "probing" not in plain.model_dump() and plain.probing.rule == "uniform"
+    raced = load_recipe("arte-demo", {"probing.rule": "racing", "probing.error": "0.2"})
+    assert raced.model_dump()["probing"] == {"rule": "racing", "error": 0.2}
+    with pytest.raises(RecipeError, match="probing.error must be less than 0.5, got 0.5"):
+        load_recipe("arte-demo", {"probing.error": "0.5"})
+    with pytest.raises(RecipeError, match="probing"):
+        load_recipe("montessori", {"probing.rule": "racing"})

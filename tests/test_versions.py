@@ -37,7 +37,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/judging": (2, "c6bade3e343fe422"),
     "signals/likelihood": (1, "709ff12d83b06690"),
     "signals/measured_gain": (1, "7b3df8f0f9b796c9"),
-    "signals/one_shot": (4, "435f59b239953e31"),
+    "signals/one_shot": (4, "4376553980a51cbc"),
     "signals/reference": (1, "b3da5df21b7826de"),
     "signals/reward": (1, "d22382858b2caf32"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),

@@ -10,9 +10,20 @@ from pydantic import Field
 from workbench.loop.pairs import best_against_worst, top_against_bottom
 from workbench.methods.base import Amounts, Method
 from workbench.runs.recipe import ONE_SHOT, SIGNALS, Recipe
+from workbench.runs.recipe_parts import Section
 from workbench.signals.scores import share_right
 
 N_TECHNIQUES = 4  # that a task has, unless its file names others
+
+
+class Probing(Section):
+    """Which probes are asked: all, or by racing so many that a question's best draft surely beats its worst.
+
+    error: how probable it may be then, by the answers so far, that it does not; larger asks less.
+    """
+
+    rule: Literal["uniform", "racing"] = "uniform"
+    error: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
 
 
 class ArteRecipe(Recipe):
@@ -20,6 +31,7 @@ class ArteRecipe(Recipe):
 
     # Left out where nothing is set, so that fingerprints of older recipes stay what they were.
     signal: Annotated[Literal[SIGNALS], Field(exclude_if=lambda name: name == ONE_SHOT)] = ONE_SHOT
+    probing: Annotated[Probing, Field(exclude_if=lambda probing: probing == Probing())] = Probing()
 
 
 def plan(recipe: Recipe) -> Amounts:

@@ -5,10 +5,12 @@ Source: ARTE, arXiv:2406.19227, sections 3.2 and 3.3, equations 1 to 4. A reply 
 
 import itertools
 
+import numpy as np
 import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.drafting import finished
+from workbench.loop.pairs import probability_better
 from workbench.loop.writing import AskJob, generate_answers
 from workbench.models.engine import NATS_OF_ROUNDING, SelfTest, self_test
 from workbench.models.loading import precision
@@ -19,6 +21,7 @@ from workbench.tasks.task import Task
 
 VERSION = 4
 N_TESTED = 4
+ASKED_AT_ONCE, N_RACING = 4, 4  # questions between two looks at who still races; drafts of a question, as a rule
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
 
 
@@ -28,14 +31,19 @@ def probe_drafts(
     drafts: pd.DataFrame,
     preference_set: pd.DataFrame,
     max_new_tokens: int,
+    error: float = 0.0,
 ) -> pd.DataFrame:
     """Return one row for every student, draft and chosen question: what was answered after that one demonstration.
+
+    With an error drafts race: all are asked a few questions at a time, and those of a draft question no more when it is
+    settled which of them is better (see still_racing), so that draft questions differ in their numbers of probes.
 
     Each student's engine is tested first, where its weights are here: a few probes together, again, and one by one.
 
     Args:
         drafts: Columns draft_id, task, question, rationale.
         preference_set: Its chosen questions are asked.
+        error: Above 0: drafts race, and need the column question_id too.
 
     Raises:
         RunError: If an engine does not agree with itself.
@@ -46,9 +54,10 @@ def probe_drafts(
         for name, task in tasks.items():
             own, items = drafts[drafts["task"] == name], chosen[chosen["task"] == name]
             n_drafts = max(1, PROBES_PER_JOB // max(1, len(items)))
-            parts = [own.iloc[start : start + n_drafts] for start in range(0, len(own), n_drafts)]
-            for part in parts:
-                given = (student, model, task, part, items, max_new_tokens, student not in whose)
+            # Drafts that race against each other stay together.
+            place = pd.factorize(own["question_id"])[0] * N_RACING if error else np.arange(len(own))
+            for _, part in own.groupby(place // n_drafts):
+                given = (student, model, task, part, items, max_new_tokens, error, student not in whose)
                 jobs.append(Job(f"{len(part)} drafts of {name} to {student}", given))
                 whose.append(student)
     done = run_engine_jobs(_probe_job, jobs, next(iter(students.values())), "probing")
@@ -70,26 +79,66 @@ def _test(model: Model, asked: list[tuple[str, str]]) -> SelfTest | None:
 
 
 def _probe_job(
-    student: str, model: Model, task: Task, drafts: pd.DataFrame, items: pd.DataFrame, longest: int, is_first: bool
+    student: str,
+    model: Model,
+    task: Task,
+    drafts: pd.DataFrame,
+    items: pd.DataFrame,
+    longest: int,
+    error: float,
+    is_first: bool,
 ) -> tuple[pd.DataFrame, SelfTest | None]:
     """Return the probes of one job; the prompts are made here, since those of all jobs at once fill the memory."""
-    pairs = list(itertools.product(drafts.itertuples(), items.itertuples()))
-    asked = [
-        prompts.one_shot_prompt(task.description, draft.question, draft.rationale, item.question, task.prompts)
-        for draft, item in pairs
-    ]
-    test = _test(model, asked) if asked and is_first else None
-    answers = generate_answers(AskJob(model, student, asked, longest, [task.answers] * len(asked)))
-    rows = [
-        {
-            "student": student,
-            "draft_id": draft.draft_id,
-            "item_id": item.item_id,
-            "answer": answer,
-            "correct": task.answers.same(answer, item.target),
-            "parsed": bool(answer),
-            "n_tokens": n_tokens,
-        }
-        for (draft, item), (answer, n_tokens) in zip(pairs, answers, strict=True)
-    ]
+    test, rows, racing = None, [], drafts
+    for block in rounds(items) if error else [items]:
+        pairs = list(itertools.product(racing.itertuples(), block.itertuples()))
+        asked = [
+            prompts.one_shot_prompt(task.description, draft.question, draft.rationale, item.question, task.prompts)
+            for draft, item in pairs
+        ]
+        test = _test(model, asked) if asked and is_first and not rows else test
+        answers = generate_answers(AskJob(model, student, asked, longest, [task.answers] * len(asked)))
+        rows += [
+            {
+                "student": student,
+                "draft_id": draft.draft_id,
+                "item_id": item.item_id,
+                "answer": answer,
+                "correct": task.answers.same(answer, item.target),
+                "parsed": bool(answer),
+                "n_tokens": n_tokens,
+            }
+            for (draft, item), (answer, n_tokens) in zip(pairs, answers, strict=True)
+        ]
+        if error and rows:
+            racing = still_racing(pd.DataFrame(rows), racing, error)
     return schemas.build(rows, "probes"), test
+
+
+def rounds(items: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the questions of each round of a race."""
+    return [items.iloc[start : start + ASKED_AT_ONCE] for start in range(0, len(items), ASKED_AT_ONCE)]
+
+
+def still_racing(probes: pd.DataFrame, racing: pd.DataFrame, error: float) -> pd.DataFrame:
+    """Return the drafts to be asked more: those of a question stop when the best of them surely beats the worst.
+
+    Surely is with a probability of at least 1 - error, by probability_better on what all of them were asked. It is
+    looked at again and again, and best and worst are picked, so more than this share can be wrong: see replay in
+    studies.pair_reliability, which measures it.
+
+    Args:
+        probes: Of one student so far.
+        racing: Drafts that were asked all of these questions, with question_id.
+        error: Tolerated in a question's order.
+
+    Source: ours; a sequential paired test. To ask the best-discriminating questions first needed more of them, and to
+    leave out drafts in the middle saved little (docs/results.md).
+    """
+    right, open_ids = probes.pivot(index="draft_id", columns="item_id", values="correct").astype(float), []
+    for _, own in racing.groupby("question_id", sort=False):
+        table = right.loc[own["draft_id"]].to_numpy()
+        best, worst = (table[getattr(table.mean(axis=1), end)()] for end in ("argmax", "argmin"))
+        if best.mean() == worst.mean() or probability_better(best - worst) < 1 - error:
+            open_ids += list(own["draft_id"])
+    return racing[racing["draft_id"].isin(open_ids)]

@@ -19,8 +19,9 @@ from workbench.loop.pairs import outcomes, probability_better
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
+from workbench.signals.one_shot import rounds, still_racing
 from workbench.tasks.task import load_tasks
-from workbench.verdict.intervals import clustered_half_width
+from workbench.verdict.intervals import clustered_half_width, wilson
 
 LEAST = (0.8, 0.9, 0.95)
 PAPER, GAP, LIKELY = "paper's rule", "widest gaps", "p_chosen >= {:g}"
@@ -44,6 +45,8 @@ def response_matrices(
     for (student, kind), table in outcomes(probes, drafts).items():
         for _, own in drafts.groupby("task") if kind == "rationale" else ():
             rows = table.reindex(own["draft_id"]).dropna(axis=1, how="all")
+            if rows.dropna(how="all").isna().any(axis=None):
+                raise DataError(f"The drafts of {student} raced: halves need a run with probing.rule uniform.")
             place = own.groupby("question_id").cumcount().to_numpy()
             question = pd.factorize(own["question_id"])[0]
             right = np.full((question.max() + 1, place.max() + 1, rows.shape[1]), np.nan)
@@ -215,6 +218,42 @@ def _dealt(matrix: ResponseMatrix, rng: np.random.Generator) -> ResponseMatrix:
     # Missing drafts stay where they are, at the end of their question.
     order = np.argsort(np.where(np.isnan(matrix.right), 2.0, rng.random(matrix.right.shape)), axis=1)
     return matrix._replace(right=np.take_along_axis(matrix.right, order, axis=1))
+
+
+def replay(probes: pd.DataFrame, drafts: pd.DataFrame, preference_set: pd.DataFrame, error: float) -> pd.DataFrame:
+    """Return what racing at this error would have asked of stored probes, and what would have come of it.
+
+    Args:
+        probes: All of them: every draft of a task was asked the same questions.
+
+    Returns:
+        A row a student: questions (with drafts that differ), asked (share of the probes), wrong (share of questions
+        whose best draft of the race has fewer right than its worst by all probes; low and high, 95 %), ends (share
+        whose best and worst are as good and as bad as those of all probes), gap (best minus worst by all probes, as
+        share of the largest).
+    """
+    rows, chosen = [], preference_set[preference_set["chosen"]]
+    for student, own in probes.groupby("student", sort=False):
+        asked = []
+        for task, items in chosen.groupby("task", sort=False):
+            racing, seen = drafts[(drafts["task"] == task) & drafts["draft_id"].isin(own["draft_id"])], []
+            for block in rounds(items):
+                seen.append(own[own["draft_id"].isin(racing["draft_id"]) & own["item_id"].isin(block["item_id"])])
+                racing = still_racing(pd.concat(seen), racing, error)
+            asked += seen
+        raced = pd.concat(asked)
+        means = {name: part.groupby("draft_id")["correct"].mean() for name, part in (("raced", raced), ("all", own))}
+        table = pd.DataFrame(means).join(drafts.set_index("draft_id")["question_id"])
+        told = []
+        for _, one in table.groupby("question_id"):
+            best, worst = (one["all"][getattr(one["raced"], end)()] for end in ("idxmax", "idxmin"))
+            told.append((best, worst, one["all"].max(), one["all"].min()))
+        best, worst, high, low = (column[np.ptp(told, axis=1) > 0] for column in np.array(told).T)
+        wrong, ends = np.mean(best < worst), np.mean((best == high) & (worst == low))
+        row = {"student": student, "questions": len(best), "asked": len(raced) / len(own), "wrong": wrong}
+        row |= dict(zip(("low", "high"), wilson(wrong, len(best)), strict=True))
+        rows.append(row | {"ends": ends, "gap": (best - worst).sum() / (high - low).sum()})
+    return pd.DataFrame(rows)
 
 
 def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
