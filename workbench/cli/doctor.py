@@ -84,7 +84,6 @@ def _packages() -> Iterator[Finding]:
 
 
 def _engines_and_backends() -> Iterator[Finding]:
-    """Say of each engine and training backend whether it works here, and of one that is not here how to install it."""
     from workbench.models.backends import backends_in_words
     from workbench.models.start import MODULES, state_of
 
@@ -97,7 +96,6 @@ def _engines_and_backends() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    """Look for the model folders and task files of the shipped pocket recipe."""
     from workbench.methods import POCKET_RECIPE
     from workbench.runs.recipe import project_root
     from workbench.runs.recipe_file import load_recipe

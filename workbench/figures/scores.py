@@ -74,7 +74,6 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
 
 
 def _right_in_words(drafts: pd.DataFrame) -> str:
-    """Return how many rationales are right, overall and by technique."""
     checked, n = drafts[drafts["gold"] != ""], (drafts["gold"] == "").sum()
     if checked.empty:
         return f"The teacher wrote {len(drafts)} rationales, none of which can be checked."

@@ -97,20 +97,11 @@ def _take(examples: pd.DataFrame, budget: int) -> pd.DataFrame:
 
 def _rows(examples: pd.DataFrame, student: str, arm: str, tasks: dict[str, Task]) -> pd.DataFrame:
     whose = f"{student}/{arm}" if arm == DISTILLED else student  # the untailored examples, a second time
-    return pd.DataFrame(
-        {
-            "row_id": [text_id(f"{whose}/{one}") for one in examples["example_id"]],
-            "arm": arm,
-            "student": student,
-            "seed": examples["seed"].to_numpy(),
-            "task": examples["task"].to_numpy(),
-            "example_id": examples["example_id"].to_numpy(),
-            "prompt": prompts.naive_prompts(tasks, examples),
-            # In distillation the student answers by itself; the tokens are what it may take.
-            "completion": "" if arm == DISTILLED else examples["rationale"].to_numpy(),
-            "n_tokens": examples["n_tokens"].to_numpy(),
-        }
-    )
+    row_ids = [text_id(f"{whose}/{one}") for one in examples["example_id"]]
+    named = examples.assign(row_id=row_ids, arm=arm, student=student, prompt=prompts.naive_prompts(tasks, examples))
+    # In distillation the student answers by itself; the tokens are what it may take.
+    rows = named.assign(completion="" if arm == DISTILLED else examples["rationale"]).reset_index(drop=True)
+    return rows[list(schemas.SCHEMAS["rows"].columns)]
 
 
 def batches_per_epoch(rows: pd.DataFrame, batch_size: int) -> int:

@@ -57,19 +57,9 @@ def _questions(
 
 
 def _question(task: Task, one: Written) -> dict:
-    return {
-        "task": task.name,
-        "question_id": text_id(f"{task.name}/{one.call}/{one.index}/{one.question}"),
-        "question": one.question,
-        "drafted_target": one.target,
-        "reply": one.reply,
-        "prompt_id": text_id(one.prompt),
-        "call": one.call,
-        "index": one.index,
-        "kept": not one.drop_reason,
-        "drop_reason": one.drop_reason,
-        "prompt": one.prompt,
-    }
+    named = {"task": task.name, "question_id": text_id(f"{task.name}/{one.call}/{one.index}/{one.question}")}
+    named |= {"prompt_id": text_id(one.prompt), "drafted_target": one.target, "kept": not one.drop_reason}
+    return named | {name: value for name, value in vars(one).items() if name != "target"}
 
 
 def draft_rationales(
@@ -142,13 +132,7 @@ def _exemplars(teacher: Model, task: Task, n: int, max_new_tokens: int) -> list[
     rows = []
     for seed, completion in zip(seeds.itertuples(), completions, strict=True):
         worked = task.answers.same(task.answers.read(completion.text), seed.target)
-        rows.append(
-            {
-                "task": task.name,
-                "item_id": seed.item_id,
-                "question": seed.question,
-                "rationale": completion.text if worked else prompts.answer_in_form(seed.target, task.prompts),
-                "worked": worked,
-            }
-        )
+        rationale = completion.text if worked else prompts.answer_in_form(seed.target, task.prompts)
+        named = {"task": task.name, "item_id": seed.item_id, "question": seed.question}
+        rows.append(named | {"rationale": rationale, "worked": worked})
     return rows

@@ -217,21 +217,12 @@ def _is_kept(pair: dict, probed: Outcomes, settings: Pairs, counts: dict) -> boo
 
 def _pair(student: str, kind: str, task: str, members: pd.DataFrame, chosen_id: str, rejected_id: str) -> dict:
     chosen, rejected = members.loc[chosen_id], members.loc[rejected_id]
-    return {
-        "pair_id": text_id(f"{student}/{kind}/{chosen_id}/{rejected_id}"),
-        "student": student,
-        "kind": kind,
-        "task": task,
-        "prompt": chosen["prompt"],
-        "chosen": chosen["text"],
-        "rejected": rejected["text"],
-        "chosen_id": chosen_id,
-        "rejected_id": rejected_id,
-        "score_chosen": float(chosen["score"]),
-        "score_rejected": float(rejected["score"]),
-        "score_gap": float(chosen["score"] - rejected["score"]),
-        "flipped": False,
-    }
+    named = {"student": student, "kind": kind, "task": task, "chosen_id": chosen_id, "rejected_id": rejected_id}
+    texts = {"prompt": chosen["prompt"], "chosen": chosen["text"], "rejected": rejected["text"]}
+    scores = {"score_chosen": float(chosen["score"]), "score_rejected": float(rejected["score"])}
+    scores["score_gap"] = float(chosen["score"] - rejected["score"])
+    pair_id = text_id(f"{student}/{kind}/{chosen_id}/{rejected_id}")
+    return {"pair_id": pair_id, "flipped": False} | named | texts | scores
 
 
 def flip_half(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -377,7 +377,6 @@ class OpenAIEngine(Engine):
         )
 
     def _fault_of(self, error) -> ModelError:
-        """Return what an answer with an error status means."""
         words, status, server = self._words(error), error.status_code, f"The server {self.base_url}"
         if status in (401, 403):
             return ModelError(f"{server} refuses the key in {KEY_VARIABLE} ({words}); export a valid one.")

@@ -182,7 +182,6 @@ def _execute_cell(kernel, source: str) -> None:
 
 
 def _quieten() -> None:
-    """Keep libraries from writing between our lines."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="papermill|nbclient|jupyter_client|zmq|nbformat")

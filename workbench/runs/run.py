@@ -414,7 +414,6 @@ def notebook_of(step: str) -> str:
 
 
 def _inputs(function: Callable, arguments) -> dict:
-    """Return what identifies each argument, by the name of its parameter."""
     names = list(inspect.signature(function).parameters)
     names += [str(place) for place in range(len(names), len(arguments))]
     return {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}

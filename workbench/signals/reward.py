@@ -113,7 +113,7 @@ class RewardModel:
 def scored(jobs: Sequence[tuple[Scorer, pd.DataFrame]], workers: int) -> list[np.ndarray]:
     """Return the rewards that each scorer gives its texts; reward models in several processes."""
     many = all(isinstance(scorer, RewardModel) for scorer, _ in jobs)
-    named = [Job(f"{len(asked)} answers by {scorer}", (scorer, asked)) for scorer, asked in jobs]
+    named = [Job(f"{len(asked)} answers by {type(scorer).__name__}", (scorer, asked)) for scorer, asked in jobs]
     return run_jobs(_score, named, workers if many else 1, "scoring answers")
 
 

@@ -217,11 +217,3 @@ def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, to
             f"The warmed state's {' and '.join(wrong)} do not fit the model's {len(wanted)} parameters; warm this "
             "student up again."
         )
-    if wrong := [kind for kind in KINDS if not all(map(_finite, warmed.tensors[kind].values()))]:
-        raise ModelError(
-            f"The warmed state's {' and '.join(wrong)} are not finite; warm up again at a lower learning rate."
-        )
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return bool(tensor.isfinite().all())

@@ -71,7 +71,6 @@ def results(name: str) -> pd.DataFrame:
 
 
 def _compared(work: Run) -> pd.DataFrame:
-    """Return the primary comparison of each student of a run."""
     verdict, rows = verdict_of(work), []
     for student in work.recipe.models.students:
         block = verdict["students"][student] if "students" in verdict else verdict

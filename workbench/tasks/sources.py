@@ -97,7 +97,6 @@ def _rows(table: pd.DataFrame, source: TaskSource, where: str) -> Iterator[dict]
 
 
 def _as_text(value: Any, column: str, where: str, at: int) -> str:
-    """Return a cell as text."""
     missing = value is None or value != value or not str(value).strip()
     if missing or not isinstance(value, str | int):
         raise DataError(

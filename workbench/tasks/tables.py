@@ -68,7 +68,6 @@ def _rows_of(file: Path, path: str, config: str, split: str) -> pd.DataFrame:
 
 
 def _of_arrow(table: "pa.Table") -> pd.DataFrame:
-    """Return the rows of an Arrow table."""
     import pyarrow as pa
 
     plain = ("int", "uint", "float", "double", "decimal", "date", "dictionary")

@@ -123,7 +123,6 @@ def compare(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float
 def _compare(
     predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float
 ) -> tuple[dict, VarianceComponents]:
-    """Return what `compare` does, and the spread it stands on."""
     table = paired(predictions, a, b, shots)
     of = spread(table.to_numpy(), table.columns.get_level_values("task"))
     half, inner = float(half_width(of, alpha)), float(half_width(of, 2 * alpha))
@@ -238,7 +237,6 @@ def _training_of(training: pd.DataFrame | None, student: str) -> dict[str, dict]
 
 
 def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dict, test_set: Mapping) -> dict:
-    """Return one student's block of the verdict."""
     primary, margin, alpha = dict(settings["primary"]), float(settings["margin"]), float(settings["alpha"])
     a, b, main = primary["a"], primary["b"], int(primary["shots"])
     shots = [main, *(s for s in settings["shots"] if s != main)]
