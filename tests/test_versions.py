@@ -35,17 +35,11 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/influence_of_drafts": (3, "c97cf4e31cc1888c"),
     "signals/judge": (2, "8de70d84dfffaa66"),
     "signals/judging": (2, "c6bade3e343fe422"),
-<<<<<<< HEAD
-    "signals/likelihood": (1, "709ff12d83b06690"),
-    "signals/measured_gain": (1, "7b3df8f0f9b796c9"),
-    "signals/one_shot": (4, "4376553980a51cbc"),
-=======
     "signals/likelihood": (1, "a20a000b1cac0fc8"),
     "signals/measured_gain": (1, "68ca9c95f27ec190"),
-    "signals/one_shot": (4, "426afac7e65ad4f0"),
->>>>>>> 0d39f11a1a26431c875f6ec84eccfe3de28b2055
+    "signals/one_shot": (4, "72a601128c369dda"),
     "signals/reference": (1, "b3da5df21b7826de"),
-    "signals/reward": (1, "d22382858b2caf32"),
+    "signals/reward": (1, "663018a8cefec8c9"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),
     "signals/scores": (1, "47b6518845b53682"),
     "signals/warm_up": (1, "3bf9982cf8276083"),
