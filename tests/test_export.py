@@ -337,7 +337,7 @@ def test_a_card_says_what_did_not_work(made):
     own.block["per_task"][0]["decision"] = "worse"
     own.examples = own.examples.assign(correct=own.examples["arm"] == "untailored")
     said = "\n".join(own.troubles())
-    assert "On object_counting, tailored is worse than untailored." in said
+    assert "On object counting, tailored is worse than untailored." in said
     assert "right less often than before: 0 % of its examples, 100 %" in said
 
 

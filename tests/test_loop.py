@@ -28,7 +28,7 @@ from workbench.notebook.session import begin
 from workbench.report.card import result_card
 from workbench.report.summary import summarise
 from workbench.runs.cache import read_json, write_json
-from workbench.runs.errors import DataError, ModelError, RecipeError, RunError
+from workbench.runs.errors import DataError, ModelError, RecipeError, RunError, spoken
 from workbench.runs.identity import fingerprint
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Run, open_run
@@ -377,7 +377,7 @@ def test_an_unchanged_run_is_reused_and_says_so(run, monkeypatch, capsys):
         compute(stage, run)
     assert time.monotonic() - start < 20
     said = [line for line in capsys.readouterr().out.splitlines() if ": stored, " in line]
-    assert [line.partition(":")[0] for line in said] == [f"✓ {step}" for step in ALL_STEPS]
+    assert [line.partition(":")[0] for line in said] == [f"✓ {spoken(step)}" for step in ALL_STEPS]
     assert (run.path / "verdict.json").read_bytes() == before
 
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import PROJECT
 from nbconvert import HTMLExporter
 from test_notebook_style import PATHS, STUDIES
+from test_report import raw_names
 
 from workbench.cli.main import main
 from workbench.methods import ALL, bring
@@ -27,7 +28,7 @@ from workbench.runs.errors import RecipeError, RunError
 from workbench.runs.recipe import Evaluation, format_yaml, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import open_run, runs_table, steps_in
-from workbench.verdict.in_words import share_of
+from workbench.verdict.in_words import share_of, spoken
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +103,9 @@ def test_every_notebook_left_an_executed_copy_without_errors(tiny):
 def test_the_report_and_its_notebooks_are_pages_that_ask_nobody_for_anything(tiny):
     report = (tiny[0] / "reports" / "report.html").read_text(encoding="utf-8")
     for name in NOTEBOOKS:
-        page = (tiny[0] / "reports" / f"{name}.html").read_text(encoding="utf-8")
+        path = tiny[0] / "reports" / f"{name}.html"
+        page = path.read_text(encoding="utf-8")
+        assert not raw_names(path)
         assert f'href="{name}.html"' in report and 'class="plotly-graph-div"' in page and "Predict" not in report
         # plotly.js names hosts for its maps; the pages themselves load nothing.
         for text in (report, page):
@@ -158,7 +161,7 @@ def test_running_again_reuses_every_step_and_says_so(tiny):
     before = (tiny[0] / "verdict.json").read_bytes()
     done = workbench("run", str(tiny[2]), "--name", "tiny", WORKBENCH_RUNS=str(tiny[0].parent))
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^ +✓ [a-z_]+: stored, ", done.stdout, re.MULTILINE)) == len(STEPS)
+    assert len(re.findall(r"^ +✓ [a-z ]+: stored, ", done.stdout, re.MULTILINE)) == len(STEPS)
     assert (tiny[0] / "verdict.json").read_bytes() == before
 
 
@@ -215,7 +218,7 @@ def test_a_study_runs_on_any_finished_run_and_leaves_a_page_and_numbers(work, ca
     page = work.path / "reports" / f"{name}.html"
     assert said.strip().splitlines()[-1].endswith(f"reports/{name}.html") and page.is_file()
     drawn = 'class="plotly-graph-div"' in page.read_text(encoding="utf-8")
-    assert drawn or name == "benchmarks"
+    assert (drawn or name == "benchmarks") and not raw_names(page)
 
 
 def test_a_method_of_ones_own_comes_to_a_verdict_without_touching_the_library(runs, tmp_path, monkeypatch):
@@ -290,7 +293,7 @@ def test_a_training_row_leads_back_to_its_probes_and_a_draft_on_to_its_rows(work
     forth = lineage(work, pair["chosen_id"])
     assert f"pair {pair['pair_id']}" in forth and "training rows" in forth and "preference questions right" in forth
     back = lineage(work, pair["pair_id"])
-    assert pair["chosen_id"] in back and pair["rejected_id"] in back and "teacher of arm random_pairs" in back
+    assert pair["chosen_id"] in back and pair["rejected_id"] in back and "teacher of arm random pairs" in back
 
 
 def test_injected_names_are_checked_against_the_parameters_cell(monkeypatch):
@@ -341,7 +344,8 @@ def test_of_progress_the_last_line_alone_stays_in_an_executed_notebook(tiny, tmp
         texts = [one.text for cell in cells for one in cell.get("outputs", []) if one.output_type == "stream"]
         lines = [line for text in texts for line in text.splitlines()]
         assert not [line for line in lines if "%|" in line or line.startswith("… ")]
-        assert {f"✓ {step}" for step in steps_in(name)} == {line.partition(":")[0] for line in lines if line[:1] == "✓"}
+        said = {line.partition(":")[0] for line in lines if line[:1] == "✓"}
+        assert said == {f"✓ {spoken(step)}" for step in steps_in(name)}
     outputs = [nbformat.v4.new_output("stream", text=text) for text in ("… a: 10 s\n", "… a: 20 s\n✓ a: 3, 21 s\n")]
     executed = tmp_path / "a.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a", outputs=outputs)]), executed)

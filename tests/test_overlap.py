@@ -51,7 +51,8 @@ def test_the_report_counts_by_task_set_and_level(of):
         (NAME, "training examples", 2, "test", "renamed", 1, "dropped before use"),
     ]
     assert overlap_warnings(report) == [
-        f"1 of the 250 test items of {NAME} copy seed or validation items and were left out: 1 validation (renamed)."
+        "1 of the 250 test items of object counting copy seed or validation items and were left out: "
+        "1 validation (renamed)."
     ]
 
 

@@ -28,6 +28,13 @@ def words_read(report) -> int:
     return len(html.unescape(page).split())
 
 
+def raw_names(page) -> set[str]:
+    """Return the names with underscores that people read on a page: all but code, and what it shows as it stands."""
+    text = re.sub(r'<details class="code">.*?</details>', " ", page.read_text(encoding="utf-8"), flags=re.S)
+    text = re.sub(r"<(script|style|title|pre|code)\b.*?</\1>|<[^>]+>", " ", text, flags=re.S)
+    return set(re.findall(r"\b[a-z0-9]+(?:_[a-z0-9]+)+\b", html.unescape(text)))
+
+
 def card_of(block) -> StudentCard:
     row = block["comparisons"][0]
     number = spell(row["difference"], row["low"], row["high"], "points")

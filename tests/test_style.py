@@ -115,8 +115,7 @@ def test_figures_bring_their_own_ground_so_that_a_dark_page_changes_nothing(all_
 
 @pytest.fixture
 def look(monkeypatch):
-    """Themes and type as they are at first, also afterwards."""
-    monkeypatch.setattr(style, "_theme", "light")
+    """Type as it is at first, also afterwards."""
     monkeypatch.setattr(style, "_times", 1.0)
 
 
@@ -124,17 +123,11 @@ def draw():
     return figures.comparisons(evaluated()[1])
 
 
-def test_the_dark_theme_changes_every_colour_and_no_number(look):
-    light = draw()
-    figures.use_theme("dark")
-    dark = draw()
-    assert dark.layout.template.layout.paper_bgcolor == DARK[GROUND]
-    # White would be left over from the light theme too.
-    assert not colours(dark.to_plotly_json()) & (set(DARK) | {"#FFFFFF"})
-    assert [list(trace.x) for trace in dark.data] == [list(trace.x) for trace in light.data]
-    assert figures.sentence(dark) == figures.sentence(light) and figures.table(dark) == figures.table(light)
-    with pytest.raises(DataError, match="'light' or 'dark', got 'grey'"):
-        figures.use_theme("grey")
+def test_every_colour_has_one_for_dark_pages_and_the_way_back(all_figures):  # noqa: F811
+    assert len(set(DARK.values())) == len(DARK) and not set(DARK) & set(DARK.values())
+    # White is plotly's own for the ends of some scales, and the ground.
+    for name, fig in all_figures.items():
+        assert colours(fig.to_plotly_json()) <= set(DARK), name
 
 
 def test_large_type_enlarges_every_text_and_leaves_drawn_figures_alone(look):
@@ -153,16 +146,6 @@ def test_large_type_enlarges_every_text_and_leaves_drawn_figures_alone(look):
     for wrong in (0.5, 9):
         with pytest.raises(DataError, match="1 to 3 times"):
             figures.use_large_type(wrong)
-
-
-def test_figures_take_the_theme_that_lab_has(tmp_path, monkeypatch):
-    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path))
-    assert figures.theme_of_lab() == "light"
-    file = tmp_path / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
-    file.parent.mkdir(parents=True)
-    for theme, kind in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light"), ("Mine", "light")):
-        file.write_text(f'{{\n    // Theme\n    "theme": "{theme}"\n}}')
-        assert figures.theme_of_lab() == kind
 
 
 def test_numbers_in_tables_have_no_empty_decimals():

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazily(
         "verdict": "arm_accuracies comparisons per_task by_student sign_flips decision_shares",
         "studies": "estimates truth_and_cost score_and_gain learning_curve",
         "style": "escape caption sentence table show to_html notes_html save_png plotly_script "
-        "use_renderer use_theme theme_of_lab use_large_type",
+        "use_renderer use_large_type",
     },
 )

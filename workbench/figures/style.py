@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +17,7 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from workbench.runs.errors import DataError
+from workbench.runs.errors import DataError, spoken, with_spoken_names
 from workbench.verdict.in_words import in_order, spell
 
 CHOSEN, REJECTED, CONTROL, TAILORED, LIGHT = "#0072B2", "#D55E00", "#595959", "#009E73", "#C9D3DC"
@@ -56,7 +54,7 @@ POCKET = "pocket models"
 TABLE_ROWS = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LINE_LETTERS = 118  # of a subtitle at its usual size
-# In Lab: figures that are there already are drawn anew in the other colours when another theme is chosen.
+# In Lab a figure is drawn anew in the colours of the theme, when it comes and when another theme is chosen.
 FOLLOW = """<script>(() => {
   const dark = %s, light = Object.fromEntries(Object.entries(dark).map((pair) => pair.reverse()));
   const turn = (part, by) => {
@@ -64,19 +62,23 @@ FOLLOW = """<script>(() => {
       if (typeof value === "string") part[key] = by[value] || value;
       else if (Array.isArray(value) || value?.constructor === Object) turn(value, by);
     }
+    return part;
   };
   const follow = () => document.querySelectorAll(".js-plotly-plot").forEach((figure) => {
-    const by = document.body.dataset.jpThemeLight === "true" ? light : dark;
-    turn(figure.data, by), turn(figure.layout, by);
-    const layout = { ...figure.layout, height: figure._fullLayout.height };
-    Plotly.newPlot(figure, figure.data, layout, figure._context);
+    const isLight = document.body.dataset.jpThemeLight ?? "true", by = isLight === "true" ? light : dark;
+    if (!figure._fullLayout || (figure.dataset.isLight ?? "true") === isLight) return;
+    figure.dataset.isLight = isLight;
+    const [data, layout] = [figure.data, figure.layout].map((part) => turn(structuredClone(part), by));
+    Plotly.newPlot(figure, data, { ...layout, height: figure._fullLayout.height }, figure._context);
   });
+  let waits;  // until what is being drawn is drawn
+  const soon = () => waits ??= setTimeout(() => { waits = undefined, follow(); }, 200);
   window.wbFollow?.disconnect();
-  window.wbFollow = new MutationObserver(follow);
-  window.wbFollow.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
+  window.wbFollow = new MutationObserver(soon);
+  window.wbFollow.observe(document.body, { attributeFilter: ["data-jp-theme-light"], childList: true, subtree: true });
 })()</script>"""
 _script_shown = False
-_theme, _times = "light", 1.0
+_times = 1.0
 
 
 def escape(text: object, limit: int = 60) -> str:
@@ -91,7 +93,7 @@ def escape(text: object, limit: int = 60) -> str:
 
 def named(text: object) -> str:
     """Return an escaped name with spaces for underscores."""
-    return escape(str(text).replace("_", " "))
+    return escape(spoken(str(text)))
 
 
 def spell_each(rows: pd.DataFrame, name: str, value: str, unit: str = "%") -> str:
@@ -210,38 +212,12 @@ def _template(times: float) -> go.layout.Template:
     )
 
 
-def theme_of_lab() -> str:
-    """Return the kind of theme that is chosen in JupyterLab, "light" where nothing was chosen."""
-    config = Path(os.environ.get("JUPYTER_CONFIG_DIR") or Path.home() / ".jupyter")
-    folder = Path(os.environ.get("JUPYTERLAB_SETTINGS_DIR") or config / "lab" / "user-settings")
-    file = folder / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
-    chosen = re.search(r'"theme":\s*"([^"]*)"', file.read_text(encoding="utf-8")) if file.is_file() else None
-    return "dark" if chosen and "dark" in chosen[1].lower() else "light"
-
-
-def use_theme(theme: str) -> None:
-    """Draw figures from now on for a "light" or a "dark" page; they bring their own ground and are read on both."""
-    global _theme
-    if theme not in ("light", "dark"):
-        raise DataError(f"A theme is 'light' or 'dark', got {theme!r}; they differ in ground and colours alone.")
-    _theme = theme
-
-
 def use_large_type(times: float = 1.35) -> None:
     """Draw figures from now on with larger type and marks, to be read from the back row; 1 ends that."""
     global _times
     if not 1 <= times <= 3:
         raise DataError(f"Type can be 1 to 3 times as large, got {times}; 1.35 suits a projector.")
     _times = times
-
-
-def _in_the_dark(value: object) -> object:
-    """Return a part of a figure with every colour of ours replaced by its dark one."""
-    if isinstance(value, dict):
-        return {key: _in_the_dark(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_in_the_dark(item) for item in value]
-    return DARK.get(value, value) if isinstance(value, str) else value
 
 
 def finish(
@@ -269,10 +245,7 @@ def finish(
         legend={"title": {"text": ""}},
         meta={"caption": html.unescape(caption), "sentence": html.unescape(sentence), "table": table(numbers)},
     )
-    if _theme == "light":
-        return fig
-    parts = {"data": [trace.to_plotly_json() for trace in fig.data], "layout": fig.layout.to_plotly_json()}
-    return go.Figure(_in_the_dark(parts))
+    return fig
 
 
 def caption(fig: go.Figure) -> str:
@@ -289,8 +262,9 @@ def table(of: go.Figure | pd.DataFrame) -> str:
     """Return the numbers of a figure, or a frame, as an HTML table; all text is escaped."""
     if isinstance(of, go.Figure):
         return of.layout.meta["table"]
+    of = with_spoken_names(of)
     rows, n_more = of.head(TABLE_ROWS).to_numpy(dtype=object).tolist(), len(of) - TABLE_ROWS
-    head = "".join(f'<th scope="col">{html.escape(str(column).replace("_", " "))}</th>' for column in of.columns)
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in of.columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
     more = f"<p>{n_more} more rows are not shown.</p>" if n_more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

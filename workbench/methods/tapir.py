@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from workbench.methods.base import Amounts, Evidence, Method
+from workbench.runs.errors import spoken
 from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
 from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section
 from workbench.runs.run import Run
@@ -155,7 +156,7 @@ def evidence_of(run: Run, student: str) -> list[Evidence]:
     rare = run.read("drafts").drop_duplicates("question_id")["task"].value_counts().idxmin()
     examples = run.read("examples")
     shares = (examples["task"] == rare)[examples["student"] == student].groupby(examples["arm"]).mean()
-    mix = "; ".join(f"{name.replace('_', ' ')} {100 * share:.0f} %" for name, share in shares.items())
+    mix = "; ".join(f"{spoken(name)} {100 * share:.0f} %" for name, share in shares.items())
     return [
         Evidence(
             "Did we find what is hard for the student?",

@@ -12,6 +12,7 @@ import pandas as pd
 
 from workbench import figures
 from workbench.notebook.mistakes import HEADLESS, in_notebook
+from workbench.runs.errors import with_spoken_names
 from workbench.runs.run import ENDED
 
 GOING_ON = "… "  # before a line of progress, which does not stay on the page
@@ -54,12 +55,13 @@ def show(what, caption: str = "") -> None:
     if not isinstance(what, pd.DataFrame | list):
         figures.show(what)
         return
-    frame = pd.DataFrame(what)
+    frame = with_spoken_names(pd.DataFrame(what))
     _display(f'{TABLE_STYLE}<div class="wb">{head}{figures.table(frame)}</div>', frame.to_string(index=False))
 
 
 def print_table(frame: pd.DataFrame, out) -> None:
     """Print a frame: on a terminal as a table that fits it, elsewhere in plain columns."""
+    frame = with_spoken_names(frame)
     if not out.isatty():
         print(frame.to_string(index=False, na_rep=""), file=out)
         return
@@ -70,7 +72,7 @@ def print_table(frame: pd.DataFrame, out) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in frame:
-        table.add_column(str(name).replace("_", " "), overflow="fold")
+        table.add_column(name, overflow="fold")
     for row in frame.itertuples(index=False):
         table.add_row(*(Text("" if pd.isna(value) else str(value), COLOURS.get(value, "")) for value in row))
     Console(file=out).print(table)
@@ -80,7 +82,8 @@ def source(function: Callable) -> None:
     """Display the text of a function: what a step does, to be read and, in a cell of your own, changed."""
     module = function.__module__
     where = f"{module.replace('.', '/')}.py" if module.startswith("workbench.") else "your own"
-    show(inspect.getsource(function), f"{function.__name__}, {where}")
+    text, head = inspect.getsource(function), f"<p><code>{html.escape(function.__name__)}, {where}</code></p>"
+    _display(f'{head}<pre style="white-space:pre-wrap">{html.escape(text)}</pre>', text)
 
 
 class Progress:

@@ -193,10 +193,8 @@ class GuessGame(HasTraits):
         self.observe(redraw, ["position", "guesses"])
         redraw()
         both = [VBox([cards[letter], HBox([picks[letter], hands[letter]])]) for letter in LETTERS]
-        grid = GridBox(
-            both, layout=Layout(grid_template_columns="repeat(auto-fit, minmax(20em, 1fr))", grid_gap="0.8em")
-        )
-        return VBox([heading, grid, said, HBox([onward, score])])
+        layout = Layout(grid_template_columns="repeat(auto-fit, minmax(20em, 1fr))", grid_gap="0.8em")
+        return VBox([heading, GridBox(both, layout=layout), said, HBox([onward, score])])
 
 
 def plain(style: str, text: str) -> str:
@@ -217,6 +215,5 @@ def _card(now: Round, letter: str, guessed: str | None, style: str, text: str, s
         mark = "✓ " if kind == " best" else "✗ " if kind else ""
         bar = f'<div class="bar"><div style="width:{100 * score:.0f}%"></div></div>'
         told = f"<p><strong>{mark}{html.escape(style)}</strong>, {round(score * now.n)} of {now.n} right</p>{bar}"
-    return (
-        f'<div class="wbg"><div class="card{kind}"><b>{letter}</b> {html.escape(plain(style, text))}{told}</div></div>'
-    )
+    shown = f"<b>{letter}</b> {html.escape(plain(style, text))}{told}"
+    return f'<div class="wbg"><div class="card{kind}">{shown}</div></div>'

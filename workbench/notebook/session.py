@@ -17,7 +17,7 @@ from workbench.notebook.display import HEADLESS, is_headless, say
 from workbench.notebook.mistakes import load_ipython_extension
 from workbench.notebook.watch import watching
 from workbench.runs.cache import read_json, runs_folder, write_json
-from workbench.runs.errors import RecipeError, RunError
+from workbench.runs.errors import RecipeError, RunError, spoken
 from workbench.runs.recipe import Recipe, home
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import OF_RUN, Run, open_run, take_over
@@ -25,7 +25,9 @@ from workbench.runs.run import OF_RUN, Run, open_run, take_over
 INJECTED = "# Parameters"
 
 
-def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None, first: str = "") -> Run:
+def start(
+    run: str, recipe: str = "", overrides: str = "", given: Mapping | None = None, first: str = "", needs: tuple = ()
+) -> Run:
     """Check a notebook's parameters and open its run, or begin it where the notebook is the first of a method.
 
     Args:
@@ -34,6 +36,8 @@ def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None
         overrides: For example "alignment.beta=0.05; seeds=[0, 1, 2]"; values are read as YAML.
         given: The notebook's globals(), to refuse what papermill injected and the notebook does not know.
         first: The recipe of a new run, where none is named; without it the notebook begins none.
+        needs: A step that a study needs, and the run that ships of which it is shown where the run lacks that step and
+            somebody is watching.
 
     Raises:
         RecipeError: If a parameter is unknown or of the wrong type, or recipe and overrides make no valid recipe.
@@ -42,9 +46,14 @@ def start(run: str, recipe: str = "", overrides: str = "", given: Mapping | None
     Example:
         work = wb.start("demo", overrides="alignment.beta=0.05")
     """
-    _show_mistakes()
     check_parameters(given or {})
     stored = runs_folder() / run / "recipe.yaml"
+    if needs and not is_headless():
+        try:
+            open_run(run).read(needs[0])
+        except RunError as error:
+            say(f"{error} Until then this is {needs[1]}, a run that comes with the project, as it was studied.")
+            return start(needs[1], given=given)
     if first or recipe.startswith(OF_RUN) or stored.is_file():
         own = str(stored) if stored.is_file() else first
         opened = begin(run, recipe or own, parse_overrides(overrides))
@@ -115,26 +124,16 @@ def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
         recipe: Name or path; empty means the first one.
         overrides: As for `start`.
     """
-    _show_mistakes()
     check_parameters(given)
     settings = load_recipe(recipe or FIRST_RECIPE, parse_overrides(overrides))
     _make_ready()
     return settings
 
 
-def _show_mistakes() -> None:
-    """Show as a card what goes wrong from now on, in the cell that is running too."""
-    from IPython import get_ipython
-
-    if shell := get_ipython():
-        load_ipython_extension(shell)
-
-
 def _make_ready() -> None:
     """Bring figures to the page; where somebody is watching, edited code is taken up without a restart."""
     figures.use_renderer()
     if not is_headless():
-        figures.use_theme(figures.theme_of_lab())
         from IPython import get_ipython
 
         get_ipython().extension_manager.load_extension("autoreload")
@@ -160,11 +159,16 @@ def parse_overrides(text: str) -> dict[str, str]:
 def check_parameters(given: Mapping) -> None:
     """Refuse injected parameters that the parameters cell does not declare, and values of the wrong type.
 
-    papermill only warns of them. It writes what it injects into a cell of its own, which is read back here.
+    papermill only warns of them. It writes what it injects into a cell of its own, which is read back here. What goes
+    wrong from now on, in the cell that is running too, is shown as a card.
 
     Args:
         given: The notebook's globals().
     """
+    from IPython import get_ipython
+
+    if shell := get_ipython():
+        load_ipython_extension(shell)
     declared = given.get("__annotations__", {})
     values = {name: given[name] for name in declared if name in given}
     require("this notebook", declared, dict.fromkeys(_injected(given.get("In", []))) | values)
@@ -216,7 +220,7 @@ def finish(work: Run | None, notebook: str, metrics: Mapping[str, float | int | 
     path = metrics_path(work)
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
     record_status(path, notebook, {"status": "ok", **plain})
-    say(f"Written to {path.parent.name}/{path.name}: {', '.join(metrics) or 'the status'}.")
+    say(f"Written to {path.parent.name}/{path.name}: {', '.join(map(spoken, metrics)) or 'the status'}.")
 
 
 def metrics_path(work: Run | None) -> Path:

@@ -11,7 +11,7 @@ import pandas as pd
 from workbench.methods import ALL
 from workbench.notebook.display import Progress, print_table, without_bars
 from workbench.runs import progress
-from workbench.runs.errors import RunError, visible
+from workbench.runs.errors import RunError, spoken, visible
 from workbench.runs.run import NEXT, SUPERSEDED, Run, open_run, steps_in
 
 SILENT_S = 60  # from then on silence is worth a word, though the process is there
@@ -58,12 +58,13 @@ def spark_lines(model: str, points: list[tuple[int, str, float]]) -> list[str]:
     Each point is step, metric and value, in the order of the steps.
     """
     lines = []
+    model = spoken(model)
     for metric in dict.fromkeys(metric for _, metric, _ in points):
         steps, values = zip(*((step, value) for step, of, value in points if of == metric))
         low, high = min(values), max(values)
         shown = values[:: -(-len(values) // SPARK_POINTS)]
         bars = "".join(BARS[int(7 * (value - low) / ((high - low) or 1.0))] for value in shown)
-        lines.append(f"{metric}, {model}: {values[0]:.3g} to {values[-1]:.3g} in {steps[-1]} steps  {bars}")
+        lines.append(f"{spoken(metric)}, {model}: {values[0]:.3g} to {values[-1]:.3g} in {steps[-1]} steps  {bars}")
     return lines
 
 
@@ -108,7 +109,8 @@ def _texts(signs: list[dict]) -> list[str]:
 @contextmanager
 def watching(step: str) -> Iterator[None]:
     """Show in a notebook how far a step is, by what its processes say; libraries draw no bars of their own."""
-    signs, over, shown = progress.folder(), threading.Event(), Progress(step)
+    signs, over, step = progress.folder(), threading.Event(), spoken(step)
+    shown = Progress(step)
 
     def look_again() -> None:
         while signs and not over.wait(1):
@@ -148,13 +150,14 @@ def _present(run: Run) -> tuple[str, list[dict]]:
 def _state(run: Run, step: str, signs: list[dict], at: float) -> tuple[str, str]:
     command = f"workbench run {run.path / 'recipe.yaml'} --name {run.name}"
     if not step:
-        missing = [name for name in expected_steps(run) if not run.has(name)]
+        missing = [spoken(name) for name in expected_steps(run) if not run.has(name)]
         if not missing:
             return "finished", "all steps are finished."
         if not run.steps():
             return "not begun", f"no step has been begun; begin with: {command}"
-        return "between steps", f"{run.steps()[-1]} is finished, {missing[0]} has not begun; to go on: {command}"
-    main, age = signs[0], max(0.0, at - max(sign["at"] for sign in signs))
+        done = f"{spoken(run.steps()[-1])} is finished, {missing[0]} has not begun"
+        return "between steps", f"{done}; to go on: {command}"
+    main, age, step = signs[0], max(0.0, at - max(sign["at"] for sign in signs)), spoken(step)
     go_on = f"Finished items are kept; to go on: {command}"
     if main["stopped"]:
         return "stopped", f"{step} was stopped ({visible(main['stopped'], 300)}). {go_on}"

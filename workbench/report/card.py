@@ -20,7 +20,7 @@ from workbench.report.summary import AFTER, BEFORE, CONTROL, summarise
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.studies import pair_reliability
-from workbench.verdict.in_words import NO_COMPARISON, arm_name, decision_in_words, percent, spell, what_would_settle
+from workbench.verdict.in_words import NO_COMPARISON, decision_in_words, percent, spell, spoken, what_would_settle
 from workbench.verdict.intervals import (
     BETTER,
     SAME,
@@ -47,7 +47,7 @@ def templates(**settings) -> Environment:
 
 
 PAGES = templates(autoescape=True)
-PAGES.filters["arm"] = arm_name
+PAGES.filters["spoken"] = spoken
 
 
 class Rung(NamedTuple):
@@ -187,7 +187,7 @@ def _answers(block: Mapping, wins: bool) -> Rung:
     """Return the verdict as a rung, with the win rate where that is asked for and there."""
     row, margin = block["comparisons"][0], 100 * block["primary"]["margin"]
     right = " against ".join(f"{100 * block['arms'][row[side]]['accuracy']:.0f}" for side in "ab")
-    says = f"{arm_name(row['a']).capitalize()} minus {arm_name(row['b'])}: {right} % right; "
+    says = f"{spoken(row['a']).capitalize()} minus {spoken(row['b'])}: {right} % right; "
     says += f"{row['n_items']} items, {row['n_seeds']} seeds, {row['shots']} shots."
     if row["decision"] in (BETTER, WORSE) and 100 * abs(row["difference"]) < margin:
         says += f" Less than the {margin:g} points that count."
@@ -201,5 +201,5 @@ def _answers(block: Mapping, wins: bool) -> Rung:
 
 def comparison_in_words(row: Mapping, shots: int) -> tuple[str, str, str]:
     """Return a comparison in words: what, difference with its interval, decision; shots where they are others."""
-    what = f"{arm_name(row['a'])} - {arm_name(row['b'])}" + f", {row['shots']} shots" * (row["shots"] != shots)
+    what = f"{spoken(row['a'])} - {spoken(row['b'])}" + f", {row['shots']} shots" * (row["shots"] != shots)
     return what, spell(row["difference"], row["low"], row["high"], "points"), decision_in_words(row)

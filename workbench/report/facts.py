@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.runs.cache import LOOKS, read_json, runs_folder
-from workbench.runs.errors import RunError
+from workbench.runs.errors import RunError, spoken
 from workbench.runs.recipe import BEST_BY, SIGNALS, TAILORED_FOR, project_root
 from workbench.runs.run import Run
 from workbench.runs.schemas import Ledger
@@ -158,13 +158,13 @@ class Facts:
         """Return what did not work beside the comparisons, a sentence each: harm by training, losses, warnings."""
         block = self.block
         worse = [row for row in block["per_task"] if row["decision"] == "worse"]
-        said = [f"On {row['task']}, {row['a']} is worse than {row['b']}." for row in worse]
+        said = [spoken(f"On {row['task']}, {row['a']} is worse than {row['b']}.") for row in worse]
         base = block["arms"].get("base")
         for arm, row in block["arms"].items():
             if base and row["accuracy"] < base["accuracy"]:
                 now = spell(row["accuracy"], row["low"], row["high"])
                 said.append(
-                    f"Trained on {arm}, the student is right less often than untrained: {now} against "
+                    f"Trained on {spoken(arm)}, the student is right less often than untrained: {now} against "
                     f"{percent(base['accuracy'])}."
                 )
         kept = self.examples[self.examples["kept"] & (self.examples["gold"] != "")]

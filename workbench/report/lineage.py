@@ -10,7 +10,7 @@ import pandas as pd
 from workbench.loop.arms import aligned_arms
 from workbench.loop.reviews import PAST
 from workbench.runs import schemas
-from workbench.runs.errors import RunError
+from workbench.runs.errors import RunError, spoken
 from workbench.runs.recipe import ONE_SHOT, takes_drafts
 from workbench.runs.run import Run
 from workbench.tasks.task import load_tasks, seed_pairs
@@ -119,7 +119,7 @@ def _beneath(depth: int, row: dict, *names: str, aside: bool = False) -> list[Li
 
 def _row(work: Run, row: dict, depth: int) -> list[Line]:
     """Say what a training row is, and follow it back through its example."""
-    of = f"student {row['student']}, arm {row['arm']}, seed {row['seed']}, {row['task']}"
+    of = f"student {row['student']}, arm {spoken(row['arm'])}, seed {row['seed']}, {spoken(row['task'])}"
     examples = work.read("examples")
     (example,) = examples[examples["example_id"] == row["example_id"]].to_dict("records")
     return [Line(depth, f"training row {row['row_id']}: {of}"), *_example(work, example, depth + 1, row["student"])]
@@ -129,7 +129,7 @@ def _example(work: Run, example: dict, depth: int, of: str = "") -> list[Line]:
     """Say what an example is and who wrote it, down to the pairs that formed the writer."""
     kept = "" if example["kept"] else f", dropped: {example['drop_reason']}"
     right = f", answer {state_of(example)}"
-    said = f"example {example['example_id']}: arm {example['arm']}, seed {example['seed']}{right}{kept}"
+    said = f"example {example['example_id']}: arm {spoken(example['arm'])}, seed {example['seed']}{right}{kept}"
     lines = [Line(depth, said), *_beneath(depth, example, "question", "rationale")]
     if not depth and work.has("rows"):
         rows = work.read("rows")
@@ -142,22 +142,20 @@ def _example(work: Run, example: dict, depth: int, of: str = "") -> list[Line]:
 
 def _teacher(work: Run, example: dict, depth: int, of: str) -> list[Line]:
     arm, student = example["arm"], example["student"] or of
-    original = work.recipe.models.teacher
+    original, task = work.recipe.models.teacher, example["task"]
     if not example["student"]:
-        return [
-            Line(depth, f"teacher {original}, as it was, asked with the plain prompt"),
-            *_seeds(work, example, depth + 1),
-        ]
+        writer = Line(depth, f"teacher {original}, as it was, asked with the plain prompt")
+        return [writer, *_seeds(work, example, depth + 1)]
     if takes_drafts(arm):
         return [Line(depth, f"teacher {original}, as it was: a rationale of draft question {example['question_id']}")]
     if not work.has("teachers"):
-        return [Line(depth, f"written for {student} in the arm {arm}, which aligns no teacher")]
+        return [Line(depth, f"written for {student} in the arm {spoken(arm)}, which aligns no teacher")]
     pairs = work.read("teachers", "pairs_used")
     own = pairs[(pairs["student"] == student) & (pairs["arm"] == arm)]
-    here = own[own["task"] == example["task"]].sort_values("score_gap", ascending=False)
+    here = own[own["task"] == task].sort_values("score_gap", ascending=False)
     lines = [
-        Line(depth, f"teacher {original}, aligned by DPO to {len(own)} pairs of {student} ({arm})"),
-        Line(depth + 1, f"{len(here)} of these pairs are of {example['task']}, {int(here['flipped'].sum())} flipped"),
+        Line(depth, f"teacher {original}, aligned by DPO to {len(own)} pairs of {student} ({spoken(arm)})"),
+        Line(depth + 1, f"{len(here)} of these pairs are of {spoken(task)}, {int(here['flipped'].sum())} flipped"),
     ]
     for pair in here.head(SHOWN).to_dict("records"):
         lines += _pair(work, pair, depth + 1, brief=True)
@@ -177,11 +175,11 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[Line]:
     reviews = work.read("reviewed", "reviews") if work.has("reviewed") else schemas.build([], "reviews")
     said = [f", {PAST[one]} by review" for one in reviews["review"][reviews["pair_id"] == pair["pair_id"]]]
     said += [", flipped"] * bool(pair["flipped"])
-    what = f"pair {pair['pair_id']}: {pair['kind']}s, student {pair['student']}, {pair['task']}"
+    what = f"pair {pair['pair_id']}: {pair['kind']}s, student {pair['student']}, {spoken(pair['task'])}"
     lines, drafts = [Line(depth, what + "".join(said))], work.read("drafts").set_index("draft_id")
     for side in ("chosen", "rejected"):
         one = pair[f"{side}_id"]
-        kind = "question" if pair["kind"] == "question" else f"draft ({drafts.at[one, 'technique']})"
+        kind = "question" if pair["kind"] == "question" else f"draft ({spoken(drafts.at[one, 'technique'])})"
         lines.append(Line(depth + 1, f"{side} {kind} {one}, score {pair[f'score_{side}']:.3f}"))
         lines += _beneath(depth + 1, pair, side, aside=brief)
         # The score of a question is in its rationales' probes; that of an influence is one of its own.
@@ -191,7 +189,7 @@ def _pair(work: Run, pair: dict, depth: int, brief: bool = False) -> list[Line]:
         used = work.read("teachers", "pairs_used")
         for own in used[used["pair_id"] == pair["pair_id"]].itertuples():
             turned = "turned round" if own.flipped else "as it is"
-            lines.append(_onward(1, f"teacher of arm {own.arm}, {turned}"))
+            lines.append(_onward(1, f"teacher of arm {spoken(own.arm)}, {turned}"))
     return lines
 
 
@@ -226,8 +224,9 @@ def _probes(work: Run, draft_id: str, student: str, depth: int, arrow: str = "<-
 def _draft(work: Run, draft: dict, depth: int) -> list[Line]:
     """Say what a draft is, what its probes gave, and which pairs and arms it went into."""
     right = f", answer {draft['answer']!r} {state_of(draft)}"
+    of = spoken(f"{draft['task']}, technique {draft['technique']}")
     return [
-        Line(depth, f"draft {draft['draft_id']}: {draft['task']}, technique {draft['technique']}{right}"),
+        Line(depth, f"draft {draft['draft_id']}: {of}{right}"),
         *_beneath(depth, draft, "question", "rationale"),
         Line(1, _asked(work)),
         *_probes(work, draft["draft_id"], "", 1, "->"),
@@ -241,10 +240,10 @@ def _question(work: Run, question: dict, depth: int) -> list[Line]:
     drafts = work.read("drafts")
     own = drafts[drafts["question_id"] == question["question_id"]]
     return [
-        Line(depth, f"draft question {question['question_id']}: {question['task']}, {kept}"),
+        Line(depth, f"draft question {question['question_id']}: {spoken(question['task'])}, {kept}"),
         *_beneath(depth, question, "question"),
         Line(1, f"{_asked(work)}, call {question['call']}"),
-        *(_onward(1, f"draft {draft.draft_id}, technique {draft.technique}") for draft in own.itertuples()),
+        *(_onward(1, f"draft {draft.draft_id}, technique {spoken(draft.technique)}") for draft in own.itertuples()),
         *_pairs_with(work, question["question_id"]),
     ]
 
@@ -270,7 +269,7 @@ def _pairs_with(work: Run, wanted: str) -> list[Line]:
         lines.append(_onward(1, f"pair {pair.pair_id} of student {pair.student}: {side}, against {other}"))
         for arm in aligned_arms(work.recipe) if rows is not None else []:
             n = ((rows["arm"] == arm) & (rows["student"] == pair.student)).sum()
-            lines.append(_onward(2, f"teacher of arm {arm} -> {n} training rows of student {pair.student}"))
+            lines.append(_onward(2, f"teacher of arm {spoken(arm)} -> {n} training rows of student {pair.student}"))
     return lines
 
 

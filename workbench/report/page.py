@@ -24,14 +24,14 @@ from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
 from workbench.runs.recipe import format_yaml
 from workbench.runs.run import Run
-from workbench.verdict.in_words import STATES, arm_name, in_order, percent, spell, states
+from workbench.verdict.in_words import STATES, in_order, percent, spell, spoken, states
 from workbench.verdict.intervals import UNDECIDED, wilson
 from workbench.verdict.verdict import verdict_of
 
 SCRIPT_SAYS = "Figures are drawn by plotly."
 PLOTLY = "plotly.min.js"
 N_LISTED = 400  # examples in the table to search; with all of them the page would be too large to send
-PAGES.globals |= {"arm_name": arm_name, "percent": percent, "shown_ref": shown_ref}
+PAGES.globals |= {"percent": percent, "shown_ref": shown_ref}
 # The cells alone, their code folded.
 CELLS = """{%- extends 'basic/index.html.j2' -%}
 {%- block input -%}
@@ -92,10 +92,10 @@ def _chart(rows: Sequence[tuple[str, list, str]], title: str, band: float = 0.0,
 def _comparisons(blocks: Sequence[Mapping]) -> dict:
     """Return the figure of page one: all comparisons of one student, or the primary one of several."""
     main = blocks[0]["comparisons"][0]
-    a, b, one = arm_name(main["a"]), arm_name(main["b"]), len(blocks) == 1
+    a, b, one = spoken(main["a"]), spoken(main["b"]), len(blocks) == 1
     compared = [row for row in blocks[0]["comparisons"] if row["shots"] == main["shots"]]
     compared = compared if one else [block["comparisons"][0] for block in blocks]
-    names = [f"{a} - {arm_name(row['b'])}" for row in compared] if one else [block["student"] for block in blocks]
+    names = [f"{a} - {spoken(row['b'])}" for row in compared] if one else [block["student"] for block in blocks]
     title = f"What does {a} teaching gain?" if one else f"Whom does {a} teaching help, against {b}?"
     rows = []
     for name, row in zip(names, compared, strict=True):
@@ -108,14 +108,14 @@ def _comparisons(blocks: Sequence[Mapping]) -> dict:
 def _tables(blocks: Sequence[Mapping], verdict: Mapping) -> list[tuple[str, dict[str, list[str]]]]:
     """Return right answers, differences and tasks: what stands in each table, and by row a cell for each student."""
     main = blocks[0]["comparisons"][0]
-    against = f"{arm_name(main['a'])} - {arm_name(main['b'])}"
+    against = f"{spoken(main['a'])} - {spoken(main['b'])}"
     heads = (f"right answers, {main['shots']} shots, %", "difference, points", f"{against} by task, points")
     columns = []
     for block in blocks:
-        right = {arm_name(arm): _cell(row, "accuracy") + _in_form(row) for arm, row in block["arms"].items()}
+        right = {spoken(arm): _cell(row, "accuracy") + _in_form(row) for arm, row in block["arms"].items()}
         right |= {"most frequent answer": f"{100 * verdict['majority']:.0f}"} if "majority" in verdict else {}
         others = {comparison_in_words(row, main["shots"])[0]: _cell(row) for row in block["comparisons"][1:]}
-        tasks = {f"{arm_name(row['task'])}, {row['n_items']} items": _cell(row) for row in block["per_task"]}
+        tasks = {f"{spoken(row['task'])}, {row['n_items']} items": _cell(row) for row in block["per_task"]}
         columns.append((right, others, tasks))
     tables = []
     for head, own in zip(heads, zip(*columns, strict=True), strict=True):
@@ -138,11 +138,11 @@ def _cell(row: Mapping, value: str = "difference") -> str:
 def _styles(work: Run) -> list[dict]:
     """Return a figure for each student of the styles that was written in for it, by arm; [] where none is known."""
     examples = work.read("examples").query("kept") if work.has("examples") else pd.DataFrame({"arm": [], "style": []})
-    legend = [(arm_name(arm), *ARMS[arm][:2]) for arm in ARMS if arm in set(examples["arm"])]
+    legend = [(spoken(arm), *ARMS[arm][:2]) for arm in ARMS if arm in set(examples["arm"])]
     charts = []
     for student in work.recipe.models.students if examples["style"].ne("").any() and len(legend) > 1 else ():
         own = examples[examples["student"].isin([student, ""]) & examples["arm"].isin(ARMS)]
-        counts = pd.crosstab(own["style"], own["arm"].map(arm_name))
+        counts = pd.crosstab(own["style"], own["arm"].map(spoken))
         rows = []
         for style, of_style in in_order(counts.reset_index(), "style").set_index("style").iterrows():
             shares = [(of_style[name] / counts[name].sum(), counts[name].sum(), *look) for name, *look in legend]
@@ -157,10 +157,9 @@ def _pairs(work: Run) -> list[dict]:
     pairs = work.read("pairs").sort_values("score_gap", ascending=False) if work.has("pairs") else pd.DataFrame()
     if pairs.empty:
         return []
-    own = pairs[
-        (pairs["student"] == next(iter(work.recipe.models.students))) & (pairs["kind"] == pairs["kind"].iloc[0])
-    ]
-    drafts = work.read("drafts") if own["kind"].iloc[0] == "rationale" and work.has("drafts") else pd.DataFrame()
+    student, kind = next(iter(work.recipe.models.students)), pairs["kind"].iloc[0]
+    own = pairs[(pairs["student"] == student) & (pairs["kind"] == kind)]
+    drafts = work.read("drafts") if kind == "rationale" and work.has("drafts") else pd.DataFrame()
     asked = dict(zip(drafts["draft_id"], drafts["question"], strict=True)) if len(drafts) else {}
     shown = own.iloc[sorted({0, len(own) // 2})[: len(own)]].to_dict("records")
     return [pair | {"question": asked.get(pair.get("chosen_id"), pair["prompt"])} for pair in shown]
@@ -216,6 +215,6 @@ def notebook_page(executed: Path) -> Path:
     # Notebooks link each other; studies lie in a folder there, and beside the others here.
     cells = re.sub(r'href="(?:\.\./|studies/)?(\w+)\.ipynb"', r'href="\1.html"', cells)
     path = executed.with_suffix(".html")
-    page = PAGES.get_template("notebook.html.j2").render(title=path.stem.replace("_", " "), cells=cells, plotly=PLOTLY)
+    page = PAGES.get_template("notebook.html.j2").render(title=spoken(path.stem), cells=cells, plotly=PLOTLY)
     atomic_write(path, page.encode("utf-8"))
     return path

@@ -21,7 +21,7 @@ import pandas as pd
 
 from workbench.runs import progress, schemas
 from workbench.runs.cache import ITEMS, LOCK, LOOKS, atomic_write, held, read_json, runs_folder, write_json
-from workbench.runs.errors import RunError, in_our_words, visible
+from workbench.runs.errors import RunError, in_our_words, spoken, visible
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify, unlike
 from workbench.runs.recipe import Recipe, flatten, parse_yaml, project_root, recipe_class
 from workbench.runs.recipe_file import load_recipe
@@ -31,7 +31,8 @@ MANIFEST, BEGUN, AGAIN, NEXT, SUPERSEDED = "manifest.json", "begun.json", "again
 VERDICT = "verdict.json"
 ENDED = "✓ "  # before the line that a step leaves when it is done
 OF_RUN = "run:"  # before the name of a run that stands where a recipe does
-SAMPLE, SHIPPED = "sample", "shipped.json"  # the run that the project ships, and what marks it
+SAMPLE, SHIPPED = "sample", "shipped.json"  # the run that the project ships, and what marks such a run
+SAMPLES = {SAMPLE: "run", f"{SAMPLE}-signals": "signals"}  # folders in data/samples
 BEFORE_WORK = {"recipe.yaml", "reports", LOCK}  # what a run's folder holds that was refused before any work
 OLD_STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 COLUMNS = ["name", "recipe", "steps", "decision", "difference", "low", "high", "seconds"]
@@ -58,7 +59,7 @@ class Run:
         self.watching: Callable[[str], AbstractContextManager] = lambda step: nullcontext()
 
     def __repr__(self) -> str:
-        steps = ", ".join(self.steps()) or "nothing yet"
+        steps = ", ".join(map(spoken, self.steps())) or "nothing yet"
         return f"Run {self.name} of recipe {self.recipe.name}, finished: {steps}"
 
     @in_our_words()
@@ -93,7 +94,7 @@ class Run:
                     return step.result()
         # Of work on another result, which was stopped and which nobody waits for any more.
         progress.forget(step.folder)
-        print(f"{ENDED}{name}: stored, {step.in_words()}")
+        print(f"{ENDED}{spoken(name)}: stored, {step.in_words()}")
         return step.result()
 
     def key_of(self, function: Callable, arguments) -> tuple[str, dict]:
@@ -109,7 +110,7 @@ class Run:
             with self.watching(step.name):
                 made = function(*arguments, **given)
             step.finish(key, function, inputs, self._parents(step.name, inputs), made, time.monotonic() - began)
-            print(f"{ENDED}{step.name}: {step.in_words()}, {step.manifest['seconds']:.0f} s")
+            print(f"{ENDED}{spoken(step.name)}: {step.in_words()}, {step.manifest['seconds']:.0f} s")
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
             progress.stop(f"{type(error).__name__}: {error}")
@@ -271,7 +272,7 @@ class Step:
             "inputs": inputs,
             "parents": parents,
             "single": not isinstance(made, Mapping),
-            "counts": counts or {name.replace("_", " "): len(frame) for name, frame in frames.items()},
+            "counts": counts or {spoken(name): len(frame) for name, frame in frames.items()},
             "contents": contents,
             "files": {name: file_sha256(folder / f"{name}.parquet") for name in frames},
             "others": {path.relative_to(folder).as_posix(): file_sha256(path) for path in _others(folder, frames)},
@@ -493,7 +494,7 @@ def hold(name: str, wait: bool = False) -> Iterator[None]:
 def open_run(name: str, recipe: Recipe | None = None) -> Run:
     """Open a run, or begin it when a recipe is given and there is none of that name, or none with any work in it.
 
-    The run "sample" is one that ships with the project; it is copied where runs are kept when it is first opened.
+    The runs of SAMPLES ship with the project; one is copied where runs are kept when it is first opened.
 
     Raises:
         RunError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
@@ -503,8 +504,8 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
     file = path / "recipe.yaml"
     if type(recipe) is Recipe:  # without what its method adds, so unlike the same one read back
         recipe = recipe_class(recipe.method).model_validate(recipe.model_dump())
-    if name == SAMPLE and not path.exists():
-        source, made = project_root() / "data" / "samples" / "run", path.with_name(f".{SAMPLE}.{os.getpid()}")
+    if name in SAMPLES and not path.exists():
+        source, made = project_root() / "data" / "samples" / SAMPLES[name], path.with_name(f".{name}.{os.getpid()}")
         shutil.copytree(source, made, ignore=shutil.ignore_patterns("*.py", "__pycache__")).rename(path)
     if old := [stage for stage in OLD_STAGES if "fingerprint" in read_json(path / stage / MANIFEST)]:
         raise RunError(

@@ -23,7 +23,7 @@ from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import clustered_half_width
 
 LEAST = (0.8, 0.9, 0.95)
-PAPER, GAP, LIKELY = "paper's rule", "widest gaps", "p_chosen >= {:g}"
+PAPER, GAP, LIKELY = "paper's rule", "widest gaps", "probability {:g} or more"
 ALL, BY_IRT, AT_RANDOM = "half of the questions", "some of these, by discrimination", "as many of these, at random"
 COLUMNS = ["student", "kind", "questions", "rule", "pairs", "agreement", "low", "high", "gain", "gain_low", "gain_high"]
 
@@ -38,7 +38,7 @@ class ResponseMatrix(NamedTuple):
 def response_matrices(
     probes: pd.DataFrame, drafts: pd.DataFrame, preference_set: pd.DataFrame
 ) -> dict[str, list[ResponseMatrix]]:
-    """Return the probe outcomes of every student as one table a task."""
+    """Return the probe outcomes of every student as one table a task, students in the order of the probes."""
     found: dict[str, list[ResponseMatrix]] = {}
     known = preference_set[preference_set["chosen"]].set_index("item_id")["discrimination"]
     for (student, kind), table in outcomes(probes, drafts).items():
@@ -51,7 +51,7 @@ def response_matrices(
             if (n := right.shape[2]) < 4:
                 raise DataError(f"Student {student} was probed on {n} questions of a task; halves need 4 or more.")
             found.setdefault(student, []).append(ResponseMatrix(right, known.reindex(rows.columns).to_numpy()))
-    return found
+    return {student: found[student] for student in probes["student"].unique()}
 
 
 def _rationale_pairs(right: np.ndarray, used: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

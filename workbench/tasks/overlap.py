@@ -4,6 +4,7 @@ from collections import Counter
 
 import pandas as pd
 
+from workbench.runs.errors import spoken
 from workbench.runs.recipe import Recipe
 from workbench.tasks.contamination import LEVELS, OFF, reason_of
 from workbench.tasks.task import Task, all_test_items, copied_items, guard_of
@@ -43,7 +44,7 @@ def overlap_report(recipe: Recipe, tasks: dict[str, Task], questions: pd.DataFra
 def overlap_warnings(report: dict) -> list[str]:
     """Return a sentence for each task whose test items overlapped with what the run sees before."""
     tests = [row for row in report["found"] if row["items"] == "test"]
-    by_task = {task: [row for row in tests if row["task"] == task] for task in report["off"]}
+    by_task = {spoken(task): [row for row in tests if row["task"] == task] for task in report["off"]}
     return [
         f"{sum(row['n'] for row in rows)} of the {rows[0]['of']} test items of {task} copy seed or validation items "
         f"and were left out: {', '.join('{n} {copied} ({level})'.format(**row) for row in rows)}."

@@ -22,7 +22,7 @@ from workbench.runs.recipe import Recipe
 from workbench.runs.run import VERDICT, Frames, Run
 from workbench.tasks.overlap import overlap_report, overlap_warnings
 from workbench.tasks.task import Task, load_tasks, load_test_items, name_of_test_set
-from workbench.verdict.in_words import NO_COMPARISON, arm_name, opened_in_words, percent
+from workbench.verdict.in_words import NO_COMPARISON, opened_in_words, percent, spoken
 from workbench.verdict.verdict import BASE_SEED, verdict, verdict_of
 
 VERSION = 7
@@ -158,7 +158,7 @@ def decide(run: Run) -> dict:
     sets = tests.items(tasks)
     n_right = sum(task.majority(sets[name]["target"]) * len(sets[name]) for name, task in tasks.items())
     result["majority"] = round(n_right / sum(map(len, sets.values())), 6)
-    low = [arm_name(arm) for arm, row in result["arms"].items() if row["accuracy"] <= result["majority"]]
+    low = [spoken(arm) for arm, row in result["arms"].items() if row["accuracy"] <= result["majority"]]
     if low:
         alone = f"The most frequent answer of each task alone is right in {percent(result['majority'])}"
         result["warnings"].append(f"{alone}; no better than that: {', '.join(low)}.")

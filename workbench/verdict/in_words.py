@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from workbench.runs.errors import spoken as spoken
 from workbench.verdict.intervals import clustered_mean, wilson
 
 if TYPE_CHECKING:  # looking at pairs must not load torch
@@ -46,10 +47,6 @@ def what_would_settle(more: Mapping) -> str:
         return "Nothing within reach would settle it at the difference and spread seen."
     joined = (" together with " if more["together"] else " or ").join(ways)
     return f"At the difference and spread seen, {joined} would settle it in about four of five repeats."
-
-
-def arm_name(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def points(share: float) -> str:

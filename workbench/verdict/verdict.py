@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from workbench.runs.errors import DataError, RunError
+from workbench.runs.errors import DataError, RunError, spoken
 from workbench.runs.recipe import TAILORED_FOR
 from workbench.runs.run import Run
 from workbench.verdict.in_words import level, opened_in_words
@@ -272,7 +272,7 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
 
 def _rule(a: str, b: str, shots: int, margin: float, alpha: float) -> str:
     return (
-        f"accuracy of {a} minus {b}, {shots} shots, items weighing the same: better or worse when the "
+        f"accuracy of {spoken(a)} minus {spoken(b)}, {shots} shots, items weighing the same: better or worse when the "
         f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
         f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
     )
@@ -289,10 +289,10 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Ma
     for column, allowed in (("steps", 0.0), ("training_tokens", 0.02)):
         values = [row[column] for row in trained.values()]
         if values and max(values) - min(values) > allowed * max(values):
-            said.append(f"Trained arms differ in {column.replace('_', ' ')}: {min(values)} to {max(values)}.")
-    formed = {arm: row["in_form"] for arm, row in arms.items() if row.get("in_form", 1) < 0.9}
+            said.append(f"Trained arms differ in {spoken(column)}: {min(values)} to {max(values)}.")
+    formed = {spoken(arm): row["in_form"] for arm, row in arms.items() if row.get("in_form", 1) < 0.9}
     said += [f"{100 * s:.0f} % of the answers of {arm} are in the form asked for." for arm, s in formed.items()]
-    unread = 1.0 - predictions.groupby("arm")["parsed"].mean()
+    unread = 1.0 - predictions.groupby("arm")["parsed"].mean().rename(spoken)
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
 
