@@ -1,6 +1,7 @@
 """The common look: colours told apart by every kind of colour vision and from the back row, type that can be large."""
 
 import itertools
+import json
 import re
 
 import numpy as np
@@ -128,6 +129,29 @@ def test_every_colour_has_one_for_dark_pages_and_the_way_back(all_figures):  # n
     # White is plotly's own for the ends of some scales, and the ground.
     for name, fig in all_figures.items():
         assert colours(fig.to_plotly_json()) <= set(DARK), name
+
+
+@pytest.mark.browser
+def test_figures_take_the_theme_of_the_page_and_follow_it(look, chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    page = tmp_path / "page.html"
+    script = style.plotly_script() + style.FOLLOW % json.dumps(DARK)
+    page.write_text(f'<meta charset="utf-8"><body data-jp-theme-light="false">{script}{figures.to_html(draw())}</body>')
+    ground = "want => getComputedStyle(document.querySelector('.main-svg')).backgroundColor === want"
+    drawn = "one => JSON.stringify([one.data, one.layout.template, one._fullLayout.height])"
+    seen, errors = {}, []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(page.as_uri())
+        for is_light in ("false", "true", "false", "true"):
+            tab.evaluate(f"document.body.dataset.jpThemeLight = '{is_light}'")
+            tab.wait_for_function(ground, arg="rgb(255, 255, 255)" if is_light == "true" else "rgb(22, 22, 22)")
+            seen.setdefault(is_light, []).append(tab.locator(".js-plotly-plot").evaluate(drawn))
+        browser.close()
+    assert not errors and all(one == other for one, other in seen.values()) and seen["true"] != seen["false"]
 
 
 def test_large_type_enlarges_every_text_and_leaves_drawn_figures_alone(look):

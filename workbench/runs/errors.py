@@ -107,9 +107,9 @@ def visible(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def spoken(name: str) -> str:
+def spoken(name: Any) -> Any:
     """Return the name of an arm, a task, a step or a column as people read it: random_pairs as random pairs."""
-    return name.replace("_", " ")
+    return name.replace("_", " ") if isinstance(name, str) else name
 
 
 def with_spoken_names(table: pd.DataFrame) -> pd.DataFrame:
