@@ -35,7 +35,7 @@ def test_every_error_of_the_workbench_has_a_card():
         ),
         (
             "to align again: workbench run run:demo --name demo-reviewed",
-            'to align again: run = "demo-reviewed" and recipe = "run:demo" in the parameters cell, then all cells',
+            'to align again: run = "demo-reviewed" and recipe = "run:demo" in the parameters cell, then all cells.',
         ),
         (
             "open 02.ipynb or run: workbench run a",

@@ -149,7 +149,7 @@ def _shift_in_words(own: pd.DataFrame, student: str) -> str:
     wide = own.pivot(index="what", columns="arm", values="share")
     if not {"untailored", "tailored"} <= set(wide):
         return f"{escape(student)} has only {', '.join(map(named, wide))}"
-    style = (wide["tailored"] - wide["untailored"]).drop([RIGHT, UNCHECKED], errors="ignore").abs().idxmax()
+    style = (wide["tailored"] - wide["untailored"]).drop([RIGHT, UNCHECKED], errors="ignore").idxmax()
     end = own[(own["what"] == style) & (own["arm"] == "tailored")].iloc[0]
     words = f"for {named(student)} {named(style)} {percent(wide.at[style, 'untailored'])} to "
     words += spell(end["share"], end["low"], end["high"])

@@ -22,7 +22,7 @@ const KEYS = [
   ["/", "search", "Search prompts and texts"],
   ["?", "help", "Show or hide this list"],
 ];
-const REVIEWED = { keep: "✓ kept", flip: "⇄ flipped", drop: "✕ dropped", reviewed: "reviewed" };
+const REVIEWED = { keep: "✓ kept", flip: "⇄ flipped", drop: "✕ dropped", reviewed: "• reviewed" };
 const WORDS = { icl: "one-shot score", one_shot: "one-shot score", score_gap: "difference", p_chosen: "probability" };
 const DONE = { keep: "kept", flip: "flipped", drop: "dropped", "": "review taken back" };
 const LISTED = 24; // pairs in the list beside the pair
@@ -595,7 +595,7 @@ class Inspector {
 
   sayWhere() {
     const review = this.pair.review ? `, ${REVIEWED[this.pair.review]}` : "";
-    this.say(`${this.where()} ${this.pair.task || ""}${review}`);
+    this.say(`${this.where()} ${named(this.pair.task || "")}${review}`);
   }
 
   // Drawing
@@ -620,7 +620,7 @@ class Inspector {
 
   drawPair() {
     const pair = this.pair;
-    const chips = [pair.student, pair.task, pair.kind].map((text) => make("span", { class: "wbi-chip" }, literal(text)));
+    const chips = [pair.student, pair.task, pair.kind].map((text) => make("span", { class: "wbi-chip" }, literal(named(text))));
     if (pair.review) chips.push(make("span", { class: `wbi-chip wbi-is-${pair.review}` }, REVIEWED[pair.review]));
     if (pair.wrong) chips.push(make("span", { class: "wbi-chip wbi-is-warning" }, "⚠ chosen answers wrong, rejected right"));
     this.chips.replaceChildren(...chips);
@@ -649,7 +649,7 @@ class Inspector {
       const row = this.rows.get(at);
       const mark = row && row.review ? `${(REVIEWED[row.review] || "")[0]} ` : "";
       const gap = row && row.gap !== null ? `${row.gap.toFixed(2)} ` : "";
-      const words = row ? `${mark}${gap}${row.task.replaceAll("_", " ")}` : "…";
+      const words = row ? `${mark}${gap}${named(row.task)}` : "…";
       const title = row ? `${row.kind} pair of ${row.student}` : "";
       const attributes = { type: "button", tabindex: "-1", onclick: () => this.goTo(at), title };
       rows.push(make("button", { ...attributes, "aria-current": at === this.state.at ? "true" : null }, make("span", {}, String(at + 1)), " ", literal(words)));
@@ -745,7 +745,7 @@ class Inspector {
     for (const [name, values] of Object.entries(choices)) {
       const select = make("select", { "aria-label": name, onchange: () => this.set({ [name]: select.value }) });
       for (const value of ["", ...values]) {
-        select.append(make("option", { value }, value ? literal(name === "review" ? words[value] : value) : all[name]));
+        select.append(make("option", { value }, value ? literal(name === "review" ? words[value] : named(value)) : all[name]));
       }
       this.selects[name] = select;
       this.filters.append(select);
@@ -795,7 +795,7 @@ class Inspector {
     const element = make("div", { ...attributes, onclick: () => this.goTo(at), ondblclick: () => this.open("pair") });
     element.style.top = `${at * ROW}px`;
     const words = row
-      ? [row.student, row.task, row.kind, number(row.gap, 3), row.p_chosen === null ? "–" : percent(row.p_chosen), `${REVIEWED[row.review] || ""}${row.noted ? " ✎" : ""}`, row.text]
+      ? [row.student, named(row.task), row.kind, number(row.gap, 3), row.p_chosen === null ? "–" : percent(row.p_chosen), `${REVIEWED[row.review] || ""}${row.noted ? " ✎" : ""}`, row.text]
       : ["…", "", "", "", "", "", ""];
     for (const text of [(at + 1).toLocaleString("en"), ...words]) element.append(make("div", { role: "gridcell" }, literal(text)));
     return element;

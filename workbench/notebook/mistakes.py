@@ -24,7 +24,7 @@ STYLE = "border:1px solid #a84600;border-left-width:6px;border-radius:4px;paddin
 # What a terminal says -> what a notebook says.
 PLACE = (
     (r"take another --name or undo", 'in the parameters cell, take another name, run = "…", or undo'),
-    (r"workbench run (run:\S+) --name (\S+)", r'run = "\2" and recipe = "\1" in the parameters cell, then all cells'),
+    (r"workbench run (run:\S+) --name (\S+)", r'run = "\2" and recipe = "\1" in the parameters cell, then all cells.'),
     (r"or run: workbench run", "or, in a terminal: workbench run"),
 )
 

@@ -80,7 +80,7 @@ def offer_again(work: Run) -> None:
     from ipywidgets import HTML, Button, HBox, Layout
 
     name = name_beside(work)
-    button, told = Button(description=f"Align again as {name}", layout=Layout(width="auto")), HTML()
+    button, told = Button(description=f"Align again as {name}", layout=Layout(width="auto", flex="none")), HTML()
 
     def begin_beside(_) -> None:
         button.disabled = True

@@ -335,8 +335,9 @@ class Step:
         return next(iter(frames.values())) if self.manifest["single"] else Frames(frames, self.path)
 
     def in_words(self) -> str:
-        """Return what the finished step counted."""
-        counts = self.manifest["counts"]
+        """Return what the finished step counted, all that was dropped together."""
+        counts, why = self.manifest["counts"], [what for what in self.manifest["counts"] if " dropped, " in what]
+        counts = {what: n for what, n in counts.items() if what not in why} | {"dropped": sum(map(counts.get, why))}
         return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n) or f"0 {next(iter(counts), 'rows')}"
 
     def _make_it(self) -> str:
