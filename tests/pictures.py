@@ -99,9 +99,9 @@ def teacher_page(shares: dict, part: float) -> str:
     said = {0: "What it writes before it has asked anybody.", 1: "What it writes after alignment to each student."}
     panels = ""
     for student, (before, after) in shares.items():
-        rows, most = "", after.idxmax()
+        rows, native = "", student.partition("-")[0]
         for style, share in (before + part * (after - before)).items():
-            colour = TAILORED if style == most and part else CONTROL
+            colour = TAILORED if style == native and part else CONTROL
             bar = f'<div class="bar"><div style="width:{100 * share:.1f}%;background:{colour}"></div></div>'
             rows += f'<div class="row">{style} {100 * share:.0f} %{bar}</div>'
         panels += f"<div><h2>for {student}</h2>{rows}</div>"

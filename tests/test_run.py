@@ -383,6 +383,13 @@ def chain(run, n: int) -> None:
     run.step("mine", anything, dict(run.result("students")))
 
 
+def test_what_was_made_from_a_step_is_found_in_a_copied_run_too(run):
+    chain(run, 3)
+    for time, name in enumerate(reversed(run.steps())):
+        os.utime(run.path / name / "manifest.json", (time, time))
+    assert run.steps()[0] == "mine" and set(run.made_from("teachers")) == {"teachers", "students", "mine"}
+
+
 def test_what_a_finished_result_was_made_from_is_brought_back(run):
     chain(run, 3)
     before = {name: run.manifest(name) for name in run.steps()}

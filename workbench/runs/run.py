@@ -178,10 +178,10 @@ class Run:
 
     def made_from(self, name: str) -> list[str]:
         """Return a step and the finished ones that were made from it, through others too."""
-        found = [name]
-        for step in self.steps():
-            if step not in found and set(self.manifest(step)["parents"]) & set(found):
-                found.append(step)
+        # Not by the times of files: those of a copied run are in any order.
+        found, parents = [name], {step: set(self.manifest(step)["parents"]) for step in self.steps()}
+        while more := [step for step, of in parents.items() if step not in found and of & set(found)]:
+            found += more
         return found
 
     @in_our_words()
