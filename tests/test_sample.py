@@ -16,7 +16,7 @@ from workbench.report.page import notebook_page, write_report
 from workbench.runs.errors import RunError
 from workbench.runs.run import SAMPLE, SAMPLES, open_run
 from workbench.signals.by_name import PASSES
-from workbench.studies import leaderboard
+from workbench.studies import goodhart, leaderboard
 from workbench.verdict.evaluation import decide, verdict_of
 
 FOLDER = PROJECT / "data" / "samples" / "run"
@@ -84,6 +84,14 @@ def test_the_study_of_signals_has_the_numbers_that_are_printed(runs, monkeypatch
     assert len(both) == len(printed) == len(board) and list(costs["signal"]) == list(PASSES)
     for number in leaderboard.NUMBERS:
         assert np.allclose(both[number], both[f"{number}_now"], atol=1e-4, equal_nan=True), number
+
+
+def test_the_study_of_rounds_is_whole(runs):
+    run = open_run("sample-goodhart")
+    table = goodhart.follow(run, 3, 5, 8)
+    found = goodhart.by_round(table)
+    assert list(found["round"]) == [0, 1, 2] and found["score"].between(0, 1).all()
+    assert len(goodhart.findings(table)) == len(run.recipe.models.students)
 
 
 def test_open_shows_its_card_and_writes_its_report(sample, capsys):

@@ -83,7 +83,7 @@ def source(function: Callable) -> None:
     module = function.__module__
     where = f"{module.replace('.', '/')}.py" if module.startswith("workbench.") else "your own"
     text, head = inspect.getsource(function), f"<p><code>{html.escape(function.__name__)}, {where}</code></p>"
-    _display(f'{head}<pre style="white-space:pre-wrap">{html.escape(text)}</pre>', text)
+    _display(f'{head}<pre style="white-space:pre;overflow-x:auto">{html.escape(text)}</pre>', text)
 
 
 class Progress:

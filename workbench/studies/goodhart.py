@@ -42,6 +42,7 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     """Align again and again, probe and train on what each round writes; kept in the run's folder as goodhart.parquet.
 
     Rounds are trained on at equal completion tokens and steps. Finished work is kept, and more rounds can be added.
+    Of a run that ships the table is as it is, whatever is asked for.
 
     Args:
         run: With finished alignment, and the arms untailored and tailored.
@@ -55,7 +56,9 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
         under which it was answered right), "gain" (item: a held-out question, value: right after training minus right
         before) or what an example is like (n_tokens, correct, n_steps, digits; item: the example).
     """
-    recipe = run.recipe
+    recipe, kept = run.recipe, run.path / "goodhart.parquet"
+    if run.is_shipped:
+        return pd.read_parquet(kept)
     if not 2 <= n_seeds <= len(recipe.seeds):
         raise RunError(
             f"Seeds must be 2 (for an interval) to {len(recipe.seeds)} (run {run.name} has that many), got {n_seeds}."
@@ -67,7 +70,7 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     for student in students:
         parts.append(_one_student(run, _alone(recipe, student, n_seeds), student, n_rounds, n_probed))
         table = pd.concat(parts, ignore_index=True)
-        atomic_write(run.path / "goodhart.parquet", table.to_parquet(index=False))
+        atomic_write(kept, table.to_parquet(index=False))
     return table
 
 
