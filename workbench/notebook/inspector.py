@@ -364,7 +364,7 @@ class Inspector(HasTraits):
         from IPython.display import display
 
         shown = display(self.view, display_id=True)
-        # Its library gives up for good on a page that was busy for two seconds when it came.
+        # Its library gives up on a page that was busy for two seconds when it came.
         threading.Timer(AGAIN_S, lambda: self.view.greeted or shown.update(type(self.view)(self))).start()
 
 
