@@ -17,7 +17,8 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from workbench.runs.errors import DataError, spoken, with_spoken_names
+from workbench.runs.errors import DataError, spoken
+from workbench.runs.schemas import with_spoken_names
 from workbench.verdict.in_words import in_order, spell
 
 CHOSEN, REJECTED, CONTROL, TAILORED, LIGHT = "#0072B2", "#D55E00", "#595959", "#009E73", "#C9D3DC"

@@ -12,8 +12,8 @@ import pandas as pd
 
 from workbench import figures
 from workbench.notebook.mistakes import HEADLESS, in_notebook
-from workbench.runs.errors import with_spoken_names
 from workbench.runs.run import ENDED
+from workbench.runs.schemas import with_spoken_names
 
 GOING_ON = "… "  # before a line of progress, which does not stay on the page
 REPORT_EVERY_S = 10

@@ -5,7 +5,6 @@ run's folder before the method returns.
 """
 
 import re
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -29,7 +28,6 @@ from workbench.runs.seeding import stream
 from workbench.tasks.task import Task, load_tasks
 from workbench.verdict.intervals import wilson
 
-AGAIN_S = 8  # after which a page that asked for nothing is given the widget once more
 SHOWN = 10  # pairs in the table that stays when nobody is watching
 PREVIEW = 160  # characters of a text in a table
 
@@ -363,9 +361,7 @@ class Inspector(HasTraits):
             return
         from IPython.display import display
 
-        shown = display(self.view, display_id=True)
-        # Its library gives up for good on a page that was busy for two seconds when it came.
-        threading.Timer(AGAIN_S, lambda: self.view.greeted or shown.update(type(self.view)(self))).start()
+        display(self.view)
 
 
 def inspect(work: Run, reviewer: str = "") -> Inspector:

@@ -29,7 +29,7 @@ class InspectorView(anywidget.AnyWidget):
 
     def __init__(self, inspector):
         super().__init__()
-        self.inspector, self.greeted = inspector, False
+        self.inspector = inspector
         # Lab hands messages to a thread of its own while a cell runs.
         self._lock, self._answering = threading.RLock(), False
         self.on_msg(self._hear)
@@ -66,7 +66,7 @@ class InspectorView(anywidget.AnyWidget):
 
     def hello(self) -> dict:
         """Return what a page needs once: names to filter by, and where unsent reviews belong."""
-        inspector, self.greeted = self.inspector, True
+        inspector = self.inspector
         return {
             "filters": {name: inspector.pairs[name].drop_duplicates().tolist() for name in FILTERS},
             "store": str(inspector.reviews.path),

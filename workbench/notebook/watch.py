@@ -58,13 +58,12 @@ def spark_lines(model: str, points: list[tuple[int, str, float]]) -> list[str]:
     Each point is step, metric and value, in the order of the steps.
     """
     lines = []
-    model = spoken(model)
     for metric in dict.fromkeys(metric for _, metric, _ in points):
         steps, values = zip(*((step, value) for step, of, value in points if of == metric))
         low, high = min(values), max(values)
         shown = values[:: -(-len(values) // SPARK_POINTS)]
         bars = "".join(BARS[int(7 * (value - low) / ((high - low) or 1.0))] for value in shown)
-        lines.append(f"{spoken(metric)}, {model}: {values[0]:.3g} to {values[-1]:.3g} in {steps[-1]} steps  {bars}")
+        lines.append(spoken(f"{metric}, {model}: {values[0]:.3g} to {values[-1]:.3g} in {steps[-1]} steps  {bars}"))
     return lines
 
 
@@ -109,8 +108,7 @@ def _texts(signs: list[dict]) -> list[str]:
 @contextmanager
 def watching(step: str) -> Iterator[None]:
     """Show in a notebook how far a step is, by what its processes say; libraries draw no bars of their own."""
-    signs, over, step = progress.folder(), threading.Event(), spoken(step)
-    shown = Progress(step)
+    signs, over, shown = progress.folder(), threading.Event(), Progress(spoken(step))
 
     def look_again() -> None:
         while signs and not over.wait(1):
@@ -119,7 +117,7 @@ def watching(step: str) -> Iterator[None]:
                 left = f"{so_far['time left']} left" if "time left" in so_far else f"{so_far['seconds']} s"
                 shown.text = visible((_texts(given) or [""])[-1], 110)
                 line = ", ".join(filter(None, [so_far["items"], so_far["rate"], left]))
-                shown(share, int(share > 0), f"{step}: {line}")
+                shown(share, int(share > 0), f"{shown.what}: {line}")
 
     watcher = threading.Thread(target=look_again, daemon=True)
     watcher.start()

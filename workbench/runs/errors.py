@@ -3,23 +3,16 @@
 And how anything is said or stored that came from outside: without keys, and without what a terminal would act on.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, quote_plus
 
-if TYPE_CHECKING:  # errors must be at hand at once
-    import pandas as pd
-
 SECRETS = ("OPENAI_API_KEY", "HF_TOKEN")
-# Columns whose values are names, for people to read; what a model wrote stays as it is, and so does what is typed.
-NAMES = {"a", "arm", "b", "contrast", "group", "metric", "part", "signal", "state", "step", "task", "technique"}
 SHORTEST_SECRET = 8  # "EMPTY", which vLLM's server is given, may stand in any text
 
 
@@ -110,9 +103,3 @@ def visible(text: str, limit: int) -> str:
 def spoken(name: Any) -> Any:
     """Return the name of an arm, a task, a step or a column as people read it: random_pairs as random pairs."""
     return name.replace("_", " ") if isinstance(name, str) else name
-
-
-def with_spoken_names(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with its columns, and the arms, tasks and other names in them, as people read them."""
-    named = {column: table[column].map(spoken, na_action="ignore") for column in NAMES & set(table.columns)}
-    return table.assign(**named).rename(columns=lambda column: spoken(str(column)))

@@ -7,9 +7,11 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 from pydantic import BaseModel, ConfigDict, RootModel
 
-from workbench.runs.errors import DataError
+from workbench.runs.errors import DataError, spoken
 
 ITEM_KINDS = ("rationale", "question")
+# Columns whose values are names, for people to read; what a model wrote stays as it is, and so does what is typed.
+NAMES = {"a", "arm", "b", "contrast", "group", "metric", "part", "signal", "state", "step", "task", "technique"}
 REVIEWS = KEEP, FLIP, DROP = "keep", "flip", "drop"
 
 
@@ -252,3 +254,9 @@ def _fault(error) -> str:
         return f"column {column!r} must hold {wanted}, convert it"
     case = error.failure_cases["failure_case"].iloc[0]
     return f"column {column!r} holds {case}, which fails {error.check.error}"
+
+
+def with_spoken_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its columns, and the arms, tasks and other names in them, as people read them."""
+    named = {column: table[column].map(spoken, na_action="ignore") for column in NAMES & set(table.columns)}
+    return table.assign(**named).rename(columns=lambda column: spoken(str(column)))
