@@ -39,7 +39,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/measured_gain": (1, "68ca9c95f27ec190"),
     "signals/one_shot": (4, "426afac7e65ad4f0"),
     "signals/reference": (1, "b3da5df21b7826de"),
-    "signals/reward": (1, "d22382858b2caf32"),
+    "signals/reward": (1, "663018a8cefec8c9"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),
     "signals/scores": (1, "47b6518845b53682"),
     "signals/warm_up": (1, "3bf9982cf8276083"),
