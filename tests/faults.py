@@ -31,14 +31,14 @@ from workbench.loop.reviews import Reviews
 from workbench.runs import progress, workers
 from workbench.runs import run as run_module
 from workbench.runs.cache import Cache, record_test_access, temporary_folder, write_json
-from workbench.runs.errors import DataError, ModelError, RecipeError, RunError, in_our_words
+from workbench.runs.errors import NO_MEMORY, DataError, ModelError, RecipeError, RunError, in_our_words
 from workbench.runs.identity import content_of, file_sha256
 from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Step, open_run, restore, runs_table, take_over
 
 OURS = (RunError, RecipeError, ModelError, DataError)
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE)
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENOMEM)
 PRIMITIVES = [(builtins, "open"), (io, "open"), (sqlite3, "connect"), (pd, "read_parquet")]
 PRIMITIVES += [(os, name) for name in "open fsync replace rename unlink rmdir mkdir utime scandir listdir".split()]
 # What touches a file, as it is called in the library.
@@ -98,8 +98,12 @@ class Fault:
             self.met[place] = self.met.get(place, 0) + 1
             if place and place == self.place and self.met[place] == self.n:
                 self.happened = True
+                if self.code == errno.ENOMEM:
+                    raise MemoryError
                 if primitive is CONNECT:
-                    raise sqlite3.OperationalError("disk I/O error")
+                    error = sqlite3.OperationalError("disk I/O error")
+                    error.sqlite_errorname = "SQLITE_IOERR_READ"
+                    raise error
                 raise OSError(self.code, os.strerror(self.code), str(args[0]) if args else "")
             return primitive(*args, **kwargs)
 
@@ -185,7 +189,7 @@ def _said(work: Callable) -> str:
     try:
         work()
     except OURS as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError | MemoryError):
             raise  # the fault, not what was asked for
         return str(error).replace(os.environ["WORKBENCH_RUNS"], "")
     raise AssertionError("it must be refused")
@@ -216,7 +220,7 @@ def fall(folder: Path, place: str, n: int, code: int, wanted: dict) -> str:
             except OURS as error:
                 what = "said"
                 assert "\n" not in str(error) and len(str(error)) < 700, error
-                assert any(text in str(error) for text in (os.strerror(code), "disk I/O error")), error
+                assert any(text in str(error) for text in (os.strerror(code), "disk I/O error", NO_MEMORY)), error
         if what == "said":
             progress.end()
             require(live(), wanted)

@@ -106,7 +106,7 @@ def others(setting: Setting, places: dict[str, str]) -> Iterator[Any]:
         yield f"{value}x"
     elif isinstance(value, dict):
         for key, one in value.items():
-            yield value | {key: places.get(one, f"{one}x")}
+            yield value | {key: one + 1 if isinstance(one, int | float) else places.get(one, f"{one}x")}
         yield value | {"plain": "Think."}
         yield value | {"teacher": "a licence"}
         yield value | {"object_counting": {"answer_type": "number"}}
@@ -114,6 +114,7 @@ def others(setting: Setting, places: dict[str, str]) -> Iterator[Any]:
     elif isinstance(value, list):
         yield from ([*value, more] for more in ("random_rationale", 7, 1, "x", *places.values()))
         yield value[:-1]
+        yield from ([*value[:-1], last / 2] for last in value[-1:] if isinstance(last, float))
 
 
 def changed(recipe: Recipe, setting: Setting, places: dict[str, str]) -> Iterator[Recipe]:
@@ -196,6 +197,8 @@ HARMLESS = {
     "Models.students in teachers": "their names stand in the pairs",
     "Models.students in examples": "their names stand in the signals and teachers",
 }
+# Without another setting, no other value of these is valid here.
+NOT_ALONE = {("Evaluation", "bbh_dir"), ("Evaluation", "items"), ("Lora", "load_in_4bit")}
 
 
 def is_harmless(step: str, name: tuple[str, str]) -> bool:
@@ -227,3 +230,27 @@ def changes_of(recipe: Recipe, names: set[tuple[str, str]], places: dict[str, st
             except REFUSED:
                 continue
     return found
+
+
+def overlooked(run: Run, reads: Reads, stages: tuple[str, ...], classroom: Path) -> set[tuple[str, tuple[str, str]]]:
+    """Change each setting that a step of a finished run looked at, and go through the run with every frame as it was.
+
+    Args:
+        run: The run, of the small classroom.
+        reads: What its steps looked at while they were computed, as `recording` notes it.
+        stages: Of its method, in order.
+        classroom: The folder with its tasks and models.
+
+    Returns:
+        Steps with a setting that they looked at, and that makes them no other steps.
+    """
+    replay, looked_at = Replay(run, stages), set().union(*reads.values())
+    assert len(looked_at) > 40 and replay.others(run.recipe) == set()
+    others = changes_of(run.recipe, looked_at, places_of(classroom), replay)
+    assert {name for name, changed in others.items() if changed is None} <= NOT_ALONE
+    return {
+        (step, name)
+        for step, names in reads.items()
+        for name in names - {one for one in names if is_harmless(step, one)}
+        if others[name] is not None and step not in others[name]
+    }

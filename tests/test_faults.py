@@ -1,5 +1,6 @@
 """A fault at every place that reads or writes, and damage to every file: one clear error or the right result."""
 
+import re
 import time
 
 import pytest
@@ -61,5 +62,9 @@ def test_a_large_store_opens_at_once_and_is_not_read_into_memory(tmp_path):
     assert found["open"] < 1 and found["memory, MB"] < 5 < found["file, MB"]
 
 
-def test_the_table_in_the_docs_is_what_was_counted():
-    assert table() in (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+def test_the_table_in_the_docs_is_what_was_counted_and_every_test_it_names_is_there():
+    text = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\btest_\w+(?=[`\[])", text))
+    there = [path.read_text(encoding="utf-8") for path in (PROJECT / "tests").glob("test_*.py")]
+    assert table() in text and len(named) > 40
+    assert not {name for name in named if not any(f"def {name}(" in one for one in there)}

@@ -11,7 +11,7 @@ from small_classroom import recipe_of
 
 from workbench.models.openai_engine import KEY_VARIABLE, URL_VARIABLE
 from workbench.models.start import check
-from workbench.notebook.headless import preflight
+from workbench.notebook.session import preflight
 from workbench.report import cost_estimate, plan
 from workbench.runs.cache import runs_folder
 from workbench.runs.errors import ModelError, RunError

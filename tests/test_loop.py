@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from kills import kill_often
-from one_change import Replay, changes_of, is_harmless, places_of, recording
+from one_change import Replay, overlooked, recording
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
 from workbench import loop, signals
@@ -45,8 +45,6 @@ STEPS = {
     "training": ("rows", "students"),
     "evaluation": ("predictions",),
 }
-# Without another setting, no other value of these is valid here.
-NOT_ALONE = {("Evaluation", "bbh_dir"), ("Evaluation", "items"), ("Lora", "load_in_4bit")}
 ALL_STEPS = [step for steps in STEPS.values() for step in steps]
 # One run dies at each of these in turn: between batches, between checkpoints, between trained models, and with its
 # frames written but not its manifest.
@@ -94,17 +92,7 @@ def run(whole, monkeypatch):
 
 def test_whatever_a_step_looks_at_in_the_recipe_makes_it_another_step(run, classroom, reads):
     """One setting at a time, all of those that any step looks at, and all that none may."""
-    replay, looked_at = Replay(run, STAGES), set().union(*reads.values())
-    assert len(looked_at) > 40 and replay.others(run.recipe) == set()
-    others = changes_of(run.recipe, looked_at, places_of(classroom), replay)
-    missed = {
-        (step, name)
-        for step, names in reads.items()
-        for name in names - {one for one in names if is_harmless(step, one)}
-        if others[name] is not None and step not in others[name]
-    }
-    assert not missed, f"a step looks at a setting that is neither among its arguments nor in looks_at: {missed}"
-    assert {name for name, changed in others.items() if changed is None} <= NOT_ALONE
+    assert overlooked(run, reads, STAGES, classroom) == set(), "neither among their arguments nor in looks_at"
     harmless = run.recipe.model_copy(
         update={
             "name": "other",
@@ -113,7 +101,35 @@ def test_whatever_a_step_looks_at_in_the_recipe_makes_it_another_step(run, class
             "training": run.recipe.training.model_copy(update={"micro_batch_size": 2}),
         }
     )
-    assert replay.others(harmless) == set()
+    assert Replay(run, STAGES).others(harmless) == set()
+
+
+CHANGES = {
+    "model.safetensors": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "chat_template.jinja": lambda data: data + b"{{ messages[0]['content'] }}",
+    **dict.fromkeys(
+        ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"), b"%b\n".__mod__
+    ),
+    "description": lambda data: data.replace(b'"description": "', b'"description": "So: ', 1),
+    "techniques": lambda data: data.replace(b'"tally": "', b'"tally": "So: ', 1),
+    "answer": lambda data: data.replace(b'"target": "', b'"target": "1', 1),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_another_file_of_a_model_or_task_makes_what_is_computed_from_it_another(run, classroom, what):
+    replay = Replay(run, STAGES)
+    models = {"teacher": "questions", "student": "probes"}
+    files = {classroom / "tasks" / f"{TASKS[1]}.json": "questions"}
+    files = {classroom / role / what: step for role, step in models.items()} if "." in what else files
+    for path, step in files.items():
+        before = path.read_bytes() if path.is_file() else None
+        changed = CHANGES[what](before or b"")
+        try:
+            assert changed != before and path.write_bytes(changed)
+            assert step in replay.others(run.recipe)
+        finally:
+            path.unlink() if before is None else path.write_bytes(before)
 
 
 def undo(run, *stages: str) -> None:

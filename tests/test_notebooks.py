@@ -209,6 +209,7 @@ def test_a_study_runs_on_any_finished_run_and_leaves_a_page_and_numbers(work, ca
     for which, beta in (("1", 0.1), ("2", 0.2), ("chosen", 0.2)) if name == "sweep" else ():
         again = Path(shutil.copytree(work.path, work.path.with_name(f"tiny-{which}"))) / "recipe.yaml"
         again.write_text(again.read_text().replace("beta: 0.1", f"beta: {beta}"))
+        again.with_suffix(".json").unlink()
     assert (
         main(["study", name, "tiny", *(word for key, value in given.items() for word in ("-p", key, str(value)))]) == 0
     )

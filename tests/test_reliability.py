@@ -1,7 +1,9 @@
 """What once fell: files believed unchecked, two runs of one name, keys in files; see docs/reliability.md."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from conftest import PROJECT
 from test_run import numbers
 
 from workbench.cli.main import main
+from workbench.models import loading
 from workbench.notebook.watch import look
 from workbench.runs import cache, progress, schemas
 from workbench.runs.cache import LOCK, Cache, read_json, temporary_folder, write_json
 from workbench.runs.errors import RunError, redact
 from workbench.runs.identity import file_sha256
+from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import hold, open_run
 
 KEY = 'sk-planted/7d41f0 "é'
@@ -67,6 +71,26 @@ def test_a_verdict_edited_by_hand_is_not_believed(run):
     (run.path / "verdict.json").write_text(text.replace("undecided", "better"))
     with pytest.raises(RunError, match=r"verdict\.json is damaged \(it is not what was written.*rename it"):
         _ = run.verdict
+
+
+def test_a_recipe_edited_in_the_folder_of_a_run_is_refused_with_its_difference(run, recipe):
+    path = run.path / "recipe.yaml"
+    text = path.read_text()
+    path.write_text(edited := text.replace("beta: 0.1", "beta: 0.2"))
+    assert open_run("demo").recipe.alignment.beta == 0.2, "nothing is made from it yet"
+    run.step("numbers", numbers, 3)
+    for given in (None, recipe, load_recipe(str(path))):
+        with pytest.raises(RunError, match=r"recipe\.yaml was edited .* undo: alignment\.beta 0\.1 -> 0\.2; or give"):
+            open_run("demo", given)
+    assert path.read_text() == edited and open_run("other", load_recipe(str(path))).recipe.alignment.beta == 0.2
+    path.write_text(f"# read it\n{text}")
+    assert open_run("demo").recipe == open_run("demo", run.recipe).recipe == run.recipe
+    parts = run.recipe.alignment.model_copy(update={"micro_batch_size": 2})
+    limited = run.recipe.model_copy(update={"alignment": parts})
+    assert open_run("demo", limited).recipe == open_run("demo").recipe == limited, "a limit may be set under way"
+    (run.path / "recipe.json").unlink()
+    path.write_text(edited)
+    assert open_run("demo").recipe.alignment.beta == 0.2, "an earlier workbench kept none"
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "3", '"a"', "{", "", "{}", '{"decision": 3}', "[" * 100_000])
@@ -125,6 +149,42 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another(tmp_path):
         path.write_bytes(letter * 100)
         os.utime(path, (1, 1))
         assert file_sha256(path) not in before
+
+
+NO_ROOM = "[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError(NO_ROOM)]
+)
+def test_too_little_memory_is_said_whoever_notices_it(run, error, monkeypatch, capsys):
+    def too_large(*_) -> pd.DataFrame:
+        raise error
+
+    with pytest.raises(
+        RunError, match="^There is not enough memory, nothing earlier is lost; end other programs, or lower"
+    ):
+        run.step("numbers", too_large)
+    assert len(run.step("numbers", numbers, 3)) == 3
+    monkeypatch.setattr(loading, "load_tokenizer", too_large)
+    with pytest.raises(type(error)):
+        loading.load("data/pocket/teacher")  # and not that the folder is damaged
+    monkeypatch.setattr("workbench.runs.run.runs_table", too_large)
+    assert main(["runs"]) == 1 and "workbench: There is not enough memory" in capsys.readouterr().err
+
+
+def test_a_limit_on_memory_is_said_to_be_one(tmp_path):
+    items = Cache(tmp_path / "items.sqlite")
+    items.put_many("probe", {"a": {"n": 1}})
+    items.close()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1_000_000, limits[1]))  # less than there is: nothing more is given
+    try:
+        with pytest.raises(RunError, match="^There is not enough memory"):
+            items.get_many("probe", ["a"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert items.get_many("probe", ["a"]) == {"a": {"n": 1}}
 
 
 # Two at once

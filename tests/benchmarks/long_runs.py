@@ -3,9 +3,13 @@
 python -m tests.benchmarks.long_runs store 1000000     a store of so many items: opened, read, its memory
 python -m tests.benchmarks.long_runs lives 50          so many runs in one process: handles, threads, memory
 python -m tests.benchmarks.long_runs restart           going through the steps of the run `sample` again, none computed
-python -m tests.benchmarks.long_runs durability N      what writing safely takes of a step that stores N items, measured
+python -m tests.benchmarks.long_runs durability 3200   what so many items stored safely cost, a batch and a manifest
+python -m tests.benchmarks.long_runs share             what writing and checking safely is of the small classroom's loop
+
+Seconds are of a core where they are called so, else of the clock, which other processes lengthen.
 """
 
+import functools
 import io
 import json
 import os
@@ -17,12 +21,15 @@ from contextlib import closing, redirect_stdout
 from pathlib import Path
 
 import psutil
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults import in_a_folder, live
+from small_classroom import build, recipe_of, run_whole
 
-from workbench.runs import cache
+from workbench.runs import cache, identity
+from workbench.runs import run as run_module
 from workbench.runs.cache import Cache
 
 PART = 20_000
@@ -74,21 +81,60 @@ def restart() -> dict[str, float]:
     return {"open": opened - began, f"{len(run.steps())} steps": time.process_time() - opened}
 
 
+def share(folder: Path, _: int) -> dict[str, float]:
+    """Return what all that makes the small classroom's loop safe takes of it, in seconds of a core and of the clock.
+
+    That is storing and reading finished items, writing files so that none is ever half, and every checksum of a file.
+    """
+    clocks, spent, inside = (time.process_time, time.perf_counter), [0.0, 0.0], [False]
+
+    def timed(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            if inside[0]:
+                return function(*args, **kwargs)
+            inside[0], began = True, [clock() for clock in clocks]
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside[0] = False
+                spent[:] = [s + clock() - b for s, clock, b in zip(spent, clocks, began, strict=True)]
+
+        return call
+
+    from workbench.models import loading, trl
+
+    safe = [(Cache, "put_many"), (Cache, "get_many"), (cache, "atomic_write"), (cache, "unseal"), (trl, "_checksums")]
+    safe += [(run_module, name) for name in ("atomic_write", "file_sha256")]
+    safe += [(loading, "file_sha256"), (identity, "file_sha256")]
+    build(folder)
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()):
+        for owner, name in safe:
+            patched.setattr(owner, name, timed(getattr(owner, name)))
+        began = [clock() for clock in clocks]
+        run_whole(folder / "runs", recipe_of(folder))
+    whole = [clock() - b for clock, b in zip(clocks, began, strict=True)]
+    found = {"safe, s of a core": spent[0], "loop, s of a core": whole[0], "share of a core": spent[0] / whole[0]}
+    return found | {"safe, s": spent[1], "loop, s": whole[1], "share": spent[1] / whole[1]}
+
+
 def durability(folder: Path, n: int) -> dict[str, float]:
     """Return what n items stored in batches of 32 cost a batch, and of that what is due to checksums and syncing.
 
     A batch of 32 is what an engine writes in one transaction; its own time is the batch's generation.
     """
     payload = {"text": "word " * 60, "n_tokens": 60, "finished": True}
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     with closing(Cache(folder / "items.sqlite")) as items:
         for start in range(0, n, 32):
             items.put_many("completion", {f"{at:016x}": payload for at in range(start, start + 32)})
-    batch_s = (time.perf_counter() - began) / (n / 32)
-    began = time.perf_counter()
+    stored, stored_cpu = time.perf_counter() - began, time.process_time() - cpu
+    began, cpu = time.perf_counter(), time.process_time()
     for at in range(50):
         cache.write_json(folder / "manifest.json", {"key": str(at), "counts": {"rows": at}})
-    return {"a batch of 32 items, ms": 1e3 * batch_s, "a manifest, ms": 1e3 * (time.perf_counter() - began) / 50}
+    written, written_cpu = time.perf_counter() - began, time.process_time() - cpu
+    found = {"a batch of 32 items, ms": 1e3 * stored / (n / 32), "of a core": 1e3 * stored_cpu / (n / 32)}
+    return found | {"a manifest, ms": 1e3 * written / 50, "a manifest, of a core": 1e3 * written_cpu / 50}
 
 
 if __name__ == "__main__":
@@ -96,4 +142,5 @@ if __name__ == "__main__":
         what, n = sys.argv[1], int((sys.argv[2:] or ["0"])[0])
         os.environ.setdefault("WORKBENCH_RUNS", name)
         given = () if what == "restart" else (Path(name), n)
-        print(json.dumps({"store": store, "lives": lives, "restart": restart, "durability": durability}[what](*given)))
+        known = {"store": store, "lives": lives, "restart": restart, "durability": durability, "share": share}
+        print(json.dumps(known[what](*given)))

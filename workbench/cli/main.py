@@ -424,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error, REFUSED)
     except KeyboardInterrupt:
         return _say("Stopped. Finished items are kept: the same command goes on where it was.", INTERRUPTED)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("WORKBENCH_DEBUG"):
             raise
         return _say(error, FAILED)

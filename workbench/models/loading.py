@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.utils import logging as transformers_logging
 
 from workbench.runs.cache import read_json
-from workbench.runs.errors import ModelError
+from workbench.runs.errors import NO_MEMORY, ModelError, in_words
 from workbench.runs.identity import unlike
 from workbench.runs.recipe import project_root
 from workbench.runs.recipe_parts import TURN
@@ -137,6 +137,8 @@ def load(
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if in_words(error) == NO_MEMORY:
+            raise  # the folder is whole
         raise ModelError(
             f"Model folder {folder} cannot be loaded ({_first_line(error)}); restore its files or build it again."
         ) from error

@@ -15,32 +15,16 @@ import nbformat
 from workbench.methods import ALL
 from workbench.notebook.display import GOING_ON, HEADLESS
 from workbench.notebook.session import metrics_path, record_status
-from workbench.report.page import notebook_page, write_report
 from workbench.runs.cache import atomic_write, temporary_folder
 from workbench.runs.errors import RunError, redact
 from workbench.runs.recipe import home, project_root
-from workbench.runs.recipe_engines import ROLES
-from workbench.runs.run import Run, hold, open_run, steps_in
+from workbench.runs.run import Run, hold, steps_in
 
 KERNEL = "python3"
 PATIENCE_S = 600  # on a busy machine a kernel takes its time, to start and to pass on what a finished cell showed
 # Processes that a notebook starts look for __spec__, which reset takes away.
 EMPTY = "%reset -f\n__spec__ = None"
-PREFLIGHT = "from workbench.notebook.headless import preflight\npreflight({name!r})"
-
-
-def preflight(name: str) -> None:
-    """Refuse a run whose tasks, models or engines are not here, before any of its notebooks begins."""
-    from workbench.models import backends, start
-    from workbench.tasks.task import load_tasks
-
-    recipe = open_run(name).recipe
-    load_tasks(recipe)
-    for role in ROLES:
-        for ref in start.models_of(recipe, role):
-            start.model_fingerprint(recipe, role, ref)
-    start.check(recipe)
-    backends.check(recipe)
+PREFLIGHT = "from workbench.notebook.session import preflight\npreflight({name!r})"
 
 
 def wanted(work: Run, first: str = "", last: str = "") -> list[str]:
@@ -78,6 +62,8 @@ def run_notebooks(work: Run, first: str = "", last: str = "") -> Path:
         for name in notebooks:
             _execute_cell(kernel, EMPTY)
             _run_notebook(work, name, kernel)
+    from workbench.report.page import write_report  # seconds, which a run that goes on would otherwise begin with
+
     return write_report(work)
 
 
@@ -89,6 +75,8 @@ def run_study(work: Run, name: str, parameters: Mapping[str, object]) -> Path:
     """
     with hold(work.name), _kernel() as kernel:
         executed = _run_notebook(work, f"studies/{name}", kernel, parameters)
+    from workbench.report.page import notebook_page
+
     return notebook_page(executed)
 
 

@@ -19,6 +19,7 @@ from workbench.notebook.watch import watching
 from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import RecipeError, RunError, spoken
 from workbench.runs.recipe import Recipe, home
+from workbench.runs.recipe_engines import ROLES
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import OF_RUN, Run, open_run, take_over
 
@@ -114,6 +115,20 @@ def begin(run: str, recipe: str, overrides: Mapping[str, str] = {}) -> Run:
             shutil.copy2(said, Reviews.of_run(opened).path)
         take_over(opened, source, [step for step in source.steps() if step not in later])
     return opened
+
+
+def preflight(name: str) -> None:
+    """Refuse a run whose tasks, models or engines are not here, before any of its notebooks begins."""
+    from workbench.models import backends, start
+    from workbench.tasks.task import load_tasks
+
+    recipe = open_run(name).recipe
+    load_tasks(recipe)
+    for role in ROLES:
+        for ref in start.models_of(recipe, role):
+            start.model_fingerprint(recipe, role, ref)
+    start.check(recipe)
+    backends.check(recipe)
 
 
 def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:

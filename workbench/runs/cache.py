@@ -28,6 +28,8 @@ BUSY_S = 60
 ITEMS, LOOKS, LOCK = "items.sqlite", "looks.json", "workbench.lock"
 LEFT_S = 60  # a folder younger than this may be one that its process has not locked yet
 SPENDING = "spending"  # running totals: kept here too, and no finished items
+NUMBERS = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR_WRITE": errno.ENOSPC, "SQLITE_IOERR_SHMMAP": errno.ENOMEM}
+NUMBERS |= {"SQLITE_IOERR": errno.EIO}
 KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
 
 
@@ -37,6 +39,7 @@ def runs_folder() -> Path:
     return path if path.is_absolute() else home() / path
 
 
+@in_our_words()
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new, never a part.
 
@@ -57,9 +60,11 @@ def atomic_write(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, MemoryError):
+            raise
         raise RunError(in_words(OSError(error.errno, error.strerror or str(error), str(path)))) from error
 
 
@@ -68,6 +73,7 @@ def write_json(path: Path, values: Mapping) -> None:
     atomic_write(path, f"{seal(values)}\n".encode())
 
 
+@in_our_words()
 def read_json(path: Path, shape: type[BaseModel] | None = None) -> dict:
     """Return what write_json wrote, or another JSON file's mapping; {} when there is no such file.
 
@@ -160,9 +166,9 @@ def _lineage() -> set[int]:
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yield a folder that goes when the block ends; those that killed processes left behind go first."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*progress.BORNE):
         for lock in Path(tempfile.gettempdir()).glob(f"workbench-*/{LOCK}"):
-            with contextlib.suppress(OSError), open(lock, "a+") as file:
+            with contextlib.suppress(*progress.BORNE), open(lock, "a+") as file:
                 if time.time() - lock.parent.stat().st_mtime > LEFT_S and _lock(file):
                     shutil.rmtree(lock.parent)
     with in_our_words(), tempfile.TemporaryDirectory(prefix="workbench-") as name, held(Path(name) / LOCK, name):
@@ -184,6 +190,7 @@ class Database:
             self._connection.close()
             self._connection = None
 
+    @in_our_words()
     def _do(self, work: Callable[[sqlite3.Connection], list | None]):
         """Do some work on the open file, with SQLite's errors said in our words."""
         try:
@@ -201,7 +208,8 @@ class Database:
                 raise RunError(
                     f"{self.path} was in use by another process for {BUSY_S} s; let that finish, then run again."
                 ) from error
-            number = errno.ENOSPC if code == "SQLITE_FULL" else getattr(error, "errno", None) or errno.EACCES
+            known = (number for name, number in NUMBERS.items() if code.startswith(name))
+            number = next(known, getattr(error, "errno", 0) or errno.EACCES)
             raise RunError(in_words(OSError(number, str(error), str(self.path)))) from error
 
     def _open(self) -> sqlite3.Connection:

@@ -64,10 +64,15 @@ FIXES = {
     errno.EIO: ("read or written", "look at the disk"),
 }
 FIXES[errno.EACCES] = FIXES[errno.EROFS]
+NO_MEMORY = "There is not enough memory, nothing earlier is lost; end other programs, or lower compute.batch_size, "
+NO_MEMORY += "compute.workers or the micro_batch_size of the training, and run the same command again."
 
 
 def in_words(error: BaseException | str) -> str:
-    """Return what an error says; where the system refuses a file, in a sentence with what to do."""
+    """Return what an error says; where the system refuses a file or memory, in a sentence with what to do."""
+    # On a processor torch says it in a RuntimeError.
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or "can't allocate" in str(error):
+        return NO_MEMORY
     if isinstance(error, shutil.Error):  # of a copied folder: what failed is said of each file
         *_, path, reason = error.args[0][0]
         error = next((OSError(n, os.strerror(n), path) for n in FIXES if os.strerror(n) in str(reason)), error)
@@ -80,10 +85,10 @@ def in_words(error: BaseException | str) -> str:
 
 @contextmanager
 def in_our_words() -> Iterator[None]:
-    """Raise a RunError where the system refuses a file inside."""
+    """Raise a RunError where the system refuses a file or memory inside."""
     try:
         yield
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         if (said := in_words(error)) == str(error):
             raise
         raise RunError(said) from error

@@ -21,6 +21,7 @@ from workbench.runs.identity import seal, unseal
 FOLDER = "alive"
 EVERY_S = 1.0
 N_TEXTS, N_CHARACTERS, N_POINTS = 3, 600, 400
+BORNE = (OSError, MemoryError)
 METRICS = ("loss", "rewards/margins", "rewards/accuracies")
 
 
@@ -38,7 +39,7 @@ class _Signs:
             return
         self.written_s = time.monotonic()
         path = self.folder / f"{os.getpid()}.json"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*BORNE):
             temporary = path.with_suffix(".tmp")
             temporary.write_text(seal({**self.values, "at": time.time()}), encoding="utf-8")
             os.replace(temporary, path)
@@ -57,7 +58,7 @@ def begin(step: Path) -> None:
     """Say that this process begins to compute the step whose folder is given; earlier signs of it go."""
     global _signs
     forget(step)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*BORNE):
         (step / FOLDER).mkdir(parents=True)
     _signs = _Signs(step / FOLDER, main=True)
     _signs.give()
@@ -73,7 +74,8 @@ def end() -> None:
 
 def forget(step: Path) -> None:
     """Take the signs away that lie in a step's folder."""
-    shutil.rmtree(step / FOLDER, ignore_errors=True)
+    with contextlib.suppress(*BORNE):
+        shutil.rmtree(step / FOLDER, ignore_errors=True)
 
 
 def stop(reason: str) -> None:
@@ -140,9 +142,9 @@ def steps(model: str, step: int, total: int, logs: Mapping | None = None) -> Non
 def read(step: Path) -> list[dict]:
     """Return the signs of all processes of a step, the main one first; one that cannot be read is left out."""
     signs = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*BORNE):
         for path in sorted((step / FOLDER).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*BORNE, ValueError):
                 signs.append(unseal(path.read_text(encoding="utf-8"), required=True))
     return sorted(signs, key=lambda sign: not sign["main"])
 

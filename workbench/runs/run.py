@@ -33,7 +33,8 @@ ENDED = "✓ "  # before the line that a step leaves when it is done
 OF_RUN = "run:"  # before the name of a run that stands where a recipe does
 SAMPLE, SHIPPED = "sample", "shipped.json"  # the run that the project ships, and what marks such a run
 SAMPLES = {SAMPLE: "run", f"{SAMPLE}-signals": "signals", f"{SAMPLE}-goodhart": "goodhart"}  # folders in data/samples
-BEFORE_WORK = {"recipe.yaml", "reports", LOCK}  # what a run's folder holds that was refused before any work
+KEPT = "recipe.json"  # the recipe that a run was begun with, sealed: recipe.yaml beside it is there to be read
+BEFORE_WORK = {"recipe.yaml", KEPT, "reports", LOCK}  # what a run's folder holds that was refused before any work
 OLD_STAGES = ("drafting", "probing", "alignment", "training", "evaluation")
 COLUMNS = ["name", "recipe", "steps", "decision", "difference", "low", "high", "seconds"]
 VERSIONED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pandas", "pyarrow", "scipy")
@@ -497,8 +498,8 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
     The runs of SAMPLES ship with the project; one is copied where runs are kept when it is first opened.
 
     Raises:
-        RunError: If the run was begun with another recipe (naming what differs), was made by a workbench that kept
-            runs otherwise, or does not exist and no recipe is given.
+        RunError: If the run was begun with another recipe or its own was edited since (naming what differs), was made
+            by a workbench that kept runs otherwise, or does not exist and no recipe is given.
     """
     path = path_of(name)
     file = path / "recipe.yaml"
@@ -513,10 +514,12 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
             "is left as it is: take another name, and read its Parquet files with pandas."
         )
     if file.is_file():
-        stored = load_recipe(str(file))
+        stored, has_work = load_recipe(str(file)), set(os.listdir(path)) - BEFORE_WORK
+        if has_work and (edited := _difference(_begun_with(path) or stored, stored)):
+            raise RunError(f"{file} was edited since the run was begun; undo: {edited}; or give a copy to another run.")
         if recipe is None or recipe == stored:
             return Run(name, path, stored)
-        if set(os.listdir(path)) - BEFORE_WORK and recipe.without_limits() != stored.without_limits():
+        if has_work and recipe.without_limits() != stored.without_limits():
             raise RunError(
                 f"Run {name} was begun with another recipe; take another --name or undo: {_difference(stored, recipe)}."
             )
@@ -527,12 +530,20 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
             f"begin it in the first notebook of a method, or with: workbench run RECIPE --name {name}"
         )
     with hold(name):
+        write_json(path / KEPT, {"recipe": recipe.model_dump()})
         atomic_write(file, recipe.to_yaml().encode("utf-8"))
     return Run(name, path, recipe)
 
 
+def _begun_with(path: Path) -> Recipe | None:
+    """Return the recipe that the run in a folder was begun with; None where an earlier workbench began it."""
+    kept = read_json(path / KEPT, schemas.Kept).get("recipe")
+    return kept and recipe_class(kept.get("method")).model_validate(kept)
+
+
 def _difference(stored: Recipe, asked: Recipe) -> str:
-    old, new = dict(flatten(stored.model_dump())), dict(flatten(asked.model_dump()))
+    """Return what differs in two recipes, what may be set anew under way left out; "" for nothing."""
+    old, new = (dict(flatten(one.without_limits().model_dump())) for one in (stored, asked))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys)
 

@@ -202,6 +202,12 @@ class Verdict(Stored):
     comparisons: list[dict]
 
 
+class Kept(Stored):
+    """The recipe that a run was begun with."""
+
+    recipe: dict
+
+
 class _Looks(Stored):
     name: str
     looks: list[dict[str, str]]
