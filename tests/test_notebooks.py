@@ -359,7 +359,7 @@ def test_libraries_draw_no_bars_while_a_step_is_computed(capsys):
     from tqdm.auto import tqdm
 
     with display.without_bars():
-        assert list(tqdm(range(3))) == [0, 1, 2]
+        assert list(tqdm(range(3))) == list(tqdm(range(3), disable=False)) == [0, 1, 2]
     assert capsys.readouterr().err == ""
     assert list(tqdm(range(3))) == [0, 1, 2]
     assert "3/3" in capsys.readouterr().err

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partialmethod
 
 import pandas as pd
 
@@ -155,11 +154,11 @@ def progress(items: Iterable, what: str) -> Iterator:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep libraries from drawing bars of their own; those of whoever asks for one stay."""
+    """Keep libraries from drawing bars of their own, also those that ask for one, as accelerate's do."""
     from tqdm import tqdm
 
     own = tqdm.__init__
-    tqdm.__init__ = partialmethod(own, disable=True)
+    tqdm.__init__ = lambda self, *given, **named: own(self, *given, **named | {"disable": True})
     try:
         yield
     finally:
