@@ -174,6 +174,6 @@ def same_rows(rows: pd.DataFrame) -> list[str]:
         arms: dict[str, list[str]] = {}
         for arm, part in texts:
             arms.setdefault(content_of(part[["seed", "prompt", "completion"]]), []).append(arm)
-        groups = [" and ".join(group) for group in arms.values() if len(group) > 1]
+        groups = [spoken(" and ".join(group)) for group in arms.values() if len(group) > 1]
         said += [f"{NO_COMPARISON} {group} of {student} were trained on the same examples." for group in groups]
     return said
