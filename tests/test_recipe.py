@@ -361,3 +361,13 @@ def test_racing_is_of_the_method_that_probes_and_leaves_older_fingerprints():
         load_recipe("arte-demo", {"probing.error": "0.5"})
     with pytest.raises(RecipeError, match="probing"):
         load_recipe("montessori", {"probing.rule": "racing"})
+
+
+def test_an_override_reaches_a_student_whose_name_holds_dots(recipe_values, tmp_path):
+    recipe_values["models"]["students"] = {"tiny-1.1b": "data/pocket/a", "b": "data/pocket/b"}
+    path = tmp_path / "dots.yaml"
+    path.write_text(format_yaml(recipe_values))
+    changed = load_recipe(
+        str(path), {"models.students.tiny-1.1b": "data/pocket/c", "models.students.b": "data/pocket/d"}
+    )
+    assert changed.models.students == {"tiny-1.1b": "data/pocket/c", "b": "data/pocket/d"}

@@ -17,7 +17,7 @@ from workbench.runs import cache, identity, progress, schemas
 from workbench.runs.cache import Cache, atomic_write, record_test_access
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
-from workbench.runs.run import open_run, restore, runs_table
+from workbench.runs.run import open_run, restore, runs_table, steps_in
 
 CALLS: list[str] = []
 
@@ -701,3 +701,29 @@ def test_the_table_of_runs(run, recipe):
 
 def test_no_runs_is_an_empty_table(runs):
     assert runs_table().empty and "decision" in runs_table().columns
+
+
+def test_steps_of_a_notebook_that_every_run_makes(tmp_path, monkeypatch):
+    code = """
+made = work.step("first", f)
+if asked:
+    work.step("only some", f)
+for n in range(2):
+    work.step("in a loop", f)
+    if n:
+        work.step("not always", f)
+if names:
+    work.step("either", f)
+else:
+    either = work.step(
+        "either", g)
+"""
+    cells = [
+        {"cell_type": "code", "source": code.splitlines(keepends=True)},
+        {"cell_type": "markdown", "source": ["#"]},
+    ]
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "10_own.ipynb").write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr("workbench.runs.run.project_root", lambda: tmp_path)
+    assert steps_in("10_own") == ["first", "only some", "in a loop", "not always", "either"]
+    assert steps_in("10_own", always=True) == ["first", "in a loop", "either"] and steps_in("none") == []

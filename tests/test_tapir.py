@@ -16,6 +16,7 @@ from workbench.methods import rounds, tapir, tapir_rounds
 from workbench.methods.tapir import ARMS, Ingredients, TapirRecipe
 from workbench.methods.tapir_rounds import apportion, choose_items, level_of, plan_round
 from workbench.models.start import students_of
+from workbench.notebook.watch import expected_steps
 from workbench.report.cost_estimate import estimate
 from workbench.runs.errors import RecipeError
 from workbench.runs.recipe_file import load_recipe
@@ -150,6 +151,8 @@ def test_a_run_ends_with_students_of_every_arm_on_equal_tokens(run):
     assert (tokens.max(axis=1) - tokens.min(axis=1) <= longest).all()
     curve, models = run.read("students", "curve"), run.read("students", "students")
     assert len(models) == 2 * len(run.recipe.trained_arms("pupil"))
+    # What only some recipes ask for, as labels of open instructions, nobody waits for.
+    assert {name for name in expected_steps(run) if not run.has(name)} <= {"predictions"}
     last = curve[curve["metric"] == "tokens"].set_index(["arm", "seed"])
     both = [run.read(f"round-{n}/rows" if n else "rows") for n in range(ROUNDS + 1)]
     assert len(both[0]) == len(both[1]) + len(both[2]) and both[0]["row_id"].is_unique

@@ -84,7 +84,7 @@ def begin_again(work: Run, first: str) -> None:
     """Have the steps of a notebook and of later ones computed again, in force until then; earlier ones are there."""
     names = ALL[work.recipe.method].notebooks
     at = names.index(first)
-    for step in (step for name in names[:at] for step in steps_in(name)):
+    for step in (step for name in names[:at] for step in steps_in(name, always=True)):
         work.result(step)
     for step in (step for name in names[at:] for step in steps_in(name)):
         work.again(step)

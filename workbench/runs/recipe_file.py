@@ -139,10 +139,11 @@ def _override(raw: dict, key: str, value: Any) -> str:
         value = parse_yaml(value) if isinstance(value, str) and value.strip() else value
     except ValueError as error:
         return f"{key}: {value!r} cannot be read as YAML ({error}); put quotes around text."
-    *sections, last = key.split(".")
-    for section in sections:
+    parts = key.split(".")
+    while len(parts) > 1 and ".".join(parts) not in raw:  # a student's name may hold dots
+        section = parts.pop(0)
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
             return f"{key}: {section} holds a single value, so nothing can be set inside it; set {section} itself."
-    raw[last] = value
+    raw[".".join(parts)] = value
     return ""

@@ -4,6 +4,7 @@ A step is a function called with arguments. What decides whether it is computed 
 of inputs is kept by hand.
 """
 
+import ast
 import importlib.metadata
 import inspect
 import json
@@ -400,12 +401,28 @@ def take_over(work: Run, source: Run, steps: Iterable[str]) -> None:
         shutil.copy2(source.path / step / MANIFEST, work.path / step)
 
 
-def steps_in(notebook: str) -> list[str]:
-    """Return the names of the steps that a notebook makes, in order; [] for one that is not there."""
+def steps_in(notebook: str, always: bool = False) -> list[str]:
+    """Return the names of the steps that a notebook makes, in order; [] for one that is not there.
+
+    Args:
+        notebook: Its name, without folder and ending.
+        always: Whether to leave out what only some recipes ask for: steps of one branch alone.
+    """
     path = project_root() / "notebooks" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return list(dict.fromkeys(re.findall(r"\.step\(\s*\"([^\"]+)\"", code)))
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return list(dict.fromkeys(_steps_of(ast.parse("\n".join(code)).body, always)))
+
+
+def _steps_of(statements: list[ast.stmt], always: bool) -> Iterator[str]:
+    for node in statements:
+        if always and isinstance(node, ast.If):
+            other = set(_steps_of(node.orelse, always))
+            yield from (name for name in _steps_of(node.body, always) if name in other)
+        elif always and isinstance(node, ast.For | ast.With):
+            yield from _steps_of(node.body, always)
+        else:
+            yield from re.findall(r"\.step\('([^']+)'", ast.unparse(node))
 
 
 def notebook_of(step: str) -> str:
