@@ -17,7 +17,7 @@ import pytest
 from notebook_steps import compute
 
 from workbench.runs import identity
-from workbench.runs.errors import DataError, ModelError, RunError
+from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_parts import Section
@@ -26,7 +26,7 @@ from workbench.tasks.task import load_tasks
 
 READ = Run.read
 Reads = dict[str, set[tuple[str, str]]]  # by step: class of the section, setting
-REFUSED = (RunError, ModelError, DataError)
+REFUSED = (RunError, ValueError)
 
 
 def called(section: Section) -> str:
@@ -49,6 +49,10 @@ class Setting(NamedTuple):
 
 class _NotThere(Exception):
     """A step that the run has not."""
+
+
+class _Enough(Exception):
+    """All steps that were wanted are others."""
 
 
 @contextmanager
@@ -107,13 +111,14 @@ def others(setting: Setting, places: dict[str, str]) -> Iterator[Any]:
     elif isinstance(value, dict):
         for key, one in value.items():
             yield value | {key: one + 1 if isinstance(one, int | float) else places.get(one, f"{one}x")}
+            yield {name: kept for name, kept in value.items() if name != key}
         yield value | {"plain": "Think."}
         yield value | {"teacher": "a licence"}
         yield value | {"object_counting": {"answer_type": "number"}}
         yield {"coin_flip": 1}
     elif isinstance(value, list):
         yield from ([*value, more] for more in ("random_rationale", 7, 1, "x", *places.values()))
-        yield value[:-1]
+        yield from (value[:at] + value[at + 1 :] for at in reversed(range(len(value))))
         yield from ([*value[:-1], last / 2] for last in value[-1:] if isinstance(last, float))
 
 
@@ -141,11 +146,13 @@ class Replay:
         self.kept: dict[Any, Any] = {}  # frames as they were read
         self.contents: dict[int, tuple[pd.DataFrame, str]] = {}
 
-    def others(self, recipe: Recipe) -> set[str]:
+    def others(self, recipe: Recipe, wanted: frozenset[str] = frozenset()) -> set[str]:
         """Return the steps that are another under a recipe, even if all that they are made from came out the same.
 
+        Where steps are wanted, it looks no further when all of them are.
+
         Raises:
-            DataError, ModelError, RunError: If the recipe is refused before any step is another.
+            RunError, ValueError: If the recipe is refused before any step is another.
         """
         found: set[str] = set()
         tasks = cache(lambda: load_tasks(recipe))
@@ -153,6 +160,8 @@ class Replay:
         def step(run: Run, name: str, function, *arguments):
             if self.keys.get(name) != run.key_of(function, arguments)[0]:
                 found.add(name)
+            if wanted and wanted <= found:
+                raise _Enough
             if name not in self.keys:
                 raise _NotThere
             return self._once(("result", name), lambda: Step(self.run, name).result())
@@ -168,11 +177,12 @@ class Replay:
             for stage in self.stages:
                 try:
                     compute(stage, Run(self.run.name, self.run.path, recipe))
+                except _Enough:
+                    return found
                 except Exception:
-                    # What comes after is made from frames that would be others by now.
-                    if found:
-                        return found
-                    raise
+                    # What comes after in this notebook is made from frames that would be others by now.
+                    if not found:
+                        raise
         return found
 
     def _once(self, name: Any, make: Callable[[], Any]) -> Any:
@@ -195,17 +205,18 @@ HARMLESS = {
     "Drafting.n_seed_questions in predictions": "as n_validation",
     "Tasks.folder in predictions": "for the ledger of looks; the items themselves are among the arguments",
     "Models.students in teachers": "their names stand in the pairs",
+    "Models.teacher in students": "TS-Align puts the policy that is aligned there, whose files count",
     "Models.students in examples": "their names stand in the signals and teachers",
 }
 # Without another setting, no other value of these is valid here.
-NOT_ALONE = {("Evaluation", "bbh_dir"), ("Evaluation", "items"), ("Lora", "load_in_4bit")}
+NOT_ALONE = {"bbh_dir", "items", "load_in_4bit"}
 
 
 def is_harmless(step: str, name: tuple[str, str]) -> bool:
     """Say whether a step may look at a setting that does not make it another."""
     section, setting = name
     dotted = ".".join(name)
-    return bool({section, setting, dotted, f"{dotted} in {step}"} & set(HARMLESS))
+    return bool({section, setting, dotted, f"{dotted} in {step.rpartition('/')[2]}"} & set(HARMLESS))
 
 
 def places_of(classroom: Path) -> dict[str, str]:
@@ -215,17 +226,24 @@ def places_of(classroom: Path) -> dict[str, str]:
     return {teacher: student, student: babbler, "": babbler, str(classroom / "tasks"): str(tasks)}
 
 
-def changes_of(recipe: Recipe, names: set[tuple[str, str]], places: dict[str, str], replay: Replay) -> dict:
+def changes_of(recipe: Recipe, wanted: dict, places: dict[str, str], replay: Replay) -> dict:
     """Return by section and setting which steps are another when it is changed, anywhere in the recipe.
 
     None stands for a setting of which no other value is valid by itself, or all are refused.
+
+    Args:
+        recipe: Of the run.
+        wanted: The steps that must be others, by section and setting; these are changed.
+        places: As places_of returns them.
+        replay: Of the run.
     """
-    found: dict[tuple[str, str], set[str] | None] = dict.fromkeys(names)
-    for setting in (one for one in settings_of(recipe) if one.name in names):
+    found: dict[tuple[str, str], set[str] | None] = dict.fromkeys(wanted)
+    for setting in (one for one in settings_of(recipe) if one.name in wanted):
         for other in changed(recipe, setting, places):
             try:
                 with redirect_stdout(io.StringIO()):
-                    found[setting.name] = (found[setting.name] or set()) | replay.others(other)
+                    now = replay.others(other, frozenset(wanted[setting.name]))
+                found[setting.name] = (found[setting.name] or set()) | now
                 break
             except REFUSED:
                 continue
@@ -244,13 +262,17 @@ def overlooked(run: Run, reads: Reads, stages: tuple[str, ...], classroom: Path)
     Returns:
         Steps with a setting that they looked at, and that makes them no other steps.
     """
-    replay, looked_at = Replay(run, stages), set().union(*reads.values())
-    assert len(looked_at) > 40 and replay.others(run.recipe) == set()
-    others = changes_of(run.recipe, looked_at, places_of(classroom), replay)
-    assert {name for name, changed in others.items() if changed is None} <= NOT_ALONE
+    replay, wanted = Replay(run, stages), {}
+    for step, names in reads.items():
+        for name in (one for one in names if not is_harmless(step, one)):
+            wanted.setdefault(name, set()).add(step)
+    assert len(wanted) > 25 and replay.others(run.recipe) == set()
+    others = changes_of(run.recipe, wanted, places_of(classroom), replay)
+    untried = {name for name, changed in others.items() if changed is None and name[1] not in NOT_ALONE}
+    assert not untried, f"no other value of {untried} is valid: name one in `others`"
     return {
         (step, name)
-        for step, names in reads.items()
-        for name in names - {one for one in names if is_harmless(step, one)}
-        if others[name] is not None and step not in others[name]
+        for name, changed in others.items()
+        for step in wanted[name] - (changed or set())
+        if changed is not None and name[1] not in NOT_ALONE
     }

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from notebook_steps import compute
+from one_change import overlooked, recording
 from reward_models import write_reward_model
 from small_classroom import recipe_of, run_whole
 
@@ -21,6 +22,7 @@ from workbench.signals.difficulty import WHOSE, Key
 from workbench.signals.reward import CheckingReward, JudgeReward, RewardModel
 from workbench.tasks.task import load_tasks
 
+STAGES = ("ts_align", "evaluation")
 N_ARMS = list(ARMS)[:-1]  # without the one that needs another run
 KNOWN = {"student": "pupil", "seed": 1, "task": "web_of_lies", "question": "A?", "gold": "Yes", "prompt": "Q: A?"}
 
@@ -36,17 +38,28 @@ def small(folder, **rewards) -> TsAlignRecipe:
 
 
 @pytest.fixture(scope="module")
-def whole(classroom, tmp_path_factory):
+def reads() -> dict:
+    """What each step of the run `whole` looked at in the recipe while it was computed."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run of all arms, never interrupted."""
     for seed, name in enumerate(("small", "large")):
         write_reward_model(classroom / name, classroom / "teacher", seed)
-    return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom), ("ts_align", "evaluation"))
+    with recording(reads):
+        return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom), STAGES)
 
 
 @pytest.fixture
 def run(whole, monkeypatch):
     monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
     return open_run("loop")
+
+
+def test_whatever_a_step_looks_at_in_the_recipe_makes_it_another_step(run, classroom, reads):
+    assert overlooked(run, reads, STAGES, classroom) == set()
 
 
 def sampled(rewards: list[float], texts: list[str] | None = None, arm: str = "ts_align", at: str = "q") -> pd.DataFrame:
