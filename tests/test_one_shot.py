@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from workbench.loop import preference_set, prompts
+from workbench.loop.pairs import rounds, still_racing
 from workbench.loop.preference_set import choose_preference_set, responders_of
 from workbench.models.engine import NATS_OF_ROUNDING, Completion, Engine, SelfTest, self_test
 from workbench.models.start import students_of
@@ -15,7 +16,6 @@ from workbench.runs.identity import fingerprint
 from workbench.runs.recipe import PreferenceSet, Recipe
 from workbench.runs.recipe_parts import Prompts
 from workbench.signals import one_shot
-from workbench.signals.one_shot import rounds, still_racing
 from workbench.signals.scores import share_right
 from workbench.tasks.task import Task
 

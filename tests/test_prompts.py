@@ -144,7 +144,7 @@ def test_a_list_is_gone_on_with_as_plain_text_and_read_up_to_the_end_of_one_ques
     assert prompt.endswith("</target>\n<input>") and render(tiny_tokenizer(TEMPLATE), prompt) == prompt
     written = "How many y?</input><target>4</target>"
     one, odd = (
-        _read_reply(Completion(text, 9, True), 0, set(), guard_for((), ("exact",), 0.02), prompt)[0]
+        _read_reply(Completion(text, 9, True), 0, set(), guard_for((), ("exact",), 0.02), prompt, None)[0]
         for text in (written, "How many?")
     )
     assert (one.question, one.target, one.drop_reason) == ("How many y?", "4", "")

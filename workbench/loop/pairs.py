@@ -22,6 +22,7 @@ from workbench.tasks.task import Task
 
 VERSION = 2
 DECIDED = 0.9  # the probability that chosen beats rejected from which a pair counts as decided
+ASKED_AT_ONCE = 4  # questions between two looks at who still races
 
 Outcomes = Mapping[tuple[str, str], pd.DataFrame]
 
@@ -56,6 +57,35 @@ def probability_better(differences: np.ndarray) -> np.ndarray | float:
     shapes = [mean**2 / square for mean, square in zip(means, squares, strict=True)]
     scales = [square / mean for mean, square in zip(means, squares, strict=True)]
     return 1.0 - betainc(*shapes, scales[1] / (scales[0] + scales[1]))
+
+
+def rounds(items: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the questions of each round of a race."""
+    return [items.iloc[start : start + ASKED_AT_ONCE] for start in range(0, len(items), ASKED_AT_ONCE)]
+
+
+def still_racing(probes: pd.DataFrame, racing: pd.DataFrame, error: float) -> pd.DataFrame:
+    """Return the drafts to be asked more: those of a question stop when the best of them surely beats the worst.
+
+    Surely is with a probability of at least 1 - error, by probability_better on what all of them were asked. It is
+    looked at again and again, and best and worst are picked, so more than this share can be wrong: see replay in
+    studies.pair_reliability, which measures it.
+
+    Args:
+        probes: Of one student so far.
+        racing: Drafts that were asked all of these questions, with question_id.
+        error: Tolerated in a question's order.
+
+    Source: ours; a sequential paired test. To ask the best-discriminating questions first needed more of them, and to
+    leave out drafts in the middle saved little (docs/results.md).
+    """
+    right, open_ids = probes.pivot(index="draft_id", columns="item_id", values="correct").astype(float), []
+    for _, own in racing.groupby("question_id", sort=False):
+        table = right.loc[own["draft_id"]].to_numpy()
+        best, worst = (table[getattr(table.mean(axis=1), end)()] for end in ("argmax", "argmin"))
+        if best.mean() == worst.mean() or probability_better(best - worst) < 1 - error:
+            open_ids += list(own["draft_id"])
+    return racing[racing["draft_id"].isin(open_ids)]
 
 
 def outcomes(probes: pd.DataFrame, drafts: pd.DataFrame) -> Outcomes:

@@ -28,8 +28,8 @@ BUSY_S = 60
 ITEMS, LOOKS, LOCK = "items.sqlite", "looks.json", "workbench.lock"
 LEFT_S = 60  # a folder younger than this may be one that its process has not locked yet
 SPENDING = "spending"  # running totals: kept here too, and no finished items
-NUMBERS = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR_WRITE": errno.ENOSPC, "SQLITE_IOERR_SHMMAP": errno.ENOMEM}
-NUMBERS |= {"SQLITE_IOERR": errno.EIO}
+NUMBERS = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR_WRITE": errno.ENOSPC, "SQLITE_IOERR_SHMSIZE": errno.ENOSPC}
+NUMBERS |= {"SQLITE_IOERR_SHMMAP": errno.ENOMEM, "SQLITE_IOERR": errno.EIO}
 KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
 
 

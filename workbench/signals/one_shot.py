@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.drafting import finished
-from workbench.loop.pairs import probability_better
+from workbench.loop.pairs import rounds, still_racing
 from workbench.loop.writing import AskJob, generate_answers
 from workbench.models.engine import NATS_OF_ROUNDING, SelfTest, self_test
 from workbench.models.loading import precision
@@ -21,7 +21,7 @@ from workbench.tasks.task import Task
 
 VERSION = 4
 N_TESTED = 4
-ASKED_AT_ONCE, N_RACING = 4, 4  # questions between two looks at who still races; drafts of a question, as a rule
+N_RACING = 4  # drafts of a question, as a rule
 PROBES_PER_JOB = 40_000  # a prompt and its tokens take some kilobytes while a job lasts
 
 
@@ -113,32 +113,3 @@ def _probe_job(
         if error and rows:
             racing = still_racing(pd.DataFrame(rows), racing, error)
     return schemas.build(rows, "probes"), test
-
-
-def rounds(items: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the questions of each round of a race."""
-    return [items.iloc[start : start + ASKED_AT_ONCE] for start in range(0, len(items), ASKED_AT_ONCE)]
-
-
-def still_racing(probes: pd.DataFrame, racing: pd.DataFrame, error: float) -> pd.DataFrame:
-    """Return the drafts to be asked more: those of a question stop when the best of them surely beats the worst.
-
-    Surely is with a probability of at least 1 - error, by probability_better on what all of them were asked. It is
-    looked at again and again, and best and worst are picked, so more than this share can be wrong: see replay in
-    studies.pair_reliability, which measures it.
-
-    Args:
-        probes: Of one student so far.
-        racing: Drafts that were asked all of these questions, with question_id.
-        error: Tolerated in a question's order.
-
-    Source: ours; a sequential paired test. To ask the best-discriminating questions first needed more of them, and to
-    leave out drafts in the middle saved little (docs/results.md).
-    """
-    right, open_ids = probes.pivot(index="draft_id", columns="item_id", values="correct").astype(float), []
-    for _, own in racing.groupby("question_id", sort=False):
-        table = right.loc[own["draft_id"]].to_numpy()
-        best, worst = (table[getattr(table.mean(axis=1), end)()] for end in ("argmax", "argmin"))
-        if best.mean() == worst.mean() or probability_better(best - worst) < 1 - error:
-            open_ids += list(own["draft_id"])
-    return racing[racing["draft_id"].isin(open_ids)]

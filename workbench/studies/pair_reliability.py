@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from workbench.loop.pairs import outcomes, probability_better
+from workbench.loop.pairs import outcomes, probability_better, rounds, still_racing
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.runs.seeding import stream
-from workbench.signals.one_shot import rounds, still_racing
 from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import clustered_half_width, wilson
 
