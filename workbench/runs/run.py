@@ -402,12 +402,7 @@ def take_over(work: Run, source: Run, steps: Iterable[str]) -> None:
 
 
 def steps_in(notebook: str, always: bool = False) -> list[str]:
-    """Return the names of the steps that a notebook makes, in order; [] for one that is not there.
-
-    Args:
-        notebook: Its name, without folder and ending.
-        always: Whether to leave out what only some recipes ask for: steps of one branch alone.
-    """
+    """Return the names of a notebook's steps, in order; always: without those of one branch alone; [] if not there."""
     path = project_root() / "notebooks" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
