@@ -37,7 +37,7 @@ KNOWN: dict[str, tuple[int, str]] = {
     "signals/judging": (2, "c6bade3e343fe422"),
     "signals/likelihood": (1, "a20a000b1cac0fc8"),
     "signals/measured_gain": (1, "68ca9c95f27ec190"),
-    "signals/one_shot": (4, "67b5fccd4b957003"),
+    "signals/one_shot": (4, "ff7c39f540ec5d65"),
     "signals/reference": (1, "b3da5df21b7826de"),
     "signals/reward": (1, "663018a8cefec8c9"),
     "signals/reward_models": (1, "0a9a654bbb8f5ff9"),

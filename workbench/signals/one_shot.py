@@ -112,4 +112,6 @@ def _probe_job(
         ]
         if error and rows:
             racing = still_racing(pd.DataFrame(rows), racing, error)
+        if racing.empty:
+            break
     return schemas.build(rows, "probes"), test
