@@ -251,6 +251,10 @@ def test_front_matter_is_what_a_hub_reads_and_no_text_of_a_model_is_in_it(made):
     card = DatasetCard.load(made.path / "export" / "tailored" / "ada" / "README.md")
     assert card.data.license == "apache-2.0" and "evil" not in str(card.data.to_dict())
     assert [split["split"] for split in card.data.to_dict()["configs"][0]["data_files"]][:3] == SPLITS[:3]
+    tailored, student = (made.path / "export" / name / "README.md" for name in ("tailored/ada", "student/ada/seed-1"))
+    assert "| arm | written by | written |" in tailored.read_text(encoding="utf-8")
+    assert "shots | right answers |" in student.read_text(encoding="utf-8")
+    assert not any("| spoken" in path.read_text(encoding="utf-8") for path in (tailored, student))
     for folder, method in (("teacher/ada", "dpo"), ("student/ada/seed-1", "sft")):
         card = ModelCard.load(made.path / "export" / folder / "README.md")
         assert card.data.library_name == "transformers" and method in card.data.tags
