@@ -705,8 +705,10 @@ def test_no_runs_is_an_empty_table(runs):
 
 def test_steps_of_a_notebook_that_every_run_makes(tmp_path, monkeypatch):
     code = """
+%matplotlib inline
 made = work.step("first", f)
 if asked:
+    !ls
     work.step("only some", f)
 for n in range(2):
     work.step("in a loop", f)

@@ -405,7 +405,8 @@ def steps_in(notebook: str, always: bool = False) -> list[str]:
     """Return the names of a notebook's steps, in order; always: without those of one branch alone; [] if not there."""
     path = project_root() / "notebooks" / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    # What only a notebook understands, such as %time or !ls, is no Python.
+    code = [re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", "".join(c["source"])) for c in cells if c["cell_type"] == "code"]
     return list(dict.fromkeys(_steps_of(ast.parse("\n".join(code)).body, always)))
 
 
