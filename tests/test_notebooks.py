@@ -385,7 +385,7 @@ def test_text_of_a_model_cannot_break_out_of_a_table(monkeypatch):
 
 def test_beginning_again_computes_later_steps_again_and_takes_nothing_away_before(runs, tmp_path, monkeypatch):
     run = open_run("a", load_recipe(str(write_tiny(tmp_path / "tiny.yaml"))))
-    monkeypatch.setattr(headless, "steps_in", lambda name: [f"step-of-{name[:2]}"])
+    monkeypatch.setattr(headless, "steps_in", lambda name, always=False: [f"step-of-{name[:2]}"])
     for name in NOTEBOOKS[1:]:
         run.step(f"step-of-{name[:2]}", lambda: pd.DataFrame({"n": [1]}))
     (run.path / "verdict.json").write_text("{}")
