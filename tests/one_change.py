@@ -203,6 +203,7 @@ HARMLESS = {
     "Recipe.name": "names the account of what is spent",
     "PreferenceSet.n_validation in predictions": "compared with the number of items; which these are is in the tasks",
     "Drafting.n_seed_questions in predictions": "as n_validation",
+    "Synthesis.n_seeds in predictions": "as n_validation",
     "Tasks.folder in predictions": "for the ledger of looks; the items themselves are among the arguments",
     "Models.students in teachers": "their names stand in the pairs",
     "Models.teacher in students": "TS-Align puts the policy that is aligned there, whose files count",

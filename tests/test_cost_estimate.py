@@ -115,6 +115,8 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
         started.append((role, ref, choice_of(recipe, role, compared).engine))
         return Instant(ref)
 
+    here = n_processes(recipe.compute.workers)
+    monkeypatch.setattr(cost_estimate, "run_jobs", lambda fn, jobs, workers, _: [fn(*one.given) for one in jobs])
     monkeypatch.setattr(cost_estimate, "start_engine", start)
     monkeypatch.setattr(
         cost_estimate, "_timed", lambda work, *arguments: (float(arguments[1].max_new_tokens), work(*arguments))
@@ -130,11 +132,12 @@ def test_each_model_is_tried_out_on_the_engine_of_its_role(recipe, monkeypatch):
     assert set(found) == {"data/pocket/no-preference", "data/pocket/tally-strong", recipe.models.teacher}
     judge = ("judge", "data/pocket/no-preference", "transformers")
     responder = ("student", "data/pocket/tally-strong", "transformers")
-    assert started == [judge, responder, ("teacher", recipe.models.teacher, "vllm")] and len(closed) == 3
+    teacher = ("teacher", recipe.models.teacher, "vllm")
+    assert started == [judge] * here + [responder] * here + [teacher] and len(closed) == len(started)
     assert found[recipe.models.teacher].completion == recipe.drafting.max_new_tokens
-    # 8 requests, a token a second each.
+    # 8 requests, a token a second each, in every process that a run would have beside one another.
     assert found[recipe.models.teacher].new == pytest.approx(8)
-    assert found["data/pocket/no-preference"].new == pytest.approx(8 * n_processes(recipe.compute.workers))
+    assert found["data/pocket/no-preference"].new == pytest.approx(8 * here)
 
 
 def test_what_policies_are_asked_in_rounds_is_counted():

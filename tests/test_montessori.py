@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from one_change import overlooked, recording
 from rapidfuzz.distance import Indel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -65,9 +66,16 @@ def small(folder: Path, **more) -> MontessoriRecipe:
 
 
 @pytest.fixture(scope="module")
-def whole(classroom, tmp_path_factory):
+def reads() -> dict:
+    """What each step of the run `whole` looked at in the recipe while it was computed."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run, never interrupted."""
-    return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom), STAGES)
+    with recording(reads):
+        return run_whole(tmp_path_factory.mktemp("whole") / "runs", small(classroom), STAGES)
 
 
 @pytest.fixture
@@ -75,6 +83,10 @@ def run(whole, monkeypatch):
     """The finished run, to be read only."""
     monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
     return open_run("loop")
+
+
+def test_whatever_a_step_looks_at_in_the_recipe_makes_it_another_step(run, classroom, reads):
+    assert overlooked(run, reads, STAGES, classroom) == set()
 
 
 class Stopped(Exception):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_server import LocalServer
 from notebook_steps import compute
+from one_change import overlooked, recording
 from small_classroom import recipe_of, run_whole
 from test_difficulty import scores, sides_of
 
@@ -25,6 +26,7 @@ from workbench.signals.difficulty import WHOSE
 from workbench.tasks.task import SETS, load_tasks
 
 ROUNDS = 2
+STAGES = ("curriculum", "evaluation")
 
 
 def small(folder, n_left_out=1, **curriculum) -> TapirRecipe:
@@ -43,19 +45,30 @@ def small(folder, n_left_out=1, **curriculum) -> TapirRecipe:
 
 
 @pytest.fixture(scope="module")
-def whole(classroom, tmp_path_factory):
+def reads() -> dict:
+    """What each step of the run `whole` looked at in the recipe while it was computed."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run of all arms, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     # The aligned teacher is the teacher under another name: what it writes must be the same.
     shutil.copytree(small(classroom).models.teacher, folder / "teacher")
     recipe = small(classroom, 0, aligned_teacher=str(folder / "teacher"))
-    return run_whole(folder / "runs", recipe, ("curriculum", "evaluation"))
+    with recording(reads):
+        return run_whole(folder / "runs", recipe, STAGES)
 
 
 @pytest.fixture
 def run(whole, monkeypatch):
     monkeypatch.setenv("WORKBENCH_RUNS", str(whole))
     return open_run("loop")
+
+
+def test_whatever_a_step_looks_at_in_the_recipe_makes_it_another_step(run, classroom, reads):
+    assert overlooked(run, reads, STAGES, classroom) == set()
 
 
 shares = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.001, 100), min_size=1)

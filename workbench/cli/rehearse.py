@@ -16,7 +16,7 @@ from workbench.models.loading import load_tokenizer
 from workbench.models.trl import encode
 from workbench.report.cost_estimate import estimate, measure, parameters_of
 from workbench.runs.recipe import Recipe
-from workbench.runs.workers import n_processes, one_thread
+from workbench.runs.workers import Job, n_processes, one_thread, run_jobs
 from workbench.tasks.task import Task, load_tasks, seed_pairs
 
 N_QUESTIONS, N_WORKED, N_ITEMS = 6, 2, 6  # new questions; questions worked by every technique; questions answered
@@ -138,13 +138,12 @@ def _cost(recipe: Recipe, rows: pd.DataFrame) -> str:
     once = {"training": settings.model_copy(update={"n_epochs": 1})}
     once["compute"] = recipe.compute.model_copy(update={"batch_size": N_TRIED})
     tried = recipe.model_copy(update=once)
-    with tempfile.TemporaryDirectory(prefix="workbench-") as folder, one_thread():
-        n_batches = -(-len(rows) // settings.batch_size)
-        seconds = backends.tune_sft(tried, student, rows, n_batches, Path(folder), 0)["seconds"]
+    jobs = [Job(f"training of {student}, tried out", (tried, student, rows))] * n_processes(recipe.compute.workers)
+    taken = run_jobs(_train_once, jobs, recipe.compute.workers, "trying out")
+    seconds = sum(taken) / len(taken)
     encoded = encode(load_tokenizer(student), list(rows["prompt"]), list(rows["completion"]))
-    # What a training takes grows with the model; one is tried out for all.
-    speed = sum(len(start) + len(end) for start, end in encoded) / seconds * n_processes(recipe.compute.workers)
-    speed *= parameters_of(student)
+    # What a training takes grows with the model; one is tried out for all, in as many processes as the run has.
+    speed = sum(len(start) + len(end) for start, end in encoded) / seconds * len(jobs) * parameters_of(student)
     measured = {ref: of._replace(trained=speed / parameters_of(ref)) for ref, of in measure(tried).items()}
     minutes = estimate(recipe, measured).groupby("stage", sort=False)["seconds"].sum() / 60
     parts = ", ".join(f"{stage} {n:.1f}" for stage, n in minutes.items())
@@ -152,6 +151,13 @@ def _cost(recipe: Recipe, rows: pd.DataFrame) -> str:
         f"\nOne student was trained on {len(rows)} examples and saved, in {seconds:.0f} s.\nThe whole, in minutes on "
         f"this machine now: {parts}; together {minutes.sum():.0f}, the start of notebooks aside."
     )
+
+
+def _train_once(recipe: Recipe, student: str, rows: pd.DataFrame) -> float:
+    """Return the seconds of one training and its saving."""
+    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
+        n_batches = -(-len(rows) // recipe.training.batch_size)
+        return backends.tune_sft(recipe, student, rows, n_batches, Path(folder), 0)["seconds"]
 
 
 def _shown(text: str) -> str:

@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from workbench.models.loading import load_tokenizer, resolve
 from workbench.models.start import Role, choice_of, models_of, start_engine
 from workbench.runs.recipe import ALIGNED_ARMS, DISTILLED, Recipe, project_root
 from workbench.runs.recipe_engines import ROLES
-from workbench.runs.workers import n_processes, one_thread
+from workbench.runs.workers import Job, n_processes, run_jobs
 from workbench.signals.by_name import PASSES as PASSES_A_DRAFT
 from workbench.signals.by_name import named_in
 from workbench.tasks.task import load_tasks
@@ -46,9 +46,9 @@ class Throughput(NamedTuple):
     trained: float = 0.0
 
 
-# For a million parameters: one CPU core with pocket models, as measured; one GPU of 312 TFLOP/s (A100, bfloat16), of
-# which generating reaches 15 % and reading 35 %, at two operations a parameter and token.
-RATES = {"pocket": Throughput(6_700.0, 22_000.0), "real": Throughput(23.4e6, 54.6e6)}
+# For a million parameters: one of two CPU cores that are both at work with pocket models, as measured; one GPU of 312
+# TFLOP/s (A100, bfloat16), of which generating reaches 15 % and reading 35 %, at two operations a parameter and token.
+RATES = {"pocket": Throughput(3_900.0, 12_800.0), "real": Throughput(23.4e6, 54.6e6)}
 
 
 def estimate(recipe: Recipe, measured: Mapping[str, Throughput] | None = None) -> pd.DataFrame:
@@ -258,17 +258,22 @@ def measure(recipe: Recipe) -> dict[str, Throughput]:
     """
     roles: dict[str, Role] = {ref: role for role in reversed(ROLES) for ref in models_of(recipe, role)}
     here = [ref for ref in roles if (project_root() / Path(ref).expanduser()).is_dir()]
-    return {ref: _tried(recipe, roles[ref], ref) for ref in here}
+    return {ref: _tried_at_once(recipe, roles[ref], ref) for ref in here}
+
+
+def _tried_at_once(recipe: Recipe, role: Role, ref: str) -> Throughput:
+    """Return what all processes of a run do together: beside one another each is slower than alone."""
+    if choice_of(recipe, role, compared=True).engine != "transformers":
+        return _tried(recipe, role, ref)  # vLLM works in one process with all cores; neither is a server
+    jobs = [Job(f"{ref}, tried out", (recipe, role, ref))] * n_processes(recipe.compute.workers)
+    tried = run_jobs(_tried, jobs, recipe.compute.workers, "trying out")
+    return Throughput(sum(one.new for one in tried), sum(one.read for one in tried), tried[0].completion)
 
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
     tokenizer = load_tokenizer(resolve(ref))
     longest = recipe.drafting.max_new_tokens if role == "teacher" else recipe.evaluation.max_new_tokens
-    # transformers works in several processes of one thread each, vLLM in one with all cores. Neither is a server.
-    in_processes = choice_of(recipe, role, compared=True).engine == "transformers"
-    processes = n_processes(recipe.compute.workers) if in_processes else 1
-    threads = one_thread() if in_processes else nullcontext()
-    with threads, closing(start_engine(recipe, role, ref, compared=True)) as engine:
+    with closing(start_engine(recipe, role, ref, compared=True)) as engine:
         requests = [Request(engine.render(prompt)) for prompt in _questions(recipe)]
         engine.generate(requests[:2], Decoding(2))
         # An engine that remembers prompts reads them faster the second time.
@@ -280,7 +285,7 @@ def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
     # Models that stop at once leave too little to be timed by itself.
     by_itself = n_new > 2 * len(requests) and both > again
     new = (n_new - len(requests)) / (both - again) if by_itself else n_new / both
-    return Throughput(new * processes, n_read / reading * processes, n_new / len(requests))
+    return Throughput(new, n_read / reading, n_new / len(requests))
 
 
 def _questions(recipe: Recipe) -> list[str]:
