@@ -1,6 +1,6 @@
 """Whatever comes from outside, changed at random, given to what reads it: an answer or one clear error, in time.
 
-`python tests/fuzz.py 1000000` gives that many inputs in all, the two slowest readers fewer, and writes down under
+`python tests/fuzz.py 1000000` gives that many inputs in all, the three slowest readers fewer, and writes down under
 way how many each got. tests/test_fuzz.py gives a few to each at every commit.
 """
 
@@ -35,7 +35,8 @@ from workbench.tasks.tables import read_table
 from workbench.tasks.task import load_task
 
 LONGEST_S = 2.0  # for one input, which takes milliseconds
-A_ROUND, SLOW = 100, {"recipes": 40, "task files": 40}  # inputs in turn for each reader; these take ten times longer
+# Inputs in turn for each reader; these take some ten or a hundred times longer.
+A_ROUND, SLOW = 100, {"recipes": 10, "task files": 40, "stored frames": 4}
 KINDS = ("tagged", "exact", "option", "number", "boolean", "regex")
 WORDS = ["<ans>", "</ans>", "\\boxed{", "}", "####", "The answer is ", "Answer:", "(B)", "no", "not", "1,000.5", "-3/4"]
 WORDS += [

@@ -116,10 +116,12 @@ def others(setting: Setting, places: dict[str, str]) -> Iterator[Any]:
         yield value | {"teacher": "a licence"}
         yield value | {"object_counting": {"answer_type": "number"}}
         yield {"coin_flip": 1}
+        yield {"web_of_lies": 2.0, "object_counting": 1.0}
     elif isinstance(value, list):
         yield from ([*value, more] for more in ("random_rationale", 7, 1, "x", *places.values()))
-        yield from (value[:at] + value[at + 1 :] for at in reversed(range(len(value))))
         yield from ([*value[:-1], last / 2] for last in value[-1:] if isinstance(last, float))
+        yield from (value[:at] + value[at + 1 :] for at in reversed(range(len(value))))
+        yield value[::-1]
 
 
 def changed(recipe: Recipe, setting: Setting, places: dict[str, str]) -> Iterator[Recipe]:
@@ -204,6 +206,7 @@ HARMLESS = {
     "PreferenceSet.n_validation in predictions": "compared with the number of items; which these are is in the tasks",
     "Drafting.n_seed_questions in predictions": "as n_validation",
     "Synthesis.n_seeds in predictions": "as n_validation",
+    "Tasks.names in predictions": "which tasks there are is among the arguments; their order is that of the rows",
     "Tasks.folder in predictions": "for the ledger of looks; the items themselves are among the arguments",
     "Models.students in teachers": "their names stand in the pairs",
     "Models.teacher in students": "TS-Align puts the policy that is aligned there, whose files count",
@@ -245,7 +248,8 @@ def changes_of(recipe: Recipe, wanted: dict, places: dict[str, str], replay: Rep
                 with redirect_stdout(io.StringIO()):
                     now = replay.others(other, frozenset(wanted[setting.name]))
                 found[setting.name] = (found[setting.name] or set()) | now
-                break
+                if wanted[setting.name] <= found[setting.name]:
+                    break
             except REFUSED:
                 continue
     return found

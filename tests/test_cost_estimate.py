@@ -77,6 +77,7 @@ def test_the_models_at_hand_are_tried_out(recipe):
     for of in found.values():
         # A prompt is read many tokens at a time, a completion written one at a time.
         assert 0 < of.new < of.read
+        assert 40 < of.prompt < 120
         assert 1 <= of.completion <= max(recipe.drafting.max_new_tokens, recipe.evaluation.max_new_tokens)
 
 
@@ -88,6 +89,10 @@ def test_what_was_measured_is_what_the_estimate_rests_on(recipe):
     assert row["seconds"] == pytest.approx(row["new"] / 100 + row["read"] / 1_000)
     trained = estimate(recipe, measured).query("stage == 'training'")
     assert trained["seconds"].sum() == pytest.approx(3 * trained["trained"].sum() / 1_000)
+    # Prompts are as long as they were seen to be, not as they usually are.
+    of_prompt = {student: measured[student]._replace(prompt=20.0)}
+    asked = estimate(recipe, of_prompt).query("work == 'one-shot probes'").iloc[0]
+    assert asked["read"] == (20 + 10 + 7) * asked["generations"]  # its prompt, the demonstration's question and answer
     # A completion is never longer than the recipe lets it be.
     long = {student: measured[student]._replace(completion=1e6)}
     longest = recipe.evaluation.max_new_tokens

@@ -37,13 +37,14 @@ ADAPTER_PART = 0.01  # what an adapter's parameters are of a model's
 
 
 class Throughput(NamedTuple):
-    """What this machine, or one GPU, does with a model: tokens generated and read a second, the mean completion, and
-    tokens trained on a second; 0 for what is not known."""
+    """What this machine, or one GPU, does with a model: tokens generated and read a second, the mean completion, tokens
+    trained on a second, and the mean prompt of a question alone; 0 for what is not known."""
 
     new: float
     read: float
     completion: float = 0.0
     trained: float = 0.0
+    prompt: float = 0.0
 
 
 # For a million parameters: one of two CPU cores that are both at work with pocket models, as measured; one GPU of 312
@@ -87,7 +88,9 @@ class _Work:
     def __init__(self, recipe: Recipe, measured: Mapping[str, Throughput]):
         self.recipe, self.measured, self.rows = recipe, measured, []
         self.amounts: Amounts = ALL[recipe.method].plan(recipe)
-        self.question = QUESTION_TOKENS[recipe.profile]
+        # A prompt is a question and as much again, which frames it.
+        prompts_seen = [one.prompt / 2 for one in measured.values() if one.prompt]
+        self.question = prompts_seen[0] if prompts_seen else QUESTION_TOKENS[recipe.profile]
 
     def add(self, *named: str, n: float = 0, prompt: float = 0, new: float = 0, read: float = 0, trained: float = 0):
         """Add generations, each with so many tokens of its prompt and new ones, and tokens read and trained on."""
@@ -267,7 +270,8 @@ def _tried_at_once(recipe: Recipe, role: Role, ref: str) -> Throughput:
         return _tried(recipe, role, ref)  # vLLM works in one process with all cores; neither is a server
     jobs = [Job(f"{ref}, tried out", (recipe, role, ref))] * n_processes(recipe.compute.workers)
     tried = run_jobs(_tried, jobs, recipe.compute.workers, "trying out")
-    return Throughput(sum(one.new for one in tried), sum(one.read for one in tried), tried[0].completion)
+    new, read = (sum(of_all) for of_all in zip(*((one.new, one.read) for one in tried), strict=True))
+    return tried[0]._replace(new=new, read=read)
 
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
@@ -285,7 +289,7 @@ def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
     # Models that stop at once leave too little to be timed by itself.
     by_itself = n_new > 2 * len(requests) and both > again
     new = (n_new - len(requests)) / (both - again) if by_itself else n_new / both
-    return Throughput(new, n_read / reading, n_new / len(requests))
+    return Throughput(new, n_read / reading, n_new / len(requests), prompt=n_read / len(requests))
 
 
 def _questions(recipe: Recipe) -> list[str]:
