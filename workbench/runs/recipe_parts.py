@@ -241,7 +241,7 @@ class Influence(Section):
     sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
     """
 
-    estimator: Literal["exact", "first_order", "judge"] = "exact"
+    estimator: Literal["exact", "judge"] = "exact"
     sign: Literal["corrected", "raw"] = "corrected"
     reference: Literal["student", "teacher", "target"] = "student"
     n_tries: Count = 8

@@ -105,9 +105,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
     ),
     # Without a value where a draft could not be scored.
     "signals": _schema(_SIGNAL | _numbers("value", nullable=True), unique=_SIGNAL_ID),
-    "influences": _schema(
-        _SIGNAL | _numbers("raw zero_step") | {"how": _text("exact", "first_order", "judge")}, unique=_SIGNAL_ID
-    ),
+    "influences": _schema(_SIGNAL | _numbers("raw zero_step") | {"how": _text("exact", "judge")}, unique=_SIGNAL_ID),
     "pairs": _schema(_PAIR),
     "reviews": _schema(
         {

@@ -37,12 +37,12 @@ class JudgedAnswers:
     asked: pd.DataFrame = field(repr=False)
     max_new_tokens: int
 
-    def scores(self, student: LoadedModel) -> Tensor:
-        """Return the score of the student's answer to each question, in the judge's points, shape (n_asked,)."""
+    def losses(self, student: LoadedModel) -> Tensor:
+        """Return minus the score of the student's answer to each question, in the judge's points, shape (n_asked,)."""
         # Nothing is kept: the engine would take the stepped weights for those of the folder.
         engine = TransformersEngine(student)
         requests = [Request(engine.render(prompt)) for prompt in self.asked["prompt"]]
         texts = [one.text for one in engine.generate(requests, Decoding(self.max_new_tokens))]
         shown = self.asked[["task", "question"]].assign(gold=self.asked["target"], teacher=self.asked["completion"])
         scores = self.judge(shown.assign(student=texts))["score_student"]
-        return torch.tensor(scores.to_numpy(float), dtype=torch.float64)
+        return -torch.tensor(scores.to_numpy(float), dtype=torch.float64)
