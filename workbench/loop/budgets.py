@@ -62,9 +62,7 @@ def equal_rows(
 
     Args:
         model: The student's; its recipe names the seeds.
-        student: Name in the recipe.
         examples: Those that may be used, with the arm each is for.
-        by_task: As for equal_tokens.
     """
     tokenizer = load_tokenizer(model.ref)
     examples = examples.assign(n_tokens=completion_tokens(tokenizer, examples["rationale"].tolist()))

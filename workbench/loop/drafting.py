@@ -27,9 +27,6 @@ def draft_questions(
 ) -> pd.DataFrame:
     """Return new questions of every task, until n of each are kept; the dropped ones say why.
 
-    Args:
-        n: Questions wanted of each task.
-
     Raises:
         ValueError: If the teacher wrote no usable question of a task, or copies of test items are refused.
     """

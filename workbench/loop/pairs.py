@@ -120,9 +120,6 @@ Rule = Callable[[pd.Series, np.random.Generator, Pairs], Proposed]
 def best_against_worst(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
     """Pair the best of a group with the worst; ties are broken at random.
 
-    Args:
-        scores: Of the group's members, by id.
-
     Source: ARTE, section 3.3.
     """
     # A shuffled order makes argmax and argmin break ties at random.

@@ -37,8 +37,6 @@ def choose_preference_set(
     Args:
         responders: Answer all of the validation questions, where settings.selection is "irt".
         exemplars: Worked questions for the prompts with several demonstrations.
-        settings: Says how many, and how they are selected.
-        seed: Names the draw, where they are selected at random.
     """
     validation = {name: task.validation.head(settings.n_validation) for name, task in tasks.items()}
     fits = {}

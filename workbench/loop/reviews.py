@@ -95,11 +95,9 @@ class Reviews(Database):
 
         Args:
             pair: A row of pairs, as the signal turned it.
-            field: "review" or "note".
             value: keep, flip or drop, or "" to take a review back; any text for a note.
             event_id: Chosen by the sender; the same one again is the same word, not another.
             blind: Whether the person did not know which side was chosen.
-            left: The id shown on the left.
 
         Raises:
             RunError: If field or value is none of these.

@@ -44,11 +44,8 @@ def write_examples(
 
     Args:
         teacher: As it was; it writes for the arm untailored.
-        aligned: What align_teachers returned.
-        writer: How a teacher is asked for questions, the same for all of them.
         drafts: For the arms that take drafts as they are.
         signals: By which these arms choose.
-        top_p: Nucleus of sampling.
         others: The signals that arms name, where they are others.
     """
     recipe = teacher.recipe

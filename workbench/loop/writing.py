@@ -180,9 +180,7 @@ def example_of(task: Task, name: str, whose: Mapping, item: Mapping, drop_reason
     """Return what a student is taught, as the schema "examples" has it.
 
     Args:
-        task: What is asked.
         name: Tells it from all other examples of the run.
-        whose: Its student, arm and seed.
         item: With question_id and what `as_read` returns; drafts of older runs do not say whether they finished.
         drop_reason: Why nobody is taught it; "" leaves that to `why_dropped`.
     """

@@ -79,8 +79,6 @@ def plan_round(n: int, shares: Mapping[str, float], hard_share: float, spare: Ma
     """Return how many items of each task a round has, and how many of them are newly written.
 
     Args:
-        n: Items of the round.
-        shares: The mix of tasks.
         hard_share: How much is to be newly written; more is, where the pool has no more.
         spare: Items of the pool that are left, by task.
     """
@@ -105,11 +103,9 @@ def plan_rounds(
     taught: Sequence[pd.DataFrame],
     settings: Curriculum,
 ) -> pd.DataFrame:
-    """Return what every learner is taught in a round, by task.
+    """Return what every learner is taught in a round, counted from 1, by task.
 
     Args:
-        n_round: From 1.
-        rule: As plan_round is.
         pool: The teacher's answers to the pool.
         judged: Difficulties of the pool, of each round so far.
         taught: Examples, of each round before.
@@ -165,11 +161,9 @@ def write_alike(
     A learner that finds nothing of a task hard, or whose arm does not ask, has any questions of the pool shown instead.
 
     Args:
-        n_round: From 1.
         plan: As plan_rounds returns it.
         pool: The teacher's answers to the pool.
         judged: Difficulties of the pool, of each round so far.
-        tailoring: The recipe's section tailoring: tokens and temperature.
 
     Returns:
         Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
@@ -232,7 +226,6 @@ def explained(questions: pd.DataFrame, drafts: Mapping[str, pd.DataFrame], style
     Args:
         questions: As write_alike returns them.
         drafts: Answers by teacher.
-        styles: Technique by task, where there is one.
     """
     ways = [_style(arm, task, styles) for arm, task in questions[["arm", "task"]].to_numpy()]
     answers = pd.concat([frame.assign(teacher=name) for name, frame in drafts.items()], ignore_index=True)
@@ -255,7 +248,6 @@ def choose_items(
     Where too few are hard, others fill the place; an arm that does not go by difficulty takes the first ones.
 
     Args:
-        n_round: From 1.
         plan: As plan_rounds returns it.
         pool: The teacher's answers to the pool.
         new: New questions with answers, as explained returns them.

@@ -59,12 +59,10 @@ def different(learners: Mapping[Key, Model]) -> dict[Key, Model]:
 
 
 def draw_prompts(n_round: int, learners: Mapping[Key, Model], questions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return the prompts of a round, n of each task for each learner; those of a seed are the same, and new each round.
+    """Return the prompts of a round (from 1), n of each task for each learner; those of a seed are the same, and new each round.
 
     Args:
-        n_round: From 1.
         questions: As draft_questions returns them.
-        n: Of each task.
 
     Raises:
         ValueError: If too few questions were kept.

@@ -126,7 +126,6 @@ class Engine(ABC):
 
         Args:
             requests: What to write. Requests alike in all that can change the outcome are computed once.
-            decoding: How to write.
             seed: With each request's stream, what sampling draws from; unused when greedy.
             items: The record of finished items, or None to keep nothing.
             progress: Called after each part with the numbers of requests done and to do, reused ones included.

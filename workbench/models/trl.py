@@ -193,7 +193,6 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     """Return what is in the folder if it was trained for this key, else take it from another run, else train into it.
 
     Args:
-        folder: Where the model ends up.
         key: Hash of everything that can change the weights.
         train: Leaves the model's files in the folder it is given and returns curve, n_tokens, steps. What it finds
             there comes from a run of the same key that was killed.
@@ -492,8 +491,6 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     """Train a student on prompts and completions, the loss on the completions alone, and save it.
 
     Args:
-        recipe: Its training section says how.
-        student: Model folder or id.
         rows: Columns prompt and completion (without its end token).
         n_batches: Batches an epoch; rows are dealt into them so that each has about the same completion tokens.
     """
@@ -533,11 +530,8 @@ def tune_distilled(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: 
 
     Args:
         recipe: Names the teacher, whose tokens must be the student's; its training section says how.
-        student: Model folder or id.
         rows: Columns prompt and n_tokens, what the student may write, a row and epoch, on average.
         n_batches: Batches an epoch, of equally many prompts; prompts left over wait for the next epoch.
-        work: Folder to save into.
-        seed: Orders the prompts and draws the answers.
     """
     from datasets import Dataset
     from transformers import TrainerCallback

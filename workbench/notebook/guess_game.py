@@ -89,9 +89,6 @@ def _round(student: str, task: str, question: str, own) -> Round:
 class GuessGame(HasTraits):
     """Guess, round by round, after which example a student answers best; the state is all there is to it.
 
-    Args:
-        rounds: What is guessed.
-
     Example:
         game = GuessGame(rounds_of(signals, drafts))
         game.guess("B")

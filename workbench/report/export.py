@@ -34,7 +34,6 @@ def export(work: Run, to: Path | None = None, students: bool = False) -> list[Pa
     """Write the tailored sets, the aligned teachers and, when asked, the tailored students, each with its card.
 
     Args:
-        work: A finished run.
         to: Folder; the run's own `export` unless given. An earlier export there is replaced, anything else is kept.
         students: Whether students go out too, one folder a seed.
 

@@ -39,11 +39,7 @@ class Line(NamedTuple):
 
 
 class Lineage(str):
-    """A lineage as text; a notebook shows it as a tree to unfold, with what the text has no room for.
-
-    Attributes:
-        lines: What it is made of.
-    """
+    """A lineage as text; a notebook shows it as a tree to unfold, with what the text has no room for."""
 
     def __new__(cls, lines: Sequence[Line]):
         made = super().__new__(cls, "\n".join(str(line) for line in lines if not line.aside))
@@ -76,7 +72,6 @@ def lineage(work: Run, wanted: str) -> Lineage:
     """Return where a row, example, pair, draft or question came from and where it went.
 
     Args:
-        work: The run.
         wanted: A row_id, example_id, pair_id, draft_id or question_id, or the beginning of one.
 
     Raises:

@@ -112,7 +112,6 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     Args:
         path: The file; it says who holds it.
         what: What it stands for, for the error.
-        wait: Wait until it is free, instead of an error.
 
     Raises:
         RunError: If another process holds it, with its number, its machine and since when.

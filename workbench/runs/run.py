@@ -253,9 +253,6 @@ class Step:
         """Write frames and manifest into the working folder, and let it take the place of what was there before.
 
         Args:
-            key: What was given to `begin`.
-            function: What made it.
-            inputs: Its arguments, as `identify` describes them.
             parents: Steps that it was made from, with the content of their frames.
             made: A frame, or several by name.
             seconds: Wall time of the work done now; work resumed from a killed run is not in it.

@@ -68,7 +68,6 @@ def measure_difficulty(judge: Judge, taught: pd.DataFrame, answers: pd.DataFrame
     """Return how hard each question is for each learner, in the judge's points; positive is hard.
 
     Args:
-        judge: Scores both.
         taught: The teacher's answers: columns task, question_id, question, gold, rationale; with student, arm and seed
             where learners were asked their own.
         answers: As answer_questions returns them.

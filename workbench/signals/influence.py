@@ -53,9 +53,6 @@ class StepJob:
 
     Args:
         student: Model folder or id.
-        warmed: Folder of its warmed state.
-        learning_rate: Of the step.
-        reference: What the loss is measured on.
         candidates: What to step on; for the step at zero gradient a single one, whose text is not used.
         zero: The reference losses after the step at zero gradient, in nats; empty where they are what is asked for.
         judged: What is read in place of the losses: a judge's scores, as losses of that sign; None for losses.
@@ -186,12 +183,10 @@ def measure(
 
     Args:
         student: Model folder or id; with an adapter in the folder, the adapter alone moves.
-        warmed: Folder that warm_up made for this student.
         candidates: Columns draft_id, item_kind, prompt, completion (without its end token).
         reference: Columns question, prompt, completion; the loss is that of these completions.
         guard: Holds the test set, in which no reference question may be.
         name: What the student is called; its reference otherwise.
-        workers: Processes; 0 means one per core.
         judged: Who scores answers to what, in the order of the reference; None takes the losses of the reference.
 
     Returns:

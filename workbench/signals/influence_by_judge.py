@@ -27,10 +27,8 @@ class JudgedAnswers:
     """What is asked at every stepped weight, and who scores the answers.
 
     Attributes:
-        judge: Scores them.
         asked: A reference set: columns task, question, target, prompt, and completion, which stands for the teacher's
             answer where a judge sees two.
-        max_new_tokens: Of an answer.
     """
 
     judge: Judge

@@ -86,7 +86,6 @@ def influence_of_examples(
     """Return the influence of what each arm's teacher wrote, on the student as it was warmed up for its drafts.
 
     Args:
-        examples: Of all arms.
         reference: As build_reference returns it.
         warmed: The folder of the step that measured the drafts.
         n: Examples of each student, arm and task, drawn from all seeds; the same ones whatever other arms there are.

@@ -44,7 +44,6 @@ class ModelJudge:
     """Another model scores both answers from 1 to 10, in one prompt, in both orders; the mean of the two counts.
 
     Attributes:
-        model: With the role judge.
         seed: Names the boundaries between what is judged and what is said about it.
         repeat: Another number draws other boundaries, so the judge is asked again.
     """
@@ -163,7 +162,6 @@ def require_steady(judge: ModelJudge, asked: pd.DataFrame, n: int, max_spread: f
     Args:
         judge: Asked n times, with other boundaries each time.
         asked: As for `Judge`; some twenty rows are enough.
-        n: Times.
         max_spread: The largest mean spread that is accepted, in points.
 
     Returns:

@@ -62,7 +62,6 @@ def gains_along(
     Args:
         student: In float32; its trained weights are the same afterwards, to the bit.
         texts: Trained on in a random order, over and over, at a constant rate.
-        questions: What is asked, greedily.
         how: Rate and batch; its steps are those of the last place in `at`.
         at: Numbers of steps, rising; 0 asks the student as it is.
         seed: Orders the texts.
@@ -115,9 +114,7 @@ def measure_gains(
 
     Args:
         student: Its weights must be here.
-        items: The preference set.
         learning_rate: Of the steps; the recipe's, for what the recipe's training gains.
-        n_steps: On the one draft.
 
     Returns:
         Columns draft_id, signal, value (accuracy after minus before, in [-1, 1]; nan where the draft is too long or the

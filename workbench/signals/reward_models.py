@@ -132,9 +132,6 @@ def update_reward(
     """Teach a reward model the order of pairs and save it whole; its adapter is all that moves, if the recipe has one.
 
     Args:
-        recipe: Precision and device.
-        ref: The reward model's folder or hub id.
-        settings: Rate, epochs, batch and adapter.
         margin: By how much the chosen one is to be ahead, in units of the reward.
         pairs: Columns prompt, chosen, rejected.
         seed: Orders the pairs and draws the adapter.

@@ -53,10 +53,8 @@ class OptimizerSnapshot:
 
     Attributes:
         student: Fingerprint of the model folder it was warmed from.
-        steps: Steps taken so far.
         adamw: learning_rate, beta1, beta2, eps and weight_decay of the next step.
         tensors: For each of KINDS the trained parameters by name.
-        fingerprint: Of all that.
     """
 
     student: str

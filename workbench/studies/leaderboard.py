@@ -190,7 +190,6 @@ def train(
         groups: As groups_of returns them.
         seeds: Of the order of rows.
         lengths: Steps, rising; an epoch, as many as the rows fill at this batch, is added.
-        batch: Rows a step.
         n_asked: Held-out questions a task.
 
     Returns:

@@ -106,10 +106,7 @@ def split_half_reliability(
     all pairs are taken.
 
     Args:
-        probes: A run's stored outcomes.
-        drafts: The drafts that were probed.
         preference_set: Says how well each question tells responders apart.
-        n_splits: Random halves.
         quantile: As in the recipe, for pairs of questions.
 
     Returns:

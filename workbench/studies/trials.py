@@ -37,11 +37,9 @@ class FineTuneJob:
 
     Attributes:
         recipe: Its training section says how to train, its evaluation section how long answers may be.
-        student: Name in the recipe.
         rows: Columns prompt and completion to train on; None leaves the student as it is.
         asked: Each question's prompt: what prompts share, and the rest.
         targets: How answers are read and the right one, in the order of asked.
-        seed: Orders the rows.
         folder: Holds the student until it is asked. What it answered is kept beside it, with the ending .json.
         n_batches: An epoch; 0 takes as many as the rows fill.
     """
@@ -98,11 +96,9 @@ def train_and_ask(
 
     Args:
         run: Whose held-out questions are asked.
-        recipe: How to train.
         sets: Of each its name (student, seed and what else tells it from the others), its rows (prompt and completion;
             None leaves the student as it is) and the batches of an epoch (0: as many as the rows fill).
         at: Where in the run's folder, with what names a set in braces.
-        describe: What the progress is called.
 
     Returns:
         One answer a row: what names the set, task, item_id, correct.

@@ -149,8 +149,6 @@ class Overlap:
 
     Attributes:
         level: The first level that found it.
-        name: Of the set.
-        item: The item's text.
     """
 
     level: str
@@ -224,7 +222,6 @@ class Guard:
         """Yield everything that a question copies, level by level, the most alike first.
 
         Args:
-            question: What may be a copy.
             at_least: Thresholds by level that count where they are higher than the guard's own.
         """
         for level, own in self.thresholds.items():

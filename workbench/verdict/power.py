@@ -289,9 +289,6 @@ def calibrate(
     """Return how often each decision is reached, one row a true difference.
 
     Args:
-        world: How answers vary.
-        design: What is decided on.
-        repeats: Simulated runs a row.
         differences: True ones, as shares; by default 0, half the margin, the margin and twice the margin, and 0 once
             more with seeds that differ twice as much, by two points at least.
 

@@ -200,7 +200,6 @@ def verdict(
         student: The recipe's first student; the top level is its verdict.
         training: One row an arm (and student and seed, if there) with tokens and steps; seeds are averaged.
         test_set: name, sha256, times_opened.
-        warnings: From the stages before; the verdict's own are added.
     """
     test_set, blocks = dict(test_set or {}), {}
     for name in dict.fromkeys([student, *predictions["student"]]):
