@@ -4,9 +4,9 @@ Asking a model many questions: one job a model and task, greedy, batched, its an
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from workbench.loop import prompts
 from workbench.models.engine import Completion, Decoding, Engine, Request
@@ -81,13 +81,9 @@ class Guards:
             )
 
 
-class Writer(Protocol):
-    """A way to have new questions of a task written; an argument of steps, so its fields say all that it does."""
-
-    def __call__(
-        self, engine: Engine, task: Task, n: int, decoding: Decoding, draw: Draw, guard: Guard
-    ) -> list[Written]:
-        """Return new questions until n are kept, with the dropped ones."""
+# A way to have new questions of a task written until so many are kept; an argument of steps, so that its fields say all
+# that it does.
+Writer = Callable[[Engine, Task, int, Decoding, Draw, Guard], list[Written]]
 
 
 @dataclass(frozen=True)

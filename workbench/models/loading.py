@@ -83,7 +83,7 @@ def resolve(ref: str | Path) -> Path:
             f"Model {folder} is a GGUF file; make a folder of it, and name that: python -m data.smol.make {folder} "
             "FOLDER"
         )
-    if not _is_hub_id(str(ref)):
+    if not is_hub_id(str(ref)):
         raise ModelError(
             f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, `make smol` to build "
             "those of SmolLM2, or correct the path."
@@ -387,7 +387,8 @@ def _adapter_base(folder: Path) -> Path | None:
         raise ModelError(f"The base of adapter {folder} is not here: {error}") from error
 
 
-def _is_hub_id(ref: str) -> bool:
+def is_hub_id(ref: str) -> bool:
+    """Say whether a model's name can be that of a hub: owner and name, and no folder here."""
     owner, _, name = ref.partition("/")
     return bool(owner.strip("~.") and name) and "/" not in name and not (project_root() / owner).is_dir()
 

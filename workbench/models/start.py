@@ -200,15 +200,12 @@ def state_of(engine: str) -> tuple[bool, str]:
 
 
 def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
-    engine = _started(recipe, role, ref, choice)
-    engine.prompts = recipe.prompts
-    return engine
-
-
-def _started(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
     own = choice.model_dump(include=set(OWN_SETTINGS[choice.engine]) - {"budget_tokens", "price_in", "price_out"})
     if choice.engine == "vllm":
-        return VllmEngine(ref, precision(recipe.models.dtype), **own, threads=n_processes(recipe.compute.workers))
-    if choice.engine == "openai":
-        return OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
-    return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
+        engine = VllmEngine(ref, precision(recipe.models.dtype), **own, threads=n_processes(recipe.compute.workers))
+    elif choice.engine == "openai":
+        engine = OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
+    else:
+        engine = TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
+    engine.prompts = recipe.prompts
+    return engine

@@ -123,7 +123,8 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
             try:
                 holder = unseal(file.read(), required=True)
                 who = "process {pid} on {host} since {since}".format_map(holder)
-                is_ours = holder["host"] == socket.gethostname() and holder["pid"] in _lineage()
+                started_by = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+                is_ours = holder["host"] == socket.gethostname() and holder["pid"] in started_by
             except ValueError:  # it was locked a moment ago, and says nothing yet
                 who, is_ours = "another process", False
             if is_ours:
@@ -155,11 +156,6 @@ def _lock(file) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-def _lineage() -> set[int]:
-    """Return the numbers of this process and of those it was started by."""
-    return {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
 
 
 @contextlib.contextmanager

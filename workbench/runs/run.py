@@ -101,8 +101,10 @@ class Run:
 
     def key_of(self, function: Callable, arguments) -> tuple[str, dict]:
         """Return what tells a step that is this function called so from every other, and what identifies its inputs."""
-        names, inputs = getattr(function, "looks_at", ()), _inputs(function, arguments)
-        inputs |= {"recipe": self.recipe.section_json(*names)} if names else {}
+        names, settings = list(inspect.signature(function).parameters), getattr(function, "looks_at", ())
+        names += [str(place) for place in range(len(names), len(arguments))]
+        inputs = {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}
+        inputs |= {"recipe": self.recipe.section_json(*settings)} if settings else {}
         return fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs}), inputs
 
     def _compute(self, step: "Step", key: str, function: Callable, inputs: dict, arguments) -> None:
@@ -424,12 +426,6 @@ def notebook_of(step: str) -> str:
     return next((name for name in names if step in steps_in(name)), "")
 
 
-def _inputs(function: Callable, arguments) -> dict:
-    names = list(inspect.signature(function).parameters)
-    names += [str(place) for place in range(len(names), len(arguments))]
-    return {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}
-
-
 def _contents_in(inputs) -> Iterator[str]:
     """Yield the contents of the frames among what `identify` returned."""
     if isinstance(inputs, Mapping):
@@ -575,10 +571,8 @@ def _run_row(path: Path) -> dict:
         row |= {"steps": len(manifests), "seconds": sum(made["seconds"] for made in manifests)}
         verdict = read_json(path / VERDICT)
         row["decision"] = verdict.get("decision", "")
-        primary = verdict.get("primary", {})
-        for compared in verdict.get("comparisons", []):
-            if all(compared[key] == primary[key] for key in ("a", "b", "shots")):
-                row |= {key: compared[key] for key in ("difference", "low", "high")}
+        for primary in verdict.get("comparisons", [])[:1]:
+            row |= {key: primary[key] for key in ("difference", "low", "high")}
     except (RunError, OSError, KeyError, TypeError, ValueError) as error:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"

@@ -264,7 +264,9 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
         "per_task": per_task(predictions, a, b, main, margin, alpha).to_dict("records"),
         "warnings": _warnings(predictions, comparisons[0], arms, test_set),
     }
-    return _rounded(block)
+    # Plain Python values, as JSON holds them.
+    text = json.dumps(block, default=lambda value: value.item())
+    return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
 
 
 def _rule(a: str, b: str, shots: int, margin: float, alpha: float) -> str:
@@ -292,9 +294,3 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Ma
     unread = 1.0 - predictions.groupby("arm")["parsed"].mean().rename(spoken)
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
-
-
-def _rounded(block: Mapping) -> dict:
-    """Return plain Python values that JSON holds, floats to six places."""
-    text = json.dumps(block, default=lambda value: value.item())
-    return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
