@@ -19,8 +19,7 @@ from workbench.runs import schemas
 from workbench.runs.errors import ModelError
 from workbench.signals import influence
 from workbench.signals.difficulty import CheckingJudge
-from workbench.signals.influence import SnapshotStudent, measure
-from workbench.signals.influence_by_judge import JudgedAnswers
+from workbench.signals.influence import JudgedAnswers, SnapshotStudent, measure
 from workbench.signals.warm_up import KINDS, OptimizerSnapshot, load_warmed, save_warmed, texts_of, trainable, warm_up
 from workbench.tasks.answers import Answers
 from workbench.tasks.contamination import Guard

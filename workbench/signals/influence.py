@@ -22,15 +22,17 @@ import torch
 from torch import Tensor
 
 from workbench.models import loading
-from workbench.models.loading import fingerprint_model, load_tokenizer
+from workbench.models.engine import Decoding, Request
+from workbench.models.loading import LoadedModel, fingerprint_model, load_tokenizer
 from workbench.models.packed_losses import Pack, Text, Texts, single, token_losses
+from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.identity import identify
 from workbench.runs.run import fingerprint
 from workbench.runs.workers import run_jobs
-from workbench.signals.influence_by_judge import JudgedAnswers
+from workbench.signals.difficulty import Judge
 from workbench.signals.warm_up import OptimizerSnapshot, load_warmed, require_fit, texts_of, trainable
 from workbench.tasks.contamination import Guard
 
@@ -45,6 +47,36 @@ class Candidate:
     key: str
     name: str
     text: Text = field(repr=False)
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """What is asked at every stepped weight, and who scores the answers, where influence is in a judge's points.
+
+        influence = mean score after the step minus that after the step at zero gradient; positive = the example helps
+
+    The student answers the reference questions greedily at the stepped weights. With a judge that checks answers, the
+    value is how many more of them it answers rightly, as a share; what is not judged both times counts as no change.
+    Ours.
+
+    Attributes:
+        asked: A reference set: columns task, question, target, prompt, and completion, which stands for the teacher's
+            answer where a judge sees two.
+    """
+
+    judge: Judge
+    asked: pd.DataFrame = field(repr=False)
+    max_new_tokens: int
+
+    def losses(self, student: LoadedModel) -> Tensor:
+        """Return minus the score of the student's answer to each question, in the judge's points, shape (n_asked,)."""
+        # Nothing is kept: the engine would take the stepped weights for those of the folder.
+        engine = TransformersEngine(student)
+        requests = [Request(engine.render(prompt)) for prompt in self.asked["prompt"]]
+        texts = [one.text for one in engine.generate(requests, Decoding(self.max_new_tokens))]
+        shown = self.asked[["task", "question"]].assign(gold=self.asked["target"], teacher=self.asked["completion"])
+        scores = self.judge(shown.assign(student=texts))["score_student"]
+        return -torch.tensor(scores.to_numpy(float), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from workbench.runs.identity import looks_at
 from workbench.runs.recipe_parts import Influence
 from workbench.runs.seeding import stream, stream_seed
 from workbench.signals.difficulty import Judge
-from workbench.signals.influence import measure
-from workbench.signals.influence_by_judge import JudgedAnswers
+from workbench.signals.influence import JudgedAnswers, measure
 from workbench.signals.judging import judge_of
 from workbench.signals.reference import guard_of_tests
 from workbench.signals.warm_up import WarmUp, warm_up
