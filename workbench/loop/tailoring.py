@@ -5,7 +5,6 @@ temperature 1 and rationales greedily, as appendix F says.
 """
 
 import itertools
-from collections import Counter
 
 import pandas as pd
 
@@ -60,7 +59,7 @@ def write_examples(
     written = run_engine_jobs(_write_one, jobs, teacher.among_trained, "writing examples")
     rows = [row for own in written for row in own] + draft_examples(recipe, tasks, drafts, signals, others)
     frame = schemas.build(rows, "examples")
-    dropped = Counter(reason for reason in frame["drop_reason"] if reason)
+    dropped = frame.loc[~frame["kept"], "drop_reason"].value_counts(sort=False)
     frame.attrs["counts"] = {"examples": frame["kept"].sum()}
     frame.attrs["counts"] |= {f"examples dropped, {why}": n for why, n in dropped.items()}
     return frame

@@ -131,8 +131,7 @@ class Engine(ABC):
             progress: Called after each part with the numbers of requests done and to do, reused ones included.
 
         Raises:
-            ModelError: If a prompt is empty or too long for the model; nothing is computed then.
-            ModelError: If the engine cannot go on; what is finished is kept.
+            ModelError: If a prompt is empty or too long, before anything is computed, or the engine cannot go on.
         """
         own = {"stop": decoding.stop or tuple(self.prompts.stop)}
         if decoding.temperature and decoding.top_p == 1:

@@ -112,7 +112,12 @@ def fingerprint_model(folder: str | Path) -> str:
 
 
 def load(
-    ref: str | Path, dtype: str = "float32", device: str = "auto", merged: bool = True, in_4bit: bool = False
+    ref: str | Path,
+    dtype: str = "float32",
+    device: str = "auto",
+    merged: bool = True,
+    in_4bit: bool = False,
+    kind: type = AutoModelForCausalLM,
 ) -> LoadedModel:
     """Load a model and its tokenizer from safetensors; nothing pickled and no code from the folder is ever run.
 
@@ -122,6 +127,7 @@ def load(
         device: "cpu", "cuda", or "auto" for cuda where there is one.
         merged: Put a LoRA adapter into the weights of its base; False leaves it beside them, to be trained on.
         in_4bit: Hold the weights of linear layers in four bits (bitsandbytes, NF4), for QLoRA on a GPU.
+        kind: Of transformers' classes that load a model of any architecture.
 
     Raises:
         ModelError: If the folder is missing, holds no safetensors, or cannot be loaded completely.
@@ -133,7 +139,7 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = load_tokenizer(folder)
-        model = _load_in_4bit(folder, device) if in_4bit else _load_weights(folder, dtype, merged).to(device)
+        model = _load_in_4bit(folder, device) if in_4bit else _load_weights(folder, dtype, merged, kind).to(device)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -272,21 +278,21 @@ def render_shared(tokenizer: PreTrainedTokenizerBase | None, prefix: str, rest: 
     return prompt, prompt[: max(0, prompt.rfind(rest))] if prefix and rest else ""
 
 
-def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
+def _load_weights(folder: Path, dtype: str, merged: bool = True, kind: type = AutoModelForCausalLM) -> PreTrainedModel:
     require_safetensors(folder)
     if base := _adapter_base(folder):
-        wrapped = _adapted(_load_weights(base, dtype), folder)
+        wrapped = _adapted(_load_weights(base, dtype, kind=kind), folder)
         # peft froze the base, which may be trained again.
         return wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[precision(dtype)], output_loading_info=True, **SAFELY
-    )
+    model, report = kind.from_pretrained(folder, dtype=DTYPES[precision(dtype)], output_loading_info=True, **SAFELY)
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again."
+            f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again, "
+            "or name one that was trained for what it is to do."
         )
-    make_savable(model)
+    if kind is AutoModelForCausalLM:
+        make_savable(model)
     return model
 
 

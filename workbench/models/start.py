@@ -92,8 +92,7 @@ def start_engine(recipe: Recipe, role: Role, ref: str, compared: bool = False) -
     """Start the engine of a role with a model, or return the one that is running with it.
 
     Raises:
-        ModelError: If it cannot be started, with the way on.
-        ModelError: If the model cannot be used.
+        ModelError: If it or the model cannot be used, with the way on.
     """
     choice = choice_of(recipe, role, compared)
     if not _depth:
