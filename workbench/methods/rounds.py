@@ -1,6 +1,8 @@
-"""What methods in rounds share: learners that go on from round to round."""
+"""What methods in rounds share: learners that go on from round to round, and the frames of rounds as one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 
 from workbench.loop.alignment import models_of
 from workbench.models.start import Model
@@ -23,3 +25,8 @@ def learners_of(students: Mapping[str, Model]) -> dict[Key, Model]:
 def go_on(learners: Mapping[Key, Model], trained: Frames) -> dict[Key, Model]:
     """Return the learners as a round's training left them."""
     return {Key(*key): learners[key].trained(folder) for key, folder in models_of(trained, "students").items()}
+
+
+def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return frames of one kind, of all tasks or rounds, as one."""
+    return pd.concat(parts, ignore_index=True)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.writing import Draw, Guards, OnePrompt, Writer, example_of
-from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
+from workbench.methods.tapir import ARMS, Curriculum
 from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
@@ -26,31 +26,6 @@ from workbench.tasks.task import Task
 VERSION = 2
 PLAIN = "plain"
 Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
-
-
-def judged_in(n_round: int, learners: Mapping[Key, Model]) -> dict[Key, Model]:
-    """Return the learners that are judged in a round: all in the first, then those whose arm goes by it."""
-    return {
-        key: model
-        for key, model in learners.items()
-        if n_round == 1 or ARMS[key.arm].difficulty and ARMS[key.arm].rounds
-    }
-
-
-def asked_in(learners: Mapping[Key, Model], students: Mapping[str, Model], new: pd.DataFrame) -> dict[Key, Model]:
-    """Return who answers the new questions of a round: each learner as it is or, in arms without rounds, as it was."""
-    whose = set(new[WHOSE].itertuples(index=False, name=None))
-    return {
-        key: model if ARMS[key.arm].rounds else students[key.student].among_trained
-        for key, model in learners.items()
-        if key in whose
-    }
-
-
-def teachers_of(recipe: TapirRecipe, teacher: Model) -> dict[str, Model]:
-    """Return who writes, by name: the teacher and, where the recipe has one, the aligned one."""
-    aligned = recipe.curriculum.aligned_teacher
-    return {"teacher": teacher} | ({"aligned": teacher.trained(aligned)} if aligned else {})
 
 
 def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[str, dict[str, str]]:
