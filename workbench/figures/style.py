@@ -269,10 +269,8 @@ def use_renderer() -> None:
     global _script_shown
     from IPython.display import display
 
-    display(
-        {"text/html": f"{plotly_script()}<script>{FOLLOW}</script>", "text/plain": "Figures are drawn by plotly."},
-        raw=True,
-    )
+    scripts = f"{plotly_script()}<script>{FOLLOW}</script>"
+    display({"text/html": scripts, "text/plain": "Figures are drawn by plotly."}, raw=True)
     _script_shown = True
 
 

@@ -118,20 +118,14 @@ Rule = Callable[[pd.Series, np.random.Generator, Pairs], Proposed]
 
 
 def best_against_worst(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
-    """Pair the best of a group with the worst; ties are broken at random.
-
-    Source: ARTE, section 3.3.
-    """
+    """Pair the best of a group with the worst; ties are broken at random. Source: ARTE, section 3.3."""
     # A shuffled order makes argmax and argmin break ties at random.
     shuffled = scores.iloc[rng.permutation(len(scores))]
     return [(shuffled.index[np.argmax(shuffled.to_numpy())], shuffled.index[np.argmin(shuffled.to_numpy())])]
 
 
 def top_against_bottom(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
-    """Pair members of the top quantile with members of the bottom one, each used at most once.
-
-    Source: ARTE, appendix G.
-    """
+    """Pair members of the top quantile with members of the bottom one, each at most once. Source: ARTE, appendix G."""
     ordered = scores.iloc[rng.permutation(len(scores))].sort_values(kind="stable")
     n_end = int(len(ordered) * settings.quantile)
     n_pairs = min(settings.n_question_pairs, n_end)
@@ -141,10 +135,7 @@ def top_against_bottom(scores: pd.Series, rng: np.random.Generator, settings: Pa
 
 
 def helpful_against_harmful(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
-    """Pair every sibling that helps (above 0) with every one that harms (below 0).
-
-    Source: Montessori-Instruct, arXiv:2410.14208, section 3.
-    """
+    """Pair every sibling that helps (above 0) with every one that harms. Source: Montessori-Instruct, section 3."""
     return list(product(scores.index[scores > 0], scores.index[scores < 0]))
 
 

@@ -50,9 +50,7 @@ class Curriculum(Section):
     @model_validator(mode="after")
     def _grows(self):
         if self.hard_shares != sorted(self.hard_shares):
-            raise ValueError(
-                f"hard_shares must not fall from round to round, got {self.hard_shares}; put them in order"
-            )
+            raise ValueError(f"hard_shares must not fall from round to round, got {self.hard_shares}; order them")
         return self
 
 
@@ -148,9 +146,8 @@ def evidence_of(run: Run, student: str) -> list[Evidence]:
     told = told[told["student"] == student].merge(given, on=["student", "task", "question_id"])
     places = zip(told["task"], told["question_id"], told["answer"], strict=True)
     failed = [not tasks[task].answers.same(answer, targets[task, one]) for task, one, answer in places]
-    written = [
-        run.read(f"round-{n}/examples", "candidates") for n, _ in enumerate(run.recipe.curriculum.hard_shares, 1)
-    ]
+    rounds = range(1, len(run.recipe.curriculum.hard_shares) + 1)
+    written = [run.read(f"round-{n}/examples", "candidates") for n in rounds]
     new = pd.concat(written).dropna(subset="difficulty")
     new = new[(new["student"] == student) & (new["arm"] == arm)]
     rare = run.read("drafts").drop_duplicates("question_id")["task"].value_counts().idxmin()

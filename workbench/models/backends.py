@@ -41,17 +41,11 @@ tune_distilled = trl.tune_distilled  # in this process: the recipe allows no oth
 
 
 def check(recipe: Recipe) -> None:
-    """Find out before any work whether what the recipe trains with is here.
-
-    Raises:
-        ModelError: If it is not, with the way on.
-    """
+    """Find out before any work whether what the recipe trains with is here; a ModelError names the way on."""
     for section in ("alignment", "training"):
         settings = getattr(recipe, section)
         if settings.backend == "unsloth" and not unsloth_version():
-            raise ModelError(
-                f"{section}.backend is unsloth, which is not installed; run: {INSTALL['unsloth']}, or take trl."
-            )
+            raise ModelError(f"{section}.backend unsloth is not installed; run: {INSTALL['unsloth']}, or take trl.")
         in_4bit = settings.lora.load_in_4bit
         if in_4bit and (recipe.compute.device == "cpu" or not torch.cuda.is_available()):
             raise ModelError(

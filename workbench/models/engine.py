@@ -204,9 +204,7 @@ class Engine(ABC):
         Left out: batch size, prefix sharing, device and library versions, because they change near-ties at most.
         """
         if decoding.temperature > 0 and not request.stream:
-            raise ValueError(
-                f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
-            )
+            raise ValueError(f"A request at temperature {decoding.temperature} needs a stream; name what it draws for.")
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
         return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
 
@@ -226,9 +224,8 @@ class SelfTest:
     nats: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.n_apart} of {self.n} greedy texts differ between batches, log-probabilities by {self.nats:.1g} nats"
-        )
+        apart = f"{self.n_apart} of {self.n} greedy texts differ between batches"
+        return f"{apart}, log-probabilities by {self.nats:.1g} nats"
 
 
 # Agreement to this is rounding; from the limits on, what a draft is worth depends on what it is computed beside.

@@ -198,9 +198,7 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token_id is None and (end := _declared_end(folder)) is not None:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore its files."
-        ) from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore it.") from error
     _require_template_ends(tokenizer, folder)
     return tokenizer
 
@@ -252,9 +250,8 @@ def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     """
     if tokenizer is None or not tokenizer.chat_template or user_text.endswith(OPENED):
         return _TURNS.sub(r" \1\n\n", user_text)
-    turns = [
-        {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(user_text.split(TURN))
-    ]
+    said = enumerate(user_text.split(TURN))
+    turns = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in said]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except ModelError:
@@ -384,9 +381,7 @@ def _adapter_base(folder: Path) -> Path | None:
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         base = None
     if not base or not isinstance(base, str):
-        raise ModelError(
-            f"Adapter {folder} does not name its base; give it as base_model_name_or_path in adapter_config.json."
-        )
+        raise ModelError(f"Adapter {folder} names no base; give base_model_name_or_path in adapter_config.json.")
     try:
         return resolve(base)
     except ModelError as error:

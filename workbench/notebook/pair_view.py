@@ -38,11 +38,7 @@ class Evidence(NamedTuple):
 
     @classmethod
     def of_run(cls, run: Run) -> "Evidence":
-        """Read what a run has drafted and probed.
-
-        Raises:
-            RunError: If it has not, naming the notebook and the command that do it.
-        """
+        """Read what a run has drafted and probed, or raise a RunError that names the notebook and the command."""
         frames = [run.read("questions"), run.read("drafts"), run.read("signals").dropna(subset="value")]
         probes = run.read("probes") if run.has("probes") else schemas.build([], "probes")
         return cls(*frames, probes, run.read("preference_set"))

@@ -242,9 +242,8 @@ class Cache(Database):
         if kind != SPENDING:
             progress.found(len(found))
         if damaged:
-            warnings.warn(
-                f"{damaged} stored {kind} items of {self.path} are damaged; they are computed again.", stacklevel=2
-            )
+            said = f"{damaged} stored {kind} items of {self.path} are damaged; they are computed again."
+            warnings.warn(said, stacklevel=2)
         return found
 
     def put_many(self, kind: str, payloads: Mapping[str, dict]) -> None:
@@ -269,9 +268,7 @@ class Cache(Database):
             return sum(_checksum(*row[:3]) != row[3] for row in rows)
 
         if self.path.is_file() and (n := self._do(count)):
-            raise RunError(
-                f"{n} items of {self.path} are not what was stored; those are computed again when asked for."
-            )
+            raise RunError(f"{n} items of {self.path} are not what was stored; when asked for they are made again.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         _use_wal(connection)

@@ -125,9 +125,8 @@ class PreferenceSet(Section):
     @model_validator(mode="after")
     def _subset(self):
         if self.n_items > self.n_validation:
-            raise ValueError(
-                f"n_items must be at most n_validation ({self.n_validation}), got {self.n_items}; lower it"
-            )
+            most = self.n_validation
+            raise ValueError(f"n_items must be at most n_validation ({most}), got {self.n_items}; lower it")
         require_distinct("shots", self.shots)
         return self
 
@@ -185,9 +184,7 @@ class Training(Tuning):
     @model_validator(mode="after")
     def _is_packed(self):
         if self.packing and self.backend == "unsloth":
-            raise ValueError(
-                "packing is for the backend trl, because Unsloth does not always keep packed rows apart; change one"
-            )
+            raise ValueError("packing is for backend trl: Unsloth does not always keep packed rows apart; change one")
         return self
 
 
@@ -299,9 +296,7 @@ class Recipe(Section):
                 raise ValueError(f"evaluation.arms names {arm!r}, but signals are {', '.join(SIGNALS)}; correct it")
         if DISTILLED in self.evaluation.arms:
             if "untailored" not in self.evaluation.arms:
-                raise ValueError(
-                    f"evaluation.arms has {DISTILLED!r} without 'untailored', whose questions it takes; add that"
-                )
+                raise ValueError(f"evaluation.arms has {DISTILLED!r} without 'untailored', which it needs; add that")
             if self.training.backend != "trl" or self.compute.launcher != "none":
                 raise ValueError(
                     f"evaluation.arms has {DISTILLED!r}, which needs training.backend trl and no compute.launcher; set "

@@ -206,9 +206,7 @@ class TaskSource(Section):
         if not self.generator and (wrong := sorted(given & {"level", "seed"})):
             raise ValueError(f"{wrong[0]} is set without a generator, which alone has one; add generator")
         if not (self.path or self.generator) and given:
-            raise ValueError(
-                f"{sorted(given)[0]} is set without a path, but a task file says this itself; add the path"
-            )
+            raise ValueError(f"{min(given)} is set without a path, but a task file says this itself; add the path")
         return self
 
 

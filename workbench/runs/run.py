@@ -475,11 +475,7 @@ def is_aside(path: Path) -> bool:
 
 
 def path_of(name: str) -> Path:
-    """Return the folder of a run of that name.
-
-    Raises:
-        RunError: If no run can be called so.
-    """
+    """Return the folder of a run of that name; a RunError if no run can be called so."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RunError(
             "A run's name has up to 100 letters, digits, '.', '_' and '-' and begins with a letter or digit, got "
@@ -557,9 +553,8 @@ def _difference(stored: Recipe, asked: Recipe) -> str:
 @in_our_words()
 def runs_table() -> pd.DataFrame:
     """Return one row per run: its recipe, finished steps, the primary comparison and the seconds it took."""
-    return pd.DataFrame(
-        [_run_row(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))], columns=COLUMNS
-    )
+    rows = [_run_row(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _run_row(path: Path) -> dict:

@@ -187,9 +187,8 @@ def measure_likelihoods(
     Raises:
         ModelError: If a model's weights are not here or lack what a signal reads, or the tokenizers differ.
     """
-    rows = texts_to_learn(tasks, drafts).merge(
-        drafts[["draft_id", "task", "question", "answer", "gold"]], on="draft_id"
-    )
+    known = drafts[["draft_id", "task", "question", "answer", "gold"]]
+    rows = texts_to_learn(tasks, drafts).merge(known, on="draft_id")
     compute = student.recipe.compute.device
     loaded = loading.load(student.ref, student.recipe.models.dtype, compute)
     exact = loading.load(student.ref, "float32", compute, merged=False) if GRADIENT in names else None

@@ -48,9 +48,7 @@ def rewards_of(model: PreTrainedModel, rows: Sequence[list[int]]) -> torch.Tenso
     """
     width, limit = max(map(len, rows)), getattr(model.config, "max_position_embeddings", 0)
     if limit and width > limit:
-        raise ModelError(
-            f"A text of {width} tokens is longer than the {limit} that the reward model reads; shorten it."
-        )
+        raise ModelError(f"A text of {width} tokens is longer than the {limit} that the reward model reads; cut it.")
     return logits_of(model, rows).float()
 
 

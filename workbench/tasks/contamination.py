@@ -145,11 +145,7 @@ def reason_of(level: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a question was found to copy.
-
-    Attributes:
-        level: The first level that found it.
-    """
+    """What a question was found to copy: an item of a set by name, and the first level that found it."""
 
     level: str
     name: str

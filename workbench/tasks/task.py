@@ -154,9 +154,8 @@ def load_task(path: Path, recipe: Recipe) -> Task:
     if not isinstance(techniques, dict) or not all(isinstance(text, str) and text for text in techniques.values()):
         raise DataError(f"{path}: `techniques` must be an object of name and text; correct it or leave it out.")
     if solver and solver not in list(pocket_questions.READERS):
-        raise DataError(
-            f"{path} names the solver {solver!r}; there are {', '.join(pocket_questions.READERS)}, or leave it out."
-        )
+        known = ", ".join(pocket_questions.READERS)
+        raise DataError(f"{path} names the solver {solver!r}; there are {known}, or leave it out.")
     return Task(path.stem, str(description), dict(techniques), **sets, sha256=file_sha256(path), solver=solver)
 
 
@@ -242,9 +241,7 @@ def _items(rows: list, path: Path, name: str) -> pd.DataFrame:
     for n, row in enumerate(rows):
         texts = [row.get("input"), row.get("target")] if isinstance(row, dict) else []
         if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(
-                f"{path}: item {n} of {name!r} must have texts `input` and `target`, got {str(row)[:80]!r}."
-            )
+            raise DataError(f"{path}: item {n} of {name!r} must have texts `input` and `target`, got {str(row)[:80]!r}")
     frame = pd.DataFrame({"question": [r["input"] for r in rows], "target": [r["target"] for r in rows]})
     frame.insert(0, "item_id", frame["question"].map(text_id))
     return frame.drop_duplicates("item_id").reset_index(drop=True)

@@ -213,11 +213,7 @@ def verdict(
 
 
 def verdict_of(run: Run) -> dict:
-    """Return the run's verdict as stored.
-
-    Raises:
-        RunError: If the run has none yet.
-    """
+    """Return the run's verdict as stored; a RunError if it has none yet."""
     if not (found := run.verdict):
         raise RunError(
             f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
