@@ -20,7 +20,7 @@ SHARED = ("tasks/answers", "tasks/numbers", "models/packed_losses")
 KNOWN: dict[str, tuple[int, str]] = {
     "loop/alignment": (3, "36a116eeb9193660"),
     "loop/arms": (3, "cef0688360b05e9c"),
-    "loop/budgets": (3, "54aecc701dc0be29"),
+    "loop/budgets": (3, "bb9faa9e53d460c2"),
     "loop/drafting": (5, "b664a3ed8df9348f"),
     "loop/instructions": (1, "f07f977efb113395"),
     "loop/pairs": (2, "f9591545f8f77364"),

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from workbench.methods.base import Amounts, Evidence, Method
 from workbench.runs.errors import spoken
 from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
-from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section
+from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section, require_known
 from workbench.runs.run import Run
 from workbench.signals.difficulty import measure_difficulty
 from workbench.tasks.task import load_tasks
@@ -104,9 +104,7 @@ class TapirRecipe(Recipe):
     def _names_its_tasks(self):
         names, settings = self.tasks.names, self.curriculum
         for key in ("pool", "shares", "styles"):
-            for name in getattr(settings, key):
-                if name not in names:
-                    raise ValueError(f"curriculum.{key} names {name!r}, which is not among tasks.names {names}; add it")
+            require_known(f"curriculum.{key}", getattr(settings, key), names)
         if missing := [name for name in names if name not in settings.pool]:
             raise ValueError(f"curriculum.pool lacks the task {missing[0]!r}; say how many questions of it to write")
         if missing := [name for name in names if settings.shares and name not in settings.shares]:

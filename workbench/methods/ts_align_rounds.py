@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.alignment import dpo_job
-from workbench.loop.budgets import continued
+from workbench.loop.budgets import curve_of
 from workbench.loop.writing import example_of
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
 from workbench.models.start import Model
@@ -220,9 +220,7 @@ def align_policies(
         jobs.append(dpo_job(model, recipe, own, stream_seed(key.seed, "dpo", key.student), key._asdict(), folder))
     at_once = next(iter(learners.values())).recipe.compute.trained_at_once
     frame, points = tune_all(jobs, at_once, "aligning policies", "aligned policies")
-    rows = [{"stage": "training", **point} for point in points]
-    curve = schemas.build(rows, "curve")
-    return {"students": frame, "curve": curve if before is None else continued(before, curve)}
+    return {"students": frame, "curve": curve_of(points, before)}
 
 
 def update_students(
