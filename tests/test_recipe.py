@@ -91,7 +91,7 @@ def test_numbers_and_words_are_read_as_yaml_1_2_has_them(load):
         (
             "evaluation.arms",
             "[untailored, tailored, tailored_for_nobody]",
-            "evaluation.arms: 'tailored_for_nobody' names 'nobody', which is none of counter; correct it or add it there.",
+            "evaluation.arms: 'tailored_for_nobody' names 'nobody', which is none of counter; correct it",
         ),
         ("alignment.tasks", "[navigate]", "alignment.tasks names 'navigate', which is none of "),
         ("guard.levels", "[exact, fuzzy]", "guard.levels.1 must be 'exact', 'normalised', 'options'"),

@@ -517,7 +517,10 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         )
     if file.is_file():
         stored, has_work = load_recipe(str(file)), set(os.listdir(path)) - BEFORE_WORK
-        if has_work and (edited := _difference(_begun_with(path) or stored, stored)):
+        # None where an earlier workbench began it.
+        if begun_with := read_json(path / KEPT, schemas.Kept).get("recipe"):
+            begun_with = recipe_class(begun_with.get("method")).model_validate(begun_with)
+        if has_work and (edited := _difference(begun_with or stored, stored)):
             raise RunError(f"{file} was edited since the run was begun; undo: {edited}; or give a copy to another run.")
         if recipe is None or recipe == stored:
             return Run(name, path, stored)
@@ -535,12 +538,6 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         write_json(path / KEPT, {"recipe": recipe.model_dump()})
         atomic_write(file, recipe.to_yaml().encode("utf-8"))
     return Run(name, path, recipe)
-
-
-def _begun_with(path: Path) -> Recipe | None:
-    """Return the recipe that the run in a folder was begun with; None where an earlier workbench began it."""
-    kept = read_json(path / KEPT, schemas.Kept).get("recipe")
-    return kept and recipe_class(kept.get("method")).model_validate(kept)
 
 
 def _difference(stored: Recipe, asked: Recipe) -> str:

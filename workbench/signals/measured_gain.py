@@ -48,12 +48,6 @@ class Questions:
         return fingerprint([self.asked, list(map(repr, self.readers)), self.targets, self.max_new_tokens])
 
 
-def questions_of(tasks: dict[str, Task], items: pd.DataFrame, max_new_tokens: int) -> Questions:
-    """Return items, columns task, question and target, as they are asked: with the plain prompt, without examples."""
-    readers = [tasks[name].answers for name in items["task"]]
-    return Questions(prompts.naive_prompts(tasks, items), readers, items["target"].tolist(), max_new_tokens)
-
-
 def gains_along(
     student: LoadedModel, texts: list[Text], questions: Questions, how: WarmUp, at: Sequence[int], seed: int
 ) -> list[list[bool]]:
@@ -124,7 +118,9 @@ def measure_gains(
     rows, chosen = texts_to_learn(tasks, drafts).merge(drafts[["draft_id", "task"]], on="draft_id"), items["chosen"]
     how, found = WarmUp(n_steps, 1, learning_rate), []
     for task, own in rows.groupby("task", sort=False):
-        asked = questions_of(tasks, items[chosen & (items["task"] == task)], student.recipe.evaluation.max_new_tokens)
+        shown = items[chosen & (items["task"] == task)]
+        given = prompts.naive_prompts(tasks, shown), [tasks[task].answers] * len(shown), shown["target"].tolist()
+        asked = Questions(*given, student.recipe.evaluation.max_new_tokens)
         source = [VERSION, loaded.fingerprint, asked.key, asdict(how), seed]
         before = kept(KIND, source, lambda asked=asked: gains_along(loaded, [], asked, how, [0], seed)[0])
         for row in own[["draft_id", "prompt", "completion"]].to_dict("records"):

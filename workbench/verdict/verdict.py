@@ -251,10 +251,15 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
         if "in_form" in predictions:
             own = predictions[(predictions["arm"] == arm) & (predictions["shots"] == main)]
             arms[arm]["in_form"] = float(own["in_form"].mean())
+    rule = (
+        f"accuracy of {spoken(a)} minus {spoken(b)}, {main} shots, items weighing the same: better or worse when the "
+        f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
+        f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
+    )
     block = {
         "student": student,
         "decision": comparisons[0]["decision"],
-        "primary": primary | {"rule": _rule(a, b, main, margin, alpha), "margin": margin, "alpha": alpha},
+        "primary": primary | {"rule": rule, "margin": margin, "alpha": alpha},
         "arms": arms,
         "comparisons": comparisons,
         "per_task": per_task(predictions, a, b, main, margin, alpha).to_dict("records"),
@@ -263,14 +268,6 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
     # Plain Python values, as JSON holds them.
     text = json.dumps(block, default=lambda value: value.item())
     return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
-
-
-def _rule(a: str, b: str, shots: int, margin: float, alpha: float) -> str:
-    return (
-        f"accuracy of {spoken(a)} minus {spoken(b)}, {shots} shots, items weighing the same: better or worse when the "
-        f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
-        f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
-    )
 
 
 def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Mapping) -> list[str]:
