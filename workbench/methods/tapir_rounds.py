@@ -1,4 +1,8 @@
-"""The rounds of TAPIR: who is judged, what is planned, written and chosen. Where its numbers come from: see tapir."""
+"""The rounds of TAPIR: what is planned, written and chosen. Where its numbers come from: see tapir.
+
+Everywhere a pool is the teacher's answers to it, `judged` and `taught` are its difficulties and the examples of each
+round so far, and a plan is what plan_rounds returns.
+"""
 
 import itertools
 import math
@@ -80,11 +84,6 @@ def plan_rounds(
 ) -> pd.DataFrame:
     """Return what every learner is taught in a round, counted from 1, by task.
 
-    Args:
-        pool: The teacher's answers to the pool.
-        judged: Difficulties of the pool, of each round so far.
-        taught: Examples, of each round before.
-
     Returns:
         Columns student, arm, seed, hard_share, held_back (in how many rounds it was), task, items, from_pool, written,
         hard (questions of the pool that are hard for it).
@@ -134,11 +133,6 @@ def write_alike(
     """Return new questions for every learner, several for each that is planned, written after some that it finds hard.
 
     A learner that finds nothing of a task hard, or whose arm does not ask, has any questions of the pool shown instead.
-
-    Args:
-        plan: As plan_rounds returns it.
-        pool: The teacher's answers to the pool.
-        judged: Difficulties of the pool, of each round so far.
 
     Returns:
         Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
@@ -223,10 +217,7 @@ def choose_items(
     Where too few are hard, others fill the place; an arm that does not go by difficulty takes the first ones.
 
     Args:
-        plan: As plan_rounds returns it.
-        pool: The teacher's answers to the pool.
         new: New questions with answers, as explained returns them.
-        taught: Examples of each round before, which are not taken again.
 
     Returns:
         "examples": as their schema describes them; "candidates": the new items with difficulty, hard and taken.
