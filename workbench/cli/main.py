@@ -31,7 +31,6 @@ EXAMPLES = """examples:
   workbench plan {first} --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench study                                which studies there are: how far can a run be trusted?
   workbench study signals demo                   which signal tells what training gains?
-  workbench study goodhart demo -p rounds 2      does the probe go on telling the truth when it is pushed?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub
 """

@@ -33,11 +33,7 @@ NAMES = ("pair_id", "student", "kind", "task", "chosen_id", "rejected_id")
 
 
 class Event(NamedTuple):
-    """One thing said of a pair: a review, a note, or that an earlier event (undoes, by its seq) does not hold.
-
-    Attributes:
-        left: The id on the left-hand side when it was said, for looking at position bias; "" if nobody saw sides.
-    """
+    """One thing said of a pair: a review, a note, or that an earlier event (undoes, by its seq) does not hold."""
 
     seq: int
     event_id: str
@@ -53,7 +49,7 @@ class Event(NamedTuple):
     field: str
     value: str
     blind: bool
-    left: str
+    left: str  # the id on the left-hand side when it was said, for looking at position bias; "" if nobody saw sides
     undoes: int
 
 

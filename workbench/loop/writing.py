@@ -88,15 +88,10 @@ Writer = Callable[[Engine, Task, int, Decoding, Draw, Guard], list[Written]]
 
 @dataclass(frozen=True)
 class OnePrompt:
-    """New questions of a task by one and the same prompt, several to a reply.
+    """New questions of a task by one and the same prompt, several to a reply."""
 
-    Attributes:
-        prompts: What the teacher is told, by task.
-        per_call: How many questions a reply holds.
-    """
-
-    prompts: dict[str, str]
-    per_call: int
+    prompts: dict[str, str]  # what the teacher is told, by task
+    per_call: int  # how many questions a reply holds
     known: ClassVar[frozenset[str]] = frozenset()  # questions, normalised, that count as written before
     most: ClassVar[int | None] = None  # so many of a reply are read, if not all
 

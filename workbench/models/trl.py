@@ -65,14 +65,10 @@ class _WholeBatches:
 
     With several processes each takes its share of every batch, and computes it in parts of `rows_at_once`. The gradient
     is that of the whole batch in any case, up to rounding, so that neither changes what is learned.
-
-    Attributes:
-        batches: Row numbers, a list for every optimiser step.
-        rows_at_once: Rows in a part; 0 for all that fall to this process.
     """
 
-    batches: list[list[int]]
-    rows_at_once = 0
+    batches: list[list[int]]  # row numbers, a list for every optimiser step
+    rows_at_once = 0  # in a part; 0 for all that fall to this process
     _share = 1.0
 
     def _prepare_dataset(self, dataset, *_):

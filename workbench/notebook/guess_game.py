@@ -20,15 +20,12 @@ STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')
 
 @dataclass(frozen=True)
 class Round:
-    """One question explained in four ways, and how many of n questions the student got right after each.
-
-    Attributes:
-        examples: (style, explanation, preference score in [0, 1]) in the order they are shown.
-    """
+    """One question explained in four ways, and how many of n questions the student got right after each."""
 
     student: str
     task: str
     question: str
+    # (style, explanation, preference score in [0, 1]) in the order they are shown.
     examples: tuple[tuple[str, str, float], ...]
     n: int
 

@@ -58,13 +58,11 @@ class JudgedAnswers:
     The student answers the reference questions greedily at the stepped weights. With a judge that checks answers, the
     value is how many more of them it answers rightly, as a share; what is not judged both times counts as no change.
     Ours.
-
-    Attributes:
-        asked: A reference set: columns task, question, target, prompt, and completion, which stands for the teacher's
-            answer where a judge sees two.
     """
 
     judge: Judge
+    # A reference set: columns task, question, target, prompt, and completion, which stands for the teacher's answer
+    # where a judge sees two.
     asked: pd.DataFrame = field(repr=False)
     max_new_tokens: int
 
@@ -81,22 +79,18 @@ class JudgedAnswers:
 
 @dataclass(frozen=True)
 class StepJob:
-    """Some candidates of one student, for one process.
+    """Some candidates of one student, for one process."""
 
-    Args:
-        student: Model folder or id.
-        candidates: What to step on; for the step at zero gradient a single one, whose text is not used.
-        zero: The reference losses after the step at zero gradient, in nats; empty where they are what is asked for.
-        judged: What is read in place of the losses: a judge's scores, as losses of that sign; None for losses.
-    """
-
-    student: str
+    student: str  # model folder or id
     warmed: Path
     device: str
     learning_rate: float
     reference: list[Text] = field(repr=False)
+    # What to step on; for the step at zero gradient a single one, whose text is not used.
     candidates: list[Candidate] = field(default_factory=list, repr=False)
+    # The reference losses after the step at zero gradient, in nats; empty where they are what is asked for.
     zero: list[float] = field(default_factory=list, repr=False)
+    # What is read in place of the losses: a judge's scores, as losses of that sign; None for losses.
     judged: JudgedAnswers | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:

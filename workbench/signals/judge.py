@@ -23,15 +23,11 @@ NOBODY = "This recipe names no judge; with models: {judge: ...} another model wo
 
 
 class Judged(NamedTuple):
-    """What a judge says.
+    """What a judge says."""
 
-    Attributes:
-        examples: The kept examples, with `said` (the judge's answer, "" where none could be read) and `agrees` (missing
-            there).
-        validation: Columns task, item_id, target, said, right: the judge on questions whose answers are known.
-    """
-
+    # The kept examples, with `said` (the judge's answer, "" where none could be read) and `agrees` (missing there).
     examples: pd.DataFrame
+    # Columns task, item_id, target, said, right: the judge on questions whose answers are known.
     validation: pd.DataFrame
 
 

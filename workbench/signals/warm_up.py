@@ -49,18 +49,12 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class OptimizerSnapshot:
-    """Weights after a warm-up and AdamW's state with them, one parameter group.
+    """Weights after a warm-up and AdamW's state with them, one parameter group."""
 
-    Attributes:
-        student: Fingerprint of the model folder it was warmed from.
-        adamw: learning_rate, beta1, beta2, eps and weight_decay of the next step.
-        tensors: For each of KINDS the trained parameters by name.
-    """
-
-    student: str
+    student: str  # fingerprint of the model folder it was warmed from
     steps: int
-    adamw: dict[str, float]
-    tensors: dict[str, dict[str, Tensor]]
+    adamw: dict[str, float]  # learning_rate, beta1, beta2, eps and weight_decay of the next step
+    tensors: dict[str, dict[str, Tensor]]  # for each of KINDS the trained parameters by name
     fingerprint: str = ""
 
 

@@ -31,31 +31,18 @@ SEEN = ("seeds", "validation")
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task."""
 
-    Attributes:
-        name: Its file's name without the ending, or what the recipe calls it.
-        description: What the task asks, in a sentence.
-        techniques: Name and text of each reasoning technique the teacher is asked for.
-        seeds: Columns item_id, question, target; what the teacher sees as examples.
-        validation: The same columns; the preference set is chosen from these.
-        test: The same columns; opened by the evaluation alone.
-        sha256: Of the task file, or of the items where they come from elsewhere.
-        solver: Name of the pocket task whose solver and styles apply, or "".
-        answers: How its answers are read and compared.
-        prompts: How it is asked.
-    """
-
-    name: str
-    description: str
-    techniques: dict[str, str]
-    seeds: pd.DataFrame = field(repr=False)
-    validation: pd.DataFrame = field(repr=False)
-    test: pd.DataFrame = field(repr=False)
-    sha256: str
-    solver: str = ""
-    answers: Answers = Answers()
-    prompts: Prompts = Prompts()
+    name: str  # its file's name without the ending, or what the recipe calls it
+    description: str  # what the task asks, in a sentence
+    techniques: dict[str, str]  # name and text of each reasoning technique the teacher is asked for
+    seeds: pd.DataFrame = field(repr=False)  # columns item_id, question, target; what the teacher sees as examples
+    validation: pd.DataFrame = field(repr=False)  # the same columns; the preference set is chosen from these
+    test: pd.DataFrame = field(repr=False)  # the same columns; opened by the evaluation alone
+    sha256: str  # of the task file, or of the items where they come from elsewhere
+    solver: str = ""  # name of the pocket task whose solver and styles apply, or ""
+    answers: Answers = Answers()  # how its answers are read and compared
+    prompts: Prompts = Prompts()  # how it is asked
 
     def solve(self, question: str) -> str:
         """Return the right answer, or "" when this task or this question cannot be solved by rule."""

@@ -17,21 +17,9 @@ from scipy import stats
 from workbench.runs.errors import DataError, RunError, spoken
 from workbench.runs.recipe import TAILORED_FOR
 from workbench.runs.run import Run
+from workbench.verdict import intervals
 from workbench.verdict.in_words import level, opened_in_words
-from workbench.verdict.intervals import (
-    BETTER,
-    UNDECIDED,
-    WORSE,
-    VarianceComponents,
-    decide,
-    half_width,
-    holm,
-    interval_p_value,
-    sample_size_needed,
-    sign_flip_p_value,
-    spread,
-    wilson,
-)
+from workbench.verdict.intervals import BETTER, UNDECIDED, WORSE, VarianceComponents, decide, half_width, holm, spread
 from workbench.verdict.win_rates import win_rate_of
 
 BASE_SEED = -1
@@ -98,7 +86,7 @@ def arm_accuracy(predictions: pd.DataFrame, arm: str, shots: int, alpha: float =
     if n_seeds > 1 and n_items > 1 and 0.0 < mean < 1.0:
         width = half_width(spread(table.to_numpy(), table.columns.get_level_values("task")), alpha)
         effective = min(mean * (1 - mean) * (stats.norm.ppf(1 - alpha / 2) / width) ** 2, n_seeds * n_items)
-    low, high = wilson(mean, effective, alpha)
+    low, high = intervals.wilson(mean, effective, alpha)
     return {"accuracy": mean, "low": low, "high": high, "n_items": n_items, "n_seeds": n_seeds}
 
 
@@ -135,9 +123,9 @@ def _compare(
         "low": max(of.mean - half, -1.0),
         "high": min(of.mean + half, 1.0),
         # Sums over seeds are whole numbers, for which the test is exact.
-        "p_value": sign_flip_p_value(table.to_numpy().sum(axis=0)),
+        "p_value": intervals.sign_flip_p_value(table.to_numpy().sum(axis=0)),
         "decision": decision,
-        "more_needed": sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None,
+        "more_needed": intervals.sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None,
         "n_items": of.n_items,
         "n_seeds": of.n_seeds,
         "stderr": float(of.stderr),
@@ -154,7 +142,7 @@ def adjusted(compared: list[tuple[dict, VarianceComponents]], margin: float, alp
     Better and worse need a corrected p-value of at most alpha. What is corrected is the larger of the sign-flip p-value
     and the one at which the interval just leaves out zero. "No difference" is not corrected.
     """
-    corrected, held = holm([max(row["p_value"], interval_p_value(of)) for row, of in compared]), []
+    corrected, held = holm([max(row["p_value"], intervals.interval_p_value(of)) for row, of in compared]), []
     for (row, of), p in zip(compared, corrected, strict=True):
         decision = row["decision"]
         if decision in (BETTER, WORSE) and p > alpha:
@@ -174,7 +162,7 @@ def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: floa
         compared.append((row, of))
     for row, (_, of), (p, decision) in zip(rows, compared, adjusted(compared, margin, alpha), strict=True):
         if row["decision"] != decision:
-            row["more_needed"] = sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
+            row["more_needed"] = intervals.sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
         row |= {"p_holm": p, "decision": decision}
     return pd.DataFrame(rows)
 
