@@ -81,8 +81,7 @@ class Guards:
             )
 
 
-# A way to have new questions of a task written until so many are kept; an argument of steps, so that its fields say all
-# that it does.
+# A way to have new questions of a task written until so many are kept; an argument of steps: its fields say it all.
 Writer = Callable[[Engine, Task, int, Decoding, Draw, Guard], list[Written]]
 
 

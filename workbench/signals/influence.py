@@ -51,13 +51,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What is asked at every stepped weight, and who scores the answers, where influence is in a judge's points.
+    """What is asked at every stepped weight and who scores the answers, for influence in a judge's points; it is ours.
 
         influence = mean score after the step minus that after the step at zero gradient; positive = the example helps
 
     The student answers the reference questions greedily at the stepped weights. With a judge that checks answers, the
     value is how many more of them it answers rightly, as a share; what is not judged both times counts as no change.
-    Ours.
     """
 
     judge: Judge

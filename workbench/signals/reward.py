@@ -27,8 +27,7 @@ KIND = "reward"
 
 
 # Gives answers their rewards, shape (n,), higher is better, nan where there is none: from the columns task,
-# question_id, question, gold, prompt (what the policy was asked) and text (its answer). An argument of steps, as a
-# judge is.
+# question_id, question, gold, prompt (what the policy was asked) and text (its answer). An argument of steps.
 Scorer = Callable[[pd.DataFrame], np.ndarray]
 
 
