@@ -50,10 +50,8 @@ def build_reference(
     recipe, chosen = next(iter(students.values())).recipe, preference_set[preference_set["chosen"]]
     apart = []
     for name, task in tasks.items():
-        own, guard = (
-            chosen[chosen["task"] == name],
-            guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]}),
-        )
+        own = chosen[chosen["task"] == name]
+        guard = guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]})
         found = [guard.find(question) for question in own["question"]]
         apart.append(own[[one is None or one.level in BY_DEFINITION for one in found]])
     kept = pd.concat(apart, ignore_index=True)
