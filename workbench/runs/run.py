@@ -563,8 +563,10 @@ def _run_row(path: Path) -> dict:
         row |= {"steps": len(manifests), "seconds": sum(made["seconds"] for made in manifests)}
         verdict = read_json(path / VERDICT)
         row["decision"] = verdict.get("decision", "")
-        for primary in verdict.get("comparisons", [])[:1]:
-            row |= {key: primary[key] for key in ("difference", "low", "high")}
+        primary = verdict.get("primary", {})
+        for compared in verdict.get("comparisons", []):
+            if all(compared[key] == primary[key] for key in ("a", "b", "shots")):
+                row |= {key: compared[key] for key in ("difference", "low", "high")}
     except (RunError, OSError, KeyError, TypeError, ValueError) as error:
         # One damaged run must not hide the others.
         row["decision"] = f"unreadable ({type(error).__name__})"
