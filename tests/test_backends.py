@@ -157,7 +157,7 @@ def test_a_launcher_config_that_cannot_be_used_is_named_before_the_work(recipe_v
 def test_what_is_not_here_is_said_before_the_work(recipe_values, monkeypatch):
     recipe_values["training"] |= UNSLOTH
     monkeypatch.setattr(backends, "unsloth_version", lambda: "")
-    with pytest.raises(ModelError, match=r"training\.backend is unsloth, which is not installed; run: make unsloth"):
+    with pytest.raises(ModelError, match=r"training\.backend unsloth is not installed; run: make unsloth"):
         backends.check(Recipe.model_validate(recipe_values))
     recipe_values["training"] |= {"backend": "trl", "lora": LORA | {"load_in_4bit": True}}
     recipe = Recipe.model_validate(recipe_values)
@@ -172,15 +172,15 @@ def test_what_is_not_here_is_said_before_the_work(recipe_values, monkeypatch):
 
 def test_every_backend_says_how_it_is_and_how_to_install_it(monkeypatch):
     said = backends.backends_in_words()
-    assert list(said) == ["trl", "unsloth", "QLoRA", "accelerate"] and "1.14.2" in said["trl"][1]
+    assert list(said) == ["trl", "unsloth", "QLoRA", "accelerate"] and "1.14.2" in said["trl"]
     monkeypatch.setattr(backends, "unsloth_version", lambda: "")
-    assert backends.backends_in_words()["unsloth"] == (True, "not installed; to install: make unsloth")
+    assert backends.backends_in_words()["unsloth"] == "not installed; to install: make unsloth"
 
 
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"training": UNSLOTH | {"packing": True}}, "packing is for the backend trl"),
+        ({"training": UNSLOTH | {"packing": True}}, "packing is for backend trl"),
         ({"training": UNSLOTH, "compute": TWO}, "training.backend unsloth trains in one process"),
         ({"compute": TWO | {"launcher": "none"}}, "launcher_config is for the launcher accelerate, but there is none"),
         ({"training": {"lora": {"load_in_4bit": True}}}, "load_in_4bit is set, but rank 0 trains all weights"),

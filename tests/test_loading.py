@@ -169,13 +169,13 @@ def test_an_adapter_is_its_own_model(folder, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("no base", "does not name its base; give it as base_model_name_or_path"),
+        ("no base", "names no base; give base_model_name_or_path"),
         ("base gone", "The base of adapter .* is not here: Model folder .*nowhere does not exist"),
         ("another shape", "does not fit its base .*; name the model that it was trained on"),
         ("another family", r"does not fit its base .*q_proj"),
         ("half of it", "does not fit its base .*1 of its weights fit nowhere or are missing, first .*lora_A"),
         ("another kind", "is of the kind IA3; only LORA is read, so merge it first"),
-        ("not JSON", "does not name its base"),
+        ("not JSON", "names no base"),
     ],
 )
 def test_a_wrong_adapter_is_one_sentence(folder, tmp_path, damage, said):

@@ -191,7 +191,7 @@ def test_a_method_of_ones_own_is_brought_before_the_recipe_is_read(capsys, runs,
     given = ("run", small, "--name", "a", "-p", "method", "mine", "--method", str(file), "--from", "04")
     file.write_text("METHOD = 1")
     status, _, error = outcome(capsys, *given)
-    assert status == REFUSED and f"{file} sets no METHOD; write for example: METHOD = replace(ALL[" in error
+    assert status == REFUSED and f"{file} sets no METHOD; write, say: METHOD = replace(ALL[" in error
     file.write_text(METHOD)
     status, _, error = outcome(capsys, *given)
     assert status == REFUSED and "--from must be a part of one of 01_drafting, 05_evaluation, got '04'" in error

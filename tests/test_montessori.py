@@ -231,7 +231,7 @@ def test_the_arms_differ_in_what_the_teacher_is_aligned_to(run):
 
 
 def test_which_examples_are_measured_does_not_hang_on_the_other_arms(run, monkeypatch):
-    def unmeasured(ref, warmed, texts, reference, guard, estimator, student, *rest):
+    def unmeasured(ref, warmed, texts, reference, guard, student, *rest):
         return texts[["draft_id"]].assign(student=student, value=0.0, raw=0.0)
 
     def measured(examples):

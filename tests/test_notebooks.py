@@ -191,7 +191,7 @@ STUDIED = {  # study -> its parameters, as small as makes sense, and one of the 
     "benchmarks": ({}, "rows"),
     "calibrate": ({"repeats": 20, "overrides": "seeds=[1, 2, 3]"}, "false_better"),
     "goodhart": ({"rounds": 1, "probed": 1}, "score_tally-strong"),
-    "halves": ({"splits": 2, "ask": 2}, "agreement_tally-strong_rationale"),
+    "halves": ({"splits": 2}, "agreement_tally-strong_rationale"),
     "learning_curves": ({"sizes": "1, 2"}, "worth_at_2"),
     "signals": ({"seeds": "1, 2", "lengths": "2", "leaders": "one_shot", "measured": 1, "asked": 4}, "n_groups"),
     "sweep": ({"sweep": "tiny"}, "chosen"),

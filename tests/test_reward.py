@@ -52,10 +52,11 @@ def test_what_is_no_reward_model_is_refused_with_the_way_on(recipe, folder, smal
     two = write_reward_model(tmp_path / "two", small_models / "teacher", labels=2)
     with pytest.raises(ModelError, match=r"has 2 labels, and a reward is one number; name a sequence-classification"):
         load_reward(str(two), recipe)
-    whole = load_reward(str(folder), recipe)[0]
+    whole, tokenizer = load_reward(str(folder), recipe)
     del whole.score
     bare = tmp_path / "bare"
-    whole.save_pretrained(bare)
+    for part in (whole, tokenizer):
+        part.save_pretrained(bare)
     with pytest.raises(ModelError, match=r"lacks 1 of its weights \(first: score.weight\)"):
         load_reward(str(bare), recipe)
     (folder.parent / "pickled").mkdir(exist_ok=True)

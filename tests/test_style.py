@@ -1,7 +1,6 @@
 """The common look: colours told apart by every kind of colour vision and from the back row, type that can be large."""
 
 import itertools
-import json
 import re
 
 import numpy as np
@@ -136,7 +135,7 @@ def test_figures_take_the_theme_of_the_page_and_follow_it(look, chromium, tmp_pa
     from playwright.sync_api import sync_playwright
 
     page = tmp_path / "page.html"
-    script = style.plotly_script() + style.FOLLOW % json.dumps(DARK)
+    script = f"{style.plotly_script()}<script>{style.FOLLOW}</script>"
     page.write_text(f'<meta charset="utf-8"><body data-jp-theme-light="false">{script}{figures.to_html(draw())}</body>')
     ground = "want => getComputedStyle(document.querySelector('.main-svg')).backgroundColor === want"
     drawn = "one => JSON.stringify([one.data, one.layout.template, one._fullLayout.height])"

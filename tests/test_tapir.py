@@ -107,7 +107,7 @@ def test_every_arm_but_the_plain_one_leaves_out_one_ingredient():
     ("change", "said"),
     [
         ({"pool": {"web_of_lies": 9}}, "curriculum.pool lacks the task 'object_counting'"),
-        ({"pool": {"web": 9}}, "curriculum.pool names 'web', which is not among tasks.names"),
+        ({"pool": {"web": 9}}, "curriculum.pool names 'web', which is none of "),
         ({"shares": {"web_of_lies": 1.0}}, "curriculum.shares lacks the task 'object_counting'"),
         ({"hard_shares": [0.9, 0.3]}, "hard_shares must not fall from round to round"),
         ({"n_items": 7}, "holds 12 questions, but the arm 'pool' takes 14"),

@@ -98,7 +98,7 @@ def test_a_state_that_does_not_fit_is_refused(student, warm, tmp_path):
     warmed, parameters = load_warmed(warm), trainable(load(student, device="cpu").model)
     source = fingerprint_model(student)
     require_fit(warmed, source, parameters)
-    with pytest.raises(ModelError, match=r"was made from model \w+, but the student is other; warm this one up\.$"):
+    with pytest.raises(ModelError, match=r"was made from model \w+, not other; warm this one up\.$"):
         require_fit(warmed, "other", parameters)
     first = min(parameters)
     for kind in KINDS:
@@ -118,7 +118,7 @@ def test_a_missing_or_damaged_state_says_what_to_do(warm, tmp_path):
     save_warmed(load_warmed(warm), tmp_path)
     whole = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelError, match=r"is damaged \(.*\); remove its folder and warm up again\.$"):
+    with pytest.raises(ModelError, match=r"is damaged \(.*\); remove its folder, warm up again\.$"):
         load_warmed(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Measure local data influence two ways against the official procedure and against the same loop done well.
+"""Measure local data influence against the official procedure and against the same loop done well.
 
 The official procedure keeps weights and optimiser state on disk, reloads both for each candidate, and pads every
 reference text to one length. The loop done well keeps them in memory and pads to the longest text of a batch of texts
@@ -36,7 +36,6 @@ from workbench.tasks.pocket_styles import STYLES
 
 WARM_UP = WarmUp(n_steps=24, batch_size=8, learning_rate=3e-4)
 BATCH = 8
-ESTIMATORS = ("exact", "first_order")
 
 
 class Loop:
@@ -164,8 +163,8 @@ def _texts(n: int, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _measured(args, warmed: Path, candidates: pd.DataFrame, reference: pd.DataFrame, estimator="exact") -> pd.DataFrame:
-    return measure(args.student, warmed, candidates, reference, Guard({}), estimator, "", "cpu", args.workers)
+def _measured(args, warmed: Path, candidates: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    return measure(args.student, warmed, candidates, reference, Guard({}), "", "cpu", args.workers)
 
 
 def _time(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame) -> None:
@@ -177,8 +176,7 @@ def _time(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame)
         "loop done well": (loop.values, args.candidates),
     }
     warmed = folder / "warmed"
-    for name in ESTIMATORS:
-        ways[name] = (lambda some, name=name: _measured(args, warmed, some, reference, name), args.candidates)
+    ways["exact"] = (lambda some: _measured(args, warmed, some, reference), args.candidates)
     _measured(args, warmed, candidates[: args.workers], reference)  # the processes are there before the clock starts
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     clock = time.process_time if args.cpu_time else time.perf_counter
@@ -199,27 +197,19 @@ def _time(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame)
 
 def _errors(args, folder: Path, candidates: pd.DataFrame, reference: pd.DataFrame) -> None:
     """Compare the values of all ways at several learning rates; errors are root mean squares over the spread (SD)."""
-    print("learning rate   SD (nats)  loop-exact  official-exact  first order  rank  sign")
+    print("learning rate   SD (nats)  loop-exact  official-exact")
     state = load_warmed(folder / "warmed")
     for rate in args.rates:
         warmed = folder / f"warmed at {rate:g}"
         save_warmed(replace(state, adamw=state.adamw | {"learning_rate": rate}), warmed)
-        exact, first = (_measured(args, warmed, candidates, reference, name) for name in ESTIMATORS)
-        values = exact["value"].to_numpy()
+        values = _measured(args, warmed, candidates, reference)["value"].to_numpy()
         loop = Loop(args.student, folder / "warmed", reference, rate).values(candidates)
         padded = Loop(args.student, folder / "warmed", reference, rate, args.pad_to).values(candidates[: args.official])
 
         def off(other, values=values) -> float:
             return float(np.sqrt(np.mean((np.asarray(other) - values[: len(other)]) ** 2)) / values.std())
 
-        def same_sign(frame, values=values) -> float:
-            return float((np.sign(frame["value"]) == np.sign(values)).mean())
-
-        print(
-            f"{rate:13.0e}  {values.std():10.2e}  {off(loop):10.1e}  {off(padded):14.1e}  {off(first['value']):11.3f}"
-            f"  {exact['value'].corr(first['value'], method='spearman'):.3f}  {same_sign(first):.2f}",
-            flush=True,
-        )
+        print(f"{rate:13.0e}  {values.std():10.2e}  {off(loop):10.1e}  {off(padded):14.1e}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:

@@ -88,7 +88,7 @@ def _engines_and_backends() -> Iterator[Finding]:
     from workbench.models.start import MODULES, state_of
 
     yield from (("engines", *state_of(engine)) for engine in MODULES)
-    yield from (("training", fine, f"{name}: {said}") for name, (fine, said) in backends_in_words().items())
+    yield from (("training", True, f"{name}: {said}") for name, said in backends_in_words().items())
     said = "not installed; to install: make lm-eval"
     if importlib.util.find_spec("lm_eval"):
         said = f"{importlib.metadata.version('lm_eval')} is installed"

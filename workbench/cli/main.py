@@ -17,6 +17,7 @@ from workbench.runs.errors import RecipeError, RunError, in_words, redact, visib
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 NAMELESS = {"runs", "plan", "rehearse", "study", "doctor"}  # commands without a run, or with one of their own
 SAID = 2_000  # characters of a line of an error
+STATUS = "exit status: 0 done, 1 something failed, 2 refused before anything ran"  # unless a command says another
 # {first} stands for the first recipe that the project ships, {demo} for its demo.
 EXAMPLES = """examples:
   workbench run {demo} --name demo            the whole loop on the models the project ships, in minutes
@@ -30,7 +31,6 @@ EXAMPLES = """examples:
   workbench plan {first} --detect 0.05 --run demo   items and seeds for 5 points, at the spread seen in demo
   workbench study                                which studies there are: how far can a run be trusted?
   workbench study signals demo                   which signal tells what training gains?
-  workbench study goodhart demo -p rounds 2      does the probe go on telling the truth when it is pushed?
   workbench trace demo 3fa9c1                    where a training row came from
   workbench export demo                          what the run made, as folders to load or to push to a hub
 """
@@ -93,8 +93,6 @@ def run(given: argparse.Namespace) -> int | None:
 
     Nobody needs to watch. Everything is checked before anything runs. Finished steps are reused. A run that was stopped
     goes on where it was.
-
-    exit status: 0 the verdict or the last notebook asked for is there, 1 something failed, 2 refused
     """
     began = time.monotonic()
     from workbench import methods
@@ -130,8 +128,6 @@ def sweep(given: argparse.Namespace) -> int | None:
     All settings are tried on validation items outside the preference set; the best is then tried on the test items,
     which nothing was chosen by. With --choose-on test all are tried on test items and nothing is chosen. A sweep that
     was stopped goes on.
-
-    exit status: 0 done, 1 something failed, 2 refused
     """
     from workbench.cli import study
     from workbench.cli.sweep import settings_of
@@ -255,8 +251,6 @@ def rehearse(given: argparse.Namespace) -> int | None:
 
     Its own models write a few texts of each kind, shown in full. Then: what shares are usable, in form, right and cut
     off; what the whole will take on this machine; and whether it is worth starting.
-
-    exit status: 0 rehearsed, 1 something failed, 2 refused
     """
     from workbench.cli.rehearse import in_words
     from workbench.runs.recipe_file import load_recipe
@@ -275,8 +269,6 @@ def study(given: argparse.Namespace) -> int | None:
 
     A notebook of notebooks/studies is run; its page and its numbers go into the run's folder. Without RUN: what the
     study takes. Without NAME: which studies there are.
-
-    exit status: 0 done, 1 something failed, 2 refused before anything ran
     """
     from workbench.cli import study as studies
 
@@ -323,8 +315,6 @@ def export(given: argparse.Namespace) -> None:
       student/STUDENT    the students trained on the tailored set, one folder a seed (with --students)
 
     Each has a card that says how it was made, what it showed, what it cost and what did not work.
-
-    exit status: 0 written, 1 the run is not finished or something failed
     """
     from workbench.report.export import export
     from workbench.runs.run import open_run
@@ -358,8 +348,6 @@ def restore(given: argparse.Namespace) -> None:
     """Bring back the last finished result that was moved aside, and what it was made from.
 
     What stands in its place is moved aside in turn: a second call undoes the first. Nothing is deleted.
-
-    exit status: 0 brought back, 1 there is nothing to bring back, or a part of it is gone
     """
     from workbench.runs.run import open_run
     from workbench.runs.run import restore as bring_back
@@ -400,7 +388,8 @@ def parser() -> argparse.ArgumentParser:
     for name, (function, arguments) in COMMANDS.items():
         description = textwrap.dedent(f"    {function.__doc__}")
         listed = description.partition(".")[0]
-        one = commands.add_parser(name, help=listed, description=description, allow_abbrev=False, **as_written)
+        told = {"description": description, "epilog": "" if "exit status" in description else STATUS}
+        one = commands.add_parser(name, help=listed, allow_abbrev=False, **told, **as_written)
         for names, settings in arguments:
             one.add_argument(*names, **settings)
     return top

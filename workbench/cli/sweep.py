@@ -27,9 +27,7 @@ def settings_of(given: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     values = {key: [text] if isinstance(parse_yaml(text), list | dict) else text.split(",") for key, text in given}
     values = {key: [text.strip() for text in texts] for key, texts in values.items()}
     if len(values) < len(given):
-        raise RecipeError(
-            "A key stands twice among the settings of this sweep; give all its values at once, with commas."
-        )
+        raise RecipeError("A key stands twice among the settings of this sweep; give all its values at once.")
     for key, texts in values.items():
         if "" in texts or len(set(texts)) < len(texts):
             raise RecipeError(f"{key} must be given different values, with commas between, got {', '.join(texts)!r}.")

@@ -9,23 +9,8 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from workbench.figures.style import (
-    CHOSEN,
-    CONTROL,
-    INK,
-    LIGHT,
-    POCKET,
-    REJECTED,
-    SCALE,
-    bars,
-    dots_and_means,
-    finish,
-    marks,
-    marks_by,
-    named,
-    need,
-    spell_each,
-)
+from workbench.figures import style
+from workbench.figures.style import POCKET, bars, dots_and_means, finish, marks, marks_by, named, need, spell_each
 from workbench.loop.pairs import DECIDED
 from workbench.runs.errors import DataError
 from workbench.verdict.in_words import RIGHT, STATES, UNCHECKED, WRONG, in_order, percent, spell, states
@@ -53,7 +38,7 @@ def drafts_by_technique(drafts: pd.DataFrame, models: str = POCKET) -> go.Figure
     # One lies over the other, so that the last one's label stands outside.
     upto = {UNCHECKED: table[list(STATES)].sum(axis=1), WRONG: checked, RIGHT: table[RIGHT]}
     rows = [table.assign(kind=kind, n=n, text=share if kind == UNCHECKED else "") for kind, n in upto.items()]
-    fills = {UNCHECKED: (LIGHT, "."), WRONG: (REJECTED, ""), RIGHT: (CHOSEN, "/")}
+    fills = {UNCHECKED: (style.LIGHT, "."), WRONG: (style.REJECTED, ""), RIGHT: (style.CHOSEN, "/")}
     labels = {"n": "rationales (count)", "technique": ""}
     shown = {"panel": "task", "text": "text", "barmode": "overlay", "opacity": 1, "labels": labels}
     fig = bars(pd.concat(rows), "n", "technique", "kind", fills, **shown)
@@ -148,8 +133,8 @@ def technique_heatmap(signals: pd.DataFrame, drafts: pd.DataFrame, models: str =
     grid = cells.pivot(index="student", columns="technique", values="mean").reindex(**places)
     texts = cells.pivot(index="student", columns="technique", values="text").reindex(**places).fillna("")
     best = cells.loc[cells.groupby("student", sort=False)["mean"].idxmax()]
-    fig = px.imshow(grid, color_continuous_scale=SCALE, aspect="auto")
-    fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=INK, xgap=3, ygap=3)
+    fig = px.imshow(grid, color_continuous_scale=style.SCALE, aspect="auto")
+    fig.update_traces(text=texts, texttemplate="%{text}", textfont_color=style.INK, xgap=3, ygap=3)
     fig.update_traces(hovertemplate="%{y}, %{x}: %{text}<extra></extra>").update_coloraxes(showscale=False)
     return finish(
         fig.update_xaxes(title_text="technique of the demonstration").update_yaxes(title_text="student"),
@@ -186,7 +171,7 @@ def probe_roc(
         curves.append(pd.DataFrame(curve).assign(curve=f"{student}: {spell(*area, '')}"))
         found.append((student, native[student], *area, len(own)))
     table = pd.DataFrame(found, columns=["student", "native", "auc", "low", "high", "n"])
-    styles = {"chance": (CONTROL, "circle", "dot")} | marks_by(pd.concat(curves)["curve"])
+    styles = {"chance": (style.CONTROL, "circle", "dot")} | marks_by(pd.concat(curves)["curve"])
     rows = pd.concat([pd.DataFrame({"false": [0, 1], "hit": [0, 1], "curve": "chance"}), *curves])
     labels = {name: f"share of {what} drafts above the cut" for name, what in (("false", "foreign"), ("hit", "native"))}
     fig = marks(rows, "false", "hit", "curve", styles, lines=True, labels=labels).update_traces(mode="lines")
@@ -215,13 +200,13 @@ def pair_decidedness(pairs: pd.DataFrame, models: str = POCKET) -> go.Figure:
     table = in_order(table, "student", "kind")
     said = table["decided"].map({True: "decided", False: "not decided"})
     rows = table.assign(panel=table["student"] + ", " + table["kind"] + " pairs", said=said)
-    fills = {"decided": (CHOSEN, ""), "not decided": (LIGHT, "/")}
+    fills = {"decided": (style.CHOSEN, ""), "not decided": (style.LIGHT, "/")}
     labels = {"p_chosen": "probability that chosen is better"}
     fig = bars(rows, "p_chosen", None, "said", fills, panel="panel", across=table["kind"].nunique(), labels=labels)
     # The last bin holds certainty too.
     bins = {"start": min(0.5, np.floor(20 * table["p_chosen"].min()) / 20), "end": 1.0001, "size": 0.05}
     fig.update_traces(xbins=bins, bingroup=None)
-    fig.add_vline(x=DECIDED, line={"color": CONTROL, "dash": "dash", "width": 1.5})
+    fig.add_vline(x=DECIDED, line={"color": style.CONTROL, "dash": "dash", "width": 1.5})
     fig.update_xaxes(range=[bins["start"] - 0.01, 1.01])
     fig.update_yaxes(matches=None, showticklabels=True).update_yaxes(title_text="pairs (count)", col=1)
     parts = [
@@ -254,8 +239,10 @@ def influences(found: pd.DataFrame, drafts: pd.DataFrame, student: str, models: 
     table = _means(rows, ["task", "technique"])
     unit = "thousandths of a judge's point a question" if (own["how"] == "judge").any() else UNIT
     fig = dots_and_means(rows, table, "task", f"influence ({unit})").update_xaxes(matches=None)
-    fig.add_vline(x=0, line={"color": CONTROL, "width": 1.5})
-    fig.add_vline(x=-MILLI * float(own["zero_step"].iloc[0]), line={"color": CONTROL, "dash": "dot", "width": 1.5})
+    fig.add_vline(x=0, line={"color": style.CONTROL, "width": 1.5})
+    fig.add_vline(
+        x=-MILLI * float(own["zero_step"].iloc[0]), line={"color": style.CONTROL, "dash": "dot", "width": 1.5}
+    )
     helpful, raw = (spell(share, *wilson(share, len(own))) for share in ((own[["value", "raw"]] > 0).mean()))
     return finish(
         fig,

@@ -6,20 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.style import (
-    CHOSEN,
-    LEVEL,
-    POCKET,
-    TAILORED,
-    arm_styles,
-    escape,
-    finish,
-    marks,
-    marks_by,
-    named,
-    need,
-    spell_each,
-)
+from workbench.figures import style
+from workbench.figures.style import POCKET, arm_styles, escape, finish, marks, marks_by, named, need, spell_each
 
 LEFT = 1.25  # so many times left of the first size the base is marked
 
@@ -42,7 +30,7 @@ def truth_and_cost(board: pd.DataFrame, costs: pd.DataFrame, steps: int, models:
     )
     said = spell_each(rows.dropna(subset="spearman").iloc[::-1], "signal", "spearman", "")
     return finish(
-        fig.add_hline(y=0, **LEVEL),
+        fig.add_hline(y=0, **style.LEVEL),
         "Which signal tells what training gains, and at what cost?",
         f"{rows['n_groups'].iloc[0]} common groups of drafts, {length}, {named(whom)}; 95 % intervals over seeds, "
         "draft questions and held-out questions",
@@ -69,14 +57,14 @@ def estimates(
     fig = marks(rows, "value", "label", "kind", marks_by(rows["kind"]), **shown)
     fig.update_traces(showlegend=False).update_yaxes(autorange="reversed")
     if nothing is not None:
-        fig.add_vline(x=nothing, **LEVEL)
+        fig.add_vline(x=nothing, **style.LEVEL)
     return finish(fig, title, subtitle, caption, sentence, table.round(4), "", height=170 + 36 * len(table))
 
 
 def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) -> go.Figure:
     """Draw probe score and held-out gain by round of alignment, a row a student (goodhart.by_round, findings)."""
     need(rounds, "rounds", "run: workbench study goodhart RUN")
-    styles = {"probe score": (CHOSEN, "circle", "solid"), "held-out gain": (TAILORED, "diamond", "dash")}
+    styles = {"probe score": (style.CHOSEN, "circle", "solid"), "held-out gain": (style.TAILORED, "diamond", "dash")}
     tidy = []
     for name, what in zip(("score", "gain"), styles):
         values = (100 * rounds[[name, f"{name}_low", f"{name}_high"]]).set_axis(["value", "low", "high"], axis=1)
@@ -86,7 +74,7 @@ def score_and_gain(rounds: pd.DataFrame, said: list[str], models: str = POCKET) 
     shown |= {"facet_col_spacing": 0.1, "labels": {"round": "round of alignment", "value": "probe score (%)"}}
     fig = marks(pd.concat(tidy), "round", "value", "what", styles, **shown)
     fig.update_yaxes(matches=None, showticklabels=True).update_yaxes(title_text="gain (points)", col=2)
-    fig.add_hline(y=0, **LEVEL, col=2).update_xaxes(dtick=1).update_layout(showlegend=False)
+    fig.add_hline(y=0, **style.LEVEL, col=2).update_xaxes(dtick=1).update_layout(showlegend=False)
     return finish(
         fig,
         "Does the gain follow the probe score from round to round?",
@@ -117,7 +105,7 @@ def learning_curve(
     labels = {"n": "training examples a task (log scale)", "accuracy": "right answers"}
     fig = marks(rows, "n", "accuracy", "arm", styles, interval="accuracy", lines=True, log_x=True, labels=labels)
     for level in points.loc[points["arm"] == "base", "accuracy"]:
-        fig.add_hline(y=level, **LEVEL | {"line_dash": "dashdot"})
+        fig.add_hline(y=level, **style.LEVEL | {"line_dash": "dashdot"})
     lines = ""
     if found is not None:
         lines = (
@@ -128,7 +116,7 @@ def learning_curve(
         nothing = [None] * len(drawn)
         x, y = (drawn["n"], drawn["needed"], nothing), (drawn["accuracy"], drawn["accuracy"], nothing)
         broken = {"x": np.column_stack(x).ravel(), "y": np.column_stack(y).ravel()}
-        fig.add_scatter(**broken, **LEVEL, mode="lines", name="as good")
+        fig.add_scatter(**broken, **style.LEVEL, mode="lines", name="as good")
     fig.update_xaxes(tickvals=sizes, ticktext=list(map(str, sizes))).update_yaxes(tickformat=".0%")
     last = points[points["n"].isin([0, sizes[-1]])]
     return finish(

@@ -56,28 +56,7 @@ TABLE_ROWS = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LINE_LETTERS = 118  # of a subtitle at its usual size
 # In Lab a figure is drawn anew in the colours of the theme, when it comes and when another theme is chosen.
-FOLLOW = """<script>(() => {
-  const dark = %s, light = Object.fromEntries(Object.entries(dark).map((pair) => pair.reverse()));
-  const turn = (part, by) => {
-    for (const [key, value] of Object.entries(part)) {
-      if (typeof value === "string") part[key] = by[value] || value;
-      else if (Array.isArray(value) || value?.constructor === Object) turn(value, by);
-    }
-    return part;
-  };
-  const follow = () => document.querySelectorAll(".js-plotly-plot").forEach((figure) => {
-    const isLight = document.body.dataset.jpThemeLight ?? "true", by = isLight === "true" ? light : dark;
-    if (!figure._fullLayout || (figure.dataset.isLight ?? "true") === isLight) return;
-    figure.dataset.isLight = isLight;
-    const [data, layout] = [figure.data, figure.layout].map((part) => turn(structuredClone(part), by));
-    Plotly.newPlot(figure, data, { ...layout, height: figure._fullLayout.height }, figure._context);
-  });
-  let waits;  // until what is being drawn is drawn
-  const soon = () => waits ??= setTimeout(() => { waits = undefined, follow(); }, 200);
-  window.wbFollow?.disconnect();
-  window.wbFollow = new MutationObserver(soon);
-  window.wbFollow.observe(document.body, { attributeFilter: ["data-jp-theme-light"], childList: true, subtree: true });
-})()</script>"""
+FOLLOW = Path(__file__).with_name("follow.js").read_text(encoding="utf-8").replace("DARK", json.dumps(DARK))
 _script_shown = False
 _times = 1.0
 
@@ -290,8 +269,8 @@ def use_renderer() -> None:
     global _script_shown
     from IPython.display import display
 
-    follow = FOLLOW % json.dumps(DARK)
-    display({"text/html": plotly_script() + follow, "text/plain": "Figures are drawn by plotly."}, raw=True)
+    scripts = f"{plotly_script()}<script>{FOLLOW}</script>"
+    display({"text/html": scripts, "text/plain": "Figures are drawn by plotly."}, raw=True)
     _script_shown = True
 
 

@@ -8,22 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.style import (
-    CHOSEN,
-    CONTROL,
-    INK,
-    LEVEL,
-    LIGHT,
-    POCKET,
-    REJECTED,
-    TAILORED,
-    arm_styles,
-    bars,
-    finish,
-    marks,
-    named,
-    spell_each,
-)
+from workbench.figures import style
+from workbench.figures.style import POCKET, arm_styles, bars, finish, marks, named, spell_each
 from workbench.runs.errors import DataError
 from workbench.verdict.in_words import in_order, level, percent, spell
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
@@ -31,10 +17,10 @@ from workbench.verdict.verdict import paired
 
 # The marker alone tells decisions apart.
 DECISIONS = {
-    BETTER: (TAILORED, "diamond", "solid"),
-    WORSE: (REJECTED, "x", "solid"),
-    SAME: (CONTROL, "square", "solid"),
-    UNDECIDED: (CONTROL, "circle-open", "solid"),
+    BETTER: (style.TAILORED, "diamond", "solid"),
+    WORSE: (style.REJECTED, "x", "solid"),
+    SAME: (style.CONTROL, "square", "solid"),
+    UNDECIDED: (style.CONTROL, "circle-open", "solid"),
 }
 SHORT = {SAME: "no difference > margin"}
 COLUMNS = (
@@ -78,7 +64,7 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     if formed := {arm: row["in_form"] for arm, row in block["arms"].items() if "in_form" in row}:
         beside += f" In the form asked for: {', '.join(f'{named(arm)} {percent(s)}' for arm, s in formed.items())}."
     if "majority" in verdict:
-        fig.add_vline(x=verdict["majority"], **LEVEL)
+        fig.add_vline(x=verdict["majority"], **style.LEVEL)
         beside += f" Dotted: always giving each task's most frequent answer, {percent(verdict['majority'])}."
     return finish(
         fig,
@@ -109,8 +95,8 @@ def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block
     shown = {"interval": "difference", "category_orders": {"row": list(map(named, labels))}}
     shown["labels"] = SIGNS | {"row": ""}
     fig = marks(drawn, "difference", "row", "decision", DECISIONS, **shown).update_traces(marker_size=12)
-    fig.add_vrect(x0=-margin, x1=margin, fillcolor=LIGHT, opacity=0.5, line_width=0, layer="below")
-    fig.add_vline(x=0, line={"color": INK, "width": 1})
+    fig.add_vrect(x0=-margin, x1=margin, fillcolor=style.LIGHT, opacity=0.5, line_width=0, layer="below")
+    fig.add_vline(x=0, line={"color": style.INK, "width": 1})
     for label, row, alone, now in zip(labels, rows, table["decision"], held):
         said = f"{spell(row['difference'], row['low'], row['high'], 'points').split()[0]} {SHORT.get(now, now)}"
         said += f"<br>(alone: {SHORT.get(alone, alone)})" if alone != now else ""
@@ -212,10 +198,12 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
     sides = np.where(np.abs(possible[near]) >= abs(seen) - 1e-9, AS_FAR, NEARER)
     rows = pd.DataFrame({"difference": middles, "side": sides, "share": 100 * null[near]})
     table = rows.groupby(["difference", "side"], as_index=False)["share"].sum()
-    fig = bars(table, "difference", "share", "side", {NEARER: (LIGHT, ""), AS_FAR: (CHOSEN, "/")}, labels=SIGNS)
+    fig = bars(
+        table, "difference", "share", "side", {NEARER: (style.LIGHT, ""), AS_FAR: (style.CHOSEN, "/")}, labels=SIGNS
+    )
     fig.update_layout(bargap=0).update_xaxes(range=[-reach, reach])
     note = {"annotation_text": f"seen {seen:+.1f}", "annotation_position": "top left"}
-    fig.add_vline(x=seen, line={"color": CONTROL, "dash": "dash", "width": 2}, **note)
+    fig.add_vline(x=seen, line={"color": style.CONTROL, "dash": "dash", "width": 2}, **note)
     return finish(
         fig,
         f"Could luck alone put {a} {'ahead' if seen >= 0 else 'behind'} like this?",
@@ -241,7 +229,7 @@ def decision_shares(counts: Mapping[str, int], facts: str, models: str = POCKET)
     fills = {said: (colour, "/" if said == UNDECIDED else "") for said, (colour, *_) in DECISIONS.items()}
     labels = {"share": "simulated runs", "decision": ""}
     more = {"error_x": "above", "error_x_minus": "below", "range_x": [0, 1], "labels": labels}
-    fig = bars(shown, "share", "decision", "decision", fills, **more).update_traces(error_x_color=INK)
+    fig = bars(shown, "share", "decision", "decision", fills, **more).update_traces(error_x_color=style.INK)
     fig.update_xaxes(tickformat=".0%").update_layout(showlegend=False)
     return finish(
         fig,

@@ -27,7 +27,6 @@ def align_teachers(
     """Align the teacher to the pairs of every arm and student.
 
     Args:
-        by_arm: Pairs of all students, by arm.
         seed: Names the draws; the same for all arms of a student, which differ in the pairs alone.
 
     Returns:

@@ -62,9 +62,7 @@ def equal_rows(
 
     Args:
         model: The student's; its recipe names the seeds.
-        student: Name in the recipe.
         examples: Those that may be used, with the arm each is for.
-        by_task: As for equal_tokens.
     """
     tokenizer = load_tokenizer(model.ref)
     examples = examples.assign(n_tokens=completion_tokens(tokenizer, examples["rationale"].tolist()))
@@ -147,13 +145,14 @@ def train_students(
             jobs.append(TuneJob(f"SFT of {student}, {arm}, seed {seed}", whose, at, fingerprint(what), train))
     at_once = next(iter(students.values())).recipe.compute.trained_at_once
     frame, points = tune_all(jobs, at_once, "training students", "trained students")
-    curve = [{"stage": "training", **point} for point in points]
-    frame_of_curve = schemas.build(curve, "curve")
-    return {"students": frame, "curve": frame_of_curve if before is None else continued(before, frame_of_curve)}
+    return {"students": frame, "curve": curve_of(points, before)}
 
 
-def continued(before: pd.DataFrame, curve: pd.DataFrame) -> pd.DataFrame:
-    """Return two curves of the same students as one; steps and tokens add up."""
+def curve_of(points: list[dict], before: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the curve of a training, after that of an earlier one of the same students; steps and tokens add up."""
+    curve = schemas.build([{"stage": "training", **point} for point in points], "curve")
+    if before is None:
+        return curve
     whose, is_sum = ["arm", "student", "seed"], before["metric"] == "tokens"
     done = curve[whose].merge(before[is_sum], on=whose, how="left", validate="many_to_one")
     tokens = done["value"].where(curve["metric"] == "tokens", 0.0)

@@ -4,7 +4,6 @@ Source: ARTE, arXiv:2406.19227, section 3.1 and appendices A and H. Ours: near-c
 counted; the seed questions get a rationale each, for the prompts with several demonstrations.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 
 import pandas as pd
@@ -27,9 +26,6 @@ def draft_questions(
 ) -> pd.DataFrame:
     """Return new questions of every task, until n of each are kept; the dropped ones say why.
 
-    Args:
-        n: Questions wanted of each task.
-
     Raises:
         ValueError: If the teacher wrote no usable question of a task, or copies of test items are refused.
     """
@@ -37,7 +33,7 @@ def draft_questions(
     jobs = [Job(f"draft questions of {name}", (teacher, task, *given)) for name, task in tasks.items()]
     rows = [row for own in run_engine_jobs(_questions, jobs, teacher, "drafting questions") for row in own]
     frame = schemas.build(rows, "questions")
-    dropped = Counter(reason for reason in frame["drop_reason"] if reason)
+    dropped = frame.loc[~frame["kept"], "drop_reason"].value_counts(sort=False)
     frame.attrs["counts"] = {"questions": frame["kept"].sum()}
     frame.attrs["counts"] |= {f"questions dropped, {why}": number for why, number in dropped.items()}
     return frame

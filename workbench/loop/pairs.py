@@ -118,23 +118,14 @@ Rule = Callable[[pd.Series, np.random.Generator, Pairs], Proposed]
 
 
 def best_against_worst(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
-    """Pair the best of a group with the worst; ties are broken at random.
-
-    Args:
-        scores: Of the group's members, by id.
-
-    Source: ARTE, section 3.3.
-    """
+    """Pair the best of a group with the worst; ties are broken at random. Source: ARTE, section 3.3."""
     # A shuffled order makes argmax and argmin break ties at random.
     shuffled = scores.iloc[rng.permutation(len(scores))]
     return [(shuffled.index[np.argmax(shuffled.to_numpy())], shuffled.index[np.argmin(shuffled.to_numpy())])]
 
 
 def top_against_bottom(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
-    """Pair members of the top quantile with members of the bottom one, each used at most once.
-
-    Source: ARTE, appendix G.
-    """
+    """Pair members of the top quantile with members of the bottom one, each at most once. Source: ARTE, appendix G."""
     ordered = scores.iloc[rng.permutation(len(scores))].sort_values(kind="stable")
     n_end = int(len(ordered) * settings.quantile)
     n_pairs = min(settings.n_question_pairs, n_end)
@@ -144,10 +135,7 @@ def top_against_bottom(scores: pd.Series, rng: np.random.Generator, settings: Pa
 
 
 def helpful_against_harmful(scores: pd.Series, rng: np.random.Generator, settings: Pairs) -> Proposed:
-    """Pair every sibling that helps (above 0) with every one that harms (below 0).
-
-    Source: Montessori-Instruct, arXiv:2410.14208, section 3.
-    """
+    """Pair every sibling that helps (above 0) with every one that harms. Source: Montessori-Instruct, section 3."""
     return list(product(scores.index[scores > 0], scores.index[scores < 0]))
 
 
@@ -176,7 +164,8 @@ def build_pairs(
     """
     probed: Outcomes = {} if probes is None else outcomes(probes, drafts)
     rows: list[dict] = []
-    counts = dict.fromkeys([f"{kind} {what}" for kind in rules for what in COUNTED], 0)
+    counted = ("groups", "groups without a pair", *DROPPED)
+    counts = dict.fromkeys([f"{kind} {what}" for kind in rules for what in counted], 0)
     for student, own in signals.groupby("student", sort=False):
         values = {kind: part.set_index("draft_id")["value"] for kind, part in own.groupby("item_kind")}
         for task, kind in product(tasks.values(), rules):
@@ -186,8 +175,8 @@ def build_pairs(
                 members = members.set_index("id")
                 rng = stream(seed, *DRAWS[kind](student, task.name, group))
                 proposed = rules[kind](members["score"], rng, settings) if len(members) > 1 else []
-                made = [_pair(student, kind, task.name, members, *ids) for ids in proposed]
-                kept = [pair for pair in made if _is_kept(pair, probed, settings, counts)]
+                made = [_pair(student, kind, task.name, members, probed, *ids) for ids in proposed]
+                kept = [pair for pair in made if _is_kept(pair, settings, counts)]
                 counts[f"{kind} groups"] += 1
                 counts[f"{kind} groups without a pair"] += not kept
                 rows += kept
@@ -196,14 +185,13 @@ def build_pairs(
     return frame
 
 
-COUNTED = (
-    "groups",
-    "groups without a pair",
-    "pairs of equal scores",
-    "pairs below min_gap",
-    "pairs of equal texts",
-    "pairs below min_probability",
-)
+DROPPED: dict[str, Callable[[dict, Pairs], bool]] = {
+    "pairs of equal scores": lambda pair, settings: pair["score_gap"] <= 0,
+    "pairs below min_gap": lambda pair, settings: pair["score_gap"] < settings.min_gap,
+    "pairs of equal texts": lambda pair, settings: pair["chosen"] == pair["rejected"],
+    # An unknown probability is no reason to drop a pair that the signal tells apart.
+    "pairs below min_probability": lambda pair, settings: pair["p_chosen"] < settings.min_probability,
+}
 
 
 def _rationales(task: Task, questions: pd.DataFrame, drafts: pd.DataFrame) -> pd.DataFrame:
@@ -226,31 +214,23 @@ DRAWS = {
 }
 
 
-def _is_kept(pair: dict, probed: Outcomes, settings: Pairs, counts: dict) -> bool:
-    """Put the probability that chosen is better into a pair; say whether it may stay, and count it if not."""
-    kind, gap = pair["kind"], pair["score_gap"]
-    pair["p_chosen"] = p_chosen(probed, pair["student"], kind, pair["chosen_id"], pair["rejected_id"])
-    why = ""
-    if gap <= 0:
-        why = "pairs of equal scores"
-    elif gap < settings.min_gap:
-        why = "pairs below min_gap"
-    elif pair["chosen"] == pair["rejected"]:
-        why = "pairs of equal texts"
-    # An unknown probability is no reason to drop a pair that the signal tells apart.
-    elif pair["p_chosen"] < settings.min_probability:
-        why = "pairs below min_probability"
+def _is_kept(pair: dict, settings: Pairs, counts: dict) -> bool:
+    """Say whether a pair may stay, and count the first reason why not."""
+    why = next((why for why, drops in DROPPED.items() if drops(pair, settings)), "")
     if why:
-        counts[f"{kind} {why}"] += 1
+        counts[f"{pair['kind']} {why}"] += 1
     return not why
 
 
-def _pair(student: str, kind: str, task: str, members: pd.DataFrame, chosen_id: str, rejected_id: str) -> dict:
+def _pair(
+    student: str, kind: str, task: str, members: pd.DataFrame, probed: Outcomes, chosen_id: str, rejected_id: str
+) -> dict:
     chosen, rejected = members.loc[chosen_id], members.loc[rejected_id]
     named = {"student": student, "kind": kind, "task": task, "chosen_id": chosen_id, "rejected_id": rejected_id}
     texts = {"prompt": chosen["prompt"], "chosen": chosen["text"], "rejected": rejected["text"]}
     scores = {"score_chosen": float(chosen["score"]), "score_rejected": float(rejected["score"])}
     scores["score_gap"] = float(chosen["score"] - rejected["score"])
+    scores["p_chosen"] = p_chosen(probed, student, kind, chosen_id, rejected_id)
     pair_id = text_id(f"{student}/{kind}/{chosen_id}/{rejected_id}")
     return {"pair_id": pair_id, "flipped": False} | named | texts | scores
 

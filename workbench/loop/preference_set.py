@@ -37,8 +37,6 @@ def choose_preference_set(
     Args:
         responders: Answer all of the validation questions, where settings.selection is "irt".
         exemplars: Worked questions for the prompts with several demonstrations.
-        settings: Says how many, and how they are selected.
-        seed: Names the draw, where they are selected at random.
     """
     validation = {name: task.validation.head(settings.n_validation) for name, task in tasks.items()}
     fits = {}
@@ -53,19 +51,15 @@ def choose_preference_set(
         else:
             order = stream(seed, "preference set", name).permutation(len(items))
         if settings.balanced:
-            order = order[_within_share(items["target"].iloc[order], settings.n_items)]
+            targets = items["target"].iloc[order]
+            limit = np.ceil(targets.map(targets.value_counts(normalize=True)) * settings.n_items - 1e-9)
+            order = order[(targets.groupby(targets).cumcount() < limit).to_numpy()]
         chosen = np.zeros(len(items), dtype=bool)
         chosen[order[: settings.n_items]] = True
         frames.append(items.assign(task=name, discrimination=a, difficulty=b, chosen=chosen))
     frame = pd.concat(frames, ignore_index=True)[list(schemas.SCHEMAS["preference_set"].columns)]
     frame.attrs["counts"] = {"preference questions": frame["chosen"].sum()}
     return frame
-
-
-def _within_share(targets: pd.Series, n_items: int) -> np.ndarray:
-    """Return for questions in order whether each may be chosen: no answer more often than its share of n_items."""
-    limit = np.ceil(targets.map(targets.value_counts(normalize=True)) * n_items - 1e-9)
-    return (targets.groupby(targets).cumcount() < limit).to_numpy()
 
 
 def _answer_sheets(

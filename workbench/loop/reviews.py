@@ -33,11 +33,7 @@ NAMES = ("pair_id", "student", "kind", "task", "chosen_id", "rejected_id")
 
 
 class Event(NamedTuple):
-    """One thing said of a pair: a review, a note, or that an earlier event (undoes, by its seq) does not hold.
-
-    Attributes:
-        left: The id on the left-hand side when it was said, for looking at position bias; "" if nobody saw sides.
-    """
+    """One thing said of a pair: a review, a note, or that an earlier event (undoes, by its seq) does not hold."""
 
     seq: int
     event_id: str
@@ -53,7 +49,7 @@ class Event(NamedTuple):
     field: str
     value: str
     blind: bool
-    left: str
+    left: str  # the id on the left-hand side when it was said, for looking at position bias; "" if nobody saw sides
     undoes: int
 
 
@@ -95,11 +91,9 @@ class Reviews(Database):
 
         Args:
             pair: A row of pairs, as the signal turned it.
-            field: "review" or "note".
             value: keep, flip or drop, or "" to take a review back; any text for a note.
             event_id: Chosen by the sender; the same one again is the same word, not another.
             blind: Whether the person did not know which side was chosen.
-            left: The id shown on the left.
 
         Raises:
             RunError: If field or value is none of these.

@@ -5,7 +5,6 @@ temperature 1 and rationales greedily, as appendix F says.
 """
 
 import itertools
-from collections import Counter
 
 import pandas as pd
 
@@ -44,11 +43,8 @@ def write_examples(
 
     Args:
         teacher: As it was; it writes for the arm untailored.
-        aligned: What align_teachers returned.
-        writer: How a teacher is asked for questions, the same for all of them.
         drafts: For the arms that take drafts as they are.
         signals: By which these arms choose.
-        top_p: Nucleus of sampling.
         others: The signals that arms name, where they are others.
     """
     recipe = teacher.recipe
@@ -63,7 +59,7 @@ def write_examples(
     written = run_engine_jobs(_write_one, jobs, teacher.among_trained, "writing examples")
     rows = [row for own in written for row in own] + draft_examples(recipe, tasks, drafts, signals, others)
     frame = schemas.build(rows, "examples")
-    dropped = Counter(reason for reason in frame["drop_reason"] if reason)
+    dropped = frame.loc[~frame["kept"], "drop_reason"].value_counts(sort=False)
     frame.attrs["counts"] = {"examples": frame["kept"].sum()}
     frame.attrs["counts"] |= {f"examples dropped, {why}": n for why, n in dropped.items()}
     return frame

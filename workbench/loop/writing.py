@@ -4,9 +4,9 @@ Asking a model many questions: one job a model and task, greedy, batched, its an
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from workbench.loop import prompts
 from workbench.models.engine import Completion, Decoding, Engine, Request
@@ -81,26 +81,16 @@ class Guards:
             )
 
 
-class Writer(Protocol):
-    """A way to have new questions of a task written; an argument of steps, so its fields say all that it does."""
-
-    def __call__(
-        self, engine: Engine, task: Task, n: int, decoding: Decoding, draw: Draw, guard: Guard
-    ) -> list[Written]:
-        """Return new questions until n are kept, with the dropped ones."""
+# A way to have new questions of a task written until so many are kept; an argument of steps: its fields say it all.
+Writer = Callable[[Engine, Task, int, Decoding, Draw, Guard], list[Written]]
 
 
 @dataclass(frozen=True)
 class OnePrompt:
-    """New questions of a task by one and the same prompt, several to a reply.
+    """New questions of a task by one and the same prompt, several to a reply."""
 
-    Attributes:
-        prompts: What the teacher is told, by task.
-        per_call: How many questions a reply holds.
-    """
-
-    prompts: dict[str, str]
-    per_call: int
+    prompts: dict[str, str]  # what the teacher is told, by task
+    per_call: int  # how many questions a reply holds
     known: ClassVar[frozenset[str]] = frozenset()  # questions, normalised, that count as written before
     most: ClassVar[int | None] = None  # so many of a reply are read, if not all
 
@@ -180,9 +170,7 @@ def example_of(task: Task, name: str, whose: Mapping, item: Mapping, drop_reason
     """Return what a student is taught, as the schema "examples" has it.
 
     Args:
-        task: What is asked.
         name: Tells it from all other examples of the run.
-        whose: Its student, arm and seed.
         item: With question_id and what `as_read` returns; drafts of older runs do not say whether they finished.
         drop_reason: Why nobody is taught it; "" leaves that to `why_dropped`.
     """

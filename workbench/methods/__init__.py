@@ -39,9 +39,7 @@ def bring(path: str | Path) -> Method:
     spec.loader.exec_module(module)
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Method):
-        raise RecipeError(
-            f"{path} sets no METHOD; write for example: METHOD = replace(ALL['{FIRST}'], name='mine', ...)"
-        )
+        raise RecipeError(f"{path} sets no METHOD; write, say: METHOD = replace(ALL['{FIRST}'], name='mine', ...)")
     ALL[method.name] = method
     return method
 

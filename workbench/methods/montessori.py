@@ -78,7 +78,7 @@ def plan(recipe: MontessoriRecipe) -> Amounts:
         side="question",
         steps=steps + settings.n_steps * settings.batch_size / n_tasks,
         # The references of all tasks are read after each step; what is written to be judged is not in it.
-        reads=steps * n_reference * n_tasks if settings.estimator != "first_order" else 0.0,
+        reads=steps * n_reference * n_tasks,
         reference=n_reference * settings.n_tries if written else 0,
         reference_by=settings.reference if written else "teacher",
     )

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from workbench.methods.base import Amounts, Evidence, Method
 from workbench.runs.errors import spoken
 from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
-from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section
+from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section, require_known
 from workbench.runs.run import Run
 from workbench.signals.difficulty import measure_difficulty
 from workbench.tasks.task import load_tasks
@@ -50,9 +50,7 @@ class Curriculum(Section):
     @model_validator(mode="after")
     def _grows(self):
         if self.hard_shares != sorted(self.hard_shares):
-            raise ValueError(
-                f"hard_shares must not fall from round to round, got {self.hard_shares}; put them in order"
-            )
+            raise ValueError(f"hard_shares must not fall from round to round, got {self.hard_shares}; order them")
         return self
 
 
@@ -106,9 +104,7 @@ class TapirRecipe(Recipe):
     def _names_its_tasks(self):
         names, settings = self.tasks.names, self.curriculum
         for key in ("pool", "shares", "styles"):
-            for name in getattr(settings, key):
-                if name not in names:
-                    raise ValueError(f"curriculum.{key} names {name!r}, which is not among tasks.names {names}; add it")
+            require_known(f"curriculum.{key}", getattr(settings, key), names)
         if missing := [name for name in names if name not in settings.pool]:
             raise ValueError(f"curriculum.pool lacks the task {missing[0]!r}; say how many questions of it to write")
         if missing := [name for name in names if settings.shares and name not in settings.shares]:
@@ -148,9 +144,8 @@ def evidence_of(run: Run, student: str) -> list[Evidence]:
     told = told[told["student"] == student].merge(given, on=["student", "task", "question_id"])
     places = zip(told["task"], told["question_id"], told["answer"], strict=True)
     failed = [not tasks[task].answers.same(answer, targets[task, one]) for task, one, answer in places]
-    written = [
-        run.read(f"round-{n}/examples", "candidates") for n, _ in enumerate(run.recipe.curriculum.hard_shares, 1)
-    ]
+    rounds = range(1, len(run.recipe.curriculum.hard_shares) + 1)
+    written = [run.read(f"round-{n}/examples", "candidates") for n in rounds]
     new = pd.concat(written).dropna(subset="difficulty")
     new = new[(new["student"] == student) & (new["arm"] == arm)]
     rare = run.read("drafts").drop_duplicates("question_id")["task"].value_counts().idxmin()

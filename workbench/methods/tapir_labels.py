@@ -109,8 +109,6 @@ def plan_mix(labels: Sequence[str], n: int, shares: Mapping[str, float] = SHARES
     """Return the mix of a pool before and after: how much of each label there is, and what a pool of n should have.
 
     Args:
-        labels: Of every instruction of the pool.
-        n: Items wanted.
         shares: Of each label; they are made to add up to 1.
 
     Returns:

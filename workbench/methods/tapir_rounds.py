@@ -1,4 +1,8 @@
-"""The rounds of TAPIR: who is judged, what is planned, written and chosen. Where its numbers come from: see tapir."""
+"""The rounds of TAPIR: what is planned, written and chosen. Where its numbers come from: see tapir.
+
+Everywhere a pool is the teacher's answers to it, `judged` and `taught` are its difficulties and the examples of each
+round so far, and a plan is what plan_rounds returns.
+"""
 
 import itertools
 import math
@@ -11,7 +15,7 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.writing import Draw, Guards, OnePrompt, Writer, example_of
-from workbench.methods.tapir import ARMS, Curriculum, TapirRecipe
+from workbench.methods.tapir import ARMS, Curriculum
 from workbench.models.engine import Decoding
 from workbench.models.start import Model, run_engine_jobs
 from workbench.runs import schemas
@@ -26,31 +30,6 @@ from workbench.tasks.task import Task
 VERSION = 2
 PLAIN = "plain"
 Rule = Callable[[int, Mapping[str, float], float, Mapping[str, int]], pd.DataFrame]
-
-
-def judged_in(n_round: int, learners: Mapping[Key, Model]) -> dict[Key, Model]:
-    """Return the learners that are judged in a round: all in the first, then those whose arm goes by it."""
-    return {
-        key: model
-        for key, model in learners.items()
-        if n_round == 1 or ARMS[key.arm].difficulty and ARMS[key.arm].rounds
-    }
-
-
-def asked_in(learners: Mapping[Key, Model], students: Mapping[str, Model], new: pd.DataFrame) -> dict[Key, Model]:
-    """Return who answers the new questions of a round: each learner as it is or, in arms without rounds, as it was."""
-    whose = set(new[WHOSE].itertuples(index=False, name=None))
-    return {
-        key: model if ARMS[key.arm].rounds else students[key.student].among_trained
-        for key, model in learners.items()
-        if key in whose
-    }
-
-
-def teachers_of(recipe: TapirRecipe, teacher: Model) -> dict[str, Model]:
-    """Return who writes, by name: the teacher and, where the recipe has one, the aligned one."""
-    aligned = recipe.curriculum.aligned_teacher
-    return {"teacher": teacher} | ({"aligned": teacher.trained(aligned)} if aligned else {})
 
 
 def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -79,8 +58,6 @@ def plan_round(n: int, shares: Mapping[str, float], hard_share: float, spare: Ma
     """Return how many items of each task a round has, and how many of them are newly written.
 
     Args:
-        n: Items of the round.
-        shares: The mix of tasks.
         hard_share: How much is to be newly written; more is, where the pool has no more.
         spare: Items of the pool that are left, by task.
     """
@@ -105,14 +82,7 @@ def plan_rounds(
     taught: Sequence[pd.DataFrame],
     settings: Curriculum,
 ) -> pd.DataFrame:
-    """Return what every learner is taught in a round, by task.
-
-    Args:
-        n_round: From 1.
-        rule: As plan_round is.
-        pool: The teacher's answers to the pool.
-        judged: Difficulties of the pool, of each round so far.
-        taught: Examples, of each round before.
+    """Return what every learner is taught in a round, counted from 1, by task.
 
     Returns:
         Columns student, arm, seed, hard_share, held_back (in how many rounds it was), task, items, from_pool, written,
@@ -163,13 +133,6 @@ def write_alike(
     """Return new questions for every learner, several for each that is planned, written after some that it finds hard.
 
     A learner that finds nothing of a task hard, or whose arm does not ask, has any questions of the pool shown instead.
-
-    Args:
-        n_round: From 1.
-        plan: As plan_rounds returns it.
-        pool: The teacher's answers to the pool.
-        judged: Difficulties of the pool, of each round so far.
-        tailoring: The recipe's section tailoring: tokens and temperature.
 
     Returns:
         Columns student, arm, seed, teacher, task, question_id, question, kept (all are).
@@ -232,7 +195,6 @@ def explained(questions: pd.DataFrame, drafts: Mapping[str, pd.DataFrame], style
     Args:
         questions: As write_alike returns them.
         drafts: Answers by teacher.
-        styles: Technique by task, where there is one.
     """
     ways = [_style(arm, task, styles) for arm, task in questions[["arm", "task"]].to_numpy()]
     answers = pd.concat([frame.assign(teacher=name) for name, frame in drafts.items()], ignore_index=True)
@@ -255,11 +217,7 @@ def choose_items(
     Where too few are hard, others fill the place; an arm that does not go by difficulty takes the first ones.
 
     Args:
-        n_round: From 1.
-        plan: As plan_rounds returns it.
-        pool: The teacher's answers to the pool.
         new: New questions with answers, as explained returns them.
-        taught: Examples of each round before, which are not taken again.
 
     Returns:
         "examples": as their schema describes them; "candidates": the new items with difficulty, hard and taken.

@@ -9,9 +9,8 @@ import pandas as pd
 
 from workbench.loop import prompts
 from workbench.loop.alignment import dpo_job
-from workbench.loop.budgets import continued
+from workbench.loop.budgets import curve_of
 from workbench.loop.writing import example_of
-from workbench.methods.rounds import together
 from workbench.methods.ts_align import ARMS, Rewards, TsAlignRecipe
 from workbench.models.start import Model
 from workbench.models.trl import TuneJob, model_folder, tune_all
@@ -20,7 +19,7 @@ from workbench.runs.identity import fingerprint, identify
 from workbench.runs.recipe import Alignment
 from workbench.runs.seeding import stream, stream_seed
 from workbench.signals.difficulty import WHOSE, Key, rows_of
-from workbench.signals.judging import ModelJudge
+from workbench.signals.judging import judge_of
 from workbench.signals.reward import CheckingReward, JudgeReward, RewardModel, Scorer, agreement, scored
 from workbench.signals.reward_models import update_reward
 from workbench.tasks.task import Task
@@ -34,7 +33,7 @@ def teacher_of(recipe: TsAlignRecipe, tasks: Mapping[str, Task]) -> Scorer:
     if recipe.rewards.teacher:
         return RewardModel(recipe, recipe.rewards.teacher)
     if recipe.models.judge:
-        return JudgeReward(ModelJudge(Model(recipe, "judge", recipe.models.judge), recipe.seeds[0]))
+        return JudgeReward(judge_of(recipe, tasks))
     return CheckingReward(tasks)
 
 
@@ -59,12 +58,10 @@ def different(learners: Mapping[Key, Model]) -> dict[Key, Model]:
 
 
 def draw_prompts(n_round: int, learners: Mapping[Key, Model], questions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return the prompts of a round, n of each task for each learner; those of a seed are the same, and new each round.
+    """Return the prompts of a round (from 1), n of each task for each learner: new each round, for a seed the same.
 
     Args:
-        n_round: From 1.
         questions: As draft_questions returns them.
-        n: Of each task.
 
     Raises:
         ValueError: If too few questions were kept.
@@ -107,7 +104,11 @@ def reward_samples(
         where it could not be had, and of texts that were cut off, which are neither preferred nor taught.
     """
     asked = {(key.student, key.seed, model.key): key for key, model in reversed(different(learners).items())}
-    texts = _with_prompts(questions.drop_duplicates(["task", "question_id"]), tasks)
+    texts = questions.drop_duplicates(["task", "question_id"])
+    if "gold" not in texts:
+        rows = texts[["task", "question"]].itertuples(index=False, name=None)
+        texts = texts.assign(gold=[tasks[task].solve(question) for task, question in rows])
+    texts = texts.assign(prompt=prompts.naive_prompts(tasks, texts))[PROMPT]
     known = samples.merge(texts, on=["task", "question_id"], validate="many_to_one")
     known["correct"] = [tasks[row.task].answers.same(row.answer, row.gold) for row in known.itertuples()]
     frames = [
@@ -120,14 +121,7 @@ def reward_samples(
         frame.assign(reward=np.where(frame["finished"], values, np.nan))
         for frame, values in zip(frames, rewards, strict=True)
     ]
-    return together(made)[[*WHOSE, *PROMPT, "sample", "text", "correct", "reward"]]
-
-
-def _with_prompts(questions: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
-    if "gold" not in questions:
-        gold = [tasks[task].solve(question) for task, question in questions[["task", "question"]].to_numpy()]
-        questions = questions.assign(gold=gold)
-    return questions.assign(prompt=prompts.naive_prompts(tasks, questions))[PROMPT]
+    return pd.concat(made, ignore_index=True)[[*WHOSE, *PROMPT, "sample", "text", "correct", "reward"]]
 
 
 def order_pairs(pairs: pd.DataFrame, teacher: Scorer, settings: Rewards) -> pd.DataFrame:
@@ -182,7 +176,7 @@ def _margins(teacher: Scorer, pairs: pd.DataFrame) -> np.ndarray:
         return np.zeros(0)
     asked = pairs[[*PROMPT, "chosen", "rejected"]].drop_duplicates().reset_index(drop=True)
     sides = [asked[PROMPT].assign(text=asked[side], pair=asked.index) for side in ("chosen", "rejected")]
-    both = together(sides)
+    both = pd.concat(sides, ignore_index=True)
     # A judge compares within a question, and here within a pair.
     both["question_id"] += "/" + both["pair"].astype(str)
     rewards = teacher(both)
@@ -226,9 +220,7 @@ def align_policies(
         jobs.append(dpo_job(model, recipe, own, stream_seed(key.seed, "dpo", key.student), key._asdict(), folder))
     at_once = next(iter(learners.values())).recipe.compute.trained_at_once
     frame, points = tune_all(jobs, at_once, "aligning policies", "aligned policies")
-    rows = [{"stage": "training", **point} for point in points]
-    curve = schemas.build(rows, "curve")
-    return {"students": frame, "curve": curve if before is None else continued(before, curve)}
+    return {"students": frame, "curve": curve_of(points, before)}
 
 
 def update_students(

@@ -41,17 +41,11 @@ tune_distilled = trl.tune_distilled  # in this process: the recipe allows no oth
 
 
 def check(recipe: Recipe) -> None:
-    """Find out before any work whether what the recipe trains with is here.
-
-    Raises:
-        ModelError: If it is not, with the way on.
-    """
+    """Find out before any work whether what the recipe trains with is here; a ModelError names the way on."""
     for section in ("alignment", "training"):
         settings = getattr(recipe, section)
         if settings.backend == "unsloth" and not unsloth_version():
-            raise ModelError(
-                f"{section}.backend is unsloth, which is not installed; run: {INSTALL['unsloth']}, or take trl."
-            )
+            raise ModelError(f"{section}.backend unsloth is not installed; run: {INSTALL['unsloth']}, or take trl.")
         in_4bit = settings.lora.load_in_4bit
         if in_4bit and (recipe.compute.device == "cpu" or not torch.cuda.is_available()):
             raise ModelError(
@@ -79,19 +73,18 @@ def unsloth_version() -> str:
     return next((one.version for one in found), "")
 
 
-def backends_in_words() -> dict[str, tuple[bool, str]]:
-    """Return for each training backend and launcher whether it is as it should be, and a sentence."""
+def backends_in_words() -> dict[str, str]:
+    """Return for each training backend and launcher a sentence: is it here, and how does it come here?"""
     here = {name: importlib.metadata.version(name) for name in ("trl", "accelerate")}
     gpu, version, bits = torch.cuda.is_available(), unsloth_version(), importlib.util.find_spec("bitsandbytes")
     unsloth = f"unsloth {version} is installed" + ("" if gpu else "; without a GPU it trains on the CPU")
-    said = {
+    return {
         "trl": f"trl {here['trl']} is installed",
         "unsloth": unsloth if version else f"not installed; to install: {INSTALL['unsloth']}",
         "QLoRA": ("bitsandbytes is installed" if bits else f"no bitsandbytes; to install: {INSTALL['bitsandbytes']}")
         + ("" if gpu else "; needs a GPU, there is none"),
         "accelerate": f"accelerate {here['accelerate']} launches trainings on several GPUs",
     }
-    return {name: (True, sentence) for name, sentence in said.items()}
 
 
 def _apart(recipe: Recipe, settings: Alignment | Training) -> bool:

@@ -40,17 +40,11 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to write; several samples of one prompt are several requests with streams of their own.
+    """One completion to write; several samples of one prompt are several requests with streams of their own."""
 
-    Args:
-        prompt: The rendered prompt, prefix included.
-        stream: Name of its random stream; needed when the temperature is above 0.
-        prefix: How the prompt begins, where other requests begin with the same text; "" to share nothing.
-    """
-
-    prompt: str
-    stream: str = ""
-    prefix: str = ""
+    prompt: str  # the rendered prompt, prefix included
+    stream: str = ""  # name of its random stream; needed when the temperature is above 0
+    prefix: str = ""  # how the prompt begins, where other requests begin with the same text; "" to share nothing
 
 
 @dataclass(frozen=True)
@@ -87,21 +81,14 @@ class Engine(ABC):
 
     Each engine adds who it is (`identity`), what it computes at once (`_batches`) and how (`_complete`), or else how
     all requests are finished (`_finish`).
-
-    Attributes:
-        name: As the recipe calls it.
-        model_name: What people call its model.
-        ends: The tokens that end a text.
-        limit: Most tokens of prompt and completion together; 0 if unknown.
-        prompts: Stop strings and nucleus where the decoding has none of its own.
     """
 
-    name: str
-    model_name: str
+    name: str  # as the recipe calls it
+    model_name: str  # what people call its model
     tokenizer: PreTrainedTokenizerBase | None
-    ends: list[int]
-    limit: int
-    prompts: Prompts = Prompts()
+    ends: list[int]  # the tokens that end a text
+    limit: int  # most tokens of prompt and completion together; 0 if unknown
+    prompts: Prompts = Prompts()  # stop strings and nucleus where the decoding has none of its own
 
     def render(self, user_text: str) -> str:
         """Return the prompt the model sees for a user's text."""
@@ -126,14 +113,12 @@ class Engine(ABC):
 
         Args:
             requests: What to write. Requests alike in all that can change the outcome are computed once.
-            decoding: How to write.
             seed: With each request's stream, what sampling draws from; unused when greedy.
             items: The record of finished items, or None to keep nothing.
             progress: Called after each part with the numbers of requests done and to do, reused ones included.
 
         Raises:
-            ModelError: If a prompt is empty or too long for the model; nothing is computed then.
-            ModelError: If the engine cannot go on; what is finished is kept.
+            ModelError: If a prompt is empty or too long, before anything is computed, or the engine cannot go on.
         """
         own = {"stop": decoding.stop or tuple(self.prompts.stop)}
         if decoding.temperature and decoding.top_p == 1:
@@ -206,31 +191,22 @@ class Engine(ABC):
         Left out: batch size, prefix sharing, device and library versions, because they change near-ties at most.
         """
         if decoding.temperature > 0 and not request.stream:
-            raise ValueError(
-                f"A request at temperature {decoding.temperature} needs a stream, got none; name what it draws for."
-            )
+            raise ValueError(f"A request at temperature {decoding.temperature} needs a stream; name what it draws for.")
         drawn = [request.stream, seed] if decoding.temperature > 0 else []
         return fingerprint([*self.identity(), request.prompt, asdict(decoding), drawn])
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """How far an engine agrees with itself on a few prompts: together, together again, and one by one.
+    """How far an engine agrees with itself on a few prompts: together, together again, and one by one."""
 
-    Attributes:
-        n: Prompts.
-        n_apart: Of them, those whose greedy texts are not all the same.
-        nats: Largest difference of a next token's log-probability, together against alone; 0 where none is told.
-    """
-
-    n: int
-    n_apart: int
-    nats: float
+    n: int  # prompts
+    n_apart: int  # of them, those whose greedy texts are not all the same
+    nats: float  # largest difference of a next token's log-probability, together against alone; 0 where none is told
 
     def __str__(self) -> str:
-        return (
-            f"{self.n_apart} of {self.n} greedy texts differ between batches, log-probabilities by {self.nats:.1g} nats"
-        )
+        apart = f"{self.n_apart} of {self.n} greedy texts differ between batches"
+        return f"{apart}, log-probabilities by {self.nats:.1g} nats"
 
 
 # Agreement to this is rounding; from the limits on, what a draft is worth depends on what it is computed beside.

@@ -83,7 +83,7 @@ def resolve(ref: str | Path) -> Path:
             f"Model {folder} is a GGUF file; make a folder of it, and name that: python -m data.smol.make {folder} "
             "FOLDER"
         )
-    if not _is_hub_id(str(ref)):
+    if not is_hub_id(str(ref)):
         raise ModelError(
             f"Model folder {folder} does not exist; run `make pocket` to build the pocket models, `make smol` to build "
             "those of SmolLM2, or correct the path."
@@ -112,7 +112,12 @@ def fingerprint_model(folder: str | Path) -> str:
 
 
 def load(
-    ref: str | Path, dtype: str = "float32", device: str = "auto", merged: bool = True, in_4bit: bool = False
+    ref: str | Path,
+    dtype: str = "float32",
+    device: str = "auto",
+    merged: bool = True,
+    in_4bit: bool = False,
+    kind: type = AutoModelForCausalLM,
 ) -> LoadedModel:
     """Load a model and its tokenizer from safetensors; nothing pickled and no code from the folder is ever run.
 
@@ -122,6 +127,7 @@ def load(
         device: "cpu", "cuda", or "auto" for cuda where there is one.
         merged: Put a LoRA adapter into the weights of its base; False leaves it beside them, to be trained on.
         in_4bit: Hold the weights of linear layers in four bits (bitsandbytes, NF4), for QLoRA on a GPU.
+        kind: Of transformers' classes that load a model of any architecture.
 
     Raises:
         ModelError: If the folder is missing, holds no safetensors, or cannot be loaded completely.
@@ -133,7 +139,7 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = load_tokenizer(folder)
-        model = _load_in_4bit(folder, device) if in_4bit else _load_weights(folder, dtype, merged).to(device)
+        model = _load_in_4bit(folder, device) if in_4bit else _load_weights(folder, dtype, merged, kind).to(device)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -192,9 +198,7 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token_id is None and (end := _declared_end(folder)) is not None:
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore its files."
-        ) from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded ({_first_line(error)}); restore it.") from error
     _require_template_ends(tokenizer, folder)
     return tokenizer
 
@@ -246,9 +250,8 @@ def render(tokenizer: PreTrainedTokenizerBase | None, user_text: str) -> str:
     """
     if tokenizer is None or not tokenizer.chat_template or user_text.endswith(OPENED):
         return _TURNS.sub(r" \1\n\n", user_text)
-    turns = [
-        {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(user_text.split(TURN))
-    ]
+    said = enumerate(user_text.split(TURN))
+    turns = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in said]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except ModelError:
@@ -272,21 +275,21 @@ def render_shared(tokenizer: PreTrainedTokenizerBase | None, prefix: str, rest: 
     return prompt, prompt[: max(0, prompt.rfind(rest))] if prefix and rest else ""
 
 
-def _load_weights(folder: Path, dtype: str, merged: bool = True) -> PreTrainedModel:
+def _load_weights(folder: Path, dtype: str, merged: bool = True, kind: type = AutoModelForCausalLM) -> PreTrainedModel:
     require_safetensors(folder)
     if base := _adapter_base(folder):
-        wrapped = _adapted(_load_weights(base, dtype), folder)
+        wrapped = _adapted(_load_weights(base, dtype, kind=kind), folder)
         # peft froze the base, which may be trained again.
         return wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[precision(dtype)], output_loading_info=True, **SAFELY
-    )
+    model, report = kind.from_pretrained(folder, dtype=DTYPES[precision(dtype)], output_loading_info=True, **SAFELY)
     # transformers fills missing weights with random numbers and only warns.
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again."
+            f"Model folder {folder} lacks {len(missing)} of its weights (first: {missing[0]}); build the model again, "
+            "or name one that was trained for what it is to do."
         )
-    make_savable(model)
+    if kind is AutoModelForCausalLM:
+        make_savable(model)
     return model
 
 
@@ -378,16 +381,15 @@ def _adapter_base(folder: Path) -> Path | None:
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         base = None
     if not base or not isinstance(base, str):
-        raise ModelError(
-            f"Adapter {folder} does not name its base; give it as base_model_name_or_path in adapter_config.json."
-        )
+        raise ModelError(f"Adapter {folder} names no base; give base_model_name_or_path in adapter_config.json.")
     try:
         return resolve(base)
     except ModelError as error:
         raise ModelError(f"The base of adapter {folder} is not here: {error}") from error
 
 
-def _is_hub_id(ref: str) -> bool:
+def is_hub_id(ref: str) -> bool:
+    """Say whether a model's name can be that of a hub: owner and name, and no folder here."""
     owner, _, name = ref.partition("/")
     return bool(owner.strip("~.") and name) and "/" not in name and not (project_root() / owner).is_dir()
 

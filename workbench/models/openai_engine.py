@@ -39,11 +39,7 @@ OPENAI_VERSION = 1  # raised by hand when a change here can change what is asked
 
 
 def url_of(base_url: str) -> str:
-    """Return where the server is: as the recipe says, else as the environment does.
-
-    Raises:
-        ModelError: If neither says.
-    """
+    """Return where the server is: as the recipe says, else as the environment does; a ModelError if neither says."""
     url = (base_url or os.environ.get(URL_VARIABLE, "")).rstrip("/")
     if not url:
         raise ModelError(

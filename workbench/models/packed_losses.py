@@ -36,23 +36,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Pack:
-    """Several texts in one row.
+    """Several texts in one row."""
 
-    Attributes:
-        ids: Shape (1, tokens).
-        positions: Place of each token in its own text, shape (1, tokens).
-        parts: Which tokens see which.
-        kept: Where a counted token is predicted, shape (counted,).
-        targets: The counted tokens, shape (counted,).
-        owners: Number of the text that each counted token belongs to, shape (counted,).
-    """
-
-    ids: Tensor
-    positions: Tensor
-    parts: list[Part]
-    kept: Tensor
-    targets: Tensor
-    owners: Tensor
+    ids: Tensor  # shape (1, tokens)
+    positions: Tensor  # place of each token in its own text, shape (1, tokens)
+    parts: list[Part]  # which tokens see which
+    kept: Tensor  # where a counted token is predicted, shape (counted,)
+    targets: Tensor  # the counted tokens, shape (counted,)
+    owners: Tensor  # number of the text that each counted token belongs to, shape (counted,)
 
 
 class Texts:

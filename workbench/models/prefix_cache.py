@@ -124,10 +124,8 @@ def attend(
     the plain attention over everything.
 
     Args:
-        module: The attention module that asks.
         query: Shape (rows, heads, tokens, width).
         key: Of the rows' own tokens, shape (rows, key heads, own tokens, width), with its `prefixes`.
-        value: Like key.
         attention_mask: True where to attend, shape (rows, 1, tokens, prefix and own tokens), or None for everywhere.
         dropout: 0 while generating.
         scaling: Of the scores; None for 1 / sqrt(width).

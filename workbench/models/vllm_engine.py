@@ -37,8 +37,6 @@ class VllmEngine(Engine):
     completions, resumed or not, and another list may give others; with a GPU every request has its own seed.
 
     Args:
-        ref: A model folder or hub id.
-        dtype: "float32" or "bfloat16".
         tensor_parallel_size: This and the next two are as a recipe's engines have them.
         threads: CPU threads while it computes; 0 for as many as the process has then.
     """

@@ -107,8 +107,10 @@ class Progress:
         if self.total and self.done == self.total and not line:
             self.close(f"{ENDED}{self.what}: {self.done:,}, {now - self.began:.0f} s")
         elif now - self.said >= (REPORT_EVERY_S if self.handle is None else 0.5):
-            self.said = now
-            self._show(line or self.line(), self._bar(line or self.line()))
+            self.said, line = now, line or self.line()
+            full = f'value="{min(self.done, self.total)}" max="{self.total}"' if self.total else ""
+            text = f"{html.escape(line)}<br><small>{html.escape(self.text)}</small>"
+            self._show(line, f"<div><progress {full}></progress> {text}</div>")
 
     def close(self, line: str = "") -> None:
         """Put one line in the place of the bar; nothing, if none is given."""
@@ -133,10 +135,6 @@ class Progress:
         if self.total > self.done > self.total / 10:
             said += f", about {(self.total - self.done) * spent / self.done:.0f} s left"
         return said
-
-    def _bar(self, line: str) -> str:
-        full = f'value="{min(self.done, self.total)}" max="{self.total}"' if self.total else ""
-        return f"<div><progress {full}></progress> {html.escape(line)}<br><small>{html.escape(self.text)}</small></div>"
 
 
 def progress(items: Iterable, what: str) -> Iterator:

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from traitlets import Dict, HasTraits, Int
@@ -14,28 +15,17 @@ from workbench.runs.seeding import stream
 LETTERS = "ABCD"
 NAMES = ("Ana", "Ben", "Chi", "Dov", "Eva", "Finn")
 NEARLY = 0.051  # a guess within one question of twenty of the best one counts
-STYLE = (
-    "<style>.wbg{font-size:1.3em;line-height:1.45}.wbg blockquote{margin:.3em 0;font-weight:600}"
-    ".wbg .card{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6em 1em}"
-    ".wbg .card{border:2px solid var(--jp-border-color1,#bdbdbd);border-radius:8px}.wbg p{margin:.5em 0 .2em}"
-    ".wbg .card.best{border:3px solid #009e73}.wbg .card.guessed{border:3px dashed #d55e00}"
-    ".wbg .bar{height:.7em;border:1px solid currentColor}.wbg .bar div{height:100%;background:#0072b2}"
-    "@media(prefers-reduced-motion:no-preference){.wbg .bar div{animation:wbg 1.5s}}"
-    "@keyframes wbg{from{width:0}}</style>"
-)
+STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
 
 
 @dataclass(frozen=True)
 class Round:
-    """One question explained in four ways, and how many of n questions the student got right after each.
-
-    Attributes:
-        examples: (style, explanation, preference score in [0, 1]) in the order they are shown.
-    """
+    """One question explained in four ways, and how many of n questions the student got right after each."""
 
     student: str
     task: str
     question: str
+    # (style, explanation, preference score in [0, 1]) in the order they are shown.
     examples: tuple[tuple[str, str, float], ...]
     n: int
 
@@ -88,9 +78,6 @@ def _round(student: str, task: str, question: str, own) -> Round:
 
 class GuessGame(HasTraits):
     """Guess, round by round, after which example a student answers best; the state is all there is to it.
-
-    Args:
-        rounds: What is guessed.
 
     Example:
         game = GuessGame(rounds_of(signals, drafts))

@@ -96,7 +96,9 @@ def _run_notebook(work: Run, name: str, kernel, parameters: Mapping[str, object]
 
     began, executed = time.monotonic(), work.path / "reports" / f"{Path(name).name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
-    _quieten()
+    for library in ("papermill", "traitlets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="papermill|nbclient|jupyter_client|zmq|nbformat")
     try:
         papermill.execute_notebook(
             project_root() / "notebooks" / f"{name}.ipynb",
@@ -167,12 +169,6 @@ def _execute_cell(kernel, source: str) -> None:
         NotebookClient(notebook, km=kernel, resources={"metadata": {"path": str(home())}}, **patient).execute()
     except CellExecutionError as error:
         raise RunError(" ".join(str(error.evalue).split())) from None
-
-
-def _quieten() -> None:
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("traitlets").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="papermill|nbclient|jupyter_client|zmq|nbformat")
 
 
 class _Indented:

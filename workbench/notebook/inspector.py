@@ -37,10 +37,8 @@ class Inspector(HasTraits):
 
     Args:
         pairs: As the signal formed them, before reviews.
-        reviews: Where reviews are written.
         evidence: The frames behind the pairs.
         recipe: With tasks, for `what_if`; without them there is none.
-        tasks: As the recipe names them.
 
     Example:
         inspector = wb.inspect(work)
@@ -251,7 +249,6 @@ class Inspector(HasTraits):
         """Say whether chosen is shown at the left: always, but in blind mode for half of the pairs, at random.
 
         Args:
-            pair_id: The pair.
             sides: What sides were drawn from when the pair was seen; the present `sides` unless given.
         """
         sides = self.sides if sides is None else sides

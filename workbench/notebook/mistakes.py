@@ -60,15 +60,13 @@ def _show(shell, kind: type, error: BaseException, trace, tb_offset: int | None 
 
     # Whoever runs a notebook as a file looks for an error among its outputs: only Lab gets the card in its place.
     notebook = "" if os.environ.get(HEADLESS) else os.environ.get("JPY_SESSION_NAME", "")
-    if not notebook or (isinstance(error, NameError) and not _is_of_workbench(shell, Path(notebook))):
+    is_file = bool(notebook) and Path(notebook).is_file()
+    # A name is ours to explain where the notebook imports the workbench and has not done so yet.
+    is_ours = is_file and "wb" not in shell.user_ns and IMPORT in Path(notebook).read_text(encoding="utf-8")
+    if not notebook or (isinstance(error, NameError) and not is_ours):
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         return []
     where = "".join(traceback.format_exception(kind, error, trace))
     display({"text/html": card(error, where), "text/plain": redact(f"{kind.__name__}: {error}")}, raw=True)
     shell._last_traceback = []
     return []
-
-
-def _is_of_workbench(shell, notebook: Path) -> bool:
-    """Say whether a notebook imports the workbench and has not done so yet."""
-    return "wb" not in shell.user_ns and notebook.is_file() and IMPORT in notebook.read_text(encoding="utf-8")

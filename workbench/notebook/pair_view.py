@@ -38,34 +38,22 @@ class Evidence(NamedTuple):
 
     @classmethod
     def of_run(cls, run: Run) -> "Evidence":
-        """Read what a run has drafted and probed.
-
-        Raises:
-            RunError: If it has not, naming the notebook and the command that do it.
-        """
+        """Read what a run has drafted and probed, or raise a RunError that names the notebook and the command."""
         frames = [run.read("questions"), run.read("drafts"), run.read("signals").dropna(subset="value")]
         probes = run.read("probes") if run.has("probes") else schemas.build([], "probes")
         return cls(*frames, probes, run.read("preference_set"))
 
 
 class Heat(NamedTuple):
-    """How the student did on each preference question under each candidate.
+    """How the student did on each preference question under each candidate."""
 
-    Attributes:
-        questions: item_id, question and target of each column.
-        names: What each row is: a technique, or which side's questions.
-        ids: Ids of the rows.
-        scores: Shape (n_candidates, n_questions), 1 right, 0 wrong, between for means over rationales; nan not asked.
-        answers: What the student answered, the same shape; "" for means.
-        n_decisive: How many questions the two sides of the pair differ on; these come first, the largest for chosen
-            at the left.
-    """
-
-    questions: list[dict]
-    names: list[str]
-    ids: list[str]
+    questions: list[dict]  # item_id, question and target of each column
+    names: list[str]  # what each row is: a technique, or which side's questions
+    ids: list[str]  # ids of the rows
+    # Shape (n_candidates, n_questions), 1 right, 0 wrong, between for means over rationales; nan not asked.
     scores: np.ndarray
-    answers: list[list[str]]
+    answers: list[list[str]]  # what the student answered, the same shape; "" for means
+    # How many questions the two sides of the pair differ on; these come first, the largest for chosen at the left.
     n_decisive: int
 
     def plain(self) -> dict:

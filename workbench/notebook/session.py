@@ -135,7 +135,6 @@ def setup(given: Mapping, recipe: str = "", overrides: str = "") -> Recipe:
     """Check the parameters of a notebook that has no run, and return its recipe.
 
     Args:
-        given: The notebook's globals().
         recipe: Name or path; empty means the first one.
         overrides: As for `start`.
     """
@@ -176,9 +175,6 @@ def check_parameters(given: Mapping) -> None:
 
     papermill only warns of them. It writes what it injects into a cell of its own, which is read back here. What goes
     wrong from now on, in the cell that is running too, is shown as a card.
-
-    Args:
-        given: The notebook's globals().
     """
     from IPython import get_ipython
 
@@ -193,9 +189,7 @@ def require(what: str, declared: Mapping[str, object], values: Mapping) -> None:
     """Refuse values of parameters that are not declared, or that are not of the type declared, all faults at once.
 
     Args:
-        what: Whose parameters they are.
         declared: Type by name, as annotations are; what is no type is not looked at.
-        values: Value by name.
 
     Raises:
         RecipeError: Naming each fault, and a parameter that was perhaps meant.
@@ -230,7 +224,6 @@ def finish(work: Run | None, notebook: str, metrics: Mapping[str, float | int | 
     Args:
         work: The run; None for a notebook without one, whose numbers go to the folder start-here.
         notebook: Its name without the ending.
-        metrics: Plain numbers and texts.
     """
     path = metrics_path(work)
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}

@@ -15,8 +15,9 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from workbench.loop.reviews import PAST, newer_than_alignment
 from workbench.methods import ALL
+from workbench.models.loading import is_hub_id
 from workbench.report.card import result_card, templates
-from workbench.report.facts import NOT_STATED, Facts, is_hub_id, shown_ref, without_places
+from workbench.report.facts import NOT_STATED, Facts, shown_ref, without_places
 from workbench.runs.recipe import format_yaml
 from workbench.runs.schemas import REVIEWS
 from workbench.verdict.in_words import (

@@ -34,7 +34,6 @@ def export(work: Run, to: Path | None = None, students: bool = False) -> list[Pa
     """Write the tailored sets, the aligned teachers and, when asked, the tailored students, each with its card.
 
     Args:
-        work: A finished run.
         to: Folder; the run's own `export` unless given. An earlier export there is replaced, anything else is kept.
         students: Whether students go out too, one folder a seed.
 
@@ -51,9 +50,8 @@ def export(work: Run, to: Path | None = None, students: bool = False) -> list[Pa
     _refuse_foreign(to)
     making = to.with_name(f".{to.name}.{os.getpid()}.unfinished")
     try:
-        made = [
-            path for student in work.recipe.models.students for path in _of_student(work, student, making, students)
-        ]
+        names = work.recipe.models.students
+        made = [path for name in names for path in _of_student(work, name, making, students)]
         files = sorted(path for path in making.rglob("*") if path.is_file())
         sums = {path.relative_to(making).as_posix(): file_sha256(path) for path in files}
         write_json(making / LIST, {"run": work.name, "files": sums})

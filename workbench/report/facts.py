@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.runs.cache import LOOKS, read_json, runs_folder
 from workbench.runs.errors import RunError, spoken
-from workbench.runs.recipe import BEST_BY, SIGNALS, TAILORED_FOR, project_root
+from workbench.runs.recipe import BEST_BY, SIGNALS, TAILORED_FOR
 from workbench.runs.run import Run
 from workbench.runs.schemas import Ledger
 from workbench.signals.judge import Judged, stored
@@ -205,8 +205,3 @@ def without_places(value: object) -> object:
     if isinstance(value, list):
         return [without_places(one) for one in value]
     return shown_ref(value) if isinstance(value, str) and value else value
-
-
-def is_hub_id(ref: str) -> bool:
-    """Say whether a model's name is that of a hub, not of a folder here."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref)) and not (project_root() / ref).is_dir()

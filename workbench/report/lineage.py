@@ -39,11 +39,7 @@ class Line(NamedTuple):
 
 
 class Lineage(str):
-    """A lineage as text; a notebook shows it as a tree to unfold, with what the text has no room for.
-
-    Attributes:
-        lines: What it is made of.
-    """
+    """A lineage as text; a notebook shows it as a tree to unfold, with what the text has no room for."""
 
     def __new__(cls, lines: Sequence[Line]):
         made = super().__new__(cls, "\n".join(str(line) for line in lines if not line.aside))
@@ -65,9 +61,8 @@ def _tree(lines: Sequence[Line]) -> str:
         # Ids are cut to what trace still resolves.
         text = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8}\b", r"<code>\1</code>", html.escape(head.text))
         opened = " open" * (head.depth < 2)
-        parts.append(
-            f"<details{opened}><summary>{text}</summary>{_tree(rest[:n])}</details>" if n else f"<p>{text}</p>"
-        )
+        unfolds = f"<details{opened}><summary>{text}</summary>{_tree(rest[:n])}</details>"
+        parts.append(unfolds if n else f"<p>{text}</p>")
         lines = rest[n:]
     return "".join(parts)
 
@@ -76,7 +71,6 @@ def lineage(work: Run, wanted: str) -> Lineage:
     """Return where a row, example, pair, draft or question came from and where it went.
 
     Args:
-        work: The run.
         wanted: A row_id, example_id, pair_id, draft_id or question_id, or the beginning of one.
 
     Raises:
@@ -93,9 +87,7 @@ def lineage(work: Run, wanted: str) -> Lineage:
             found |= {(column, row[column]): row for row in rows.to_dict("records")}
     if not found:
         kinds = ", ".join(words for _, words, _ in KINDS.values())
-        raise RunError(
-            f"Run {work.name} has nothing of the id {wanted!r}; give the id of a {kinds}, as its tables show it."
-        )
+        raise RunError(f"Run {work.name} has nothing of the id {wanted!r}; give that of a {kinds}, as tables show it.")
     if len(found) > 1:
         some = ", ".join(sorted(one for _, one in found)[:3])
         raise RunError(f"{wanted!r} begins {len(found)} ids of run {work.name} ({some}, ...); give more of it.")

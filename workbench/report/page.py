@@ -77,7 +77,6 @@ def _chart(rows: Sequence[tuple[str, list, str]], title: str, band: float = 0.0,
 
     Args:
         rows: What it is, its marks, and what is said behind them. A mark: value, low, high, colour, shape.
-        title: The question that it answers.
         band: Differences that do not matter, shaded around zero; 0 where values are shares and not differences.
         legend: Name, colour and shape of each kind of mark.
     """

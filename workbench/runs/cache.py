@@ -112,7 +112,6 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     Args:
         path: The file; it says who holds it.
         what: What it stands for, for the error.
-        wait: Wait until it is free, instead of an error.
 
     Raises:
         RunError: If another process holds it, with its number, its machine and since when.
@@ -124,7 +123,8 @@ def held(path: Path, what: str, wait: bool = False) -> Iterator[None]:
             try:
                 holder = unseal(file.read(), required=True)
                 who = "process {pid} on {host} since {since}".format_map(holder)
-                is_ours = holder["host"] == socket.gethostname() and holder["pid"] in _lineage()
+                started_by = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+                is_ours = holder["host"] == socket.gethostname() and holder["pid"] in started_by
             except ValueError:  # it was locked a moment ago, and says nothing yet
                 who, is_ours = "another process", False
             if is_ours:
@@ -156,11 +156,6 @@ def _lock(file) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-def _lineage() -> set[int]:
-    """Return the numbers of this process and of those it was started by."""
-    return {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
 
 
 @contextlib.contextmanager
@@ -247,9 +242,8 @@ class Cache(Database):
         if kind != SPENDING:
             progress.found(len(found))
         if damaged:
-            warnings.warn(
-                f"{damaged} stored {kind} items of {self.path} are damaged; they are computed again.", stacklevel=2
-            )
+            said = f"{damaged} stored {kind} items of {self.path} are damaged; they are computed again."
+            warnings.warn(said, stacklevel=2)
         return found
 
     def put_many(self, kind: str, payloads: Mapping[str, dict]) -> None:
@@ -274,9 +268,7 @@ class Cache(Database):
             return sum(_checksum(*row[:3]) != row[3] for row in rows)
 
         if self.path.is_file() and (n := self._do(count)):
-            raise RunError(
-                f"{n} items of {self.path} are not what was stored; those are computed again when asked for."
-            )
+            raise RunError(f"{n} items of {self.path} are not what was stored; when asked for they are made again.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         _use_wal(connection)

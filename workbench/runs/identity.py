@@ -74,9 +74,6 @@ def _sha256(path: str, *state: int) -> str:
 def identify(value, name: str = "argument"):
     """Return a value as plain JSON that is equal whenever the value is the same.
 
-    Args:
-        value: What a step is called with.
-
     Raises:
         RunError: If it cannot be told when it is another.
     """

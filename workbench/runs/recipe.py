@@ -35,6 +35,7 @@ from workbench.runs.recipe_parts import (
     Text,
     Tuning,
     require_distinct,
+    require_known,
 )
 
 ALIGNED_ARMS = ("tailored", "random_pairs", "question_only", "rationale_only", "decided_pairs", "fewer_pairs")
@@ -73,10 +74,7 @@ class Models(Section):
 
     @model_validator(mode="after")
     def _licences_name_models(self):
-        known = ["teacher", *self.students]
-        for name in self.licences:
-            if name not in known:
-                raise ValueError(f"licences names {name!r}, which is none of {', '.join(known)}; use one of these")
+        require_known("licences", self.licences, ["teacher", *self.students])
         return self
 
 
@@ -125,9 +123,8 @@ class PreferenceSet(Section):
     @model_validator(mode="after")
     def _subset(self):
         if self.n_items > self.n_validation:
-            raise ValueError(
-                f"n_items must be at most n_validation ({self.n_validation}), got {self.n_items}; lower it"
-            )
+            most = self.n_validation
+            raise ValueError(f"n_items must be at most n_validation ({most}), got {self.n_items}; lower it")
         require_distinct("shots", self.shots)
         return self
 
@@ -185,9 +182,7 @@ class Training(Tuning):
     @model_validator(mode="after")
     def _is_packed(self):
         if self.packing and self.backend == "unsloth":
-            raise ValueError(
-                "packing is for the backend trl, because Unsloth does not always keep packed rows apart; change one"
-            )
+            raise ValueError("packing is for backend trl: Unsloth does not always keep packed rows apart; change one")
         return self
 
 
@@ -221,13 +216,10 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _primary_is_evaluated(self):
         require_distinct("arms", self.arms)
-        for arm in self.arms:
-            if arm not in self.KNOWN_ARMS and not arm.startswith((TAILORED_FOR, BEST_BY)):
-                raise ValueError(f"arms names {arm!r}, which is none of {', '.join(self.KNOWN_ARMS)}; correct it")
+        plain = [arm for arm in self.arms if not arm.startswith((TAILORED_FOR, BEST_BY))]
+        require_known("arms", plain, self.KNOWN_ARMS)
         require_distinct("shots", self.shots)
-        for arm in (self.primary.a, self.primary.b):
-            if arm not in self.arms:
-                raise ValueError(f"primary names the arm {arm!r}, which is not among arms {self.arms}; add it there")
+        require_known("primary", (self.primary.a, self.primary.b), self.arms)
         if self.primary.a == self.primary.b:
             raise ValueError(f"primary must compare two different arms, got {self.primary.a!r} twice; change one")
         if self.primary.shots not in self.shots:
@@ -279,10 +271,7 @@ class Recipe(Section):
                     f"{key}.shots asks for {max(shots)} shots, but only the drafting.n_seed_questions ({shown}) seed "
                     "questions are there to be shown; lower it or raise that"
                 )
-        if unknown := sorted(set(self.alignment.tasks) - set(self.tasks.names)):
-            raise ValueError(
-                f"alignment.tasks names {unknown[0]!r}, which is not among tasks.names {self.tasks.names}; add it there"
-            )
+        require_known("alignment.tasks", self.alignment.tasks, self.tasks.names)
         if self.prompts.questions == "continued" and self.drafting.questions_per_call != 1:
             raise ValueError(
                 "drafting.questions_per_call must be 1 where prompts.questions is continued, got "
@@ -295,22 +284,17 @@ class Recipe(Section):
         for arm in (arm for arm in self.evaluation.arms if arm.startswith(BEST_BY)):
             if not hasattr(self, "signal"):
                 raise ValueError(f"evaluation.arms names {arm!r}, but method {self.method} asks one signal; remove it")
-            if arm.removeprefix(BEST_BY) not in SIGNALS:
-                raise ValueError(f"evaluation.arms names {arm!r}, but signals are {', '.join(SIGNALS)}; correct it")
+            require_known(f"evaluation.arms: {arm!r}", [arm.removeprefix(BEST_BY)], SIGNALS)
         if DISTILLED in self.evaluation.arms:
             if "untailored" not in self.evaluation.arms:
-                raise ValueError(
-                    f"evaluation.arms has {DISTILLED!r} without 'untailored', whose questions it takes; add that"
-                )
+                raise ValueError(f"evaluation.arms has {DISTILLED!r} without 'untailored', which it needs; add that")
             if self.training.backend != "trl" or self.compute.launcher != "none":
                 raise ValueError(
                     f"evaluation.arms has {DISTILLED!r}, which needs training.backend trl and no compute.launcher; set "
                     "them so or take it out"
                 )
         for arm in (arm for arm in self.evaluation.arms if arm.startswith(TAILORED_FOR)):
-            if arm.removeprefix(TAILORED_FOR) not in self.models.students:
-                known = ", ".join(self.models.students)
-                raise ValueError(f"evaluation.arms names {arm!r}, but the students are {known}; correct or remove it")
+            require_known(f"evaluation.arms: {arm!r}", [arm.removeprefix(TAILORED_FOR)], self.models.students)
             if "tailored" not in self.evaluation.arms:
                 raise ValueError(f"evaluation.arms has {arm!r} without 'tailored', whose examples it takes; add that")
         return self

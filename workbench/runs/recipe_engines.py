@@ -69,9 +69,7 @@ class EngineChoice(Section):
         for engine, names in OWN_SETTINGS.items():
             for name in names:
                 if engine != self.engine and getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name} is for the engine {engine}, but this is {self.engine}; take it out or change that"
-                    )
+                    raise ValueError(f"{name} is for the engine {engine}, but this is {self.engine}; take one out")
         address = urlsplit(self.base_url)
         if self.base_url and (address.scheme not in ("http", "https") or not address.hostname):
             raise ValueError(f"base_url must begin with http:// or https://, got {self.base_url!r}; correct it")

@@ -1,6 +1,7 @@
 """What sections of a recipe are made of, and the sections for tasks and adapters."""
 
 import re
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
@@ -23,6 +24,12 @@ def require_distinct(key: str, values: list) -> None:
     """Refuse values that repeat."""
     if len(set(values)) < len(values):
         raise ValueError(f"{key} must all differ, got {values}; remove the repeats")
+
+
+def require_known(key: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names that are none of those known."""
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{key} names {unknown[0]!r}, which is none of {', '.join(known)}; correct it or add it there")
 
 
 class Section(BaseModel):
@@ -206,9 +213,7 @@ class TaskSource(Section):
         if not self.generator and (wrong := sorted(given & {"level", "seed"})):
             raise ValueError(f"{wrong[0]} is set without a generator, which alone has one; add generator")
         if not (self.path or self.generator) and given:
-            raise ValueError(
-                f"{sorted(given)[0]} is set without a path, but a task file says this itself; add the path"
-            )
+            raise ValueError(f"{min(given)} is set without a path, but a task file says this itself; add the path")
         return self
 
 
@@ -224,9 +229,7 @@ class Tasks(Section):
     @model_validator(mode="after")
     def _distinct(self):
         require_distinct("names", self.names)
-        for name in self.sources:
-            if name not in self.names:
-                raise ValueError(f"sources names {name!r}, which is not among names {self.names}; add it there")
+        require_known("sources", self.sources, self.names)
         return self
 
 
@@ -241,7 +244,7 @@ class Influence(Section):
     sign says whether pairs are formed by the influence with the step at zero gradient subtracted, or by the raw one.
     """
 
-    estimator: Literal["exact", "first_order", "judge"] = "exact"
+    estimator: Literal["exact", "judge"] = "exact"
     sign: Literal["corrected", "raw"] = "corrected"
     reference: Literal["student", "teacher", "target"] = "student"
     n_tries: Count = 8

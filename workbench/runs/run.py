@@ -101,8 +101,10 @@ class Run:
 
     def key_of(self, function: Callable, arguments) -> tuple[str, dict]:
         """Return what tells a step that is this function called so from every other, and what identifies its inputs."""
-        names, inputs = getattr(function, "looks_at", ()), _inputs(function, arguments)
-        inputs |= {"recipe": self.recipe.section_json(*names)} if names else {}
+        names, settings = list(inspect.signature(function).parameters), getattr(function, "looks_at", ())
+        names += [str(place) for place in range(len(names), len(arguments))]
+        inputs = {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}
+        inputs |= {"recipe": self.recipe.section_json(*settings)} if settings else {}
         return fingerprint({"schema": SCHEMA_NUMBER, "function": function_of(function), "inputs": inputs}), inputs
 
     def _compute(self, step: "Step", key: str, function: Callable, inputs: dict, arguments) -> None:
@@ -253,9 +255,6 @@ class Step:
         """Write frames and manifest into the working folder, and let it take the place of what was there before.
 
         Args:
-            key: What was given to `begin`.
-            function: What made it.
-            inputs: Its arguments, as `identify` describes them.
             parents: Steps that it was made from, with the content of their frames.
             made: A frame, or several by name.
             seconds: Wall time of the work done now; work resumed from a killed run is not in it.
@@ -427,12 +426,6 @@ def notebook_of(step: str) -> str:
     return next((name for name in names if step in steps_in(name)), "")
 
 
-def _inputs(function: Callable, arguments) -> dict:
-    names = list(inspect.signature(function).parameters)
-    names += [str(place) for place in range(len(names), len(arguments))]
-    return {name: identify(argument, name) for name, argument in zip(names, arguments, strict=False)}
-
-
 def _contents_in(inputs) -> Iterator[str]:
     """Yield the contents of the frames among what `identify` returned."""
     if isinstance(inputs, Mapping):
@@ -482,11 +475,7 @@ def is_aside(path: Path) -> bool:
 
 
 def path_of(name: str) -> Path:
-    """Return the folder of a run of that name.
-
-    Raises:
-        RunError: If no run can be called so.
-    """
+    """Return the folder of a run of that name; a RunError if no run can be called so."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise RunError(
             "A run's name has up to 100 letters, digits, '.', '_' and '-' and begins with a letter or digit, got "
@@ -528,7 +517,10 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
         )
     if file.is_file():
         stored, has_work = load_recipe(str(file)), set(os.listdir(path)) - BEFORE_WORK
-        if has_work and (edited := _difference(_begun_with(path) or stored, stored)):
+        # None where an earlier workbench began it.
+        if begun_with := read_json(path / KEPT, schemas.Kept).get("recipe"):
+            begun_with = recipe_class(begun_with.get("method")).model_validate(begun_with)
+        if has_work and (edited := _difference(begun_with or stored, stored)):
             raise RunError(f"{file} was edited since the run was begun; undo: {edited}; or give a copy to another run.")
         if recipe is None or recipe == stored:
             return Run(name, path, stored)
@@ -548,12 +540,6 @@ def open_run(name: str, recipe: Recipe | None = None) -> Run:
     return Run(name, path, recipe)
 
 
-def _begun_with(path: Path) -> Recipe | None:
-    """Return the recipe that the run in a folder was begun with; None where an earlier workbench began it."""
-    kept = read_json(path / KEPT, schemas.Kept).get("recipe")
-    return kept and recipe_class(kept.get("method")).model_validate(kept)
-
-
 def _difference(stored: Recipe, asked: Recipe) -> str:
     """Return what differs in two recipes, what may be set anew under way left out; "" for nothing."""
     old, new = (dict(flatten(one.without_limits().model_dump())) for one in (stored, asked))
@@ -564,9 +550,8 @@ def _difference(stored: Recipe, asked: Recipe) -> str:
 @in_our_words()
 def runs_table() -> pd.DataFrame:
     """Return one row per run: its recipe, finished steps, the primary comparison and the seconds it took."""
-    return pd.DataFrame(
-        [_run_row(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))], columns=COLUMNS
-    )
+    rows = [_run_row(path.parent) for path in sorted(runs_folder().glob("*/recipe.yaml"))]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _run_row(path: Path) -> dict:

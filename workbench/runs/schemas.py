@@ -1,6 +1,7 @@
 """The frames that stages pass to each other: one schema each, and the ids that tie their rows together."""
 
 import hashlib
+from functools import partial
 
 import pandas as pd
 import pandera.pandas as pa
@@ -28,22 +29,12 @@ def _schema(columns: dict[str, pa.Column], unique: list[str] | None = None) -> p
     return pa.DataFrameSchema(columns, strict=True, coerce=False, unique=unique)
 
 
-def _texts(names: str) -> dict[str, pa.Column]:
-    return {name: _text() for name in names.split()}
+def _columns(kind: type | str, names: str, checks: pa.Check | None = None, nullable: bool = False) -> dict:
+    return {name: pa.Column(kind, checks, nullable=nullable) for name in names.split()}
 
 
-def _flags(names: str) -> dict[str, pa.Column]:
-    return {name: pa.Column(bool) for name in names.split()}
-
-
-def _counts(names: str) -> dict[str, pa.Column]:
-    return {name: pa.Column("int64", pa.Check.ge(0)) for name in names.split()}
-
-
-def _numbers(names: str, nullable: bool = False) -> dict[str, pa.Column]:
-    return {name: pa.Column("float64", nullable=nullable) for name in names.split()}
-
-
+_texts, _flags, _numbers = (partial(_columns, kind) for kind in (str, bool, "float64"))
+_counts = partial(_columns, "int64", checks=pa.Check.ge(0))
 # Whether a text ended by itself, not at its limit of tokens; runs from before it was told lack it.
 FINISHED = pa.Column(bool, required=False)
 _SEED = {"seed": pa.Column("int64")}
@@ -105,9 +96,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
     ),
     # Without a value where a draft could not be scored.
     "signals": _schema(_SIGNAL | _numbers("value", nullable=True), unique=_SIGNAL_ID),
-    "influences": _schema(
-        _SIGNAL | _numbers("raw zero_step") | {"how": _text("exact", "first_order", "judge")}, unique=_SIGNAL_ID
-    ),
+    "influences": _schema(_SIGNAL | _numbers("raw zero_step") | {"how": _text("exact", "judge")}, unique=_SIGNAL_ID),
     "pairs": _schema(_PAIR),
     "reviews": _schema(
         {

@@ -41,7 +41,6 @@ def measure_signals(
 
     Args:
         probes: What students answered after each draft; for one_shot and self_consistency.
-        names: Of the recipe's SIGNALS.
         teacher: As it was; answer_likelihood asks it.
         items: The preference set; for measured_gain.
         seed: Of the trainings of measured_gain.

@@ -5,9 +5,9 @@ the difference with both signs. Here it is the teacher's score minus the student
 Judges that are models: see judging.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,15 +38,10 @@ def checked(task: Task, gold: str, text: str) -> float:
     return float(task.answers.same(task.answers.read(text), gold)) if gold else np.nan
 
 
-class Judge(Protocol):
-    """Scores the teacher's and a student's answer to a question; an argument of steps, so its fields say all of it."""
-
-    def __call__(self, asked: pd.DataFrame) -> pd.DataFrame:
-        """Return score_teacher, score_student and order_gap, a row for each asked; missing where not judged.
-
-        Args:
-            asked: Columns task, question, gold, teacher (its text), student (its text).
-        """
+# Scores the teacher's and a student's answer to each question: from the columns task, question, gold, teacher and
+# student (their texts) to score_teacher, score_student and order_gap, missing where not judged. An argument of steps,
+# so that its fields say all of it.
+Judge = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,6 @@ def measure_difficulty(judge: Judge, taught: pd.DataFrame, answers: pd.DataFrame
     """Return how hard each question is for each learner, in the judge's points; positive is hard.
 
     Args:
-        judge: Scores both.
         taught: The teacher's answers: columns task, question_id, question, gold, rationale; with student, arm and seed
             where learners were asked their own.
         answers: As answer_questions returns them.

@@ -12,6 +12,7 @@ Source: Montessori-Instruct, arXiv:2410.14208. Deviations: the step at zero grad
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from os import cpu_count
 from pathlib import Path
 
@@ -21,23 +22,22 @@ import torch
 from torch import Tensor
 
 from workbench.models import loading
-from workbench.models.loading import fingerprint_model, load_tokenizer
+from workbench.models.engine import Decoding, Request
+from workbench.models.loading import LoadedModel, fingerprint_model, load_tokenizer
 from workbench.models.packed_losses import Pack, Text, Texts, single, token_losses
+from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs import schemas
 from workbench.runs.cache import shared_cache
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.identity import identify
 from workbench.runs.run import fingerprint
 from workbench.runs.workers import run_jobs
-from workbench.signals.influence_by_judge import JudgedAnswers
+from workbench.signals.difficulty import Judge
 from workbench.signals.warm_up import OptimizerSnapshot, load_warmed, require_fit, texts_of, trainable
 from workbench.tasks.contamination import Guard
 
 VERSION = 2
 KIND = "influence"
-# First-order figures are made and stored this many at a time: their movements are multiplied with all reference
-# gradients in one go. Fewer where the model is large.
-BLOCK, BLOCK_NUMBERS = 16, 2**26
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,50 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class StepJob:
-    """Some candidates of one student, for one process.
+class JudgedAnswers:
+    """What is asked at every stepped weight and who scores the answers, for influence in a judge's points; it is ours.
 
-    Args:
-        student: Model folder or id.
-        warmed: Folder of its warmed state.
-        learning_rate: Of the step.
-        reference: What the loss is measured on.
-        estimator: "exact", "judge" or "first_order"; "zero" for the step without an example.
-        candidates: What to step on; for "zero" a single one, whose text is not used.
-        zero: The reference losses after the step at zero gradient, in nats; empty for "zero".
-        judged: What is read in place of the losses: a judge's scores, as losses of that sign; None for losses.
+        influence = mean score after the step minus that after the step at zero gradient; positive = the example helps
+
+    The student answers the reference questions greedily at the stepped weights. With a judge that checks answers, the
+    value is how many more of them it answers rightly, as a share; what is not judged both times counts as no change.
     """
 
-    student: str
+    judge: Judge
+    # A reference set: columns task, question, target, prompt, and completion, which stands for the teacher's answer
+    # where a judge sees two.
+    asked: pd.DataFrame = field(repr=False)
+    max_new_tokens: int
+
+    def losses(self, student: LoadedModel) -> Tensor:
+        """Return minus the score of the student's answer to each question, in the judge's points, shape (n_asked,)."""
+        # Nothing is kept: the engine would take the stepped weights for those of the folder.
+        engine = TransformersEngine(student)
+        requests = [Request(engine.render(prompt)) for prompt in self.asked["prompt"]]
+        texts = [one.text for one in engine.generate(requests, Decoding(self.max_new_tokens))]
+        shown = self.asked[["task", "question"]].assign(gold=self.asked["target"], teacher=self.asked["completion"])
+        scores = self.judge(shown.assign(student=texts))["score_student"]
+        return -torch.tensor(scores.to_numpy(float), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """Some candidates of one student, for one process."""
+
+    student: str  # model folder or id
     warmed: Path
     device: str
     learning_rate: float
     reference: list[Text] = field(repr=False)
-    estimator: str = "zero"
+    # What to step on; for the step at zero gradient a single one, whose text is not used.
     candidates: list[Candidate] = field(default_factory=list, repr=False)
+    # The reference losses after the step at zero gradient, in nats; empty where they are what is asked for.
     zero: list[float] = field(default_factory=list, repr=False)
+    # What is read in place of the losses: a judge's scores, as losses of that sign; None for losses.
     judged: JudgedAnswers | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        return f"{len(self.candidates)} steps ({self.estimator}) of {self.student}"
+        return f"{len(self.candidates)} steps of {self.student}"
 
 
 class SnapshotStudent:
@@ -103,11 +121,11 @@ class SnapshotStudent:
             place = window.stop
         self.zero_gradient_update = self.adamw_update(self.gradient)
 
-    def gradient_of(self, row: Pack, mean: bool = True) -> Tensor:
+    def gradient_of(self, row: Pack) -> Tensor:
         """Return the gradient of a text's loss, shape (trained,), overwritten by the next call."""
-        losses = token_losses(self.model, row)
+        loss = token_losses(self.model, row).mean()
         self.gradient.zero_()
-        (losses.mean() if mean else losses.sum()).backward()
+        loss.backward()
         return self.gradient
 
     def adamw_update(self, gradient: Tensor) -> Tensor:
@@ -135,19 +153,19 @@ def step_job(job: StepJob) -> dict[str, dict[str, list[float]]]:
     """Compute a job's candidates, store each as it is done, and return what was stored, by key.
 
     Stored is, for a candidate, `change`: each reference text's loss after the step at zero gradient minus that after
-    the step on the candidate, in nats; for "zero" the losses before (`start`) and after (`zero`) that step.
+    the step on the candidate, in nats; for the step at zero gradient the losses before (`start`) and after (`zero`) it.
     """
     student = SnapshotStudent(job.student, load_warmed(job.warmed), job.device, job.learning_rate)
-    compute = {"zero": _zero_step, "exact": _exact, "judge": _exact, "first_order": _first_order}[job.estimator]
+    read = partial(job.judged.losses, student.loaded) if job.judged else Texts(student.model, job.reference).losses
     items, done = shared_cache(), {}
-    for found in compute(student, job):
-        items.put_many(KIND, found)
-        done |= found
+    for candidate in job.candidates:
+        found = _step_on(student, candidate, job, read) if job.zero else _zero_step(student, job, read)
+        items.put_many(KIND, {candidate.key: found})
+        done[candidate.key] = found
     return done
 
 
-def _zero_step(student: SnapshotStudent, job: StepJob):
-    read = _reading(student, job)
+def _zero_step(student: SnapshotStudent, job: StepJob, read: Callable[[], Tensor]) -> dict[str, list[float]]:
     start, zero = read(), student.after_update(student.zero_gradient_update, read)
     for when, losses in (("before any step", start), ("after the step at zero gradient", zero)):
         if not job.judged and not torch.isfinite(losses).all():
@@ -155,56 +173,24 @@ def _zero_step(student: SnapshotStudent, job: StepJob):
                 f"The reference loss {when} is not finite; warm the student up at a lower learning rate, or lower "
                 f"that of the step ({job.learning_rate:g})."
             )
-    yield {job.candidates[0].key: {"start": start.tolist(), "zero": zero.tolist()}}
+    return {"start": start.tolist(), "zero": zero.tolist()}
 
 
-def _exact(student: SnapshotStudent, job: StepJob):
-    read, zero = _reading(student, job), torch.tensor(job.zero, dtype=torch.float64)
-    for candidate in job.candidates:
-        change = zero - student.after_update(_movement_on(student, candidate), read)
-        change = change.nan_to_num(0.0) if job.judged else change
-        yield {candidate.key: {"change": _finite(change, candidate)}}
-
-
-def _reading(student: SnapshotStudent, job: StepJob) -> Callable[[], Tensor]:
-    """Return what reads each reference text's loss, or its judged score turned round, so that lower is better too."""
-    if job.judged is None:
-        return Texts(student.model, job.reference).losses
-    return lambda: -job.judged.scores(student.loaded)
-
-
-def _first_order(student: SnapshotStudent, job: StepJob):
-    """Multiply each movement beyond the one at zero gradient with the reference gradients where that step leads.
-
-    There rather than at the start, because that is the point the figure is relative to: what the movements have in
-    common, most of them, is then exact.
-    """
-    rows = [single(text, student.model.device) for text in job.reference]
-    gradients = student.after_update(
-        student.zero_gradient_update, lambda: torch.stack([student.gradient_of(row, False).clone() for row in rows])
-    )
-    n_block = max(1, min(BLOCK, BLOCK_NUMBERS // len(student.start)))
-    for start in range(0, len(job.candidates), n_block):
-        block = job.candidates[start : start + n_block]
-        movements = torch.stack(
-            [_movement_on(student, candidate) - student.zero_gradient_update for candidate in block]
-        )
-        changes = (movements @ gradients.T).double().cpu() * -job.learning_rate
-        pairs = zip(block, changes, strict=True)
-        yield {candidate.key: {"change": _finite(change, candidate)} for candidate, change in pairs}
-
-
-def _movement_on(student: SnapshotStudent, candidate: Candidate) -> Tensor:
-    return student.adamw_update(student.gradient_of(single(candidate.text, student.model.device)))
-
-
-def _finite(change: Tensor, candidate: Candidate) -> list[float]:
+def _step_on(
+    student: SnapshotStudent, candidate: Candidate, job: StepJob, read: Callable[[], Tensor]
+) -> dict[str, list[float]]:
+    change = torch.tensor(job.zero, dtype=torch.float64) - student.after_update(_movement_on(student, candidate), read)
+    change = change.nan_to_num(0.0) if job.judged else change
     if not torch.isfinite(change).all():
         raise ModelError(
             f"The reference loss after a step on candidate {candidate.name} is not finite; lower the learning rate of "
             "the step, or leave this candidate out."
         )
-    return change.tolist()
+    return {"change": change.tolist()}
+
+
+def _movement_on(student: SnapshotStudent, candidate: Candidate) -> Tensor:
+    return student.adamw_update(student.gradient_of(single(candidate.text, student.model.device)))
 
 
 def measure(
@@ -213,7 +199,6 @@ def measure(
     candidates: pd.DataFrame,
     reference: pd.DataFrame,
     guard: Guard,
-    estimator: str = "exact",
     name: str = "",
     device: str = "auto",
     workers: int = 1,
@@ -223,22 +208,17 @@ def measure(
 
     Args:
         student: Model folder or id; with an adapter in the folder, the adapter alone moves.
-        warmed: Folder that warm_up made for this student.
         candidates: Columns draft_id, item_kind, prompt, completion (without its end token).
         reference: Columns question, prompt, completion; the loss is that of these completions.
         guard: Holds the test set, in which no reference question may be.
-        estimator: "exact" takes the step and evaluates; "first_order" puts every example's gradient through AdamW as
-            that step would and multiplies the movement with the reference gradient; "judge" takes the step and has the
-            answers judged.
         name: What the student is called; its reference otherwise.
-        workers: Processes; 0 means one per core.
-        judged: For "judge": who scores answers to what, in the order of the reference.
+        judged: Who scores answers to what, in the order of the reference; None takes the losses of the reference.
 
     Returns:
-        The frame "influences", in the order of the candidates, in nats per reference token, for "judge" in its points
-        per reference question: value, raw and zero_step (what the step at zero gradient does: raw = value + zero_step),
-        stderr of the value over the n reference texts, tokens read for it (answers that are judged left out), and how:
-        the estimator.
+        The frame "influences", in the order of the candidates, in nats per reference token, or in a judge's points per
+        reference question: value, raw and zero_step (what the step at zero gradient does: raw = value + zero_step),
+        stderr of the value over the n reference texts, tokens read for it (answers that are judged left out), and how
+        it was measured: "exact" or "judge".
 
     Raises:
         ModelError: If there is no reference set, it overlaps the guard's sets, or a loss is not finite.
@@ -252,17 +232,17 @@ def measure(
     named["set_fp"] = fingerprint([asdict(text) for text in asked])
     # All that can change what a step is found to do. Left out: device, processes and library versions, because they
     # change the last digits at most, and how the reference set is averaged, because each of its texts is stored.
-    source = [KIND, VERSION, student_fp, state.fingerprint, rate, named["set_fp"]]
+    how, source = "judge" if judged else "exact", [KIND, VERSION, student_fp, state.fingerprint, rate, named["set_fp"]]
     if judged:
         source += identify([judged.judge, judged.asked, judged.max_new_tokens])
     job = StepJob(student, Path(warmed), device, rate, asked, judged=judged)
     (zero,) = _found(job, [Candidate(fingerprint([*source, "zero", ""]), "zero gradient", asked[0])], workers)
     given = [
-        Candidate(fingerprint([*source, estimator, asdict(text)]), draft_id, text)
+        Candidate(fingerprint([*source, how, asdict(text)]), draft_id, text)
         for draft_id, text in zip(candidates["draft_id"], texts, strict=True)
     ]
-    changes = _found(replace(job, estimator=estimator, zero=zero["zero"]), given, workers)
-    frame = candidates[["draft_id", "item_kind"]].assign(**named, how=estimator)
+    changes = _found(replace(job, zero=zero["zero"]), given, workers)
+    frame = candidates[["draft_id", "item_kind"]].assign(**named, how=how)
     return _with_figures(frame, texts, asked, zero, [one["change"] for one in changes])
 
 

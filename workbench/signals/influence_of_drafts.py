@@ -13,12 +13,10 @@ from workbench.loop import prompts
 from workbench.loop.drafting import finished
 from workbench.models.start import Model
 from workbench.runs.identity import looks_at
-from workbench.runs.recipe import Recipe
 from workbench.runs.recipe_parts import Influence
 from workbench.runs.seeding import stream, stream_seed
 from workbench.signals.difficulty import Judge
-from workbench.signals.influence import measure
-from workbench.signals.influence_by_judge import JudgedAnswers
+from workbench.signals.influence import JudgedAnswers, measure
 from workbench.signals.judging import judge_of
 from workbench.signals.reference import guard_of_tests
 from workbench.signals.warm_up import WarmUp, warm_up
@@ -63,12 +61,10 @@ def measure_influence(
     how = WarmUp(settings.n_steps, settings.batch_size, settings.learning_rate)
     parts = []
     for student, model in students.items():
-        path, compute = folder / WARMED / student, model.recipe.compute
-        warm_up(model.ref, warming, how, stream_seed(seed, "warm-up", student), path, compute.device)
-        own, guard = reference[reference["student"] == student], guard_of_tests(model.recipe, tasks)
-        more = (guard, settings.estimator, student, compute.device, compute.workers)
-        more += (_judged(model.recipe, tasks, own, settings, judge),)
-        parts.append(with_questions(measure(model.ref, path, probing, own, *more), drafts))
+        path, device = folder / WARMED / student, model.recipe.compute.device
+        warm_up(model.ref, warming, how, stream_seed(seed, "warm-up", student), path, device)
+        values = _measured(student, model, path, probing, reference, tasks, settings, judge)
+        parts.append(with_questions(values, drafts))
     influences = pd.concat(parts, ignore_index=True)
     of_drafts = influences[influences["item_kind"] == "rationale"]
     influences.attrs["counts"] = {"drafts scored": len(of_drafts), "of them helpful": (of_drafts["value"] > 0).sum()}
@@ -89,7 +85,6 @@ def influence_of_examples(
     """Return the influence of what each arm's teacher wrote, on the student as it was warmed up for its drafts.
 
     Args:
-        examples: Of all arms.
         reference: As build_reference returns it.
         warmed: The folder of the step that measured the drafts.
         n: Examples of each student, arm and task, drawn from all seeds; the same ones whatever other arms there are.
@@ -105,28 +100,30 @@ def influence_of_examples(
             for (arm, task), part in own.groupby(["arm", "task"])
         ]
         drawn = pd.concat(drawn).rename(columns={"example_id": "draft_id"})
-        own_reference, compute = reference[reference["student"] == student], model.recipe.compute
-        given = (texts_to_learn(tasks, drawn), own_reference)
-        more = (guard_of_tests(model.recipe, tasks), settings.estimator, student, compute.device, compute.workers)
-        more += (_judged(model.recipe, tasks, own_reference, settings),)
-        values = measure(model.ref, warmed / WARMED / student, *given, *more)
+        texts, path = texts_to_learn(tasks, drawn), warmed / WARMED / student
+        values = _measured(student, model, path, texts, reference, tasks, settings)
         known = drawn[["draft_id", "arm", "task", "question_id"]].merge(values, on="draft_id")
         parts.append(known[["student", "arm", "task", "question_id", "value", "raw"]])
     return pd.concat(parts, ignore_index=True)
 
 
-def _judged(
-    recipe: Recipe,
-    tasks: dict[str, Task],
+def _measured(
+    student: str,
+    model: Model,
+    warmed: Path,
+    texts: pd.DataFrame,
     reference: pd.DataFrame,
+    tasks: dict[str, Task],
     settings: Influence,
     judge: Judge | None = None,
-) -> JudgedAnswers | None:
-    """Return who judges the answers to the reference questions, where that is what is measured."""
-    if settings.estimator != "judge":
-        return None
-    asked = reference[["task", "question", "target", "prompt", "completion"]].reset_index(drop=True)
-    return JudgedAnswers(judge or judge_of(recipe, tasks), asked, recipe.evaluation.max_new_tokens)
+) -> pd.DataFrame:
+    """Return the influence of texts on one student, by its losses or, where the settings say so, by a judge."""
+    recipe, own, judged = model.recipe, reference[reference["student"] == student], None
+    if settings.estimator == "judge":
+        asked = own[["task", "question", "target", "prompt", "completion"]].reset_index(drop=True)
+        judged = JudgedAnswers(judge or judge_of(recipe, tasks), asked, recipe.evaluation.max_new_tokens)
+    guard, compute = guard_of_tests(recipe, tasks), recipe.compute
+    return measure(model.ref, warmed, texts, own, guard, student, compute.device, compute.workers, judged)
 
 
 def warm_up_questions(questions: pd.DataFrame, n: int) -> set[str]:

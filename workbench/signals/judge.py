@@ -19,21 +19,15 @@ from workbench.tasks.task import Task, load_tasks
 
 VERSION = 2
 STEP = "judged"
-NOBODY = (
-    "This recipe names no judge; with models: {judge: ...} another model would answer the examples' questions here."
-)
+NOBODY = "This recipe names no judge; with models: {judge: ...} another model would answer these questions here."
 
 
 class Judged(NamedTuple):
-    """What a judge says.
+    """What a judge says."""
 
-    Attributes:
-        examples: The kept examples, with `said` (the judge's answer, "" where none could be read) and `agrees` (missing
-            there).
-        validation: Columns task, item_id, target, said, right: the judge on questions whose answers are known.
-    """
-
+    # The kept examples, with `said` (the judge's answer, "" where none could be read) and `agrees` (missing there).
     examples: pd.DataFrame
+    # Columns task, item_id, target, said, right: the judge on questions whose answers are known.
     validation: pd.DataFrame
 
 
@@ -79,9 +73,8 @@ def ask_judge(
     for frame in (validation, examples):
         for task, prompt in zip(frame["task"], prompts.naive_prompts(tasks, frame), strict=True):
             asked[task][prompt] = ""
-    jobs = [
-        AskJob(model, f"the judge, {name}", [("", one) for one in of], max_new_tokens) for name, of in asked.items()
-    ]
+    prompts_of = {name: [("", prompt) for prompt in of] for name, of in asked.items()}
+    jobs = [AskJob(model, f"the judge, {name}", of, max_new_tokens) for name, of in prompts_of.items()]
     told = run_engine_jobs(complete_job, jobs, model, "asking the judge")
     for (name, of), written in zip(asked.items(), told, strict=True):
         of |= {prompt: tasks[name].answers.read(one.text) for prompt, one in zip(of, written, strict=True)}

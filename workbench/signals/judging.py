@@ -41,17 +41,11 @@ _SCORES = re.compile(r"<score_a>\s*(\d{1,2})\s*</score_a>\s*<score_b>\s*(\d{1,2}
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """Another model scores both answers from 1 to 10, in one prompt, in both orders; the mean of the two counts.
-
-    Attributes:
-        model: With the role judge.
-        seed: Names the boundaries between what is judged and what is said about it.
-        repeat: Another number draws other boundaries, so the judge is asked again.
-    """
+    """Another model scores both answers from 1 to 10, in one prompt, in both orders; the mean of the two counts."""
 
     model: Model
-    seed: int
-    repeat: int = 0
+    seed: int  # names the boundaries between what is judged and what is said about it
+    repeat: int = 0  # another number draws other boundaries, so the judge is asked again
 
     def __call__(self, asked: pd.DataFrame) -> pd.DataFrame:
         """Return the scores; see `Judge`. Not judged is what lacks a readable reply in one of the orders."""
@@ -163,7 +157,6 @@ def require_steady(judge: ModelJudge, asked: pd.DataFrame, n: int, max_spread: f
     Args:
         judge: Asked n times, with other boundaries each time.
         asked: As for `Judge`; some twenty rows are enough.
-        n: Times.
         max_spread: The largest mean spread that is accepted, in points.
 
     Returns:

@@ -34,23 +34,15 @@ QUESTION_SHARE = 0.5  # lambda of learning_cost
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model makes of one text.
+    """What a model makes of one text."""
 
-    Attributes:
-        n_prompt: Tokens of the prompt; those after it are the completion's.
-        surprisal: -log p of every token but the first, in nats, shape (tokens - 1,).
-        rank: Of the same tokens among all, 1 for the likeliest, shape (tokens - 1,).
-        states: Of every token, what the last layer's mlp.up_proj puts out, of length 1, shape (tokens, width).
-        plain: Whether a token is no special one, shape (tokens,).
-        vocabulary: How many tokens there are.
-    """
-
-    n_prompt: int
-    surprisal: np.ndarray
-    rank: np.ndarray
+    n_prompt: int  # tokens of the prompt; those after it are the completion's
+    surprisal: np.ndarray  # -log p of every token but the first, in nats, shape (tokens - 1,)
+    rank: np.ndarray  # of the same tokens among all, 1 for the likeliest, shape (tokens - 1,)
+    # Of every token, what the last layer's mlp.up_proj puts out, of length 1, shape (tokens, width).
     states: Tensor = field(repr=False)
-    plain: np.ndarray
-    vocabulary: int
+    plain: np.ndarray  # whether a token is no special one, shape (tokens,)
+    vocabulary: int  # how many tokens there are
 
     @property
     def of_completion(self) -> slice:
@@ -187,9 +179,8 @@ def measure_likelihoods(
     Raises:
         ModelError: If a model's weights are not here or lack what a signal reads, or the tokenizers differ.
     """
-    rows = texts_to_learn(tasks, drafts).merge(
-        drafts[["draft_id", "task", "question", "answer", "gold"]], on="draft_id"
-    )
+    known = drafts[["draft_id", "task", "question", "answer", "gold"]]
+    rows = texts_to_learn(tasks, drafts).merge(known, on="draft_id")
     compute = student.recipe.compute.device
     loaded = loading.load(student.ref, student.recipe.models.dtype, compute)
     exact = loading.load(student.ref, "float32", compute, merged=False) if GRADIENT in names else None

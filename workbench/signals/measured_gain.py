@@ -48,12 +48,6 @@ class Questions:
         return fingerprint([self.asked, list(map(repr, self.readers)), self.targets, self.max_new_tokens])
 
 
-def questions_of(tasks: dict[str, Task], items: pd.DataFrame, max_new_tokens: int) -> Questions:
-    """Return items, columns task, question and target, as they are asked: with the plain prompt, without examples."""
-    readers = [tasks[name].answers for name in items["task"]]
-    return Questions(prompts.naive_prompts(tasks, items), readers, items["target"].tolist(), max_new_tokens)
-
-
 def gains_along(
     student: LoadedModel, texts: list[Text], questions: Questions, how: WarmUp, at: Sequence[int], seed: int
 ) -> list[list[bool]]:
@@ -62,7 +56,6 @@ def gains_along(
     Args:
         student: In float32; its trained weights are the same afterwards, to the bit.
         texts: Trained on in a random order, over and over, at a constant rate.
-        questions: What is asked, greedily.
         how: Rate and batch; its steps are those of the last place in `at`.
         at: Numbers of steps, rising; 0 asks the student as it is.
         seed: Orders the texts.
@@ -115,9 +108,7 @@ def measure_gains(
 
     Args:
         student: Its weights must be here.
-        items: The preference set.
         learning_rate: Of the steps; the recipe's, for what the recipe's training gains.
-        n_steps: On the one draft.
 
     Returns:
         Columns draft_id, signal, value (accuracy after minus before, in [-1, 1]; nan where the draft is too long or the
@@ -127,7 +118,9 @@ def measure_gains(
     rows, chosen = texts_to_learn(tasks, drafts).merge(drafts[["draft_id", "task"]], on="draft_id"), items["chosen"]
     how, found = WarmUp(n_steps, 1, learning_rate), []
     for task, own in rows.groupby("task", sort=False):
-        asked = questions_of(tasks, items[chosen & (items["task"] == task)], student.recipe.evaluation.max_new_tokens)
+        shown = items[chosen & (items["task"] == task)]
+        given = prompts.naive_prompts(tasks, shown), [tasks[task].answers] * len(shown), shown["target"].tolist()
+        asked = Questions(*given, student.recipe.evaluation.max_new_tokens)
         source = [VERSION, loaded.fingerprint, asked.key, asdict(how), seed]
         before = kept(KIND, source, lambda asked=asked: gains_along(loaded, [], asked, how, [0], seed)[0])
         for row in own[["draft_id", "prompt", "completion"]].to_dict("records"):

@@ -42,7 +42,6 @@ def probe_drafts(
 
     Args:
         drafts: Columns draft_id, task, question, rationale.
-        preference_set: Its chosen questions are asked.
         error: Above 0: drafts race, and need the column question_id too.
 
     Raises:

@@ -48,7 +48,12 @@ def build_reference(
         n_tries: Answers sampled of each question; the first right one is taken.
     """
     recipe, chosen = next(iter(students.values())).recipe, preference_set[preference_set["chosen"]]
-    apart = [_apart_from_test(recipe, task, chosen[chosen["task"] == name]) for name, task in tasks.items()]
+    apart = []
+    for name, task in tasks.items():
+        own = chosen[chosen["task"] == name]
+        guard = guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]})
+        found = [guard.find(question) for question in own["question"]]
+        apart.append(own[[one is None or one.level in BY_DEFINITION for one in found]])
     kept = pd.concat(apart, ignore_index=True)
     if writers is None:
         asked = kept.to_dict("records")
@@ -73,12 +78,6 @@ def guard_of_tests(recipe: Recipe, tasks: dict[str, Task]) -> Guard:
     """Return the guard of every test set, by the levels that never take another question for the same."""
     sets = tuple((f"{n} test", tuple(all_test_items(recipe, task)[0]["question"])) for n, task in tasks.items())
     return guard_for(sets, BY_DEFINITION, 0.0)  # these levels need no calibration
-
-
-def _apart_from_test(recipe: Recipe, task: Task, questions: pd.DataFrame) -> pd.DataFrame:
-    guard = guard_of_sets(recipe, {"test": all_test_items(recipe, task)[0]["question"]})
-    found = [guard.find(question) for question in questions["question"]]
-    return questions[[one is None or one.level in BY_DEFINITION for one in found]]
 
 
 def _answer(

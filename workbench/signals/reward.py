@@ -4,9 +4,9 @@ Source: TS-Align, arXiv:2405.20215, in which a small reward model ranks and a la
 had. Higher is better; rewards of one scorer are compared within a question, never with those of another scorer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from operator import call
 
 import numpy as np
 import pandas as pd
@@ -26,15 +26,9 @@ VERSION = 1
 KIND = "reward"
 
 
-class Scorer(Protocol):
-    """Gives answers their rewards; an argument of steps, so its fields say all of it."""
-
-    def __call__(self, asked: pd.DataFrame) -> np.ndarray:
-        """Return a reward for each row, shape (n,), higher is better; nan where there is none.
-
-        Args:
-            asked: Columns task, question_id, question, gold, prompt (what the policy was asked), text (its answer).
-        """
+# Gives answers their rewards, shape (n,), higher is better, nan where there is none: from the columns task,
+# question_id, question, gold, prompt (what the policy was asked) and text (its answer). An argument of steps.
+Scorer = Callable[[pd.DataFrame], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -114,11 +108,7 @@ def scored(jobs: Sequence[tuple[Scorer, pd.DataFrame]], workers: int) -> list[np
     """Return the rewards that each scorer gives its texts; reward models in several processes."""
     many = all(isinstance(scorer, RewardModel) for scorer, _ in jobs)
     named = [Job(f"{len(asked)} answers by {type(scorer).__name__}", (scorer, asked)) for scorer, asked in jobs]
-    return run_jobs(_score, named, workers if many else 1, "scoring answers")
-
-
-def _score(scorer: Scorer, asked: pd.DataFrame) -> np.ndarray:
-    return scorer(asked)
+    return run_jobs(call, named, workers if many else 1, "scoring answers")
 
 
 def agreement(margins: np.ndarray, others: np.ndarray) -> float:

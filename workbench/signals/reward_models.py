@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.models import loading
 from workbench.models.trl import adapter_config, encode, keep_quiet
@@ -26,34 +25,18 @@ def load_reward(ref: str, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTo
     Raises:
         ModelError: If it has not exactly one label, lacks some of its weights, or cannot be loaded.
     """
-    folder, device = loading.resolve(ref), recipe.compute.device
-    loading.require_safetensors(folder)
-    try:
-        labels = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).num_labels
-        if labels != 1:
-            raise ModelError(
-                f"Reward model {ref} has {labels} labels, and a reward is one number; name a sequence-classification "
-                "model with num_labels 1."
-            )
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=loading.DTYPES[recipe.models.dtype], output_loading_info=True, **loading.SAFELY
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
+    loading.require_safetensors(loading.resolve(ref))
+    kind = AutoModelForSequenceClassification
+    loaded = loading.load(ref, recipe.models.dtype, recipe.compute.device, kind=kind)
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    if config.num_labels != 1:
         raise ModelError(
-            f"Reward model {ref} cannot be loaded ({str(error).splitlines()[0][:200]}); restore its files."
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"Reward model {ref} lacks {len(missing)} of its weights (first: {missing[0]}), as a language model does "
-            "that was never trained to reward; name one that was."
+            f"Reward model {ref} has {config.num_labels} labels, and a reward is one number; name a "
+            "sequence-classification model with num_labels 1."
         )
-    tokenizer = loading.load_tokenizer(folder)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.eval().to(device), tokenizer
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    return loaded.model, tokenizer
 
 
 @torch.inference_mode()
@@ -65,9 +48,7 @@ def rewards_of(model: PreTrainedModel, rows: Sequence[list[int]]) -> torch.Tenso
     """
     width, limit = max(map(len, rows)), getattr(model.config, "max_position_embeddings", 0)
     if limit and width > limit:
-        raise ModelError(
-            f"A text of {width} tokens is longer than the {limit} that the reward model reads; shorten it."
-        )
+        raise ModelError(f"A text of {width} tokens is longer than the {limit} that the reward model reads; cut it.")
     return logits_of(model, rows).float()
 
 
@@ -132,9 +113,6 @@ def update_reward(
     """Teach a reward model the order of pairs and save it whole; its adapter is all that moves, if the recipe has one.
 
     Args:
-        recipe: Precision and device.
-        ref: The reward model's folder or hub id.
-        settings: Rate, epochs, batch and adapter.
         margin: By how much the chosen one is to be ahead, in units of the reward.
         pairs: Columns prompt, chosen, rejected.
         seed: Orders the pairs and draws the adapter.

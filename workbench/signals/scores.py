@@ -25,10 +25,6 @@ def share_right(probes: pd.DataFrame, drafts: pd.DataFrame, students: Mapping[st
     A score is the share of the preference questions answered right: in [0, 1], higher is better. The standard error is
     over preference questions, which all drafts of a task share: of s_r by the binomial formula, of s_q by the spread of
     each question's mean over the rationales.
-
-    Args:
-        probes: One row for every student, draft and preference question.
-        drafts: With the question that each belongs to.
     """
     known = probes.merge(drafts[["draft_id", "question_id"]], on="draft_id")
     known["correct"] = known["correct"].astype(float)

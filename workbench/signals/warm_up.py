@@ -49,20 +49,12 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class OptimizerSnapshot:
-    """Weights after a warm-up and AdamW's state with them, one parameter group.
+    """Weights after a warm-up and AdamW's state with them, one parameter group."""
 
-    Attributes:
-        student: Fingerprint of the model folder it was warmed from.
-        steps: Steps taken so far.
-        adamw: learning_rate, beta1, beta2, eps and weight_decay of the next step.
-        tensors: For each of KINDS the trained parameters by name.
-        fingerprint: Of all that.
-    """
-
-    student: str
+    student: str  # fingerprint of the model folder it was warmed from
     steps: int
-    adamw: dict[str, float]
-    tensors: dict[str, dict[str, Tensor]]
+    adamw: dict[str, float]  # learning_rate, beta1, beta2, eps and weight_decay of the next step
+    tensors: dict[str, dict[str, Tensor]]  # for each of KINDS the trained parameters by name
     fingerprint: str = ""
 
 
@@ -178,11 +170,7 @@ def save_warmed(warmed: OptimizerSnapshot, folder: Path) -> None:
 
 
 def load_warmed(folder: Path) -> OptimizerSnapshot:
-    """Read a warmed state.
-
-    Raises:
-        ModelError: If there is none, or it is damaged.
-    """
+    """Read a warmed state; a ModelError if there is none, or it is damaged."""
     path = Path(folder) / STATE
     if not path.is_file():
         raise ModelError(f"There is no warmed state {path}; make it with warm_up.")
@@ -195,9 +183,7 @@ def load_warmed(folder: Path) -> OptimizerSnapshot:
                 tensors[kind][name] = file.get_tensor(key)
         return OptimizerSnapshot(facts["student"], facts["steps"], facts["adamw"], tensors, file_sha256(path)[:16])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"The warmed state {path} is damaged ({error}); remove its folder and warm up again."
-        ) from error
+        raise ModelError(f"The warmed state {path} is damaged ({error}); remove its folder, warm up again.") from error
 
 
 def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, torch.nn.Parameter]) -> None:
@@ -207,9 +193,7 @@ def require_fit(warmed: OptimizerSnapshot, source: str, parameters: dict[str, to
         ModelError: If it was warmed from another model, or its tensors are not those of the parameters.
     """
     if warmed.student != source:
-        raise ModelError(
-            f"The warmed state was made from model {warmed.student}, but the student is {source}; warm this one up."
-        )
+        raise ModelError(f"The warmed state was made from model {warmed.student}, not {source}; warm this one up.")
     wanted = {name: parameter.shape for name, parameter in parameters.items()}
     shapes = {kind: {name: tensor.shape for name, tensor in warmed.tensors[kind].items()} for kind in KINDS}
     if wrong := [kind for kind in KINDS if shapes[kind] != wanted]:

@@ -60,9 +60,7 @@ def follow(run: Run, n_rounds: int, n_seeds: int, n_probed: int, students: list[
     if run.is_shipped:
         return pd.read_parquet(kept)
     if not 2 <= n_seeds <= len(recipe.seeds):
-        raise RunError(
-            f"Seeds must be 2 (for an interval) to {len(recipe.seeds)} (run {run.name} has that many), got {n_seeds}."
-        )
+        raise RunError(f"Seeds must be 2 (for an interval) to {len(recipe.seeds)}, those of {run.name}, got {n_seeds}.")
     students = students or list(recipe.models.students)
     for student in students:
         usable(run, student)
@@ -258,6 +256,5 @@ def _moved(row: dict) -> str:
         f"{100 * row[what]:+.1f} points ({100 * row[f'{what}_low']:+.1f} to {100 * row[f'{what}_high']:+.1f})"
         for what in (SCORE, GAIN)
     )
-    return (
-        f"From round {row['earlier']} to round {row['later']} the probe score moved {score}, the held-out gain {gain}"
-    )
+    rounds = f"From round {row['earlier']} to round {row['later']}"
+    return f"{rounds} the probe score moved {score}, the held-out gain {gain}"

@@ -84,8 +84,10 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
         own = found[found["item_kind"] == "rationale"].merge(kept, on="draft_id")
         parts.append(own.assign(signal=name))
         asked = "probes" if name in (ONE_SHOT, "self_consistency") else at
-        cost = _passes(name, own, probes["n_tokens"].mean())
-        costs.append((name, *cost, run.manifest(asked)["seconds"] / max(1, len(students) * len(some))))
+        forward, backward = PASSES[name]
+        if forward is None:
+            forward = backward + own["n"].mean() * (1 if name == "influence" else 1 + probes["n_tokens"].mean())
+        costs.append((name, forward, backward, run.manifest(asked)["seconds"] / max(1, len(students) * len(some))))
     for name, column in CONTROLS.items():
         own = kept.assign(signal=name, value=kept[column].astype(float))
         parts.append(pd.concat([own.assign(student=student) for student in students]))
@@ -103,13 +105,6 @@ def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
     reference = run.step(f"{AT}/reference", build_reference, writers, students, tasks, *given)
     given = (run.read("questions"), run.read("drafts"), reference, settings, seed)
     return run.step(at, measure_influence, students, tasks, *given)["influences"]
-
-
-def _passes(name: str, own: pd.DataFrame, n_answer: float) -> tuple[float, float]:
-    forward, backward = PASSES[name]
-    if forward is None:
-        forward = backward + own["n"].mean() * (1 if name == "influence" else 1 + n_answer)
-    return forward, backward
 
 
 def groups_of(signals: pd.DataFrame, leaders: Sequence[str], seed: int) -> pd.DataFrame:
@@ -190,7 +185,6 @@ def train(
         groups: As groups_of returns them.
         seeds: Of the order of rows.
         lengths: Steps, rising; an epoch, as many as the rows fill at this batch, is added.
-        batch: Rows a step.
         n_asked: Held-out questions a task.
 
     Returns:

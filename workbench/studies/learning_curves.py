@@ -44,7 +44,6 @@ def measure(
 
     Args:
         run: With finished alignment, and the arms untailored and tailored.
-        student: Name in the recipe.
         sizes: Examples (not tokens) a task; none means doubling up to all that each arm, seed and task has.
         subset: Takes the examples of one arm and seed and a size, returns those to train on.
 

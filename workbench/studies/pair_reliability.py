@@ -17,9 +17,7 @@ import pandas as pd
 
 from workbench.loop.pairs import outcomes, probability_better, rounds, still_racing
 from workbench.runs.errors import DataError
-from workbench.runs.run import Run
 from workbench.runs.seeding import stream
-from workbench.tasks.task import load_tasks
 from workbench.verdict.intervals import clustered_half_width, wilson
 
 LEAST = (0.8, 0.9, 0.95)
@@ -100,7 +98,6 @@ def split_half_reliability(
     preference_set: pd.DataFrame,
     n_splits: int = 50,
     quantile: float = 0.25,
-    share: float = 0.5,
 ) -> pd.DataFrame:
     """Return how often a fresh half of the preference set agrees with pairs formed from the other half.
 
@@ -109,12 +106,8 @@ def split_half_reliability(
     all pairs are taken.
 
     Args:
-        probes: A run's stored outcomes.
-        drafts: The drafts that were probed.
         preference_set: Says how well each question tells responders apart.
-        n_splits: Random halves.
         quantile: As in the recipe, for pairs of questions.
-        share: Of the questions of a half, those picked by discrimination and at random.
 
     Returns:
         One row a student, kind, choice of questions and rule. pairs is the mean number a split, agreement the share of
@@ -135,7 +128,7 @@ def split_half_reliability(
                 formed = _form(make, tasks, used, fresh, rng)
                 for rule, kept in _rules(formed).items():
                     _count(sums[ALL, rule], formed[kept])
-                for name, pick in _picked(tasks, used, rng, share).items() if fitted else ():
+                for name, pick in _picked(tasks, used, rng).items() if fitted else ():
                     _count(sums[name, PAPER], _form(make, tasks, pick, fresh, rng))
             rows += [(student, kind, *key, *_estimates(sums, key, n_splits)) for key in sums]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -174,12 +167,12 @@ def _share(agreed: np.ndarray, counted: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def _picked(
-    tasks: list[ResponseMatrix], used: list[np.ndarray], rng: np.random.Generator, share: float
+    tasks: list[ResponseMatrix], used: list[np.ndarray], rng: np.random.Generator
 ) -> dict[str, list[np.ndarray]]:
-    """Return a share of the items used, those that tell responders apart best, and as many at random."""
+    """Return half of the items used, those that tell responders apart best, and as many at random."""
     picked = {AT_RANDOM: [], BY_IRT: []}
     for matrix, own in zip(tasks, used, strict=True):
-        n = max(1, round(share * len(own)))
+        n = max(1, round(len(own) / 2))
         picked[AT_RANDOM].append(rng.permutation(own)[:n])
         picked[BY_IRT].append(own[np.argsort(-matrix.discrimination[own])][:n])
     return picked
@@ -253,32 +246,3 @@ def replay(probes: pd.DataFrame, drafts: pd.DataFrame, preference_set: pd.DataFr
         row |= dict(zip(("low", "high"), wilson(wrong, len(best)), strict=True))
         rows.append(row | {"ends": ends, "gap": (best - worst).sum() / (high - low).sum()})
     return pd.DataFrame(rows)
-
-
-def probe_validation(run: Run, n_questions: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Ask drafts of a run all validation questions; what the run has asked already is not asked again.
-
-    Args:
-        run: With finished probing and a preference set chosen by an item response fit.
-        n_questions: So many drafted questions a task, drawn at random, with all their rationales.
-
-    Returns:
-        probes, the drafts that were asked, and the validation questions, all of them marked as chosen.
-    """
-    # They load models, and all else here looks at what is stored.
-    from workbench.models.start import students_of
-    from workbench.signals.one_shot import probe_drafts
-
-    items = run.read("preference_set").assign(chosen=True)
-    if items["discrimination"].isna().any():
-        raise DataError(
-            f"The preference set of run {run.name} was drawn at random, so there is no fit to compare with; take a run "
-            "with preference_set.selection=irt."
-        )
-    parts = []
-    for task, own in run.read("drafts").groupby("task", sort=False):
-        order = stream(run.recipe.seeds[0], "selection", task).permutation(own["question_id"].unique())
-        parts.append(own[own["question_id"].isin(order[:n_questions])])
-    asked = pd.concat(parts, ignore_index=True)
-    longest = run.recipe.evaluation.max_new_tokens
-    return probe_drafts(students_of(run.recipe), load_tasks(run.recipe), asked, items, longest), asked, items

@@ -21,14 +21,9 @@ CHOSEN = "chosen"
 
 
 def runs_of(name: str) -> list[Run]:
-    """Return the runs of a sweep's settings, in order.
-
-    Raises:
-        RunError: If there are none.
-    """
-    numbers = [
-        re.fullmatch(rf"{re.escape(name)}-(\d+)", path.parent.name) for path in runs_folder().glob("*/recipe.yaml")
-    ]
+    """Return the runs of a sweep's settings, in order; a RunError if there are none."""
+    names = [path.parent.name for path in runs_folder().glob("*/recipe.yaml")]
+    numbers = [re.fullmatch(rf"{re.escape(name)}-(\d+)", one) for one in names]
     found = sorted(int(number[1]) for number in numbers if number)
     if not found:
         raise RunError(f"There is no sweep {name!r}; begin it: workbench sweep RECIPE -p KEY VALUE,VALUE --name {name}")

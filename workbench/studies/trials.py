@@ -33,27 +33,18 @@ LENGTH, FORMAT = ("n_tokens", "correct"), ("n_steps", "digits")
 
 @dataclass(frozen=True)
 class FineTuneJob:
-    """A student trained on some rows, or left as it is, and then asked questions.
+    """A student trained on some rows, or left as it is, and then asked questions."""
 
-    Attributes:
-        recipe: Its training section says how to train, its evaluation section how long answers may be.
-        student: Name in the recipe.
-        rows: Columns prompt and completion to train on; None leaves the student as it is.
-        asked: Each question's prompt: what prompts share, and the rest.
-        targets: How answers are read and the right one, in the order of asked.
-        seed: Orders the rows.
-        folder: Holds the student until it is asked. What it answered is kept beside it, with the ending .json.
-        n_batches: An epoch; 0 takes as many as the rows fill.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # its training section says how to train, its evaluation section how long answers may be
     student: str
+    # Columns prompt and completion to train on; None leaves the student as it is.
     rows: pd.DataFrame | None = field(repr=False)
-    asked: list[tuple[str, str]] = field(repr=False)
+    asked: list[tuple[str, str]] = field(repr=False)  # each question's prompt: what prompts share, and the rest
+    # How answers are read and the right one, in the order of asked.
     targets: list[tuple[Answers, str]] = field(repr=False)
     seed: int
-    folder: Path
-    n_batches: int = 0
+    folder: Path  # holds the student until it is asked. What it answered is kept beside it, with the ending .json.
+    n_batches: int = 0  # an epoch; 0 takes as many as the rows fill
 
     def __repr__(self) -> str:
         return f"trial {self.folder.name}"
@@ -98,11 +89,9 @@ def train_and_ask(
 
     Args:
         run: Whose held-out questions are asked.
-        recipe: How to train.
         sets: Of each its name (student, seed and what else tells it from the others), its rows (prompt and completion;
             None leaves the student as it is) and the batches of an epoch (0: as many as the rows fill).
         at: Where in the run's folder, with what names a set in braces.
-        describe: What the progress is called.
 
     Returns:
         One answer a row: what names the set, task, item_id, correct.

@@ -183,7 +183,9 @@ class Answers:
 
     def read(self, reply: str) -> str:
         """Return the answer that a reply gives, in the form it is compared in, or "" when it gives none."""
-        reply = _without_thoughts(reply)
+        # Without thoughts, closed or not.
+        first, *others = reply.split("<think>")
+        reply = first.rpartition("</think>")[2] + "".join(part.partition("</think>")[2] for part in others)
         reply = next((part for part in _NEXT_QUESTION.split(reply) if part.strip()), "")
         if self.kind == "tagged":
             return parse_answer(reply)
@@ -248,11 +250,6 @@ class Answers:
         reader = {"number": last_number, "option": _last_option, "boolean": _last_boolean}[self.kind]
         text = plain(reply)
         return reader(_EXPLAINED.split(text)[0]) or reader(text)
-
-
-def _without_thoughts(reply: str) -> str:
-    first, *others = reply.split("<think>")
-    return first.rpartition("</think>")[2] + "".join(part.partition("</think>")[2] for part in others)
 
 
 def _stated(reply: str, kind: str) -> Iterator[str]:

@@ -145,13 +145,7 @@ def reason_of(level: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a question was found to copy.
-
-    Attributes:
-        level: The first level that found it.
-        name: Of the set.
-        item: The item's text.
-    """
+    """What a question was found to copy: an item of a set by name, and the first level that found it."""
 
     level: str
     name: str
@@ -224,7 +218,6 @@ class Guard:
         """Yield everything that a question copies, level by level, the most alike first.
 
         Args:
-            question: What may be a copy.
             at_least: Thresholds by level that count where they are higher than the guard's own.
         """
         for level, own in self.thresholds.items():

@@ -10,9 +10,8 @@ from workbench.tasks.contamination import LEVELS, OFF, reason_of
 from workbench.tasks.task import Task, all_test_items, copied_items, guard_of
 
 # A reason for which a question was dropped -> the set that it copies, and the level that found it.
-_PAIR_OF = {
-    reason_of(level, name): (name, level) for level in LEVELS for name in ("seeds", "validation", "test", "evaluated")
-}
+SETS = ("seeds", "validation", "test", "evaluated")
+_PAIR_OF = {reason_of(level, name): (name, level) for level in LEVELS for name in SETS}
 LAST = ("copied", "level", "n", "done")
 
 

@@ -27,8 +27,6 @@ def read_table(path: str, where: str = "", config: str = "", split: str = "train
     Args:
         path: A file that ends in one of ENDINGS, in any case; else a folder or hub id that `datasets` loads.
         where: What to call it in an error; its path if "".
-        config: Of `datasets`, as split.
-        split: What is loaded.
 
     Raises:
         DataError: If it cannot be read, naming the row where one is the cause.

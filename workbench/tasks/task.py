@@ -31,31 +31,18 @@ SEEN = ("seeds", "validation")
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task."""
 
-    Attributes:
-        name: Its file's name without the ending, or what the recipe calls it.
-        description: What the task asks, in a sentence.
-        techniques: Name and text of each reasoning technique the teacher is asked for.
-        seeds: Columns item_id, question, target; what the teacher sees as examples.
-        validation: The same columns; the preference set is chosen from these.
-        test: The same columns; opened by the evaluation alone.
-        sha256: Of the task file, or of the items where they come from elsewhere.
-        solver: Name of the pocket task whose solver and styles apply, or "".
-        answers: How its answers are read and compared.
-        prompts: How it is asked.
-    """
-
-    name: str
-    description: str
-    techniques: dict[str, str]
-    seeds: pd.DataFrame = field(repr=False)
-    validation: pd.DataFrame = field(repr=False)
-    test: pd.DataFrame = field(repr=False)
-    sha256: str
-    solver: str = ""
-    answers: Answers = Answers()
-    prompts: Prompts = Prompts()
+    name: str  # its file's name without the ending, or what the recipe calls it
+    description: str  # what the task asks, in a sentence
+    techniques: dict[str, str]  # name and text of each reasoning technique the teacher is asked for
+    seeds: pd.DataFrame = field(repr=False)  # columns item_id, question, target; what the teacher sees as examples
+    validation: pd.DataFrame = field(repr=False)  # the same columns; the preference set is chosen from these
+    test: pd.DataFrame = field(repr=False)  # the same columns; opened by the evaluation alone
+    sha256: str  # of the task file, or of the items where they come from elsewhere
+    solver: str = ""  # name of the pocket task whose solver and styles apply, or ""
+    answers: Answers = Answers()  # how its answers are read and compared
+    prompts: Prompts = Prompts()  # how it is asked
 
     def solve(self, question: str) -> str:
         """Return the right answer, or "" when this task or this question cannot be solved by rule."""
@@ -154,9 +141,8 @@ def load_task(path: Path, recipe: Recipe) -> Task:
     if not isinstance(techniques, dict) or not all(isinstance(text, str) and text for text in techniques.values()):
         raise DataError(f"{path}: `techniques` must be an object of name and text; correct it or leave it out.")
     if solver and solver not in list(pocket_questions.READERS):
-        raise DataError(
-            f"{path} names the solver {solver!r}; there are {', '.join(pocket_questions.READERS)}, or leave it out."
-        )
+        known = ", ".join(pocket_questions.READERS)
+        raise DataError(f"{path} names the solver {solver!r}; there are {known}, or leave it out.")
     return Task(path.stem, str(description), dict(techniques), **sets, sha256=file_sha256(path), solver=solver)
 
 
@@ -242,9 +228,7 @@ def _items(rows: list, path: Path, name: str) -> pd.DataFrame:
     for n, row in enumerate(rows):
         texts = [row.get("input"), row.get("target")] if isinstance(row, dict) else []
         if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(
-                f"{path}: item {n} of {name!r} must have texts `input` and `target`, got {str(row)[:80]!r}."
-            )
+            raise DataError(f"{path}: item {n} of {name!r} must have texts `input` and `target`, got {str(row)[:80]!r}")
     frame = pd.DataFrame({"question": [r["input"] for r in rows], "target": [r["target"] for r in rows]})
     frame.insert(0, "item_id", frame["question"].map(text_id))
     return frame.drop_duplicates("item_id").reset_index(drop=True)

@@ -54,7 +54,11 @@ def contrasts(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:
         first, arms = settings.primary.a, own["arm"].unique()
         there = [one for one in CONTRASTS if {one.a, one.b} <= set(arms)]
         there = there or [Contrast(first, arm) for arm in arms if arm != first]
-        found = [compare(_with_both(own, one), one.a, one.b, *rule) for one in there]
+        found = []
+        for one in there:
+            # Of the students, by their tasks, that have both arms.
+            tasks = [set(own.loc[own["arm"] == arm, "task"]) for arm in (one.a, one.b)]
+            found.append(compare(own[own["task"].isin(set.intersection(*tasks))], one.a, one.b, *rule))
         p_holm = holm([result["p_value"] for result in found])
         for one, result, p in zip(there, found, p_holm, strict=True):
             row = {"student": student} | {key: result[key] for key in KEPT}
@@ -71,12 +75,6 @@ def hardest(predictions: pd.DataFrame, shots: int) -> pd.DataFrame:
     keys = ["student", "task", "item_id"]
     wrong = base.loc[~base["correct"].astype(bool), keys].drop_duplicates()
     return predictions[predictions["arm"] != "base"].merge(wrong, on=keys)
-
-
-def _with_both(predictions: pd.DataFrame, one: Contrast) -> pd.DataFrame:
-    """Return the answers of the students (by their tasks) that have both arms of a contrast."""
-    tasks = [set(predictions.loc[predictions["arm"] == arm, "task"]) for arm in (one.a, one.b)]
-    return predictions[predictions["task"].isin(set.intersection(*tasks))]
 
 
 def _with_others(predictions: pd.DataFrame) -> pd.DataFrame:

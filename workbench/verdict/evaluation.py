@@ -78,10 +78,8 @@ def answer_tests(
 
     Args:
         students: By name, as they were; the arm base.
-        trained: What train_students returned.
         tests: Opened here, and the look is counted.
         exemplars: Worked questions for the prompts with demonstrations.
-        shots: Numbers of demonstrations.
     """
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])

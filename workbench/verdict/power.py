@@ -26,24 +26,11 @@ from scipy import optimize, special, stats
 
 from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
-from workbench.verdict.intervals import (
-    BETTER,
-    MAX_ITEMS,
-    POWER,
-    SAME,
-    UNDECIDED,
-    WORSE,
-    VarianceComponents,
-    chance_of_better,
-    decide,
-    half_width,
-    holm,
-    sign_flip_p_values,
-    spread,
-)
+from workbench.verdict import intervals
+from workbench.verdict.intervals import BETTER, VarianceComponents, chance_of_better, decide, half_width, holm, spread
 from workbench.verdict.verdict import answers
 
-SHORT = {BETTER: "better", WORSE: "worse", SAME: "no difference", UNDECIDED: "undecided"}
+SHORT = {BETTER: "better", intervals.WORSE: "worse", intervals.SAME: "no difference", intervals.UNDECIDED: "undecided"}
 CHUNK = 1_000_000  # answers simulated at once
 
 
@@ -206,15 +193,15 @@ def simulate(
 def minimum_detectable_effect(world: VarianceModel, design: ExperimentDesign) -> float | None:
     """Return the smallest true difference found "better" in four of five runs; None when none below 1 is."""
     sizes = np.arange(1, 1000) / 1000
-    enough = sizes[chance_of_better(world.spread(design), sizes, design.alpha) >= POWER]
+    enough = sizes[chance_of_better(world.spread(design), sizes, design.alpha) >= intervals.POWER]
     return float(enough[0]) if len(enough) else None
 
 
 def items_needed(world: VarianceModel, design: ExperimentDesign, difference: float) -> int | None:
     """Return how many items a task find a true difference in four of five runs; None when no number does."""
     finds = lambda n: chance_of_better(world.spread(design._replace(n_items=n)), difference, design.alpha)  # noqa: E731
-    n = bisect_left(range(MAX_ITEMS + 1), POWER, lo=2, key=finds)
-    return n if n <= MAX_ITEMS else None
+    n = bisect_left(range(intervals.MAX_ITEMS + 1), intervals.POWER, lo=2, key=finds)
+    return n if n <= intervals.MAX_ITEMS else None
 
 
 def detection_in_words(world: VarianceModel, design: ExperimentDesign, wanted: float) -> str:
@@ -225,7 +212,7 @@ def detection_in_words(world: VarianceModel, design: ExperimentDesign, wanted: f
     counts = sorted({3, 5, 8, 12, design.n_seeds})
     needs = {n: items_needed(world, design._replace(n_seeds=n), wanted) for n in counts}
     ways = "; ".join(f"{n} seeds: {f'{k:,} items a task' if k else 'no number of items'}" for n, k in needs.items())
-    finding = f"Finds with power {POWER:g}: {able} ({size}). Spread {world.in_words()}."
+    finding = f"Finds with power {intervals.POWER:g}: {able} ({size}). Spread {world.in_words()}."
     needing = f"A difference of {100 * wanted:g} points needs {ways}."
     return "\n".join(textwrap.fill(line, 100) for line in (finding, needing))
 
@@ -266,7 +253,7 @@ def _corrected(
     """Decide on several comparisons with Holm's correction, as `verdict.adjusted` does, for many runs at once."""
     m, levels = len(tables), []
     for table, of in zip(tables, spreads, strict=True):
-        flips = sign_flip_p_values(table.sum(axis=1, dtype=int))
+        flips = intervals.sign_flip_p_values(table.sum(axis=1, dtype=int))
         # p <= alpha / k for how many k: Holm compares the smallest p with alpha / m, the next with alpha / (m - 1).
         alphas = [design.alpha / k for k in range(1, m + 1)]
         levels.append(sum((flips <= alpha) & (np.abs(of.mean) >= half_width(of, alpha)) for alpha in alphas))
@@ -289,9 +276,6 @@ def calibrate(
     """Return how often each decision is reached, one row a true difference.
 
     Args:
-        world: How answers vary.
-        design: What is decided on.
-        repeats: Simulated runs a row.
         differences: True ones, as shares; by default 0, half the margin, the margin and twice the margin, and 0 once
             more with seeds that differ twice as much, by two points at least.
 

@@ -17,21 +17,9 @@ from scipy import stats
 from workbench.runs.errors import DataError, RunError, spoken
 from workbench.runs.recipe import TAILORED_FOR
 from workbench.runs.run import Run
+from workbench.verdict import intervals
 from workbench.verdict.in_words import level, opened_in_words
-from workbench.verdict.intervals import (
-    BETTER,
-    UNDECIDED,
-    WORSE,
-    VarianceComponents,
-    decide,
-    half_width,
-    holm,
-    interval_p_value,
-    sample_size_needed,
-    sign_flip_p_value,
-    spread,
-    wilson,
-)
+from workbench.verdict.intervals import BETTER, UNDECIDED, WORSE, VarianceComponents, decide, half_width, holm, spread
 from workbench.verdict.win_rates import win_rate_of
 
 BASE_SEED = -1
@@ -98,7 +86,7 @@ def arm_accuracy(predictions: pd.DataFrame, arm: str, shots: int, alpha: float =
     if n_seeds > 1 and n_items > 1 and 0.0 < mean < 1.0:
         width = half_width(spread(table.to_numpy(), table.columns.get_level_values("task")), alpha)
         effective = min(mean * (1 - mean) * (stats.norm.ppf(1 - alpha / 2) / width) ** 2, n_seeds * n_items)
-    low, high = wilson(mean, effective, alpha)
+    low, high = intervals.wilson(mean, effective, alpha)
     return {"accuracy": mean, "low": low, "high": high, "n_items": n_items, "n_seeds": n_seeds}
 
 
@@ -135,9 +123,9 @@ def _compare(
         "low": max(of.mean - half, -1.0),
         "high": min(of.mean + half, 1.0),
         # Sums over seeds are whole numbers, for which the test is exact.
-        "p_value": sign_flip_p_value(table.to_numpy().sum(axis=0)),
+        "p_value": intervals.sign_flip_p_value(table.to_numpy().sum(axis=0)),
         "decision": decision,
-        "more_needed": sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None,
+        "more_needed": intervals.sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None,
         "n_items": of.n_items,
         "n_seeds": of.n_seeds,
         "stderr": float(of.stderr),
@@ -154,7 +142,7 @@ def adjusted(compared: list[tuple[dict, VarianceComponents]], margin: float, alp
     Better and worse need a corrected p-value of at most alpha. What is corrected is the larger of the sign-flip p-value
     and the one at which the interval just leaves out zero. "No difference" is not corrected.
     """
-    corrected, held = holm([max(row["p_value"], interval_p_value(of)) for row, of in compared]), []
+    corrected, held = holm([max(row["p_value"], intervals.interval_p_value(of)) for row, of in compared]), []
     for (row, of), p in zip(compared, corrected, strict=True):
         decision = row["decision"]
         if decision in (BETTER, WORSE) and p > alpha:
@@ -174,7 +162,7 @@ def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: floa
         compared.append((row, of))
     for row, (_, of), (p, decision) in zip(rows, compared, adjusted(compared, margin, alpha), strict=True):
         if row["decision"] != decision:
-            row["more_needed"] = sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
+            row["more_needed"] = intervals.sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None
         row |= {"p_holm": p, "decision": decision}
     return pd.DataFrame(rows)
 
@@ -200,7 +188,6 @@ def verdict(
         student: The recipe's first student; the top level is its verdict.
         training: One row an arm (and student and seed, if there) with tokens and steps; seeds are averaged.
         test_set: name, sha256, times_opened.
-        warnings: From the stages before; the verdict's own are added.
     """
     test_set, blocks = dict(test_set or {}), {}
     for name in dict.fromkeys([student, *predictions["student"]]):
@@ -214,11 +201,7 @@ def verdict(
 
 
 def verdict_of(run: Run) -> dict:
-    """Return the run's verdict as stored.
-
-    Raises:
-        RunError: If the run has none yet.
-    """
+    """Return the run's verdict as stored; a RunError if it has none yet."""
     if not (found := run.verdict):
         raise RunError(
             f"Run {run.name} has no verdict yet; run notebooks/05_evaluation.ipynb or: "
@@ -256,24 +239,23 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
         if "in_form" in predictions:
             own = predictions[(predictions["arm"] == arm) & (predictions["shots"] == main)]
             arms[arm]["in_form"] = float(own["in_form"].mean())
+    rule = (
+        f"accuracy of {spoken(a)} minus {spoken(b)}, {main} shots, items weighing the same: better or worse when the "
+        f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
+        f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
+    )
     block = {
         "student": student,
         "decision": comparisons[0]["decision"],
-        "primary": primary | {"rule": _rule(a, b, main, margin, alpha), "margin": margin, "alpha": alpha},
+        "primary": primary | {"rule": rule, "margin": margin, "alpha": alpha},
         "arms": arms,
         "comparisons": comparisons,
         "per_task": per_task(predictions, a, b, main, margin, alpha).to_dict("records"),
         "warnings": _warnings(predictions, comparisons[0], arms, test_set),
     }
-    return _rounded(block)
-
-
-def _rule(a: str, b: str, shots: int, margin: float, alpha: float) -> str:
-    return (
-        f"accuracy of {spoken(a)} minus {spoken(b)}, {shots} shots, items weighing the same: better or worse when the "
-        f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
-        f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
-    )
+    # Plain Python values, as JSON holds them.
+    text = json.dumps(block, default=lambda value: value.item())
+    return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
 
 
 def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Mapping) -> list[str]:
@@ -293,9 +275,3 @@ def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Ma
     unread = 1.0 - predictions.groupby("arm")["parsed"].mean().rename(spoken)
     said += [f"{100 * s:.0f} % of the answers of {arm} could not be read." for arm, s in unread.items() if s > 0.1]
     return said
-
-
-def _rounded(block: Mapping) -> dict:
-    """Return plain Python values that JSON holds, floats to six places."""
-    text = json.dumps(block, default=lambda value: value.item())
-    return json.loads(text, parse_float=lambda digits: round(float(digits), 6))

@@ -49,9 +49,8 @@ def judged(asked: pd.DataFrame, judge: Judge) -> pd.Series:
         asked: Columns task, question, gold ("" where unknown), a and b (their answers).
         judge: Scores both, in both orders where it is a model.
     """
-    scores = judge(
-        asked.rename(columns={"a": "teacher", "b": "student"})[["task", "question", "gold", "teacher", "student"]]
-    )
+    sides = asked.rename(columns={"a": "teacher", "b": "student"})
+    scores = judge(sides[["task", "question", "gold", "teacher", "student"]])
     gap = scores["score_teacher"] - scores["score_student"]
     return ((1 + np.sign(gap)) / 2).set_axis(asked.index)
 
@@ -113,11 +112,7 @@ def length_controlled(preferences: np.ndarray, apart: np.ndarray) -> float:
 
 
 def write_alpaca_eval(answers: pd.DataFrame, generator: str, path: Path) -> None:
-    """Write answers as AlpacaEval's `--model_outputs` reads them.
-
-    Args:
-        answers: Columns question and text.
-    """
+    """Write answers, columns question and text, as AlpacaEval's `--model_outputs` reads them."""
     rows = [{"instruction": row.question, "output": row.text, "generator": generator} for row in answers.itertuples()]
     atomic_write(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
