@@ -21,7 +21,8 @@ COLOURS = {"finished": "green", "working": "bold cyan", "stopped": "red", "gone"
 COLOURS |= {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
 COLOURS |= {"yes": "bold green", "a little": "green", "not seen": "yellow", "unknown": "dim"}
 TABLE_STYLE = (
-    "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
+    "<style>.wb{overflow-x:auto}.wb table{border-collapse:collapse}"
+    ".wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
 )
 

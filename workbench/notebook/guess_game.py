@@ -17,7 +17,7 @@ NEARLY = 0.051  # a guess within one question of twenty of the best one counts
 STYLE = (
     "<style>.wbg{font-size:1.3em;line-height:1.45}.wbg blockquote{margin:.3em 0;font-weight:600}"
     ".wbg .card{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6em 1em}"
-    ".wbg .card{border:2px solid var(--jp-border-color1,#bdbdbd);border-radius:8px}.wbg p{margin:.5em 0 .2em}"
+    ".wbg .card{border:3px solid var(--jp-border-color1,#bdbdbd);border-radius:8px}.wbg p{margin:.5em 0 .2em}"
     ".wbg .card.best{border:3px solid #009e73}.wbg .card.guessed{border:3px dashed #d55e00}"
     ".wbg .bar{height:.7em;border:1px solid currentColor}.wbg .bar div{height:100%;background:#0072b2}"
     "@media(prefers-reduced-motion:no-preference){.wbg .bar div{animation:wbg 1.5s}}"
