@@ -6,11 +6,12 @@ import subprocess
 import sys
 import tomllib
 
+import nbformat
 import pandas as pd
 import papermill
 import pytest
 from conftest import PROJECT
-from lab import THEMES, app, axe_finds_nothing, lab, use_theme
+from lab import THEMES, app, axe_finds_nothing, lab, use_theme, write_notebook
 from pictures import open_and_run, set_up
 
 from workbench import figures
@@ -254,7 +255,7 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
         figures_fit, looks = page.evaluate(FIGURES_FIT), []
         for key in ("ArrowLeft", *["ArrowRight"] * 5):
             page.keyboard.press(key)
-            shown = page.locator("#rendered_cells [cell-index]:not(.step-off)")
+            shown = page.locator("#rendered_cells [cell-index]:visible:not(.step-off)")
             assert len("".join(shown.all_inner_texts())) > 100 and "metrics.json" not in "".join(
                 shown.all_inner_texts()
             )
@@ -270,6 +271,28 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
     assert dark != light and dark_figure != light_figure, "page and figures follow the visitor's colours"
     elsewhere = [url for url in asked if not url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))]
     assert not elsewhere
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_what_goes_wrong_in_the_app_is_a_card_on_the_screen(chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    write_notebook(
+        tmp_path / "a.ipynb", "import workbench as wb\nsettings = wb.setup(globals())", "wb.open_run('nope')"
+    )
+    notebook = nbformat.read(tmp_path / "a.ipynb", 4)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("## Two\n"))
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    shown = app(tmp_path / "a.ipynb", tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs"), WORKBENCH_HEADLESS="")
+    with shown as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_role("alert").filter(has_text="There is no run 'nope'").wait_for()
+        assert page.get_by_text("2 of 2", exact=True).is_visible()
+        browser.close()
 
 
 @pytest.mark.slow
