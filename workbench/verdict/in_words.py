@@ -181,7 +181,7 @@ def by_arm(judged: Judged) -> pd.DataFrame:
     for (student, arm), own in judged.examples.groupby(["student", "arm"]):
         known = own[own["agrees"].notna()]
         agrees = share_of(known["agrees"].astype(bool), known["question_id"])
-        rows.append((student or "every student", arm, agrees, len(own) - len(known)))
+        rows.append((student or "every student", spoken(arm), agrees, len(own) - len(known)))
     return pd.DataFrame(rows, columns=["student", "arm", "the judge agrees", "no answer"])
 
 
