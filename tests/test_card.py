@@ -1,5 +1,7 @@
 """The result card, from numbers put in by hand; on whole runs it is tested with the loops."""
 
+import io
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 
 from workbench.methods.base import Evidence
+from workbench.notebook.display import print_card
 from workbench.report import card
 from workbench.report.card import N_COMPARED, ResultCard, StudentCard, _answers, _found, _learned, _rung_of
 
@@ -102,3 +105,32 @@ def test_looking_at_a_result_loads_no_models():
     code = f"import sys, workbench as wb; wb.result_card, wb.model_names, wb.planted; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("width", [72, 100])
+def test_no_line_is_wider_than_the_terminal_and_what_goes_on_is_set_in(width):
+    asks = ("Did we find what the student prefers?", "Did the teacher learn it?", "Does the student answer better?")
+    rungs = [
+        card.Rung(ask, "no difference", "46 % (41 to 50) of pairs are confirmed by new questions", "") for ask in asks
+    ]
+    decision = "better taken alone, no difference corrected for the number of comparisons"
+    compared = [("tailored - tailored for tally-strong", "+12 points (-10 to +29)", decision)] * 2
+    lines = ResultCard([StudentCard("ada", rungs, compared, "")]).text(width).splitlines()
+    assert max(map(len, lines)) <= width and lines[0] == "ada"
+    assert all(line.startswith(("  1  ", "  2  ", "  3  ", "     ")) for line in lines[1:] if line)
+    assert " ".join(" ".join(lines).split()).count("corrected for the number of comparisons") == 2
+
+
+def test_on_a_terminal_the_answers_have_colours_and_elsewhere_none(monkeypatch):
+    rungs = [card.Rung("Found?", "yes", "1 % (0 to 2)", "so yes  we say")] * 3
+    shown = ResultCard([StudentCard("[b]ada", rungs, [("tailored - base", "+1 points (0 to +2)", "undecided")], "")])
+    plain, terminal = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for out in (plain, terminal):
+        print_card(shown, out)
+    assert plain.getvalue() == f"{shown}\n"
+    coloured = terminal.getvalue()
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured).split() == plain.getvalue().split()
+    assert coloured.count("\x1b[1;32mYES") == 3 and "\x1b[33mundecided" in coloured and "[b]ada" in coloured

@@ -310,6 +310,10 @@ def test_a_card_says_what_the_run_holds(work):
     assert "| tailored | 75 % (" in text and "| tailored - untailored | 0 | +50 points (" in text
     assert re.search(r"\| all \| \d+ \| [\d,]+ \|", text) and "teacher-print" in text and "ada-print" in text
     assert "torch " in text and "object\\_counting" in text and str(PROJECT) not in text
+    # Splits are typed to load them, and the recipe is a file; everywhere else names are for people.
+    told = re.sub(r"(?s)## Splits and files.*?## Examples|```.*?```", "", text)
+    assert "| random pairs |" in told and "| tailored - random pairs | 0 |" in told
+    assert not re.findall(r"random.?_pairs|preference.?_set", told)
 
 
 def test_a_card_says_what_people_made_of_the_pairs(work):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import tomllib
 
+import nbformat
 import pandas as pd
 import papermill
 import pytest
 from conftest import PROJECT
-from lab import THEMES, app, axe_finds_nothing, lab, use_theme
+from lab import THEMES, app, axe_finds_nothing, lab, use_theme, write_notebook
 from pictures import open_and_run, set_up
 
 from workbench import figures
@@ -184,10 +185,33 @@ def test_its_stored_part_needs_no_torch(tmp_path):
     assert (tmp_path / "start-here" / "metrics.json").is_file()
 
 
+def test_what_the_app_tells_needs_no_code_and_no_live_part(sample):
+    cells = {cell["id"]: cell for cell in json.loads(NOTEBOOK.read_text())["cells"]}
+    told = {"".join(cell["source"]): cell["metadata"].get("tags", []) for cell in cells.values()}
+    assert all(
+        "live" in tags for text, tags in told.items() if text.startswith(("And now live", "And live", "As a figure"))
+    )
+    replies = json.loads((FOLDER / "replies.json").read_text())
+    assert list(replies) == STUDENTS and len({len(own) for own in replies.values()}) == 1
+    assert all(reply.startswith("<ans>") for own in replies.values() for reply in own), "they guess"
+
+
 def test_what_make_lesson_installs_has_the_projects_pins():
     pins = [line for line in (PROJECT / ".ci" / "lesson.txt").read_text().splitlines() if not line.startswith("#")]
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert set(pins) <= {*project["dependencies"], *project["optional-dependencies"]["app"]}
+
+
+# Texts of figures that end outside of them, and the ground of the page and of a figure.
+FIGURES_FIT = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap((figure) => {
+  const whole = figure.getBoundingClientRect();
+  return [...figure.querySelectorAll('text')].filter((text) => {
+    const place = text.getBoundingClientRect();
+    return place.width && (place.right > whole.right + 1 || place.bottom > whole.bottom + 1);
+  }).map((text) => text.textContent);
+})"""
+LOOK = """() => [document.body, document.querySelector('.js-plotly-plot .main-svg')].map(
+  (one) => getComputedStyle(one).backgroundColor)"""
 
 
 def write_without_live_part(path):
@@ -206,7 +230,7 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
     shown = app(NOTEBOOK, tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs"))
     with shown as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page, errors, asked = browser.new_page(viewport={"width": 1300, "height": 900}), [], []
+        page, errors, asked = browser.new_page(viewport={"width": 800, "height": 900}), [], []
         page.set_default_timeout(180_000)
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -228,12 +252,47 @@ def test_as_an_app_it_is_the_lesson_without_code_and_asks_nobody_else(chromium, 
         page.get_by_role("button", name="Next round").click()
         page.get_by_text("Round 2 of 6").wait_for()
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length >= 4")
+        figures_fit, looks = page.evaluate(FIGURES_FIT), []
+        for key in ("ArrowLeft", *["ArrowRight"] * 5):
+            page.keyboard.press(key)
+            shown = page.locator("#rendered_cells [cell-index]:visible:not(.step-off)")
+            assert len("".join(shown.all_inner_texts())) > 100 and "metrics.json" not in "".join(
+                shown.all_inner_texts()
+            )
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(1500)
+            looks.append(page.evaluate(LOOK))
         code = page.get_by_text("import workbench as wb").count() + page.locator(".jp-InputArea-editor").count()
         browser.close()
     assert not errors, errors
-    assert code == 0
+    assert code == 0 and not figures_fit, figures_fit
+    (dark, dark_figure), (light, light_figure) = looks
+    assert dark != light and dark_figure != light_figure, "page and figures follow the visitor's colours"
     elsewhere = [url for url in asked if not url.startswith((address, address.replace("http", "ws"), "data:", "blob:"))]
     assert not elsewhere
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_what_goes_wrong_in_the_app_is_a_card_on_the_screen(chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    write_notebook(
+        tmp_path / "a.ipynb", "import workbench as wb\nsettings = wb.setup(globals())", "wb.open_run('nope')"
+    )
+    notebook = nbformat.read(tmp_path / "a.ipynb", 4)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("## Two\n"))
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    shown = app(tmp_path / "a.ipynb", tmp_path, WORKBENCH_RUNS=str(tmp_path / "runs"), WORKBENCH_HEADLESS="")
+    with shown as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_role("alert").filter(has_text="There is no run 'nope'").wait_for()
+        assert page.get_by_text("2 of 2", exact=True).is_visible()
+        browser.close()
 
 
 @pytest.mark.slow

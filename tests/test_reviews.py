@@ -2,7 +2,10 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -235,6 +238,13 @@ def test_reviews_newer_than_the_alignment_are_told_until_it_is_made_anew(work, c
     assert align(work) == ""
 
 
+def wait_until(true) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_a_button_aligns_again_beside_the_run_under_a_name_that_none_has(work, monkeypatch, capsys):
     begun, shown = [], []
     monkeypatch.setattr(session, "is_headless", lambda: False)
@@ -249,10 +259,34 @@ def test_a_button_aligns_again_beside_the_run_under_a_name_that_none_has(work, m
     session.offer_again(work)
     button, told = shown[-1].children
     assert button.description == "Align again as reviewed-reviewed-again" and not begun
-    monkeypatch.setattr(session.subprocess, "Popen", lambda command, **given: begun.append(command))
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(session.subprocess, "run", lambda command, **given: begun.append(command) or done)
     button.click()
+    wait_until(lambda: begun)
     assert begun == [[sys.executable, "-m", "workbench", "run", "run:reviewed", "--name", "reviewed-reviewed-again"]]
     assert button.disabled and "workbench watch reviewed-reviewed-again" in told.value
+
+
+@pytest.mark.parametrize(
+    ("dies", "said"),
+    [
+        ("import sys; sys.exit('a warning\\nworkbench: No <b>room</b>.')", "No &lt;b&gt;room&lt;/b&gt;."),
+        ("import os; os._exit(3)", "ended without a word (status 3)"),
+    ],
+)
+def test_a_run_that_the_button_cannot_begin_is_a_card_and_can_be_tried_again(work, monkeypatch, dies, said):
+    shown, run = [], subprocess.run
+    monkeypatch.setattr(session, "is_headless", lambda: False)
+    monkeypatch.setattr("IPython.display.display", lambda what, *_, **given: shown.append(what))
+    monkeypatch.setattr(session.subprocess, "run", lambda _, **given: run([sys.executable, "-c", dies], **given))
+    store(work, pairs=pairs())
+    align(work)
+    Reviews.of_run(work, "Ann").add(pair(1), "review", "flip")
+    session.offer_again(work)
+    button, told = shown[-1].children
+    button.click()
+    wait_until(lambda: not button.disabled)
+    assert 'role="alert"' in told.value and said in told.value and "warning" not in told.value
 
 
 def test_opening_a_notebook_on_a_run_that_is_not_there_makes_nothing(runs):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -213,6 +214,18 @@ def test_what_a_model_wrote_acts_on_no_terminal(begun):
     assert all(letter.isprintable() or letter == "\n" for letter in said)
     assert all(len(line) < 130 for line in said.partition("Last written:")[2].splitlines())
     assert visible("a\x1b[31mb\n\u202ec\u200b", 20) == "a [31mb c"
+
+
+def test_on_a_terminal_a_text_keeps_to_its_line_and_no_count_is_a_zero(begun, monkeypatch):
+    progress.made([{"text": "a long text " * 50, "n_tokens": 1}])
+    progress.end()
+    begun.step("pairs", lambda: {"things": pd.DataFrame({"x": [1]})})
+    monkeypatch.setenv("COLUMNS", "72")
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    look(begun).write(screen)
+    assert max(map(len, re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()[2:])) <= 72
+    assert row_of(look(begun), "pairs")["tokens"] == ""
 
 
 def test_a_terminal_is_redrawn_until_the_run_is_finished(begun, monkeypatch):

@@ -97,6 +97,7 @@ def run(given: argparse.Namespace) -> int | None:
     began = time.monotonic()
     from workbench import methods
     from workbench.notebook import headless
+    from workbench.notebook.display import print_card
     from workbench.notebook.session import begin
     from workbench.report.card import result_card
     from workbench.runs.run import hold
@@ -112,7 +113,8 @@ def run(given: argparse.Namespace) -> int | None:
         report = headless.run_notebooks(work, given.first, given.last)
     print(f"{time.monotonic() - began:.0f} s in all\n")
     if notebooks[-1] == methods.ALL[work.recipe.method].notebooks[-1]:
-        print(result_card(work), end="\n\n")
+        print_card(result_card(work), sys.stdout)
+        print()
     print(f"Report: {_shown(report)}")
 
 
@@ -222,12 +224,13 @@ def check(given: argparse.Namespace) -> int:
 )
 def summary(given: argparse.Namespace) -> None:
     """Print what a finished run found: its result card."""
+    from workbench.notebook.display import print_card
     from workbench.report.card import result_card
     from workbench.report.summary import keep
     from workbench.runs.run import open_run
 
     work = open_run(given.name)
-    print(result_card(work))
+    print_card(result_card(work), sys.stdout)
     for path in keep(work, Path(given.to)) if given.to else []:
         print(f"written: {_shown(path)}")
 
@@ -331,12 +334,13 @@ def open(given: argparse.Namespace) -> None:
     """
     import webbrowser
 
+    from workbench.notebook.display import print_card
     from workbench.report.card import result_card
     from workbench.report.page import write_report
     from workbench.runs.run import open_run
 
     work = open_run(given.name)
-    print(cards := result_card(work))
+    print_card(cards := result_card(work), sys.stdout)
     page = write_report(work, cards)
     print(f"\nReport: {_shown(page)}")
     if sys.stdout.isatty():

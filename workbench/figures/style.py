@@ -48,13 +48,14 @@ DARK = {
     **{INK: "#EDEDED", QUIET: "#BBBBBB", LINE: "#8E8E8E", GRID: "#2C2C2C", GROUND: "#161616"},
     **{SCALE[0]: "#12202E", SCALE[1]: "#2B6191"},
 }
+TOOLS = ["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale"]  # over titles; the mouse does it too
 OUTLINE = {"color": CONTROL, "width": 1}
 LEVEL = {"line_color": CONTROL, "line_dash": "dot", "line_width": 1}  # of a line that marks zero, or chance
 FONT = "Helvetica, Arial, sans-serif"
 POCKET = "pocket models"
 TABLE_ROWS = 60
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-LINE_LETTERS = 118  # of a subtitle at its usual size
+LINE_LETTERS = 100  # of a subtitle at its usual size, in a figure 700 pixels wide
 # In Lab a figure is drawn anew in the colours of the theme, when it comes and when another theme is chosen.
 FOLLOW = Path(__file__).with_name("follow.js").read_text(encoding="utf-8").replace("DARK", json.dumps(DARK))
 _script_shown = False
@@ -186,6 +187,7 @@ def _template(times: float) -> go.layout.Template:
             "title": title,
             "xaxis": axis | {"ticks": "outside", "tickcolor": LINE},
             "yaxis": axis,
+            "modebar": {"remove": TOOLS},
             "legend": {"orientation": "h", "yref": "container", "y": 0.0, "yanchor": "bottom", "x": 0.0},
         },
         data={"scatter": [mark], "box": [{"marker": {"size": 5 * times}}], "bar": fill, "histogram": fill},
@@ -286,7 +288,8 @@ def notes_html(fig: go.Figure) -> str:
     """Return sentence, caption and the folded table of a figure as HTML."""
     return (
         f"<p><strong>{html.escape(sentence(fig))}</strong></p><p><em>{html.escape(caption(fig))}</em></p>"
-        f"<details><summary>The numbers as a table</summary>{table(fig)}</details>"
+        f"<details><summary>The numbers as a table</summary>"
+        f'<div style="overflow-x:auto">{table(fig)}</div></details>'
     )
 
 

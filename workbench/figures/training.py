@@ -117,7 +117,7 @@ def style_shift(examples: pd.DataFrame, models: str = POCKET) -> go.Figure:
     n_rows = -(-table["student"].nunique() // 2)
     return finish(
         fig,
-        "What does alignment change in the teacher's writing?",
+        "How does alignment change the teacher?",
         f"{len(examples)} examples; 95 % intervals: Wilson, for right answers within task and t over questions",
         "Share of each recognised style, and below the line of the examples that can be checked the share that ends in "
         "the right answer, and of all the share that cannot be checked. Untailored is the teacher before alignment, "

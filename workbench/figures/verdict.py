@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from workbench.figures import style
 from workbench.figures.style import POCKET, arm_styles, bars, finish, marks, named, spell_each
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import in_order, level, percent, spell
+from workbench.verdict.in_words import in_order, level, percent, shots_in_words, spell
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
 from workbench.verdict.verdict import paired
 
@@ -172,8 +172,8 @@ def by_student(verdict: Mapping) -> go.Figure:
         verdict,
         f"Whom does {a} teaching help?",
         "",
-        f"{a.capitalize()} minus {b}, {rows[0]['shots']} shots. Every student stands at its own level; nothing is "
-        "corrected for the number of students.",
+        f"{a.capitalize()} minus {b}, {shots_in_words(rows[0]['shots'])}. Every student stands at its own level; "
+        "nothing is corrected for the number of students.",
         f"{a.capitalize()} against {b} by student: {parts}.",
     )
 

@@ -16,10 +16,13 @@ from workbench.runs.schemas import with_spoken_names
 
 GOING_ON = "… "  # before a line of progress, which does not stay on the page
 REPORT_EVERY_S = 10
+CARD_WIDTH = 110  # lines that are longer are hard to read
 COLOURS = {"finished": "green", "working": "bold cyan", "stopped": "red", "gone": "red", "not begun": "dim"}
 COLOURS |= {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
+COLOURS |= {"yes": "bold green", "a little": "green", "not seen": "yellow", "unknown": "dim"}
 TABLE_STYLE = (
-    "<style>.wb table{border-collapse:collapse}.wb td,.wb th{text-align:left!important;vertical-align:top;"
+    "<style>.wb{overflow-x:auto}.wb table{border-collapse:collapse}"
+    ".wb td,.wb th{text-align:left!important;vertical-align:top;"
     "padding:.25em .7em;white-space:pre-line;overflow-wrap:break-word;max-width:34em}</style>"
 )
 
@@ -70,11 +73,28 @@ def print_table(frame: pd.DataFrame, out) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in frame:
-        table.add_column(name, overflow="fold")
+    for name, values in frame.astype(str).items():
+        numbers = values.str.fullmatch(r"[+-]?[\d,.]*").all()
+        table.add_column(name, overflow="fold", justify="right" if numbers else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(Text("" if pd.isna(value) else str(value), COLOURS.get(value, "")) for value in row))
     Console(file=out).print(table)
+
+
+def print_card(card, out) -> None:
+    """Print a result card: on a terminal as wide as that, its students and answers to be told at a glance."""
+    if not out.isatty():
+        print(card, file=out)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=out)
+    text = Text(card.text(min(console.width, CARD_WIDTH)))
+    text.highlight_regex(r"(?m)^(\S.*| {2}\d {2}.*)$", "bold")
+    for word, colour in COLOURS.items():
+        text.highlight_regex(rf"(?m)(?<=  )({word}|{word.upper()})(?=  |$)", colour)
+    console.print(text, soft_wrap=True)
 
 
 def source(function: Callable) -> None:

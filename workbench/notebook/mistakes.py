@@ -16,7 +16,7 @@ HEADS = {
     KeyboardInterrupt: "Stopped",
     NameError: "This cell needs one that has not run",
 }
-HEADLESS, IMPORT = "WORKBENCH_HEADLESS", "import workbench as wb"
+HEADLESS, APP, IMPORT = "WORKBENCH_HEADLESS", "VOILA_PREHEAT", "import workbench as wb"
 SETUP = "The kernel is new, and {name} is made further up. Run the cells from the first one on, the setup cell with "
 SETUP += "import workbench as wb among them (menu Run, Run All Above Selected Cell); what is finished is reused."
 STOPPED = "Finished items are kept: run the cell again, and it goes on where it was."
@@ -58,12 +58,13 @@ def load_ipython_extension(shell) -> None:
 def _show(shell, kind: type, error: BaseException, trace, tb_offset: int | None = None) -> list[str]:
     from IPython.display import display
 
-    # Whoever runs a notebook as a file looks for an error among its outputs: only Lab gets the card in its place.
-    notebook = "" if os.environ.get(HEADLESS) else os.environ.get("JPY_SESSION_NAME", "")
+    # Whoever runs a notebook as a file looks for an error among its outputs: Lab and the app get the card in its place.
+    watched, notebook = not os.environ.get(HEADLESS), os.environ.get("JPY_SESSION_NAME", "")
+    shown = watched and (notebook or APP in os.environ)
     is_file = bool(notebook) and Path(notebook).is_file()
     # A name is ours to explain where the notebook imports the workbench and has not done so yet.
     is_ours = is_file and "wb" not in shell.user_ns and IMPORT in Path(notebook).read_text(encoding="utf-8")
-    if not notebook or (isinstance(error, NameError) and not is_ours):
+    if not shown or (isinstance(error, NameError) and not is_ours):
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         return []
     where = "".join(traceback.format_exception(kind, error, trace))

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from workbench import figures
 from workbench.loop.reviews import Reviews, name_beside, newer_than_alignment
 from workbench.methods import FIRST_RECIPE
 from workbench.notebook.display import HEADLESS, is_headless, say
-from workbench.notebook.mistakes import load_ipython_extension
+from workbench.notebook.mistakes import card, load_ipython_extension
 from workbench.notebook.watch import watching
 from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import RecipeError, RunError, spoken
@@ -70,7 +72,8 @@ def start(
 def offer_again(work: Run) -> None:
     """Say if reviews are newer than the alignment; where somebody is watching, a button aligns again beside it.
 
-    It begins a run of another name in a process of its own, so that the notebook stays free and nothing is displaced.
+    It begins a run of another name in a process of its own, so that the notebook stays free and nothing is displaced;
+    where that fails, a card says why.
     """
     if not (newer := newer_than_alignment(work)):
         return
@@ -83,14 +86,21 @@ def offer_again(work: Run) -> None:
     name = name_beside(work)
     button, told = Button(description=f"Align again as {name}", layout=Layout(width="auto", flex="none")), HTML()
 
+    def run_beside() -> None:
+        command = [sys.executable, "-m", "workbench", "run", f"{OF_RUN}{work.name}", "--name", name]
+        with tempfile.TemporaryFile() as errors:
+            apart = {"cwd": home(), "start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": errors}
+            if status := subprocess.run(command, **apart).returncode:
+                errors.seek(0)
+                said = errors.read().decode("utf-8", "replace").rpartition("workbench: ")[2].strip()
+                told.value = card(RunError(said or f"Run {name} ended without a word (status {status})."))
+                button.disabled = False
+
     def begin_beside(_) -> None:
         button.disabled = True
-        command = [sys.executable, "-m", "workbench", "run", f"{OF_RUN}{work.name}", "--name", name]
-        subprocess.Popen(
-            command, cwd=home(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
         told.value = f"Begun. How far it is: <code>workbench watch {html.escape(name)}</code>. When it is finished, "
         told.value += f'<code>run = "{html.escape(name)}"</code> in the parameters cell shows it.'
+        threading.Thread(target=run_beside, daemon=True).start()
 
     button.on_click(begin_beside)
     display(HBox([button, told]))

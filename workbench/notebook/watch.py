@@ -1,5 +1,6 @@
 """A run watched from outside, in a terminal; only files are read, so it outlives the run's kernel."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ SILENT_S = 60  # from then on silence is worth a word, though the process is the
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_POINTS = 40
 REFRESH_S = 2.0
+LONGEST = 110  # letters of a text that a model wrote
 COLUMNS = ["step", "state", "items", "rate", "time left", "tokens", "seconds"]
 
 
@@ -46,9 +48,10 @@ class Now:
         """Write all of it, on a terminal with a table that fits it, what models wrote without control characters."""
         print(f"Run {self.run}: {self.said}\n", file=out)
         print_table(self.steps.loc[:, (self.steps != "").any()], out)
-        lines = [f"  {visible(what, 110)}" for what in self.doing]
+        width = min(shutil.get_terminal_size().columns - 2, LONGEST) if out.isatty() else LONGEST
+        lines = [f"  {visible(what, width)}" for what in self.doing]
         lines += ["", *self.curve] if self.curve else []
-        lines += ["", "Last written:", *(f"  {visible(text, 110)}" for text in self.texts)] if self.texts else []
+        lines += ["", "Last written:", *(f"  {visible(text, width)}" for text in self.texts)] if self.texts else []
         print("\n".join(lines), file=out)
 
 
@@ -115,7 +118,7 @@ def watching(step: str) -> Iterator[None]:
             if given := progress.read(signs.parent):
                 so_far, share = _so_far(given, "working", time.time())
                 left = f"{so_far['time left']} left" if "time left" in so_far else f"{so_far['seconds']} s"
-                shown.text = visible((_texts(given) or [""])[-1], 110)
+                shown.text = visible((_texts(given) or [""])[-1], LONGEST)
                 line = ", ".join(filter(None, [so_far["items"], so_far["rate"], left]))
                 shown(share, int(share > 0), f"{shown.what}: {line}")
 
@@ -176,7 +179,8 @@ def _finished(run: Run, name: str) -> dict:
     if not made:
         return {"state": "not begun"}
     items = ", ".join([f"{n:,} {what}" for what, n in made["counts"].items()][:1])
-    return {"state": "finished", "items": items, "tokens": f"{made['tokens']:,}", "seconds": f"{made['seconds']:.0f}"}
+    tokens = f"{made['tokens']:,}" if made["tokens"] else ""
+    return {"state": "finished", "items": items, "tokens": tokens, "seconds": f"{made['seconds']:,.0f}"}
 
 
 def _so_far(signs: list[dict], state: str, at: float) -> tuple[dict, float]:

@@ -20,7 +20,15 @@ from workbench.report.summary import AFTER, BEFORE, CONTROL, summarise
 from workbench.runs.errors import DataError
 from workbench.runs.run import Run
 from workbench.studies import pair_reliability
-from workbench.verdict.in_words import NO_COMPARISON, decision_in_words, percent, spell, spoken, what_would_settle
+from workbench.verdict.in_words import (
+    NO_COMPARISON,
+    decision_in_words,
+    percent,
+    shots_in_words,
+    spell,
+    spoken,
+    what_would_settle,
+)
 from workbench.verdict.intervals import (
     BETTER,
     SAME,
@@ -36,8 +44,9 @@ from workbench.verdict.verdict import verdict_of
 YES, LITTLE, NO, UNKNOWN = "yes", "a little", "not seen", "unknown"
 FOUND, LEARNED = "Did we find what the student prefers?", "Did the teacher learn it?"
 ANSWERS = "Does the student answer better?"
+NO_DIFFERENCE = "no difference"  # larger than the margin, which the rung of the verdict says
 N_COMPARED, N_SPLITS = 5, 20
-WIDTH = 100
+WIDTH, INDENT = 100, " " * 5
 
 
 def templates(**settings) -> Environment:
@@ -79,14 +88,19 @@ class ResultCard(list[StudentCard]):
     """The cards of all students of a run: printed as for a terminal, shown by a notebook as HTML."""
 
     def __str__(self) -> str:
+        return self.text(WIDTH)
+
+    def text(self, width: int) -> str:
+        """Return the cards as text of so many columns; where numbers have no room at the side they stand below."""
         lines = []
         for card in self:
+            said = [f"{rung.says} {card.settle}" if rung is card.rungs[-1] else rung.says for rung in card.rungs]
+            heads = [(f"  {n}  {rung.asks}", rung.word.upper(), rung.number) for n, rung in enumerate(card.rungs, 1)]
             lines += [card.student, ""]
-            for n, rung in enumerate(card.rungs, 1):
-                lines.append(f"  {n}  {rung.asks:<52}{rung.word.upper():<14} {rung.number}".rstrip())
-                said = f"{rung.says} {card.settle}" if rung is card.rungs[-1] else rung.says
-                lines += textwrap.wrap(said, WIDTH, initial_indent=" " * 5, subsequent_indent=" " * 5)
-            lines += ["", *(f"     {what:<50} {number:<28} {said}" for what, number, said in card.compared), ""]
+            for head, sentence in zip(_beside(heads, width), said):
+                lines += [*head, *textwrap.wrap(sentence, width, initial_indent=INDENT, subsequent_indent=INDENT)]
+            rows = [(INDENT + what, number, decision) for what, number, decision in card.compared]
+            lines += ["", *(line for row in _beside(rows, width) for line in row), ""]
         return "\n".join(lines).rstrip()
 
     def __repr__(self) -> str:
@@ -94,6 +108,17 @@ class ResultCard(list[StudentCard]):
 
     def _repr_html_(self) -> str:
         return PAGES.get_template("card.html.j2").render(cards=self)
+
+
+def _beside(rows: list[tuple[str, str, str]], width: int) -> list[list[str]]:
+    """Return rows as lines, in columns that fit all of them; where these are too wide, the first one alone."""
+    wide = [max((len(row[at]) for row in rows), default=0) + 2 for at in range(2)]
+    lines = [f"{first:<{wide[0]}}{second:<{wide[1]}}{third}".rstrip() for first, second, third in rows]
+    if max(map(len, lines), default=0) <= width:
+        return [[line] for line in lines]
+    below = (f"{second:<{wide[1]}}{third}" for _, second, third in rows)
+    wraps = {"initial_indent": INDENT + "  ", "subsequent_indent": INDENT + "  "}
+    return [[row[0], *textwrap.wrap(more, width, **wraps)] for row, more in zip(rows, below)]
 
 
 def result_card(run: Run) -> ResultCard:
@@ -188,18 +213,19 @@ def _answers(block: Mapping, wins: bool) -> Rung:
     row, margin = block["comparisons"][0], 100 * block["primary"]["margin"]
     right = " against ".join(f"{100 * block['arms'][row[side]]['accuracy']:.0f}" for side in "ab")
     says = f"{spoken(row['a']).capitalize()} minus {spoken(row['b'])}: {right} % right; "
-    says += f"{row['n_items']} items, {row['n_seeds']} seeds, {row['shots']} shots."
+    says += f"{row['n_items']} items, {row['n_seeds']} seeds, {shots_in_words(row['shots'])}."
     if row["decision"] in (BETTER, WORSE) and 100 * abs(row["difference"]) < margin:
         says += f" Less than the {margin:g} points that count."
     if row["decision"] == SAME:
         says += f" None larger than {margin:g} points."
     if wins and "win_rate" in row:
         says += f" Win rate {spell(row['win_rate'], row['win_low'], row['win_high'])}."
-    word = "no difference" if row["decision"] == SAME else row["decision"]
+    word = row["decision"].replace(SAME, NO_DIFFERENCE)
     return Rung(ANSWERS, word, spell(row["difference"], row["low"], row["high"], "points"), says)
 
 
 def comparison_in_words(row: Mapping, shots: int) -> tuple[str, str, str]:
     """Return a comparison in words: what, difference with its interval, decision; shots where they are others."""
     what = f"{spoken(row['a'])} - {spoken(row['b'])}" + f", {row['shots']} shots" * (row["shots"] != shots)
-    return what, spell(row["difference"], row["low"], row["high"], "points"), decision_in_words(row)
+    decision = decision_in_words(row).replace(SAME, NO_DIFFERENCE)
+    return what, spell(row["difference"], row["low"], row["high"], "points"), decision

@@ -28,6 +28,7 @@ from workbench.verdict.in_words import (
     percent,
     reliability,
     spell,
+    spoken,
 )
 
 N_SHOWN = 3
@@ -64,6 +65,7 @@ def _shown(value: object) -> str:
 
 TEMPLATES = templates(finalize=_shown, keep_trailing_newline=True)
 USED = (by_arm, decision_in_words, fenced, percent, reliability, shown_ref, spell)
+TEMPLATES.filters["spoken"] = spoken
 TEMPLATES.globals |= {one.__name__: one for one in USED} | {"NOT_STATED": NOT_STATED}
 
 

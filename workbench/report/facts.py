@@ -151,7 +151,7 @@ class Facts:
             checked = own[own["kept"] & (own["gold"] != "")]
             right = share_of(checked["correct"], checked["question_id"]) if len(checked) else "no rule"
             right += f"; {n} cannot be checked" if (n := int(own["kept"].sum()) - len(checked)) else ""
-            lines.append([arm, WRITERS[arm], len(own), int(own["kept"].sum()), reasons, right])
+            lines.append([spoken(arm), WRITERS[arm], len(own), int(own["kept"].sum()), reasons, right])
         return lines
 
     def troubles(self) -> list[str]:

@@ -254,4 +254,4 @@ def _fault(error) -> str:
 def with_spoken_names(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table with its columns, and the arms, tasks and other names in them, as people read them."""
     named = {column: table[column].map(spoken, na_action="ignore") for column in NAMES & set(table.columns)}
-    return table.assign(**named).set_axis([spoken(str(column)) for column in table.columns], axis=1)
+    return table.assign(**named).set_axis([spoken(str(column).removeprefix("n_")) for column in table.columns], axis=1)

@@ -40,6 +40,16 @@ def decision_in_words(row: Mapping) -> str:
     return own if own == held else f"{own} taken alone, {held} corrected for the number of comparisons"
 
 
+def shots_in_words(n: int) -> str:
+    """Return how students are asked.
+
+    Example:
+        >>> shots_in_words(0), shots_in_words(3)
+        ('no example in the prompt (0 shots)', '3 examples in the prompt (3 shots)')
+    """
+    return f"{n or 'no'} example{'s' * (n > 1)} in the prompt ({n} shot{'s' * (n != 1)})"
+
+
 def what_would_settle(more: Mapping) -> str:
     """Return how much more an undecided comparison needs, in a sentence."""
     ways = [f"{more[key]} more {key}" for key in ("seeds", "items") if more[key]]
@@ -171,7 +181,7 @@ def by_arm(judged: Judged) -> pd.DataFrame:
     for (student, arm), own in judged.examples.groupby(["student", "arm"]):
         known = own[own["agrees"].notna()]
         agrees = share_of(known["agrees"].astype(bool), known["question_id"])
-        rows.append((student or "every student", arm, agrees, len(own) - len(known)))
+        rows.append((student or "every student", spoken(arm), agrees, len(own) - len(known)))
     return pd.DataFrame(rows, columns=["student", "arm", "the judge agrees", "no answer"])
 
 

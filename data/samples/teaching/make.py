@@ -9,14 +9,21 @@ import pandas as pd
 
 from data.pocket.make.questions import TEST_SIZES, write
 from workbench.figures.verdict import block_of
+from workbench.loop.prompts import naive_prompt
+from workbench.models.engine import Decoding, Request
+from workbench.models.loading import render
+from workbench.models.transformers_engine import TransformersEngine
 from workbench.runs.cache import atomic_write, read_json
+from workbench.runs.recipe import Recipe
 from workbench.runs.run import Run, file_sha256, open_run
 from workbench.runs.seeding import stream
+from workbench.tasks.task import load_tasks
 
 FOLDER = Path(__file__).parent
 STUDENTS = ("tally-strong", "story-strong", "diary-strong")
 TASK = "object_counting"  # of the pairs that the lesson aligns to
 TEXTS_PER_GROUP = 2
+JSON = ("questions.json", "replies.json", "verdict.json")
 ASKED = {"meet": 3, "watch": 24, "examples": 6, "asked": 16}  # new questions for the live part, by purpose
 
 
@@ -35,7 +42,9 @@ def make(run: Run, folder: Path = FOLDER) -> list[Path]:
     atomic_write(folder / "verdict.json", json.dumps(_three(read_json(run.path / "verdict.json"))).encode("utf-8"))
     questions = {purpose: _new_questions(n, purpose) for purpose, n in ASKED.items()}
     atomic_write(folder / "questions.json", (json.dumps(questions, indent=1) + "\n").encode("utf-8"))
-    names = sorted([*(f"{name}.parquet" for name in frames), "questions.json", "verdict.json"])
+    said = {name: replies(run.recipe, name, questions["meet"]) for name in STUDENTS}
+    atomic_write(folder / "replies.json", (json.dumps(said, indent=1) + "\n").encode("utf-8"))
+    names = sorted([*(f"{name}.parquet" for name in frames), *JSON])
     about = {
         "run": run.name,
         "recipe": run.recipe.name,
@@ -53,6 +62,15 @@ def _new_questions(n: int, purpose: str) -> list[str]:
     while len(found) < n:
         found[write(TASK, rng, TEST_SIZES[TASK])] = None
     return list(found)
+
+
+def replies(recipe: Recipe, student: str, questions: list[str]) -> list[str]:
+    """Return what a student replies to questions as they stand, as the live part of the lesson asks them."""
+    engine = TransformersEngine(recipe.models.students[student], recipe.models.dtype, "cpu", len(questions))
+    task = load_tasks(recipe)[TASK]
+    prompts = [render(engine.tokenizer, naive_prompt(task.description, question)) for question in questions]
+    said = engine.generate([Request(prompt) for prompt in prompts], Decoding(recipe.tailoring.max_new_tokens))
+    return [one.text.strip() for one in said]
 
 
 def _thinned(examples: pd.DataFrame) -> pd.DataFrame:
