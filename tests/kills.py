@@ -1,6 +1,6 @@
 """The small classroom's loop, killed at many instants and begun again: nothing lost, nothing doubled, the same end.
 
-`python tests/kills.py 150 50` kills a process that computes the loop as often as the first number says, at boundaries
+`python tests/kills.py 180 20` kills a process that computes the loop as often as the first number says, at boundaries
 of everything that is written and at random instants, and a real `workbench run` as often as the second says: the
 command, its kernel or one of its workers, from its start on. Instants are counted in seconds of a core, so that they
 are as many on a busy machine. What docs/reliability.md has in its table is written down after every run that came to
