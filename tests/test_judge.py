@@ -77,7 +77,9 @@ def test_answers_are_compared_with_the_examples_and_with_what_is_known(run, monk
     # One question has one answer, whoever wrote it down.
     assert (examples.groupby(["task", "question"])["said"].nunique() == 1).all()
     table = in_words.by_arm(judge_module.Judged(examples, validation))
-    assert set(table["arm"]) == set(kept["arm"]) and "every student" in set(table["student"])
+    assert set(table["arm"]) == {arm.replace("_", " ") for arm in kept["arm"]} and "every student" in set(
+        table["student"]
+    )
     said = in_words.reliability(judge_module.Judged(examples, validation))
     assert f"On {len(validation)} validation questions" in said and "right by rule, it agrees with" in said
     # Asked again, the answers are at hand, and no engine is started.
