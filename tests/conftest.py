@@ -38,6 +38,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: at.get(item.path.name, len(at)))
 
 
+@pytest.fixture(scope="module")
+def reads() -> dict:
+    """What each step of the run `whole` looked at in the recipe while it was computed."""
+    return {}
+
+
 @pytest.fixture(autouse=True)
 def _environment_stays():
     """What one test leaves in the environment changes what the next one sees: a lab without its widgets, once."""

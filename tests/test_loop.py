@@ -62,12 +62,6 @@ KILLS = [
 
 
 @pytest.fixture(scope="module")
-def reads() -> dict:
-    """What each step of the run `whole` looked at in the recipe while it was computed."""
-    return {}
-
-
-@pytest.fixture(scope="module")
 def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run, never interrupted."""
     with recording(reads):

@@ -45,12 +45,6 @@ def small(folder, n_left_out=1, **curriculum) -> TapirRecipe:
 
 
 @pytest.fixture(scope="module")
-def reads() -> dict:
-    """What each step of the run `whole` looked at in the recipe while it was computed."""
-    return {}
-
-
-@pytest.fixture(scope="module")
 def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run of all arms, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")

@@ -38,12 +38,6 @@ def small(folder, **rewards) -> TsAlignRecipe:
 
 
 @pytest.fixture(scope="module")
-def reads() -> dict:
-    """What each step of the run `whole` looked at in the recipe while it was computed."""
-    return {}
-
-
-@pytest.fixture(scope="module")
 def whole(classroom, tmp_path_factory, reads):
     """The folder of runs that holds one run of all arms, never interrupted."""
     for seed, name in enumerate(("small", "large")):
