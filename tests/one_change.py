@@ -233,6 +233,8 @@ def places_of(classroom: Path) -> dict[str, str]:
 def changes_of(recipe: Recipe, wanted: dict, places: dict[str, str], replay: Replay) -> dict:
     """Return by section and setting which steps are another when it is changed, anywhere in the recipe.
 
+    Other values are tried until all wanted steps were another: one may end the notebook before it reaches some of them.
+
     None stands for a setting of which no other value is valid by itself, or all are refused.
 
     Args:

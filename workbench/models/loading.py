@@ -390,8 +390,7 @@ def _adapter_base(folder: Path) -> Path | None:
 
 def is_hub_id(ref: str) -> bool:
     """Say whether a model's name can be that of a hub: owner and name, and no folder here."""
-    owner, _, name = ref.partition("/")
-    return bool(owner.strip("~.") and name) and "/" not in name and not (project_root() / owner).is_dir()
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", ref)) and not (project_root() / ref.partition("/")[0]).is_dir()
 
 
 def _first_line(error: Exception) -> str:

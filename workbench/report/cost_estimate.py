@@ -270,8 +270,7 @@ def _tried_at_once(recipe: Recipe, role: Role, ref: str) -> Throughput:
         return _tried(recipe, role, ref)  # vLLM works in one process with all cores; neither is a server
     jobs = [Job(f"{ref}, tried out", (recipe, role, ref))] * n_processes(recipe.compute.workers)
     tried = run_jobs(_tried, jobs, recipe.compute.workers, "trying out")
-    new, read = (sum(of_all) for of_all in zip(*((one.new, one.read) for one in tried), strict=True))
-    return tried[0]._replace(new=new, read=read)
+    return tried[0]._replace(new=sum(one.new for one in tried), read=sum(one.read for one in tried))
 
 
 def _tried(recipe: Recipe, role: Role, ref: str) -> Throughput:
