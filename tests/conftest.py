@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -36,6 +37,9 @@ def pytest_collection_modifyitems(items):
     """Put the files that take longest first; see Makefile."""
     at = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: at.get(item.path.name, len(at)))
+    # What is imported by now stays; looking through it again, whenever an engine gives its memory back, took a second.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

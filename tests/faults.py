@@ -32,7 +32,7 @@ from workbench.runs import progress, workers
 from workbench.runs import run as run_module
 from workbench.runs.cache import Cache, record_test_access, temporary_folder, write_json
 from workbench.runs.errors import NO_MEMORY, DataError, ModelError, RecipeError, RunError, in_our_words
-from workbench.runs.identity import content_of, file_sha256
+from workbench.runs.identity import content_of
 from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Step, open_run, restore, runs_table, take_over
@@ -155,7 +155,7 @@ def live() -> dict:
     found = {name: content_of(frame) for name, frame in frames.items()}
     if fault := check._fault(lambda: check._read_step(Step(run, "teachers"))):
         raise RunError(fault)
-    found["model"] = file_sha256(run.path / "teachers" / "m" / "model.safetensors")
+    found["model"] = (run.path / "teachers" / "m" / "model.safetensors").read_bytes()
     items = Cache(run.path.parent / "items.sqlite")
     try:
         if not items.get_many("probe", ["a"]):

@@ -33,7 +33,7 @@ from workbench.runs.identity import content_of
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import MANIFEST, open_run, steps_in
 
-# What a process dies after, and its n-th call at most; "" for so many seconds of a core after it began, wherever it is.
+# What a process dies after, and its n-th call at most.
 BOUNDARIES = {
     "os:fsync": 40,
     "os:replace": 20,
@@ -46,11 +46,11 @@ BOUNDARIES = {
     "torch.optim.adam:_single_tensor_adam": 8,  # in the middle of an optimiser step
     "transformers:Trainer._save_checkpoint": 3,
     "transformers:Trainer.save_model": 2,
-    "": 0,
 }
+AT_BOUNDARIES = 0.6  # of the kills; the others come so many seconds of a core after the beginning, wherever it is
 LONGEST_S = 3.0
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # at random instants; at boundaries the first
-NOT_MET = signal.SIGTERM  # where a boundary was not met in that time either
+MET_S = 15.0  # a boundary that was not met by then is left for a random instant
 INTERRUPTED = 130
 IMPORTED = [f"workbench.{name}" for name in ("loop.alignment", "loop.tailoring", "signals.one_shot", "loop.budgets")]
 IMPORTED += ["workbench.verdict.evaluation", "workbench.notebook.inspector", "transformers.models.llama.modeling_llama"]
@@ -81,7 +81,7 @@ def compute_all(runs: str, recipe: Recipe, target: str | None, n: int, by: int, 
     Args:
         runs: The folder of runs.
         recipe: Of the run, which is called "loop".
-        target: One of BOUNDARIES; None to live.
+        target: One of BOUNDARIES, "" for the random instant alone, None to live.
         n: Its call that is the last.
         by: The signal of the random instant.
         after_s: That instant, in seconds of a core.
@@ -186,19 +186,21 @@ def kill_often(
         unbroken = folder / "whole"
         assert in_a_process(context, str(unbroken), recipe, None, 0, 0, 0) == 0
     wanted = outcome(unbroken)
-    counts = dict.fromkeys(["runs", "lost", "doubled", "failed", "left", "at boundaries"], 0)
+    counts = dict.fromkeys(["runs", "lost", "doubled", "failed", "left"], 0)
 
     def once(runs: Path, n_left: int) -> tuple[str, int | None]:
-        target = rng.choice(list(BOUNDARIES)) if n_left else None
-        n, by = rng.randint(1, BOUNDARIES.get(target) or 1), rng.choice(SIGNALS) if target == "" else NOT_MET
-        status = in_a_process(context, str(runs), recipe, target, n, by, rng.uniform(0.1, 1) * LONGEST_S)
+        at_boundary = bool(n_left) and rng.random() < AT_BOUNDARIES
+        target = rng.choice(list(BOUNDARIES)) if at_boundary else "" if n_left else None
+        n, by = rng.randint(1, BOUNDARIES.get(target) or 1), signal.SIGTERM if at_boundary else rng.choice(SIGNALS)
+        after_s = MET_S if at_boundary else rng.uniform(0.1, 1) * LONGEST_S
+        status = in_a_process(context, str(runs), recipe, target, n, by, after_s)
         if target and status == -signal.SIGKILL:
-            return "at boundaries", None
+            return f"after {target.rpartition(':')[2]}", None
         return f"at random by {by.name}", status if status not in (-by, INTERRUPTED) else None
 
     def command(runs: Path, n_left: int) -> tuple[str, int | None]:
         what, by = rng.choice(COMMAND_KILLS) if n_left else ("", signal.SIGKILL)
-        return f"{what} of workbench run by {by.name}", kill_command(runs, folder, what, by, rng, counts)
+        return f"{what} by {by.name}", kill_command(runs, folder, what, by, rng, counts)
 
     path = folder / "loop.yaml"
     path.write_text(recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"workers": 2})}).to_yaml())
@@ -291,6 +293,11 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         build(Path(name))
         n_kills, n_commands, seed = (*map(int, sys.argv[1:]), 0, 0)[:3]
-        keep = partial(record, "kills")
-        kill_often(Path(name), smaller(recipe_of(Path(name))), n_kills, seed, n_commands, note=keep)
+        for what, numbers in {"kills": (n_kills, 0), "kills of workbench run": (0, n_commands)}.items():
+            if any(numbers):
+                folder = Path(name) / what.replace(" ", "-")
+                folder.mkdir()
+                kill_often(
+                    folder, smaller(recipe_of(Path(name))), numbers[0], seed, numbers[1], note=partial(record, what)
+                )
         print(table())
