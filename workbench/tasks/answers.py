@@ -221,6 +221,8 @@ class Answers:
 
     def _whole(self, text: str) -> str:
         """Return the form of a text that is an answer and nothing else, or ""."""
+        if self.kind == "open":
+            return text.strip()
         if self.kind == "number":
             return whole_number(plain(text))[0]
         if self.kind == "option":
