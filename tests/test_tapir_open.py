@@ -10,17 +10,19 @@ from small_classroom import recipe_of, run_whole
 from test_difficulty import scores, sides_of
 
 from workbench import figures
+from workbench.cli.rehearse import in_words
 from workbench.loop import prompts
 from workbench.methods.tapir import TapirRecipe
 from workbench.methods.tapir_labels import read_instructions
 from workbench.report.card import result_card
-from workbench.runs.errors import DataError
+from workbench.runs.errors import DataError, RecipeError
 from workbench.runs.recipe import recipe_class
 from workbench.runs.recipe_parts import TaskSource
 from workbench.runs.run import open_run
 from workbench.tasks.answers import Answers
 from workbench.tasks.sources import items_of
 from workbench.tasks.task import SETS, load_tasks
+from workbench.verdict.ablations import hardest
 from workbench.verdict.verdict import compare, counted, verdict
 
 ARMS = ["base", "pool", "curriculum"]
@@ -177,7 +179,7 @@ def test_figures_and_card_say_judged_and_nothing_of_right_answers(opened):
     assert all("judged better than the reference" in one for one in (*text[:2], text[-1]))
     assert not [one for one in text if re.search(r"right answer|answer right|% right|[Aa]ccuracy of", one)]
     assert run.verdict["primary"]["rule"].startswith(
-        "answers judged better than the reference, ties half of curriculum"
+        "answers judged better than the reference (a tie counts half) of curriculum"
     )
 
 
@@ -306,3 +308,13 @@ def test_tasks_are_cut_from_a_file_by_label_and_a_label_that_is_not_there_is_ref
     labelled = tmp_path / "labelled.parquet"
     pool.reset_index().assign(label=["Math", "Law"] * 87 + ["Law"], read=True).to_parquet(labelled)
     assert len(items_of(TaskSource(path=str(labelled), label="Law", answer_type="open"), "t")[0]) == 88
+
+
+def test_what_counts_right_answers_says_that_there_are_none(classroom, test_data, tmp_path):
+    recipe = TapirRecipe.model_validate(values_of(classroom, seed_file(test_data, tmp_path)))
+    with pytest.raises(
+        RecipeError, match="Open answers are never right or wrong, so there is nothing to rehearse; plan"
+    ):
+        next(in_words(recipe))
+    told = rows_of({"base": [[0.0, 0.5, 0.0, 1.0]], "a": [[1.0, 0.5, float("nan"), 0.0]]})
+    assert set(hardest(told, 0)["item_id"]) == {"i0"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # looking at pairs must not load torch
 
 RIGHT, WRONG, UNCHECKED = STATES = ("right", "wrong", "cannot be checked")
 # What a share of open answers counts.
-JUDGED = "answers judged better than the reference, ties half"
+JUDGED = "answers judged better than the reference (a tie counts half)"
 ARMS = ("base", "untailored", "random_pairs", "tailored")
 UNRECOGNISED = "unrecognised"
 NO_COMPARISON = "No comparison:"  # begins a warning that is said before everything else
