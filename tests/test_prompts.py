@@ -106,7 +106,7 @@ def test_other_answers_and_no_answers_are_wrong(answer, target):
     assert not grade(answer, target)
 
 
-@pytest.mark.parametrize("form", prompts.FORMS)
+@pytest.mark.parametrize("form", [form for form in prompts.FORMS if form != "whole"])
 def test_every_form_is_asked_for_told_apart_and_read_back(form):
     asked = Prompts(answer=form, cue="")
     prompt = prompts.naive_prompt("Count.", "How many?", asked)

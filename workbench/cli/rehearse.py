@@ -15,6 +15,7 @@ from workbench.models.engine import Completion, Decoding
 from workbench.models.loading import load_tokenizer
 from workbench.models.trl import encode
 from workbench.report.cost_estimate import estimate, measure, parameters_of
+from workbench.runs.errors import RecipeError
 from workbench.runs.recipe import Recipe
 from workbench.runs.workers import Job, n_processes, one_thread, run_jobs
 from workbench.tasks.task import Task, load_tasks, seed_pairs
@@ -109,6 +110,10 @@ def advice(task: Task, texts: pd.DataFrame) -> list[str]:
 
 def in_words(recipe: Recipe) -> Iterator[str]:
     """Yield the rehearsal of a recipe: texts in full, shares, what the whole would take, and whether to start it."""
+    if recipe.is_open:
+        raise RecipeError(
+            "Open answers are never right or wrong, so there is nothing to rehearse; plan shows the cost."
+        )
     start.check(recipe)
     backends.check(recipe)
     against, rows = [], []

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from workbench.figures import style
 from workbench.figures.style import POCKET, arm_styles, bars, finish, marks, named, spell_each
 from workbench.runs.errors import DataError
-from workbench.verdict.in_words import in_order, level, percent, shots_in_words, spell
+from workbench.verdict.in_words import counted_in, in_order, level, percent, shots_in_words, spell
 from workbench.verdict.intervals import BETTER, SAME, UNDECIDED, WORSE, sign_flip_null, sign_flip_p_value, wilson
-from workbench.verdict.verdict import paired
+from workbench.verdict.verdict import paired, whole_sums
 
 # The marker alone tells decisions apart.
 DECISIONS = {
@@ -29,7 +29,6 @@ COLUMNS = (
 ).split()
 BINS = 61
 NEARER, AS_FAR = "nearer to zero", "as far from zero as the difference seen"
-SIGNS = {"difference": "difference in right answers (points)", "share": "sign patterns (%)"}
 
 
 def block_of(verdict: Mapping, student: str = "") -> Mapping:
@@ -55,7 +54,7 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
     table = in_order(table, "arm")
     called = table["arm"] + ", " + table["shots"].astype(str) + " shots"
     rows = table.assign(row=called, text=table["accuracy"].map(percent))
-    shown = {"interval": "accuracy", "text": "text", "labels": {"accuracy": "right answers", "row": ""}}
+    shown = {"interval": "accuracy", "text": "text", "labels": {"accuracy": counted_in(block), "row": ""}}
     fig = marks(rows, "accuracy", "row", "arm", arm_styles(block["arms"]), **shown)
     fig.update_traces(textposition="top center", cliponaxis=False)
     fig.update_xaxes(range=[-0.01, 1.01], tickformat=".0%").update_layout(showlegend=False)
@@ -68,11 +67,13 @@ def arm_accuracies(verdict: Mapping, student: str = "") -> go.Figure:
         beside += f" Dotted: always giving each task's most frequent answer, {percent(verdict['majority'])}."
     return finish(
         fig,
-        f"How often does {named(block['student'])} answer right?",
+        f"How often does {named(block['student'])} answer right?"
+        if "judged" not in block
+        else f"How often is {named(block['student'])} judged better than the reference?",
         f"{main['n_items'].max()} items, {main['n_seeds'].max()} seeds (base: one); "
         f"{level(block['primary']['alpha'])} intervals over seeds and items",
-        "Accuracy of every arm on the same test items, every item weighing the same. Arms share their items, so their "
-        "difference is surer than these intervals look: see the comparisons.",
+        f"{'Share' if 'judged' in block else 'Accuracy'} of every arm on the same test items, every item weighing the "
+        "same. Arms share their items, so their difference is surer than these intervals look: see the comparisons.",
         beside,
         table,
         _models(verdict),
@@ -93,7 +94,7 @@ def _differences(rows: list[Mapping], labels: list[str], verdict: Mapping, block
     held = table.get("decision_adjusted", table["decision"])
     drawn = (table[["difference", "low", "high"]] * 100).assign(row=labels, decision=held)
     shown = {"interval": "difference", "category_orders": {"row": list(map(named, labels))}}
-    shown["labels"] = SIGNS | {"row": ""}
+    shown["labels"] = {"difference": f"difference in {counted_in(block)} (points)", "row": ""}
     fig = marks(drawn, "difference", "row", "decision", DECISIONS, **shown).update_traces(marker_size=12)
     fig.add_vrect(x0=-margin, x1=margin, fillcolor=style.LIGHT, opacity=0.5, line_width=0, layer="below")
     fig.add_vline(x=0, line={"color": style.INK, "width": 1})
@@ -130,10 +131,10 @@ def comparisons(verdict: Mapping, student: str = "") -> go.Figure:
         block,
         f"Is {a} teaching better for {named(block['student'])}?",
         "",
-        "Differences in accuracy on the same items. The first row (bold) is the primary comparison, fixed before the "
-        "test set was opened. The others count as better or worse only when their p-value, adjusted for their number "
-        "by Holm's method, is small enough; the intervals are not adjusted. Within the band a difference does not "
-        "matter.",
+        f"Differences in {counted_in(block)} on the same items. The first row (bold) is the primary comparison, fixed "
+        "before the test set was opened. The others count as better or worse only when their p-value, adjusted for "
+        "their number by Holm's method, is small enough; the intervals are not adjusted. Within the band a difference "
+        "does not matter.",
         f"{a.capitalize()} against {b}: {_said(rows[0])}.",
     )
     first, *others = map(named, labels)
@@ -185,7 +186,8 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
     a, b = named(primary["a"]), named(primary["b"])
     own = predictions[predictions["student"] == block["student"]]
     answers = paired(own, primary["a"], primary["b"], primary["shots"])
-    sums, unit = answers.to_numpy().sum(axis=0), 100 / answers.size
+    sums, unit = whole_sums(answers.to_numpy())
+    unit *= 100 / answers.size
     seen, p = unit * sums.sum(), sign_flip_p_value(sums)
     # A flip changes the sum by an even number, so every other sum cannot be.
     null = sign_flip_null(sums)[::2]
@@ -198,8 +200,9 @@ def sign_flips(predictions: pd.DataFrame, verdict: Mapping, student: str = "", m
     sides = np.where(np.abs(possible[near]) >= abs(seen) - 1e-9, AS_FAR, NEARER)
     rows = pd.DataFrame({"difference": middles, "side": sides, "share": 100 * null[near]})
     table = rows.groupby(["difference", "side"], as_index=False)["share"].sum()
+    labels = {"difference": f"difference in {counted_in(block)} (points)", "share": "sign patterns (%)"}
     fig = bars(
-        table, "difference", "share", "side", {NEARER: (style.LIGHT, ""), AS_FAR: (style.CHOSEN, "/")}, labels=SIGNS
+        table, "difference", "share", "side", {NEARER: (style.LIGHT, ""), AS_FAR: (style.CHOSEN, "/")}, labels=labels
     )
     fig.update_layout(bargap=0).update_xaxes(range=[-reach, reach])
     note = {"annotation_text": f"seen {seen:+.1f}", "annotation_position": "top left"}

@@ -18,6 +18,7 @@ FORMS = {
     "tag": (ANSWER_FORMAT, "<ans>{}</ans>", r"<ans>.+?</ans>"),
     "said": ('End with "The answer is" and the answer.', "The answer is {}.", r"(?i)\banswer is\W"),
     "boxed": ("Put the final answer in \\boxed{}.", "\\boxed{{{}}}", r"\\boxed\s*\{.+?\}"),
+    "whole": ("", "{}", r"\S"),
     "line": ("Write the final answer alone on the last line.", "\n{}", r"\n[^\n]{1,40}\s*\Z"),
 }
 OPENED, CLOSED = "<input>", "</target>"
@@ -28,9 +29,11 @@ AS_RAISED = Prompts()
 def question_prompt(description: str, seeds: Sequence[tuple[str, str]], k: int, asked: Prompts = AS_RAISED) -> str:
     """Return the prompt that asks the teacher for `k` new questions after `seeds` of (question, target).
 
-    Where a list is gone on with, it ends in the tag that opens the next one.
+    Where a list is gone on with, it ends in the tag that opens the next one. Of open questions no target is shown or
+    asked for: it may be a page, and nobody needs it.
     """
-    shown = _in_one_turn("\n".join(question_reply(question, target) for question, target in seeds))
+    whole = asked.answer == "whole"
+    shown = _in_one_turn("\n".join(question_reply(question, "" if whole else target) for question, target in seeds))
     if asked.questions == "continued":
         return f"{_opening(asked)}Task: {_in_one_turn(description)}\n{shown}\n{OPENED}"
     wanted = "one more question" if k == 1 else f"{k} more questions"
@@ -97,7 +100,7 @@ def _opening(asked: Prompts) -> str:
 
 
 def _head(description: str, asked: Prompts) -> str:
-    return f"{_opening(asked)}Task: {_in_one_turn(description)} {FORMS[asked.answer][0]}\n"
+    return f"{_opening(asked)}Task: {' '.join(filter(None, (_in_one_turn(description), FORMS[asked.answer][0])))}\n"
 
 
 def _asked(question: str, asked: Prompts) -> str:

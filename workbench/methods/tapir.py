@@ -5,6 +5,7 @@ number is ours. Ours too: new items are judged like the pool and kept where they
 better is held back, and all arms train on equal tokens in every round.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, NamedTuple
 
 import pandas as pd
@@ -16,22 +17,24 @@ from workbench.runs.recipe import Alignment, Evaluation, Primary, Recipe
 from workbench.runs.recipe_parts import Count, Name, Place, Positive, PositiveOrZero, Section, require_known
 from workbench.runs.run import Run
 from workbench.signals.difficulty import measure_difficulty
-from workbench.tasks.task import load_tasks
+from workbench.tasks.task import Task, load_tasks
 
+NAMED = ["student", "task", "question_id"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Curriculum(Section):
     """What is taught in rounds, and how it is chosen.
 
-    pool: questions of each task that the teacher writes beforehand. shares: the mix of tasks that is wanted; none: all
-    alike. styles: the technique in which answers are rewritten, by task; none: plainly. n_items: of all tasks together,
-    for each student, arm, seed and round. hard_shares: how much of a round is newly written and hard, round by round.
-    threshold: harder than this is hard, in the judge's points. n_shown: hard questions that the teacher is shown.
-    n_tries: new questions written for each that is wanted, of which the hard ones are taken. promotion: by how much a
-    student's score on the pool must have grown for the next hard share; else it is held back. max_spread: how far a
-    judging model may contradict itself, in points. aligned_teacher: the folder of a teacher that writes for the arm of
-    that name, as an alignment left it. instructions: a file of open instructions, whose mix of tasks is shown too.
+    pool: questions of each task that the teacher writes beforehand or, of an open task, that its file has. shares: the
+    mix of tasks that is wanted; none: all alike. styles: the technique in which answers are rewritten, by task; none:
+    plainly. n_items: of all tasks together, for each student, arm, seed and round. hard_shares: how much of a round is
+    newly written and hard, round by round. threshold: harder than this is hard, in the judge's points. n_shown: hard
+    questions that the teacher is shown. n_tries: new questions written for each that is wanted, of which the hard ones
+    are taken. promotion: by how much a student's score on the pool must have grown for the next hard share; else it is
+    held back. max_spread: how far a judging model may contradict itself, in points. aligned_teacher: the folder of a
+    teacher that writes for the arm of that name, as an alignment left it. instructions: a file of open instructions,
+    whose mix of tasks is shown too.
     """
 
     pool: Annotated[dict[Name, Count], Field(min_length=1)]
@@ -87,6 +90,8 @@ class Arms(Evaluation):
 class TapirRecipe(Recipe):
     """A recipe with what the method adds; nothing is aligned, so it has no section alignment."""
 
+    TEACHES_OPEN: ClassVar[bool] = True
+
     evaluation: Arms
     alignment: Alignment = Field(
         default=Alignment(beta=0.1, learning_rate=1e-6, n_epochs=1, batch_size=1, max_length=1), exclude=True
@@ -122,6 +127,30 @@ class TapirRecipe(Recipe):
             )
         return self
 
+    def n_seeds_of(self, task: str) -> int:
+        """Return how many of a task's examples are its seed questions: of an open one all of its pool."""
+        shown = self.drafting.n_seed_questions
+        return max(shown, self.curriculum.pool[task]) if self._is_open(task) else shown
+
+
+def failed(answers: pd.DataFrame, tasks: Mapping[str, Task], judged: pd.DataFrame | None) -> pd.DataFrame:
+    """Return which validation questions were answered wrongly or, where tasks are open, worse than their reference.
+
+    Args:
+        answers: Greedy ones, as answer_questions returns them.
+        judged: The same, their reference in the teacher's place, as measure_difficulty returns them; None where answers
+            are checked.
+
+    Returns:
+        Columns student, task, question_id, failed; what was not judged is left out.
+    """
+    if judged is not None:
+        known = judged.dropna(subset="difficulty")
+        return known[NAMED].assign(failed=known["difficulty"] > 0)
+    targets = {(name, row.item_id): row.target for name, task in tasks.items() for row in task.validation.itertuples()}
+    rows = answers[["task", "question_id", "answer"]].itertuples(index=False, name=None)
+    return answers[NAMED].assign(failed=[not tasks[of].answers.same(said, targets[of, one]) for of, one, said in rows])
+
 
 def plan_of(recipe: TapirRecipe) -> Amounts:
     """Return what a run of a recipe does, a task; every round is taken to be written and judged for every learner."""
@@ -137,13 +166,10 @@ def plan_of(recipe: TapirRecipe) -> Amounts:
 
 def evidence_of(run: Run, student: str) -> list[Evidence]:
     """Return whether difficulty tells failure on held-out questions, and whether what was taught is hard and mixed."""
-    tasks, arm = load_tasks(run.recipe), run.recipe.evaluation.primary.a
-    targets = {(name, row.item_id): row.target for name, task in tasks.items() for row in task.validation.itertuples()}
+    arm, judged = run.recipe.evaluation.primary.a, run.read("held-out/judged") if run.recipe.is_open else None
     told = run.read("held-out/difficulty").dropna(subset="difficulty")
-    given = run.read("held-out/greedy")[["student", "task", "question_id", "answer"]]
-    told = told[told["student"] == student].merge(given, on=["student", "task", "question_id"])
-    places = zip(told["task"], told["question_id"], told["answer"], strict=True)
-    failed = [not tasks[task].answers.same(answer, targets[task, one]) for task, one, answer in places]
+    told = told[told["student"] == student]
+    told = told.merge(failed(run.read("held-out/greedy"), load_tasks(run.recipe), judged), on=NAMED)
     rounds = range(1, len(run.recipe.curriculum.hard_shares) + 1)
     written = [run.read(f"round-{n}/examples", "candidates") for n in rounds]
     new = pd.concat(written).dropna(subset="difficulty")
@@ -158,9 +184,9 @@ def evidence_of(run: Run, student: str) -> list[Evidence]:
             told["difficulty"],
             told["question_id"],
             ", the chance that a failed held-out question is judged harder than another",
-            f"{sum(failed)} of {len(failed)} failed.",
+            f"{told['failed'].sum()} of {len(told)} failed{', judged against the reference' * run.recipe.is_open}.",
             unit="",
-            positive=pd.Series(failed, told.index),
+            positive=told["failed"],
         ),
         Evidence(
             "Was it taught what is hard, in the mix wanted?",

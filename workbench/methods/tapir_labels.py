@@ -16,9 +16,10 @@ from workbench.models.start import Model, run_engine_jobs
 from workbench.runs.errors import DataError
 from workbench.runs.schemas import text_id
 from workbench.signals.judging import boundary
+from workbench.tasks.sources import as_questions
 from workbench.tasks.tables import read_table
 
-VERSION = 1
+VERSION = 2
 OTHERS = "Others"
 _HALF = {"Math": 0.167, "Reasoning": 0.167, "Code Generation": 0.083, "Code Debug": 0.083}
 _ALIKE = (
@@ -33,23 +34,17 @@ _ANSWER = re.compile(r"<answer>\s*([^<>]*?)\s*</answer>\s*$")
 
 
 def read_instructions(path: str | Path) -> pd.DataFrame:
-    """Return the instructions of a file as a pool: columns question_id, question, label ("" where the file has none).
+    """Return the instructions of a file, as `as_questions` reads them, with a question_id; repeated ones count once.
 
-    A row has `instruction` and, if it needs one, `input`, or the `instances` of Self-Instruct, of which the first
-    counts; repeated instructions count once.
+    Labelled and stored, they are a file from which the tasks of a recipe can be cut by label.
 
     Raises:
         DataError: If there is no such file, or it has no instructions.
     """
-    frame, rows = read_table(str(path), f"curriculum.instructions, {path}"), []
+    frame = read_table(str(path), f"curriculum.instructions, {path}")
     if "instruction" not in frame:
         raise DataError(f"{path} has the columns {', '.join(frame.columns)}, but no 'instruction'; rename one.")
-    for row in frame.to_dict("records"):
-        first = row["instances"][0] if isinstance(row.get("instances"), list) and row["instances"] else row
-        given = [str(text).strip() for text in (row["instruction"], first.get("input")) if isinstance(text, str)]
-        label = row.get("label")
-        rows.append({"question": "\n".join(filter(None, given)), "label": label if isinstance(label, str) else ""})
-    pool = pd.DataFrame(rows, columns=["question", "label"]).query("question != ''").drop_duplicates("question")
+    pool = as_questions(frame).query("question != ''").drop_duplicates("question")
     if pool.empty:
         raise DataError(f"{path} has no instruction that is not empty; give another curriculum.instructions.")
     if wrong := sorted(set(pool["label"]) - {"", *SHARES}):
@@ -84,7 +79,7 @@ def label_instructions(model: Model | None, pool: pd.DataFrame, seed: int) -> pd
         seed: Names the lines around what is labelled.
 
     Returns:
-        Columns question_id, question, label, read (False where the reply had no known label: those are Others).
+        Columns question_id, question, answer, label, read (False where the reply had no known label: those are Others).
 
     Raises:
         DataError: If there is no model, and an instruction without a label.

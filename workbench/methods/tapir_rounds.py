@@ -46,6 +46,18 @@ def techniques_of(tasks: Mapping[str, Task], styles: Mapping[str, str]) -> dict[
     return {name: {PLAIN: ""} | own.get(name, {}) for name in tasks}
 
 
+def given_questions(task: Task, n: int) -> pd.DataFrame:
+    """Return the first n seed questions of a task as its pool: questions, as their schema describes them."""
+    rows = [
+        {"task": task.name, "question_id": row.item_id, "question": row.question, "drafted_target": row.target}
+        | {"reply": "", "prompt_id": "", "call": 0, "index": place, "kept": True, "drop_reason": ""}
+        for place, row in enumerate(task.seeds.head(n).itertuples())
+    ]
+    frame = schemas.build(rows, "questions")
+    frame.attrs["counts"] = {"questions": len(frame)}
+    return frame
+
+
 def apportion(n: int, shares: Mapping[str, float]) -> dict[str, int]:
     """Return whole numbers that add up to n, each less than one from its share: largest remainders get the rest."""
     exact = {name: n * share / sum(shares.values()) for name, share in shares.items()}

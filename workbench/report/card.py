@@ -22,6 +22,7 @@ from workbench.runs.run import Run
 from workbench.studies import pair_reliability
 from workbench.verdict.in_words import (
     NO_COMPARISON,
+    counted_in,
     decision_in_words,
     percent,
     shots_in_words,
@@ -212,7 +213,8 @@ def _answers(block: Mapping, wins: bool) -> Rung:
     """Return the verdict as a rung, with the win rate where that is asked for and there."""
     row, margin = block["comparisons"][0], 100 * block["primary"]["margin"]
     right = " against ".join(f"{100 * block['arms'][row[side]]['accuracy']:.0f}" for side in "ab")
-    says = f"{spoken(row['a']).capitalize()} minus {spoken(row['b'])}: {right} % right; "
+    says = f"{spoken(row['a']).capitalize()} minus {spoken(row['b'])}: {right} % "
+    says += f"{counted_in(block).replace('answers', '').strip()}; "
     says += f"{row['n_items']} items, {row['n_seeds']} seeds, {shots_in_words(row['shots'])}."
     if row["decision"] in (BETTER, WORSE) and 100 * abs(row["difference"]) < margin:
         says += f" Less than the {margin:g} points that count."

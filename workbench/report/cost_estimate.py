@@ -211,6 +211,8 @@ class _Work:
             n = settings.n_items * len(settings.shots) * n_models
             work = f"answers, {n_models} models"
             self.answers("evaluation", work, model, n, settings.max_new_tokens, settings.shots)
+            if recipe.is_open:
+                self.answers("evaluation", JUDGED, recipe.models.judge, 2 * n, settings.max_new_tokens)
 
 
 def parameters_of(ref: str) -> float:

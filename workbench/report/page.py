@@ -24,7 +24,7 @@ from workbench.report.lineage import lineage
 from workbench.runs.cache import atomic_write
 from workbench.runs.recipe import format_yaml
 from workbench.runs.run import Run
-from workbench.verdict.in_words import STATES, in_order, percent, spell, spoken, states
+from workbench.verdict.in_words import STATES, counted_in, in_order, percent, spell, spoken, states
 from workbench.verdict.intervals import UNDECIDED, wilson
 from workbench.verdict.verdict import verdict_of
 
@@ -60,6 +60,7 @@ def write_report(work: Run, cards: ResultCard | None = None) -> Path:
         cards=cards,
         answers=sorted(Counter(card.rungs[-1].word for card in cards).items()),
         figure=_comparisons(blocks),
+        counted=counted_in(verdict),
         tables=_tables(blocks, verdict),
         styles=_styles(work),
         pairs=_pairs(work),
@@ -108,7 +109,7 @@ def _tables(blocks: Sequence[Mapping], verdict: Mapping) -> list[tuple[str, dict
     """Return right answers, differences and tasks: what stands in each table, and by row a cell for each student."""
     main = blocks[0]["comparisons"][0]
     against = f"{spoken(main['a'])} - {spoken(main['b'])}"
-    heads = (f"right answers, {main['shots']} shots, %", "difference, points", f"{against} by task, points")
+    heads = (f"{counted_in(verdict)}, {main['shots']} shots, %", "difference, points", f"{against} by task, points")
     columns = []
     for block in blocks:
         right = {spoken(arm): _cell(row, "accuracy") + _in_form(row) for arm, row in block["arms"].items()}

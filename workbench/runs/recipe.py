@@ -230,6 +230,8 @@ class Evaluation(Section):
 class Recipe(Section):
     """Everything a run needs; see the sections for what each value means. Methods add sections of their own."""
 
+    TEACHES_OPEN: ClassVar[bool] = False  # whether the method needs no answer that is checked
+
     name: Name
     method: Annotated[Name, Field(default_factory=lambda: _methods().FIRST)]
     profile: Literal["pocket", "real"]
@@ -280,6 +282,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _judges_what_is_open(self):
+        if not self.is_open:
+            return self
+        checked = [name for name in self.tasks.names if not self._is_open(name)]
+        if not self.TEACHES_OPEN:
+            raise ValueError(f"tasks.sources has open answers, but method {self.method} checks answers; take another")
+        if checked:
+            raise ValueError(
+                f"tasks.names has {checked[0]!r}, whose answers are checked, beside open tasks, whose answers are "
+                "judged, and one verdict cannot count both; take one kind"
+            )
+        if not self.models.judge:
+            raise ValueError("models.judge names no model, but open answers can only be judged; name one there")
+        return self
+
+    @model_validator(mode="after")
     def _arms_have_what_they_take(self):
         for arm in (arm for arm in self.evaluation.arms if arm.startswith(BEST_BY)):
             if not hasattr(self, "signal"):
@@ -311,6 +329,18 @@ class Recipe(Section):
     def n_seeds_wanted(self) -> int:
         """How many seed questions a task must have."""
         return self.drafting.n_seed_questions
+
+    def n_seeds_of(self, task: str) -> int:
+        """Return how many of a task's examples are its seed questions, where they are not split already."""
+        return self.drafting.n_seed_questions
+
+    @property
+    def is_open(self) -> bool:
+        """Whether answers are open, so that a judge alone can say what they are worth."""
+        return any(map(self._is_open, self.tasks.names))
+
+    def _is_open(self, task: str) -> bool:
+        return task in self.tasks.sources and self.tasks.sources[task].answer_type == "open"
 
     def section_json(self, *names: str) -> str:
         """Return the named sections (or values, as "models.teacher") as canonical JSON, for fingerprints."""

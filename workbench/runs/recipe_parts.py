@@ -17,7 +17,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Shots = Annotated[list[CountOrZero], Field(min_length=1)]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-AnswerType = Literal["tagged", "exact", "option", "number", "boolean", "regex"]
+AnswerType = Literal["tagged", "exact", "option", "number", "boolean", "regex", "open"]
 
 
 def require_distinct(key: str, values: list) -> None:
@@ -133,7 +133,7 @@ class Prompts(Section):
     and as plain text.
 
     answer: the form asked for; tag is <ans>42</ans>, said "The answer is 42.", boxed \\boxed{42}, line a last line of
-    its own. turns: demonstrations are earlier turns
+    its own, whole no form at all, as open tasks always have it. turns: demonstrations are earlier turns
     of the chat, where a model has a chat template. cue: what each question ends with. opening:
     said before everything else. techniques: name and text of each, for every task, in place of the task's own.
     questions: whether a teacher is told to write new ones (several a call), or goes on with a list of them as plain
@@ -141,7 +141,7 @@ class Prompts(Section):
     """
 
     asked: Literal["pocket", "chat", "base"] = "pocket"
-    answer: Literal["tag", "said", "boxed", "line"] = "tag"
+    answer: Literal["tag", "said", "boxed", "line", "whole"] = "tag"
     turns: bool = False
     cue: str = "Answer: Let's think step by step."
     opening: str = ""
@@ -169,7 +169,11 @@ class TaskSource(Section):
     folder or a hub id that `datasets` loads; config and split are those of `datasets`. test is another file, or another
     split, to take the test items from; "" takes them from the same rows. question and answer name columns; gold_pattern
     finds the answer in its column (its group, the last match), reply_pattern, for the answer type regex, in what a
-    model wrote. Questions that stand there twice are refused or dropped.
+    model wrote. Questions that stand there twice are refused or dropped. label takes the rows alone whose column
+    `label` is this, so that one file holds several tasks.
+
+    answer_type open: the whole reply is the answer, which nothing can check, so models.judge compares it with the
+    file's. Rows may then be instructions: see `as_questions`.
 
     generator, instead of a path, names one of the library reasoning-gym (make gym), whose verifier then compares the
     answers; level is from 0, its easiest, and seed names the draw of the items.
@@ -184,6 +188,7 @@ class TaskSource(Section):
     test: Place = ""
     question: Text = "question"
     answer: Text = "answer"
+    label: IfSet[str] = ""
     answer_type: AnswerType
     gold_pattern: str = ""
     reply_pattern: str = ""
@@ -208,6 +213,8 @@ class TaskSource(Section):
         given = {name for name, one in fields if not one.is_required() and getattr(self, name) != one.default}
         given -= {"path", "reply_pattern"}
         of_items = given - {"generator", "level", "seed", "description", "licence"}
+        if self.generator and self.answer_type == "open":
+            raise ValueError("answer_type open is set beside a generator, whose verifier checks answers; take another")
         if self.generator and (wrong := sorted(of_items) or ["path"] * bool(self.path)):
             raise ValueError(f"{wrong[0]} is set beside the generator {self.generator!r}; take one of them out")
         if not self.generator and (wrong := sorted(given & {"level", "seed"})):

@@ -139,7 +139,10 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
             **_SEED,
             **_counts("shots"),
             **_texts("task item_id answer style"),
-            **_flags("parsed correct"),
+            **_flags("parsed"),
+            # Open answers are judged instead: 1.0 better than the reference, 0.5 as good, 0.0 worse, or missing.
+            "correct": FINISHED,
+            "judged": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, required=False),
             "finished": FINISHED,
             "in_form": FINISHED,
         },

@@ -165,7 +165,8 @@ class Answers:
 
     Args:
         kind: tagged: the text of the last <ans> tag and nothing else, as in ARTE. exact: any text. option: a letter.
-            number: with any unit. boolean: yes and true are one. regex: what the pattern finds.
+            number: with any unit. boolean: yes and true are one. regex: what the pattern finds. open: the whole reply,
+            which is never found right or wrong.
         pattern: For regex; its first group counts if it has one, the last match if there are several.
 
     Example:
@@ -186,6 +187,8 @@ class Answers:
         # Without thoughts, closed or not.
         first, *others = reply.split("<think>")
         reply = first.rpartition("</think>")[2] + "".join(part.partition("</think>")[2] for part in others)
+        if self.kind == "open":
+            return reply.strip()
         reply = next((part for part in _NEXT_QUESTION.split(reply) if part.strip()), "")
         if self.kind == "tagged":
             return parse_answer(reply)
@@ -199,8 +202,8 @@ class Answers:
         return self._whole(target)
 
     def same(self, answer: str, target: str) -> bool:
-        """Return whether an answer, as read, is the target; an answer with nothing in it never is."""
-        return bool(form := self._whole(answer)) and form == self.read_gold(target)
+        """Return whether an answer, as read, is the target; one with nothing in it, or an open one, never is."""
+        return self.kind != "open" and bool(form := self._whole(answer)) and form == self.read_gold(target)
 
     def alike(self, one: str, other: str) -> bool:
         """Return whether two answers, both as read, are the same; answers with nothing in them never are."""
@@ -209,7 +212,7 @@ class Answers:
     def lost_in(self, target: str) -> str:
         """Return the first of FORMATS in which the target, given to the letter, would not be right, or ""."""
         formats = {"tag": FORMATS["tag"]} if self.kind in ("tagged", "regex") else FORMATS
-        forms = ((name, form.format(target)) for name, form in formats.items())
+        forms = ((name, form.format(target)) for name, form in formats.items() if self.kind != "open")
         return next((name for name, reply in forms if not self.same(self.read(reply), target)), "")
 
     def decimal_sign(self, target: str) -> str:
@@ -218,6 +221,8 @@ class Answers:
 
     def _whole(self, text: str) -> str:
         """Return the form of a text that is an answer and nothing else, or ""."""
+        if self.kind == "open":
+            return text.strip()
         if self.kind == "number":
             return whole_number(plain(text))[0]
         if self.kind == "option":

@@ -29,10 +29,40 @@ def items_of(source: TaskSource, name: str) -> tuple[list[dict], list[dict]]:
     parts, seen = [], {}
     for path, split in named:
         where = f"Task {name}, {path}" + ("" if path.lower().endswith(ENDINGS) else f", split {split}")
-        rows = list(_rows(read_table(path, where, source.config, split), source, where))
+        table = read_table(path, where, source.config, split)
+        if source.answer_type == "open" and "instruction" in table and source.question not in table:
+            table = as_questions(table)
+        rows = list(_rows(_labelled(table, source.label, where), source, where))
         check_golds([row["target"] for row in rows], answers, where, f"tasks.sources.{name}.answer_type")
         parts.append(_distinct(rows, seen, source.duplicates, where))
     return parts[0], parts[1] if len(parts) > 1 else []
+
+
+def as_questions(table: pd.DataFrame) -> pd.DataFrame:
+    """Return instructions as columns question, answer (the reference) and label, each "" where there is none.
+
+    Args:
+        table: Column instruction and, if they are there, input, output and label; or the instances of Self-Instruct,
+            of which the first counts.
+    """
+    rows = []
+    for row in table.to_dict("records"):
+        first = row["instances"][0] if isinstance(row.get("instances"), list) and row["instances"] else row
+        given = (row["instruction"], first.get("input"), first.get("output"), row.get("label"))
+        asked, more, answer, label = (text.strip() if isinstance(text, str) else "" for text in given)
+        rows.append({"question": "\n".join(filter(None, (asked, more))), "answer": answer, "label": label})
+    return pd.DataFrame(rows, columns=["question", "answer", "label"])
+
+
+def _labelled(table: pd.DataFrame, label: str, where: str) -> pd.DataFrame:
+    """Return the rows with this label; all of them where none is asked for."""
+    there = sorted(map(str, table["label"].dropna().unique())) if "label" in table else []
+    if label and label not in there:
+        raise DataError(
+            f"{where} has no row with the label {label!r} in a column 'label'; it has {', '.join(there) or 'none'}, so "
+            "take one of these in tasks.sources, or label the rows."
+        )
+    return table[table["label"] == label] if label else table
 
 
 def sha256_of(rows: list[dict]) -> str:

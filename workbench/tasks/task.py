@@ -24,6 +24,7 @@ GENERAL_TECHNIQUES = {
     "plain": "Answer the question below.",
     "exam": "Answer as in an exam: read closely, rule out what cannot be right, then choose.",
 }
+OPEN_DESCRIPTION = "Follow the instruction."
 LAST_LINE = r"(\S[^\n]*)\s*$"
 SETS = ("seeds", "validation", "test")
 SEEN = ("seeds", "validation")
@@ -43,6 +44,11 @@ class Task:
     solver: str = ""  # name of the pocket task whose solver and styles apply, or ""
     answers: Answers = Answers()  # how its answers are read and compared
     prompts: Prompts = Prompts()  # how it is asked
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the whole reply is the answer, so that a judge alone can say what it is worth."""
+        return self.answers.kind == "open"
 
     def solve(self, question: str) -> str:
         """Return the right answer, or "" when this task or this question cannot be solved by rule."""
@@ -71,7 +77,7 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
     tasks = {name: _as_asked(_task_of(recipe, name), recipe.prompts) for name in recipe.tasks.names}
     for task in tasks.values():
         wanted = {
-            "seeds": recipe.n_seeds_wanted,
+            "seeds": max(recipe.n_seeds_wanted, recipe.n_seeds_of(task.name)),
             "validation": recipe.preference_set.n_validation,
             "test": 0 if _evaluated_elsewhere(recipe, task) else recipe.evaluation.n_items,
         }
@@ -87,6 +93,9 @@ def load_tasks(recipe: Recipe) -> dict[str, Task]:
 def _as_asked(task: Task, asked: Prompts) -> Task:
     """Return a task as a recipe's prompts ask it: in another form than a tag, a tagged answer is one of any text."""
     answers = task.answers
+    if task.is_open:
+        cue = "Answer:" if asked.cue == Prompts().cue else asked.cue  # a poem has no steps
+        asked = asked.model_copy(update={"answer": "whole", "cue": cue})
     if answers.kind == "tagged" and asked.answer != "tag":
         by_line = {"kind": "regex", "pattern": LAST_LINE}
         answers = replace(answers, **(by_line if asked.answer == "line" else {"kind": "exact"}))
@@ -118,8 +127,8 @@ def _task_of(recipe: Recipe, name: str) -> Task:
         raw = _split({"examples": examples}, name, recipe, has_test=bool(test))
         raw["test"], sha256 = test or raw["test"], sha256_of([examples, test])
     sets = {part: _items(raw[part], Path(source.path or source.generator), part) for part in SETS}
-    description = source.description or _description(name)
-    return Task(name, description, dict(GENERAL_TECHNIQUES), **sets, sha256=sha256, answers=answers)
+    usual = OPEN_DESCRIPTION if source.answer_type == "open" else _description(name)
+    return Task(name, source.description or usual, dict(GENERAL_TECHNIQUES), **sets, sha256=sha256, answers=answers)
 
 
 def _description(name: str) -> str:
@@ -243,7 +252,7 @@ def _split(raw: dict, name: str, recipe: Recipe, has_test: bool = False) -> dict
     first = {str(row.get("input")) if isinstance(row, dict) else n: n for n, row in reversed(list(enumerate(examples)))}
     examples = [examples[n] for n in sorted(first.values())]
     order = stream(0, "split", name).permutation(len(examples))
-    n_seeds, n_validation = recipe.drafting.n_seed_questions, recipe.preference_set.n_validation
+    n_seeds, n_validation = recipe.n_seeds_of(name), recipe.preference_set.n_validation
     if 0 < len(examples) + has_test <= n_seeds + n_validation:
         raise DataError(
             f"Task {name} holds {len(examples)} examples, but the recipe asks for {n_seeds} seeds, {n_validation} "

@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.runs.recipe import TAILORED_FOR, Evaluation
 from workbench.verdict.intervals import holm
-from workbench.verdict.verdict import arm_accuracy, compare
+from workbench.verdict.verdict import arm_accuracy, compare, counted
 
 ALL, OTHERS = "all students", "tailored for others"
 KEPT = ("a", "b", "difference", "low", "high", "p_value", "decision", "n_seeds", "n_items")
@@ -71,18 +71,19 @@ def hardest(predictions: pd.DataFrame, shots: int) -> pd.DataFrame:
 
     Its own answers are left out: they are wrong by choice. The other arms had no part in the choice.
     """
-    base = predictions[(predictions["arm"] == "base") & (predictions["shots"] == shots)]
-    keys = ["student", "task", "item_id"]
-    wrong = base.loc[~base["correct"].astype(bool), keys].drop_duplicates()
+    known, keys = counted(predictions), ["student", "task", "item_id"]
+    base = known[(known["arm"] == "base") & (known["shots"] == shots)]
+    wrong = base.loc[base["correct"] == 0, keys].drop_duplicates()
     return predictions[predictions["arm"] != "base"].merge(wrong, on=keys)
 
 
 def _with_others(predictions: pd.DataFrame) -> pd.DataFrame:
     """Add an arm whose answers are the mean of those tailored for other students, where there are such."""
+    predictions = counted(predictions)
     others = predictions[predictions["arm"].str.startswith(TAILORED_FOR)]
     keys = ["student", "seed", "shots", "task", "item_id"]
     mean = others.groupby(keys, as_index=False)["correct"].mean().assign(arm=OTHERS)
-    return pd.concat([predictions.astype({"correct": float}), mean.astype({"correct": float})], ignore_index=True)
+    return pd.concat([predictions, mean], ignore_index=True)
 
 
 def cohort(predictions: pd.DataFrame, settings: Evaluation) -> pd.DataFrame:

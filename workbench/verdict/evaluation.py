@@ -20,10 +20,12 @@ from workbench.runs.cache import record_test_access, write_json
 from workbench.runs.identity import content_of, fingerprint, looks_at
 from workbench.runs.recipe import Recipe
 from workbench.runs.run import VERDICT, Frames, Run
+from workbench.signals.difficulty import Judge
 from workbench.tasks.overlap import overlap_report, overlap_warnings
 from workbench.tasks.task import Task, load_tasks, load_test_items, name_of_test_set
 from workbench.verdict.in_words import NO_COMPARISON, opened_in_words, percent, spoken
 from workbench.verdict.verdict import BASE_SEED, verdict, verdict_of
+from workbench.verdict.win_rates import judged
 
 VERSION = 7
 
@@ -73,6 +75,7 @@ def answer_tests(
     exemplars: pd.DataFrame,
     shots: list[int],
     max_new_tokens: int,
+    judge: Judge | None = None,
 ) -> pd.DataFrame:
     """Let every trained student and every untrained one answer the test items, greedily.
 
@@ -80,6 +83,7 @@ def answer_tests(
         students: By name, as they were; the arm base.
         tests: Opened here, and the look is counted.
         exemplars: Worked questions for the prompts with demonstrations.
+        judge: Compares the answers with their references; None where they are checked.
     """
     models = models_of(trained, "students")
     items, _ = tests.open(tasks, trained["curve"])
@@ -92,12 +96,14 @@ def answer_tests(
                 shown = list(shown.itertuples(index=False, name=None))
                 for item in items[name].itertuples():
                     asked.append(("", prompts.few_shot_prompt(task.description, shown, item.question, task.prompts)))
-                    plan.append((student, arm, seed, n_shots, task, item.item_id, item.target))
+                    plan.append((student, arm, seed, n_shots, task, item))
         jobs.append(AskJob(model, f"{student}, {arm}, seed {seed}", asked, max_new_tokens))
     written = run_engine_jobs(complete_job, jobs, jobs[0].model, "answering test items")
     completions = list(itertools.chain.from_iterable(written))
-    frame = schemas.build([_graded(*pair) for pair in zip(plan, completions, strict=True)], "predictions")
+    rows = [_graded(*pair) for pair in zip(plan, completions, strict=True)]
+    frame = schemas.build(_judged(rows, plan, judge) if judge else rows, "predictions")
     frame.attrs["counts"] = {"answers": len(frame), "answers not readable": (~frame["parsed"]).sum()}
+    frame.attrs["counts"] |= {"answers not judged": frame["judged"].isna().sum()} if judge else {}
     frame.attrs["tokens"] = sum(completion.n_tokens for completion in completions)
     return frame
 
@@ -114,12 +120,25 @@ def everyone(students: dict[str, Model], models: dict) -> Iterator[tuple[str, st
 
 
 def _graded(row: tuple, completion: Completion) -> dict:
-    *named, task, item_id, target = row
+    *named, task, item = row
     text, answer = completion.text, task.answers.read(completion.text)
-    known = dict(zip(("student", "arm", "seed", "shots"), named, strict=True)) | {"task": task.name, "item_id": item_id}
+    known = dict(zip(("student", "arm", "seed", "shots"), named, strict=True))
+    known |= {"task": task.name, "item_id": item.item_id}
     read = {"answer": answer, "style": task.style(text), "parsed": bool(answer), "finished": completion.finished}
+    if task.is_open:
+        return known | read
     read["in_form"] = prompts.in_form(text, task.prompts)
-    return known | read | {"correct": task.answers.same(answer, target)}
+    return known | read | {"correct": task.answers.same(answer, item.target)}
+
+
+def _judged(rows: list[dict], plan: list[tuple], judge: Judge) -> list[dict]:
+    """Return answers with what the judge says of each beside the reference, in both orders."""
+    asked = [
+        {"task": row["task"], "question": item.question, "gold": "", "a": row["answer"], "b": item.target}
+        for row, (*_, item) in zip(rows, plan, strict=True)
+    ]
+    told = judged(pd.DataFrame(asked), judge)
+    return [row | {"judged": value} for row, value in zip(rows, told.astype(float), strict=True)]
 
 
 def decide(run: Run) -> dict:
@@ -153,6 +172,14 @@ def decide(run: Run) -> dict:
         warnings=[*alike, *overlap_warnings(overlap)],
     )
     result["overlap"] = overlap
+    if not recipe.is_open:
+        _beside_the_most_frequent(result, tasks, tests)
+    write_json(run.path / VERDICT, result)
+    return verdict_of(run)
+
+
+def _beside_the_most_frequent(result: dict, tasks: dict[str, Task], tests: SealedTests) -> None:
+    """Add what always giving each task's most frequent answer has right, and a warning of arms that are no better."""
     sets = tests.items(tasks)
     n_right = sum(task.majority(sets[name]["target"]) * len(sets[name]) for name, task in tasks.items())
     result["majority"] = round(n_right / sum(map(len, sets.values())), 6)
@@ -160,8 +187,6 @@ def decide(run: Run) -> dict:
     if low:
         alone = f"The most frequent answer of each task alone is right in {percent(result['majority'])}"
         result["warnings"].append(f"{alone}; no better than that: {', '.join(low)}.")
-    write_json(run.path / VERDICT, result)
-    return verdict_of(run)
 
 
 def same_rows(rows: pd.DataFrame) -> list[str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # looking at pairs must not load torch
 
 
 RIGHT, WRONG, UNCHECKED = STATES = ("right", "wrong", "cannot be checked")
+# What a share of open answers counts.
+JUDGED = "answers judged better than the reference (a tie counts half)"
 ARMS = ("base", "untailored", "random_pairs", "tailored")
 UNRECOGNISED = "unrecognised"
 NO_COMPARISON = "No comparison:"  # begins a warning that is said before everything else
@@ -62,6 +64,19 @@ def what_would_settle(more: Mapping) -> str:
 def points(share: float) -> str:
     """Return a difference of shares in points, with its sign."""
     return f"{100 * share:+.1f}"
+
+
+def counted_in(block: Mapping) -> str:
+    """Return what the shares of a verdict count."""
+    return JUDGED if "judged" in block else "right answers"
+
+
+def marks_of(predictions: pd.DataFrame) -> pd.Series:
+    """Return a sign or word for each answer: right or wrong or, where answers are open, what the judge said."""
+    if "judged" not in predictions:
+        return predictions["correct"].map({True: "✓", False: "✗"})
+    said = {1.0: "(judged better)", 0.5: "(a tie)", 0.0: "(judged worse)"}
+    return predictions["judged"].map(said).fillna("(not judged)")
 
 
 def in_order(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:

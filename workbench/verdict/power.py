@@ -28,7 +28,7 @@ from workbench.runs.errors import DataError
 from workbench.runs.recipe import Recipe
 from workbench.verdict import intervals
 from workbench.verdict.intervals import BETTER, VarianceComponents, chance_of_better, decide, half_width, holm, spread
-from workbench.verdict.verdict import answers
+from workbench.verdict.verdict import answers, counted
 
 SHORT = {BETTER: "better", intervals.WORSE: "worse", intervals.SAME: "no difference", intervals.UNDECIDED: "undecided"}
 CHUNK = 1_000_000  # answers simulated at once
@@ -129,7 +129,8 @@ def estimate_variance(predictions: pd.DataFrame, design: ExperimentDesign, sourc
     pairs = ~np.eye(len(tables), dtype=bool)
     shared = float(products[pairs].mean()) if pairs.any() else over_items
     shared = float(np.clip(shared, 0.0, over_items))
-    own = predictions[(predictions["arm"] == design.b) & predictions["shots"].isin(design.shots)]
+    own = counted(predictions)
+    own = own[(own["arm"] == design.b) & own["shots"].isin(design.shots)]
     accuracy = {key: float(share) for key, share in own.groupby(["task", "shots"])["correct"].mean().items()}
     return VarianceModel(accuracy, shared**0.5, (over_items - shared) ** 0.5, over_seeds**0.5, source)
 

@@ -18,7 +18,7 @@ from workbench.runs.errors import DataError, RunError, spoken
 from workbench.runs.recipe import TAILORED_FOR
 from workbench.runs.run import Run
 from workbench.verdict import intervals
-from workbench.verdict.in_words import level, opened_in_words
+from workbench.verdict.in_words import JUDGED, level, opened_in_words
 from workbench.verdict.intervals import BETTER, UNDECIDED, WORSE, VarianceComponents, decide, half_width, holm, spread
 from workbench.verdict.win_rates import win_rate_of
 
@@ -26,8 +26,37 @@ BASE_SEED = -1
 UNTRAINED = {"training_tokens": 0, "steps": 0}
 
 
+def counted(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions with `correct` as a number: 1.0 right, 0.0 wrong or, of open answers, what the judge said.
+
+    An item of which some answer was not judged is left out for all arms: none is compared on easier items.
+
+    Raises:
+        DataError: If that leaves no task two items.
+    """
+    if "judged" not in predictions:
+        return predictions.astype({"correct": float})
+    missing, keys = predictions["judged"].isna(), ["student", "shots", "task", "item_id"]
+    kept = predictions[~missing.groupby([predictions[key] for key in keys]).transform("any")]
+    if not kept.drop_duplicates(["task", "item_id"])["task"].duplicated().any():
+        raise DataError(
+            f"{missing.sum()} of {len(missing)} answers were not judged, which leaves no task two items that all arms "
+            "and seeds can be compared on; take another models.judge."
+        )
+    return kept.assign(correct=kept["judged"])
+
+
+def whole_sums(table: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the sums over seeds in whole numbers, for which a sign-flip test is exact, and their unit.
+
+    Where ties count half, the unit is one half.
+    """
+    sums = table.sum(axis=0)
+    return (sums, 1.0) if np.array_equal(sums, np.round(sums)) else (2 * sums, 0.5)
+
+
 def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
-    """Return 1.0 for right and 0.0 for wrong: a row a seed, a column a (task, item_id).
+    """Return what was answered, as `counted` has it: a row a seed, a column a (task, item_id).
 
     Raises:
         DataError: If the arm is missing, an item is there twice, or a seed lacks an item, naming the first.
@@ -35,7 +64,8 @@ def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
     students = predictions["student"].unique()
     if len(students) > 1:
         raise DataError(f"the predictions hold {len(students)} students ({', '.join(map(str, students))}); pass one.")
-    rows = predictions[(predictions["arm"] == arm) & (predictions["shots"] == shots)]
+    rows = counted(predictions)
+    rows = rows[(rows["arm"] == arm) & (rows["shots"] == shots)]
     if rows.empty:
         known = ", ".join(sorted(predictions["arm"].unique())) or "none"
         raise DataError(f"no predictions of arm {arm!r} with {shots} shots (arms there: {known}); run the evaluation.")
@@ -44,7 +74,7 @@ def answers(predictions: pd.DataFrame, arm: str, shots: int) -> pd.DataFrame:
     if len(twice):
         seed, task, item = twice[key].iloc[0]
         raise DataError(f"arm {arm!r} answered item {item!r} of {task!r} twice under seed {seed}; keep one answer.")
-    table = rows.astype({"correct": float}).pivot(index="seed", columns=["task", "item_id"], values="correct")
+    table = rows.pivot(index="seed", columns=["task", "item_id"], values="correct")
     table = table.sort_index(axis=0).sort_index(axis=1)
     missing = np.argwhere(table.isna().to_numpy())
     if len(missing):
@@ -122,8 +152,7 @@ def _compare(
         "difference": of.mean,
         "low": max(of.mean - half, -1.0),
         "high": min(of.mean + half, 1.0),
-        # Sums over seeds are whole numbers, for which the test is exact.
-        "p_value": intervals.sign_flip_p_value(table.to_numpy().sum(axis=0)),
+        "p_value": intervals.sign_flip_p_value(whole_sums(table.to_numpy())[0]),
         "decision": decision,
         "more_needed": intervals.sample_size_needed(of, margin, alpha) if decision == UNDECIDED else None,
         "n_items": of.n_items,
@@ -132,8 +161,9 @@ def _compare(
         "seed_sd": float(np.sqrt(of.ms_seed / of.n_items)),
         "low_equivalence": max(of.mean - inner, -1.0),
         "high_equivalence": min(of.mean + inner, 1.0),
-    } | win_rate_of(table.to_numpy(), half)
-    return row, of
+    }
+    # Where both were judged against a reference, nobody compared them with each other.
+    return row | ({} if "judged" in predictions else win_rate_of(table.to_numpy(), half)), of
 
 
 def adjusted(compared: list[tuple[dict, VarianceComponents]], margin: float, alpha: float) -> list[tuple[float, str]]:
@@ -154,7 +184,9 @@ def adjusted(compared: list[tuple[dict, VarianceComponents]], margin: float, alp
 def per_task(predictions: pd.DataFrame, a: str, b: str, shots: int, margin: float, alpha: float) -> pd.DataFrame:
     """Return the comparison task by task; a task counts as better or worse only if Holm's p-value is at most alpha."""
     rows, compared = [], []
-    for task in answers(predictions, a, shots).columns.get_level_values("task").unique():
+    items = answers(predictions, a, shots).columns.get_level_values("task")
+    # Of an open task the judge may have left one item, which has no interval.
+    for task in items.unique() if "judged" not in predictions else items[items.duplicated()].unique():
         own = predictions[predictions["task"] == task]
         row, of = _compare(own, a, b, shots, margin, alpha)
         means = {f"accuracy_{side}": float(answers(own, row[side], shots).to_numpy().mean()) for side in "ab"}
@@ -239,8 +271,9 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
         if "in_form" in predictions:
             own = predictions[(predictions["arm"] == arm) & (predictions["shots"] == main)]
             arms[arm]["in_form"] = float(own["in_form"].mean())
+    what = "accuracy" if "judged" not in predictions else JUDGED
     rule = (
-        f"accuracy of {spoken(a)} minus {spoken(b)}, {main} shots, items weighing the same: better or worse when the "
+        f"{what} of {spoken(a)} minus {spoken(b)}, {main} shots, items weighing the same: better or worse when the "
         f"{level(alpha)} interval over seeds and items leaves out zero; no difference larger than the margin when the "
         f"{level(2 * alpha)} interval lies within +-{100 * margin:g} points; undecided otherwise"
     )
@@ -253,9 +286,20 @@ def _student_verdict(predictions: pd.DataFrame, settings: Mapping, training: dic
         "per_task": per_task(predictions, a, b, main, margin, alpha).to_dict("records"),
         "warnings": _warnings(predictions, comparisons[0], arms, test_set),
     }
+    if "judged" in predictions:
+        block["judged"] = _judged(predictions)
+        said = "{not_judged} of {answers} answers were not judged; {items_left} of {items} items are left for all arms."
+        block["warnings"] += [said.format(**block["judged"])] if block["judged"]["not_judged"] else []
     # Plain Python values, as JSON holds them.
     text = json.dumps(block, default=lambda value: value.item())
     return json.loads(text, parse_float=lambda digits: round(float(digits), 6))
+
+
+def _judged(predictions: pd.DataFrame) -> dict[str, int]:
+    """Return how many open answers there are, how many were not judged, and how many items that leaves."""
+    frames = {"items": predictions, "items_left": counted(predictions)}
+    items = {name: len(frame.drop_duplicates(["task", "item_id"])) for name, frame in frames.items()}
+    return {"answers": len(predictions), "not_judged": predictions["judged"].isna().sum()} | items
 
 
 def _warnings(predictions: pd.DataFrame, primary: dict, arms: dict, test_set: Mapping) -> list[str]:
