@@ -92,9 +92,12 @@ def run_jobs(call: Callable[..., Any], fn: Callable[..., Any], jobs: list, descr
     driver.compare(_compute)
     try:
         return driver.carry(_compute, call, fn, jobs, describe)
-    except BaseException:
+    except BaseException as error:
         disconnect()  # which ends whatever of the jobs still runs
-        raise
+        if not isinstance(error, driver.ray.exceptions.RayError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"The cluster was lost ({reason}); finished items are kept, so run again.") from error
 
 
 def disconnect() -> None:
@@ -108,7 +111,8 @@ def disconnect() -> None:
 def _connected(compute: Compute) -> "_Driver":
     global _driver
     # Processes that know code as it was before an edit must not meet jobs of the new one.
-    asked = (compute.cluster, code_fingerprint.__wrapped__())
+    code_fingerprint.cache_clear()
+    asked = (compute.cluster, code_fingerprint())
     if _driver is not None and (_driver.asked != asked or not _driver.ray.is_initialized()):
         disconnect()
     if _driver is None:
@@ -216,8 +220,11 @@ class _Driver:
                 self.places(compute)
             elif ready[0] == self.next:
                 number, question = ray.get(self.next)
-                self.box.answer.remote(number, _answer(began, *question))
                 self.next = self.box.next.remote()
+                self.box.answer.remote(number, _answer(began, *question))
+                if question[0] == "begun" and len(began[question[1]]) > MAX_RETRIES + 1:
+                    # Where memory runs out Ray itself tries for ever.
+                    raise RunError(_lost(describe, jobs[question[1]]))
             else:
                 index = refs.pop(ready[0])
                 results[index] = self.result(ready[0], jobs[index], describe)
@@ -234,10 +241,14 @@ class _Driver:
             cause = error.cause
             raise RunError(f"{describe} failed at job {job!r}: {type(cause).__name__}: {cause}") from cause
         except self.ray.exceptions.RayError as error:
-            raise RunError(
-                f"The process of {describe} at job {job!r} was lost {MAX_RETRIES + 1} times, often for want of memory; "
-                "finished items are kept, so lower compute.batch_size or raise compute.per_job.cpus, and run again."
-            ) from error
+            raise RunError(_lost(describe, job)) from error
+
+
+def _lost(describe: str, job: Any) -> str:
+    return (
+        f"The process of {describe} at job {job!r} was lost {MAX_RETRIES + 1} times, often for want of memory; "
+        "finished items are kept, so lower compute.batch_size or raise compute.per_job.cpus, and run again."
+    )
 
 
 def _started(cluster: str):
