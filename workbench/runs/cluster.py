@@ -78,26 +78,24 @@ def places() -> int:
 def run_jobs(call: Callable[..., Any], fn: Callable[..., Any], jobs: list, describe: str) -> list:
     """Return what fn makes of each job, in their order, computed by the cluster.
 
-    Args:
-        call: call(signs, fn, job, where) computes one job in a process of its own.
-        fn: A function of a module, which every machine has.
-        jobs: What to do.
-        describe: What the jobs are, for whoever watches.
+    call(signs, fn, job, where) computes one of them; the rest as for workers.run_jobs.
 
     Raises:
         RunError: If a machine differs from this one, a job fails, or it is lost more than MAX_RETRIES times.
     """
     driver = _connected(_compute)
     driver.places(_compute)
-    driver.compare(_compute)
     try:
+        driver.compare(_compute)
         return driver.carry(_compute, call, fn, jobs, describe)
     except BaseException as error:
         disconnect()  # which ends whatever of the jobs still runs
         if not isinstance(error, driver.ray.exceptions.RayError):
             raise
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"The cluster was lost ({reason}); finished items are kept, so run again.") from error
+        reason = " ".join(str(error).split())[-300:]
+        raise RunError(
+            f"The cluster cannot go on ({reason}); finished items are kept, so mend that and run again."
+        ) from error
 
 
 def disconnect() -> None:
@@ -154,7 +152,6 @@ class _Driver:
         self.next = self.box.next.remote()
 
     def affinity(self, node: str):
-        """Return the strategy that has a task run on this machine or not at all."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node, soft=False)
@@ -178,7 +175,7 @@ class _Driver:
         """Have every machine that is new report what it computes with; see `facts`.
 
         Raises:
-            RunError: If one differs from this one, does not see the run's folder or cannot run the library.
+            RunError: If one differs from this one, or does not see the run's folder.
         """
         new = {node: there for node, there in self.machines(compute).items() if node not in self.alike}
         seen, token = progress.folder().absolute() / "seen", secrets.token_hex(8)
@@ -188,14 +185,7 @@ class _Driver:
         asked = {node: ask.options(scheduling_strategy=self.affinity(node)).remote(seen) for node in new}
         kinds = _accelerators(self.ray.cluster_resources())
         for node, ref in asked.items():
-            try:
-                name, there, kind, read = self.ray.get(ref, timeout=REPORT_S)
-            except self.ray.exceptions.RayError as error:
-                reason = " ".join(str(error).split())[-300:]
-                raise RunError(
-                    f"Machine {node[:8]} of the cluster cannot run the library ({reason}); install there what is here, "
-                    "or take it out."
-                ) from error
+            name, there, kind, read = self.ray.get(ref, timeout=REPORT_S)
             require_alike(name, there)
             if read != token:
                 raise RunError(
@@ -238,7 +228,7 @@ class _Driver:
         try:
             return self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:
-            cause = error.cause
+            cause = error.cause  # not Ray's own, with all its lines
             raise RunError(f"{describe} failed at job {job!r}: {type(cause).__name__}: {cause}") from cause
         except self.ray.exceptions.RayError as error:
             raise RunError(_lost(describe, job)) from error
@@ -325,10 +315,7 @@ def _carry_out(
 
 
 def machine() -> str:
-    """Return what the machine of a cluster that this process is on is called: its name, and its place in the cluster.
-
-    Several of them may be one computer.
-    """
+    """Return what this machine of a cluster is called; several may be one computer, so by more than its name."""
     import ray
 
     return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
