@@ -99,7 +99,7 @@ def lines_of(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
 
-def wait_until(said, limit_s: float = 120) -> None:
+def wait_until(said, limit_s: float = 240) -> None:
     deadline = time.monotonic() + limit_s
     while not said():
         assert time.monotonic() < deadline, "it took too long"
