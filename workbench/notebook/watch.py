@@ -88,7 +88,8 @@ def look(run: Run, at: float | None = None) -> Now:
         | ({"state": state, **_so_far(signs, state, at)[0]} if name == step else _finished(run, name))
         for name in named
     ]
-    busy = [sign for sign in signs if not sign["main"]] or signs
+    # What a process that died on a cluster was at is another's by now.
+    busy = [sign for sign in signs if not sign["main"] and progress.is_there(sign) is not False] or signs[:1]
     texts = _texts(signs)
     if not texts and run.has("drafts"):
         with suppress(RunError):
@@ -202,7 +203,8 @@ def _so_far(signs: list[dict], state: str, at: float) -> tuple[dict, float]:
 def _doing(sign: dict) -> str:
     step, total = sign["steps"]
     jobs = f", {sign['jobs'][0]} of {sign['jobs'][1]} done" if sign["jobs"][1] else ""
-    return f"{sign['what'] or 'starting'}{jobs}{f', step {step} of {total}' if total else ''}"
+    where = f" on {sign['where']}" if sign.get("where") else ""
+    return f"{sign['what'] or 'starting'}{where}{jobs}{f', step {step} of {total}' if total else ''}"
 
 
 def watch(name: str, out) -> bool:

@@ -31,6 +31,7 @@ SPENDING = "spending"  # running totals: kept here too, and no finished items
 NUMBERS = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_IOERR_WRITE": errno.ENOSPC, "SQLITE_IOERR_SHMSIZE": errno.ENOSPC}
 NUMBERS |= {"SQLITE_IOERR_SHMMAP": errno.ENOMEM, "SQLITE_IOERR": errno.EIO}
 KEYS_PER_QUERY = 500  # SQLite limits the parameters of one statement
+elsewhere: "Cache | None" = None  # what a job on a cluster is given for the file, which only the run's process opens
 
 
 def runs_folder() -> Path:
@@ -297,7 +298,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 def shared_cache() -> Cache:
     """Return the record of finished items that all runs share."""
-    return Cache(runs_folder() / ITEMS)
+    return elsewhere or Cache(runs_folder() / ITEMS)
 
 
 @in_our_words()

@@ -38,7 +38,8 @@ class _Signs:
         if not at_once and time.monotonic() - self.written_s < EVERY_S:
             return
         self.written_s = time.monotonic()
-        path = self.folder / f"{os.getpid()}.json"
+        # Processes of several machines may have one number.
+        path = self.folder / f"{self.values['host']}-{os.getpid()}.json"
         with contextlib.suppress(*BORNE):
             temporary = path.with_suffix(".tmp")
             temporary.write_text(seal({**self.values, "at": time.time()}), encoding="utf-8")
@@ -91,8 +92,8 @@ def folder() -> Path | None:
     return _signs.folder if _signs else None
 
 
-def call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
-    """Return fn(job), computed in this process for the step whose signs lie there."""
+def call(signs: Path | None, fn: Callable[[Any], Any], job: Any, where: str = "") -> Any:
+    """Return fn(job), computed in this process, on the machine `where`, for the step whose signs lie there."""
     global _signs
     if signs is None:
         _signs = None
@@ -100,7 +101,7 @@ def call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
         _signs = _Signs(signs, main=False)
     if _signs is not None:
         name = job[0] if isinstance(job, tuple) else job
-        _signs.give(what=str(name)[:N_CHARACTERS], steps=[0, 0], curve={})
+        _signs.give(what=str(name)[:N_CHARACTERS], where=where, steps=[0, 0], curve={})
     return fn(job)
 
 

@@ -258,6 +258,8 @@ class Recipe(Section):
             raise ValueError("engines.judge is set, but models.judge names no model; add it there or take that out")
         aligned = [arm for arm in self.evaluation.arms if arm != "base" and not takes_drafts(arm)]
         self.engines.require_for({*self.models.students.values(), *self.preference_set.responders}, aligned)
+        if self.compute.cluster != "none" and self.models.dtype == "auto":
+            raise ValueError("models.dtype auto is measured by each machine; with a cluster take float32 or bfloat16")
         for section in ("alignment", "training"):
             if self.compute.launcher != "none" and getattr(self, section).backend == "unsloth":
                 raise ValueError(f"{section}.backend unsloth trains in one process; take trl or no compute.launcher")

@@ -124,11 +124,21 @@ class Engines(Section):
         return self.model_copy(update={role: getattr(self, role).model_copy(update=LIMITS) for role in ROLES})
 
 
+class PerJob(Section):
+    """What one job of a cluster takes of its machine; gpus may be a part of one."""
+
+    cpus: Count = 1
+    gpus: PositiveOrZero = 0.0
+
+
 class Compute(Section):
     """Where it runs; workers 0 means one per core.
 
     launcher: accelerate trains one model after the other, each on all GPUs (or processes) that launcher_config, a file
     as `accelerate config` writes it, names; "" means every GPU. Batches stay those of the recipe.
+
+    cluster: Ray carries the jobs: on this machine (local), in the cluster that it is in or RAY_ADDRESS names (auto), or
+    in that at an address (ray://host:10001); see docs/scale.md.
     """
 
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -136,11 +146,22 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     launcher: Annotated[Literal["none", "accelerate"], Field(exclude_if=lambda value: value == "none")] = "none"
     launcher_config: IfSet[Place] = ""
+    cluster: Annotated[
+        str, Field(pattern=r"^(none|local|auto|ray://[^\s@/]+:\d+)$", exclude_if=lambda value: value == "none")
+    ] = "none"
+    per_job: Annotated[PerJob, Field(exclude_if=lambda value: value == PerJob())] = PerJob()
 
     @model_validator(mode="after")
     def _is_launched(self):
         if self.launcher_config and self.launcher == "none":
             raise ValueError("launcher_config is for the launcher accelerate, but there is none; set launcher")
+        if self.cluster == "none" and self.per_job != PerJob():
+            raise ValueError("per_job is for a cluster, but there is none; set cluster to local, auto or ray://...")
+        if self.cluster != "none" and (self.workers or self.launcher != "none"):
+            raise ValueError(
+                f"with cluster {self.cluster} Ray says how many jobs run at once; take out workers and launcher, and "
+                "set per_job"
+            )
         return self
 
     @property

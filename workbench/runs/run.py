@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.runs import progress, schemas
+from workbench.runs import cluster, progress, schemas
 from workbench.runs.cache import ITEMS, LOCK, LOOKS, atomic_write, held, read_json, runs_folder, write_json
 from workbench.runs.errors import RunError, in_our_words, spoken, visible
 from workbench.runs.identity import content_of, file_sha256, fingerprint, function_of, identify, unlike
@@ -111,9 +111,10 @@ class Run:
         folder, began = step.begin(key), time.monotonic()
         given = {"folder": folder} if "folder" in inspect.signature(function).parameters else {}
         try:
-            with self.watching(step.name):
+            with self.watching(step.name), cluster.carrying(self.recipe.compute) as ran:
                 made = function(*arguments, **given)
-            step.finish(key, function, inputs, self._parents(step.name, inputs), made, time.monotonic() - began)
+            parents, seconds = self._parents(step.name, inputs), time.monotonic() - began
+            step.finish(key, function, inputs, parents, made, seconds, ran)
             print(f"{ENDED}{spoken(step.name)}: {step.in_words()}, {step.manifest['seconds']:.0f} s")
         except BaseException as error:
             # The kernel lives on: without this the run would look as if it did too.
@@ -251,13 +252,16 @@ class Step:
         progress.begin(folder)
         return folder
 
-    def finish(self, key: str, function: Callable, inputs: dict, parents: dict, made, seconds: float) -> None:
+    def finish(
+        self, key: str, function: Callable, inputs: dict, parents: dict, made, seconds: float, jobs: Iterable = ()
+    ) -> None:
         """Write frames and manifest into the working folder, and let it take the place of what was there before.
 
         Args:
             parents: Steps that it was made from, with the content of their frames.
             made: A frame, or several by name.
             seconds: Wall time of the work done now; work resumed from a killed run is not in it.
+            jobs: Of a cluster: where each one ran, and how often it was run again.
         """
         folder, last = self.folder, self.name.rsplit("/", 1)[-1]
         frames = dict(made) if isinstance(made, Mapping) else {last: made}
@@ -283,7 +287,7 @@ class Step:
             "seconds": round(seconds, 3),
             "tokens": tokens,
         }
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, manifest | ({"jobs": list(jobs)} if jobs else {}))
         progress.end()
         if folder != self.path:
             self.move_aside()

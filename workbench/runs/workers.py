@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.runs import progress
+from workbench.runs import cluster, progress
 from workbench.runs.errors import RunError, in_our_words
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
@@ -32,19 +32,22 @@ class Job(NamedTuple):
 
 @in_our_words()
 def run_jobs(fn: Callable[..., Any], jobs: list, workers: int, describe: str) -> list:
-    """Return [fn(job) for job in jobs], or fn(*job.given) of each Job, computed by several processes.
+    """Return [fn(job) for job in jobs], or fn(*job.given) of each Job, computed by several processes or a cluster.
 
     Args:
         fn: A function of a module, so that a fresh process can import it.
         jobs: What to do; each is sent to a process and named if it fails.
-        workers: Number of processes; 0 means one per core. With 1, or one job, all happens in this process.
+        workers: Number of processes; 0 means one per core, or the recipe's cluster. With 1 all happens in this
+            process, and so does one job where no cluster carries it.
         describe: What the jobs are, for whoever watches, such as "training".
 
     Raises:
         RunError: If a job fails; jobs not yet begun are dropped.
     """
-    workers = n_processes(workers)
     progress.jobs(describe, 0, len(jobs))
+    if cluster.carries() and workers != 1 and jobs:
+        return cluster.run_jobs(_call, fn, jobs, describe)
+    workers = 1 if cluster.inside() else n_processes(workers)
     if workers == 1 or len(jobs) <= 1:
         return _run_here(fn, jobs, describe)
     results = [None] * len(jobs)
@@ -68,10 +71,16 @@ def n_processes(workers: int) -> int:
     return workers or os.cpu_count() or 1
 
 
-def _call(signs: Path | None, fn: Callable[[Any], Any], job: Any) -> Any:
+def n_at_once(workers: int) -> int:
+    """Return how many jobs are computed at once where `workers` is given: by the recipe's cluster, if it has one."""
+    return cluster.places() or n_processes(workers)
+
+
+def _call(signs: Path | None, fn: Callable[[Any], Any], job: Any, where: str = "") -> Any:
+    _keep_freed_memory()
     # Where OpenMP is loaded before Python, as vLLM arranges it for processes begun after it, the variable is too late.
     with one_thread():
-        return progress.call(signs, partial(_do, fn), job)
+        return progress.call(signs, partial(_do, fn), job, where)
 
 
 def _do(fn: Callable[..., Any], job: Any) -> Any:
@@ -132,7 +141,6 @@ def _prepare_worker() -> None:
     # An interrupt reaches every process of a kernel; this one's parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
-    _keep_freed_memory()
     # A killed run must not leave workers that go on writing beside the run that resumes it.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

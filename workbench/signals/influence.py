@@ -13,7 +13,6 @@ Source: Montessori-Instruct, arXiv:2410.14208. Deviations: the step at zero grad
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from workbench.runs.cache import shared_cache
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.identity import identify
 from workbench.runs.run import fingerprint
-from workbench.runs.workers import run_jobs
+from workbench.runs.workers import n_at_once, run_jobs
 from workbench.signals.difficulty import Judge
 from workbench.signals.warm_up import OptimizerSnapshot, load_warmed, require_fit, texts_of, trainable
 from workbench.tasks.contamination import Guard
@@ -283,7 +282,7 @@ def _found(job: StepJob, candidates: list[Candidate], workers: int) -> list[dict
     missing = list({one.key: one for one in candidates if one.key not in known}.values())
     # Long texts take longer: dealt in turn by length, all processes end at about the same time.
     missing.sort(key=lambda one: (len(one.text), one.key))
-    n_shares = min(workers or cpu_count(), len(missing))
+    n_shares = min(n_at_once(workers), len(missing)) if missing else 0
     jobs = [replace(job, candidates=missing[share::n_shares]) for share in range(n_shares)]
     try:
         for done in run_jobs(step_job, jobs, workers, "measuring influence"):

@@ -1,0 +1,336 @@
+"""Jobs on a Ray cluster: two machines of one CPU each, which are processes here; one goes, one differs, runs end.
+
+What is not seen here: machines without a common file system, other processors, GPUs.
+"""
+
+import ast
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from conftest import PROJECT
+from notebook_steps import compute
+
+from workbench.models.trl import TuneJob, tune_all, tune_sft
+from workbench.notebook.watch import look
+from workbench.runs import cluster
+from workbench.runs.cache import shared_cache
+from workbench.runs.errors import RunError
+from workbench.runs.identity import content_of
+from workbench.runs.recipe import Recipe, recipe_class
+from workbench.runs.recipe_engines import Compute
+from workbench.runs.run import open_run
+from workbench.runs.workers import Job, run_jobs
+
+PAUSE_S, N_ITEMS = 0.4, 8
+MODELS = {"models": {"teacher": "data/pocket/teacher", "students": {"tally": "data/pocket/tally-strong"}}}
+AS_HERE = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, **cluster.LOCAL}
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> str:
+    """What the processes of Ray find first: each would take seconds for a grammar of addresses that nobody reads."""
+    folder = tmp_path_factory.mktemp("first")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
+    return os.pathsep.join(map(str, (folder, PROJECT, PROJECT / "tests")))
+
+
+@pytest.fixture(scope="module")
+def machines(quick):
+    """Two machines of one CPU each, with a token; RAY_ADDRESS names them."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {**AS_HERE, **cluster.GUARDED, "PYTHONPATH": quick}.items():
+            patched.setenv(name, value)
+        patched.setitem(sys.modules, "rfc3987_syntax", None)
+        from ray.cluster_utils import Cluster
+
+        # Nobody reads logs or adds machines here.
+        there = Cluster(
+            True, head_node_args={"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        )
+        there.second = there.add_node()
+        patched.setenv("RAY_ADDRESS", there.address)
+        yield there
+        cluster.disconnect()
+        there.shutdown()
+
+
+@pytest.fixture
+def run(runs, recipe, machines):
+    """A run whose jobs the two machines carry."""
+    return open_run("carried", carried(recipe))
+
+
+def carried(recipe: Recipe, by: str = "auto") -> Recipe:
+    return recipe.model_copy(update={"compute": Compute(device="cpu", batch_size=12, cluster=by)})
+
+
+def count(n_jobs: int, log: str, pause_s: float) -> pd.DataFrame:
+    """A step: jobs of N_ITEMS items each, every item that is computed a line of the log."""
+    jobs = [Job(f"part {part}", (part, log, pause_s)) for part in range(n_jobs)]
+    return pd.DataFrame([row for rows in run_jobs(count_part, jobs, 0, "counting") for row in rows])
+
+
+def count_part(part: int, log: str, pause_s: float) -> list[dict]:
+    items, rows = shared_cache(), []
+    for key in [f"{part}/{item}" for item in range(N_ITEMS)]:
+        if not (known := items.get_many("number", [key])):
+            time.sleep(pause_s)
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(f"{key}\n")
+            items.put_many("number", known := {key: {"value": 10 * part}})
+        rows.append({"key": key, **known[key]})
+    return rows
+
+
+def lines_of(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+
+def wait_until(said, limit_s: float = 240) -> None:
+    deadline = time.monotonic() + limit_s
+    while not said():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+
+
+def look_around(n: int) -> tuple:
+    """A job: what it is given for the items, where its own jobs are computed, and what it may not do."""
+    if n == 99:
+        raise ValueError("99 is too many")
+    with pytest.raises(RunError, match="cannot open the finished items"):
+        shared_cache().require_whole() or shared_cache()._do(lambda connection: None)
+    return type(shared_cache()).__name__, set(run_jobs(process_of, [1, 2], 0, "within")) == {os.getpid()}
+
+
+def process_of(_) -> int:
+    return os.getpid()
+
+
+def look_twice() -> pd.DataFrame:
+    return pd.DataFrame(run_jobs(look_around, [1, 2, 3], 0, "looking"))
+
+
+def fail() -> pd.DataFrame:
+    return pd.DataFrame(run_jobs(look_around, [1, 99], 0, "looking"))
+
+
+def test_ray_is_imported_by_functions_only():
+    tree = ast.parse(Path(cluster.__file__).read_text(encoding="utf-8"))
+    named = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    assert "asyncio" in named and "ray" not in named
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"cluster": "http://head"}, "pattern"),
+        ({"cluster": "ray://head"}, "pattern"),
+        ({"cluster": "local", "workers": 2}, "take out workers and launcher"),
+        ({"cluster": "auto", "launcher": "accelerate"}, "take out workers and launcher"),
+        ({"per_job": {"gpus": 1}}, "per_job is for a cluster"),
+        ({"cluster": "local", "per_job": {"cpus": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(values, said):
+    with pytest.raises(ValueError, match=said):
+        Compute.model_validate(values)
+
+
+def test_a_precision_that_each_machine_chooses_is_refused(recipe_values):
+    values = recipe_values | {"compute": {"cluster": "auto"}}
+    assert recipe_class(None).model_validate(values).compute.cluster == "auto"
+    with pytest.raises(ValueError, match="dtype auto is measured by each machine"):
+        recipe_class(None).model_validate(values | {"models": {**values["models"], "dtype": "auto"}})
+
+
+def test_a_recipe_without_a_cluster_says_nothing_of_one():
+    assert not {"cluster", "per_job"} & set(Compute().model_dump())
+    assert Compute(cluster="ray://head:10001").model_dump()["cluster"] == "ray://head:10001"
+
+
+def test_jobs_are_given_items_by_mail_and_start_no_processes(run):
+    found = run.step("looks", look_twice)
+    assert found.values.tolist() == [["MailedCache", True]] * 3
+    ran = run.manifest("looks")["jobs"]
+    assert [one["job"] for one in ran] == ["1", "2", "3"] and not any(one["run again"] for one in ran)
+    assert {one["machine"].partition("/")[0] for one in ran} == {socket.gethostname()}
+
+
+def test_frames_are_those_of_one_process(recipe_values, tmp_path, monkeypatch, machines):
+    asked = {"drafting": {"n_questions": 6, "max_new_tokens": 96}, **MODELS}
+    asked |= {"preference_set": {"n_validation": 8, "n_items": 6, "shots": [0, 1]}}
+    asked |= {"evaluation": {"n_items": 4, "max_new_tokens": 96}}
+    files = {}
+    for name, how in (("alone", {"workers": 1}), ("there", {"cluster": "auto"})):
+        # What one has finished must not be the other's.
+        monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / name))
+        work = open_run("run", recipe_class(None).model_validate({**recipe_values, **asked, "compute": how}))
+        for stage in ("drafting", "probing"):
+            compute(stage, work)
+        files[name] = {path.relative_to(work.path): path.read_bytes() for path in work.path.rglob("*.parquet")}
+    assert files["alone"] == files["there"]
+    assert {"questions.parquet", "drafts.parquet", "probes.parquet"} < {path.name for path in files["there"]}
+    ran = [job for step in work.steps() for job in work.manifest(step).get("jobs", [])]
+    assert {"drafting rationales", "probing"} < {job["what"] for job in ran}
+
+
+def train(recipe: Recipe, *, folder: Path) -> pd.DataFrame:
+    """A step: a student trained by a job on a few sums."""
+    rows = pd.DataFrame(
+        [(f"Question: {n}+1\n", f"<ans>{n + 1}</ans>") for n in range(8)], columns=["prompt", "completion"]
+    )
+    tune = partial(tune_sft, recipe, recipe.models.students["tally"], rows, 2, seed=1)
+    return tune_all(
+        [TuneJob("SFT of tally", {"student": "tally"}, folder / "tally", "sums", tune)], 0, "training", "n"
+    )[0]
+
+
+def test_weights_are_those_of_one_process(recipe_values, tmp_path, monkeypatch, machines):
+    weights = {}
+    for name, how in (("alone", {}), ("there", {"cluster": "auto"})):
+        monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / name))
+        work = open_run("run", recipe_class(None).model_validate({**recipe_values, **MODELS, "compute": how}))
+        work.step("students", train, work.recipe)
+        weights[name] = (work.path / "students" / "tally" / "model.safetensors").read_bytes()
+    assert weights["alone"] == weights["there"] and work.manifest("students")["jobs"][0]["job"] == "SFT of tally"
+
+
+def test_an_error_names_its_job(run):
+    with pytest.raises(RunError, match="^looking failed at job 99: ValueError: 99 is too many$") as error:
+        run.step("failed", fail)
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_a_job_that_no_machine_can_take_is_refused(run):
+    wanted = Compute.model_validate({"cluster": "auto", "per_job": {"gpus": 1}})
+    said = pytest.raises(RunError, match="No machine of the cluster auto has the 1 CPUs and 1 GPUs")
+    with cluster.carrying(wanted), said:
+        run_jobs(process_of, [1], 0, "never")
+
+
+def test_a_machine_that_does_not_see_the_runs_folder_is_refused(run, monkeypatch):
+    cluster.disconnect()
+    monkeypatch.setattr(cluster.cache, "atomic_write", lambda path, data: None)
+    with pytest.raises(RunError, match="does not see the run's folder .*; set WORKBENCH_RUNS to a folder that all"):
+        run.step("looks", look_twice)
+
+
+def test_a_machine_with_another_torch_is_refused(run, machines, quick, tmp_path):
+    told = tmp_path / "torch-9.9.9.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+    other = machines.add_node(env_vars={"PYTHONPATH": os.pathsep.join([str(tmp_path), quick])})
+    try:
+        said = r"^Machine \S+ of the cluster has torch 9.9.9 where this one has \S+; install the same there, or take it"
+        with pytest.raises(RunError, match=said):
+            run.step("looks", look_twice)
+    finally:
+        machines.remove_node(other)
+
+
+def test_an_interrupt_leaves_nothing_behind(run, tmp_path):
+    log = tmp_path / "log"
+
+    def interrupt() -> None:
+        wait_until(lambda: len(lines_of(log)) > 1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.step("counts", count, 2, str(log), PAUSE_S)
+    stopped = lines_of(log)
+    time.sleep(3 * PAUSE_S)
+    assert lines_of(log) == stopped and len(stopped) < 2 * N_ITEMS
+
+
+def drive(runs: str, recipe: str, log: str, n_jobs: str) -> None:
+    """What a process of its own computes until it is killed."""
+    os.environ["WORKBENCH_RUNS"] = runs
+    sys.modules["rfc3987_syntax"] = None
+    work = open_run("carried", recipe_class(None).model_validate(json.loads(recipe)))
+    work.step("counts", count, int(n_jobs), log, PAUSE_S)
+
+
+def driver(runs: Path, recipe: Recipe, log: Path, n_jobs: int, environment: dict) -> subprocess.Popen:
+    code = "import sys, test_cluster; test_cluster.drive(*sys.argv[1:])"
+    given = [str(runs), json.dumps(recipe.model_dump()), str(log), str(n_jobs)]
+    return subprocess.Popen([sys.executable, "-c", code, *given], env=os.environ | environment)
+
+
+def test_a_run_that_is_killed_leaves_nothing_behind_and_goes_on_where_it_was(run, runs, recipe, tmp_path):
+    log = tmp_path / "log"
+    process = driver(runs, carried(recipe), log, 2, {})
+    wait_until(lambda: {"0/1", "1/1"} <= set(lines_of(log)))
+    process.kill()
+    process.wait()
+    with closing(shared_cache()) as items:
+        kept = {key for key in dict.fromkeys(lines_of(log)) if items.get_many("number", [key])}
+    time.sleep(6 * PAUSE_S)
+    stopped = lines_of(log)
+    time.sleep(3 * PAUSE_S)
+    assert lines_of(log) == stopped and kept and len(stopped) < 2 * N_ITEMS
+    frame = run.step("counts", count, 2, str(log), PAUSE_S)
+    computed = Counter(lines_of(log))
+    assert len(frame) == len(computed) == 2 * N_ITEMS and {computed[key] for key in kept} == {1}
+    assert sum(computed.values()) <= 2 * N_ITEMS + 2  # what each machine was at
+
+
+def test_a_cluster_of_this_machine_listens_on_loopback_and_ends_with_its_run(runs, recipe, tmp_path, quick):
+    log, plain = tmp_path / "log", {"RAY_ADDRESS": "", "PYTHONPATH": quick}
+    process = driver(runs, carried(recipe, "local"), log, 1, plain)
+    wait_until(lambda: lines_of(log))
+    family = psutil.Process(process.pid).children(recursive=True)
+    listening = {
+        connection.laddr.ip
+        for one in [psutil.Process(process.pid), *family]
+        for connection in one.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening and all(address.removeprefix("::ffff:").startswith("127.") for address in listening)
+    environment = psutil.Process(process.pid).children()[0].environ()
+    assert environment["RAY_AUTH_MODE"] == "token" and len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    process.kill()
+    process.wait()
+    # Two idle helpers of Ray notice only a minute or so later.
+    family = [one for one in family if one.is_running() and not one.name().endswith("Agent")]
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    stopped = lines_of(log)
+    time.sleep(2 * PAUSE_S)
+    assert lines_of(log) == stopped and len(stopped) < N_ITEMS
+
+
+def test_a_machine_that_goes_changes_nothing_and_is_counted(run, machines, tmp_path):
+    """The last test here: one machine is left, with more jobs than CPUs."""
+    log, doing = tmp_path / "log", []
+
+    def take_away() -> None:
+        wait_until(lambda: {"0/1", "1/1"} <= set(lines_of(log)))
+        doing.extend(look(run).doing)
+        machines.remove_node(machines.second, allow_graceful=False)
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    frame = run.step("counts", count, 4, str(log), PAUSE_S)
+    thread.join()
+    wanted = [{"key": f"{part}/{item}", "value": 10 * part} for part in range(4) for item in range(N_ITEMS)]
+    assert content_of(frame) == content_of(pd.DataFrame(wanted))
+    ran, computed = run.manifest("counts")["jobs"], Counter(lines_of(log))
+    assert [one["run again"] for one in ran] in ([1, 0, 0, 0], [0, 1, 0, 0])
+    assert len({one["machine"] for one in ran}) == 1
+    assert len(computed) == 4 * N_ITEMS and sum(computed.values()) <= 4 * N_ITEMS + 1
+    assert sorted(line.partition(" on ")[0] for line in doing) == ["part 0", "part 1"]
+    assert len({line.partition(" on ")[2] for line in doing}) == 2
