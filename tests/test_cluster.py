@@ -23,7 +23,6 @@ import pytest
 from conftest import PROJECT
 from notebook_steps import compute
 
-from workbench.models.trl import TuneJob, tune_all, tune_sft
 from workbench.notebook.watch import look
 from workbench.runs import cluster
 from workbench.runs.cache import shared_cache
@@ -189,6 +188,9 @@ def test_frames_are_those_of_one_process(recipe_values, tmp_path, monkeypatch, m
 
 def train(recipe: Recipe, *, folder: Path) -> pd.DataFrame:
     """A step: a student trained by a job on a few sums."""
+    # Here, for the processes of the other tests import this file too.
+    from workbench.models.trl import TuneJob, tune_all, tune_sft
+
     rows = pd.DataFrame(
         [(f"Question: {n}+1\n", f"<ans>{n + 1}</ans>") for n in range(8)], columns=["prompt", "completion"]
     )
