@@ -28,7 +28,7 @@ from reliability_table import record, table
 
 from workbench.cli import check
 from workbench.loop.reviews import Reviews
-from workbench.runs import progress, workers
+from workbench.runs import cluster, progress, workers
 from workbench.runs import run as run_module
 from workbench.runs.cache import Cache, record_test_access, temporary_folder, write_json
 from workbench.runs.errors import NO_MEMORY, DataError, ModelError, RecipeError, RunError, in_our_words
@@ -48,6 +48,7 @@ CALLS = set(
 CALLS |= set("copytree copy2 read_text read_bytes write_text write_bytes".split())
 FILES = [*sorted((PROJECT / "workbench" / "runs").glob("*.py")), PROJECT / "workbench" / "loop" / "reviews.py"]
 ASIDE = "-old"  # what somebody renames a damaged file or folder to
+cluster.code_fingerprint()  # hashes of the library's files are known from then on, whoever asks again
 VERDICT = {"decision": "undecided", "student": "s", "models": "pocket", "warnings": [], "primary": {}}
 PAIR = dict.fromkeys(("pair_id", "student", "kind", "task", "chosen_id", "rejected_id"), "x")
 
@@ -176,8 +177,11 @@ def live() -> dict:
     progress.begin(run.path / "watched")
     found["alive"] = all(sign["main"] for sign in progress.read(run.path / "watched"))
     progress.end()
-    with in_our_words():
-        found["code"] = workers._code_age()
+    cluster.code_fingerprint.cache_clear()
+    with in_our_words(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cluster, "machine", lambda: "here")
+        _, facts, *seen = cluster.report(run.path / "numbers" / "manifest.json")
+        found["code"] = workers._code_age(), facts["code"], len(seen)
     for asked in (lambda: run.read("drafts"), lambda: open_run("none"), lambda: load_recipe("none")):
         found[f"error {len(found)}"] = _said(asked)
     margin = recipe.evaluation.model_copy(update={"margin": 0.1})

@@ -26,7 +26,10 @@ def table() -> str:
     for what, told in known.items():
         # Each kill is counted a second time by the stage that it fell in.
         counts = {name: n for name, n in told["counts"].items() if name not in TOLD and not name.startswith("in ")}
-        came = ", ".join(f"{name} {n:,}" for name, n in told["counts"].items() if name not in counts)
+        if boundaries := sum(n for name, n in counts.items() if name.startswith("after ")):
+            counts = {"at boundaries": boundaries} | {k: n for k, n in counts.items() if not k.startswith("after ")}
+        kept = {name: n for name, n in told["counts"].items() if name in TOLD or name.startswith("in ")}
+        came = ", ".join(f"{name} {n:,}" for name, n in kept.items())
         listed = "; ".join(f"{name} {n:,}" for name, n in counts.items())
         lines.append(
             f"| {what} ({told['date']}) | {sum(counts.values()):,}: {listed} | {came or 'each as it must be'} |"

@@ -31,7 +31,7 @@ STEPS = {
     "probing": (
         *("preference_set", "reference", "probes", "influences", "signals", "labels", "held-out"),
         *("round-1/answers", "round-1/difficulty", "judge/steady", "judge/steered"),
-        *("held-out/teacher", "held-out/sampled", "held-out/greedy", "held-out/difficulty"),
+        *("held-out/teacher", "held-out/sampled", "held-out/greedy", "held-out/difficulty", "held-out/judged"),
     ),
     "alignment": (
         *("pairs", "reviewed", "teachers", "examples"),
