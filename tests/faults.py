@@ -324,7 +324,7 @@ def try_all(folder: Path, n_faults: int, say=print) -> dict[str, int]:
     for kind, *given in tries:
         try:
             if kind == "fault":
-                made = fall(folder / "now", *given, wanted)
+                made = fall(folder / "now", *given, wanted) or "not met"
             else:
                 made = damage(folder / "whole", folder / "now", *given, wanted)
         except Exception as error:
