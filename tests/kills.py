@@ -160,10 +160,10 @@ def kill_often(
     folder: Path,
     recipe: Recipe,
     n_kills: int,
+    unbroken: Path,
     seed: int = 0,
-    n_commands: int = 0,
+    of_command: bool = False,
     say: Callable = print,
-    unbroken: Path | None = None,
     note: Callable[[dict], None] = lambda counts: None,
 ) -> dict:
     """Kill runs so often, each where it was begun again after the last kill, and count what that did.
@@ -171,20 +171,17 @@ def kill_often(
     Args:
         folder: Where the runs go.
         recipe: Of all of them.
-        n_kills: Of a process that computes the loop.
+        n_kills: How often.
+        unbroken: A folder of runs with the run to compare with.
         seed: Names the draws.
-        n_commands: Kills of `workbench run`.
+        of_command: Whether `workbench run` is killed, not a process that computes the loop.
         say: Called with a line a kill.
-        unbroken: A folder of runs with the run to compare with; None computes it.
         note: Called with the counts whenever a run came to its end.
 
     Returns:
         Kills by how and by stage; runs; lost (differs from an unbroken run), doubled, failed restarts, processes left.
     """
     context, rng = forks(), random.Random(seed)
-    if unbroken is None:
-        unbroken = folder / "whole"
-        assert in_a_process(context, str(unbroken), recipe, None, 0, 0, 0) == 0
     wanted = outcome(unbroken)
     counts = dict.fromkeys(["runs", "lost", "doubled", "failed", "left"], 0)
 
@@ -204,18 +201,18 @@ def kill_often(
 
     path = folder / "loop.yaml"
     path.write_text(recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"workers": 2})}).to_yaml())
-    left, ways = {once: n_kills, command: n_commands}, {once: n_kills, command: n_commands}
-    while any(left.values()):
+    kill, left = command if of_command else once, n_kills
+    while left:
         runs = folder / f"runs-{counts['runs'] + 1}"
         begin_counting(runs)
-        kill, status = max(left, key=lambda one: left[one] / max(1, ways[one])), None
+        status = None
         while status is None:
             began, stage = time.monotonic(), stage_of(runs)
-            how, status = kill(runs, left[kill])
+            how, status = kill(runs, left)
             if status is None:
                 for name in (how, f"in {stage_of(runs)}"):
                     counts[name] = counts.get(name, 0) + 1
-                left[kill] -= 1
+                left -= 1
             say(f"{how}: {'killed' if status is None else status}, {time.monotonic() - began:.0f} s, from {stage} on")
         found = outcome(runs)
         lost = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
@@ -293,11 +290,11 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         build(Path(name))
         n_kills, n_commands, seed = (*map(int, sys.argv[1:]), 0, 0)[:3]
-        for what, numbers in {"kills": (n_kills, 0), "kills of workbench run": (0, n_commands)}.items():
-            if any(numbers):
+        recipe, whole = smaller(recipe_of(Path(name))), Path(name) / "whole"
+        assert in_a_process(forks(), str(whole), recipe, None, 0, 0, 0) == 0
+        for what, n in {"kills": n_kills, "kills of workbench run": n_commands}.items():
+            if n:
                 folder = Path(name) / what.replace(" ", "-")
                 folder.mkdir()
-                kill_often(
-                    folder, smaller(recipe_of(Path(name))), numbers[0], seed, numbers[1], note=partial(record, what)
-                )
+                kill_often(folder, recipe, n, whole, seed, what != "kills", note=partial(record, what))
         print(table())

@@ -480,7 +480,7 @@ def test_killed_in_every_stage_and_resumed_ends_the_same(whole, classroom, forks
 @pytest.mark.slow
 def test_killed_at_many_instants_nothing_is_lost_and_nothing_doubled(whole, classroom, tmp_path):
     """tests/kills.py does it as often as one likes, and to `workbench run` too."""
-    counts = kill_often(tmp_path, recipe_of(classroom), 6, seed=1, unbroken=whole)
+    counts = kill_often(tmp_path, recipe_of(classroom), 6, whole, seed=1)
     assert sum(n for how, n in counts.items() if how.startswith(("at ", "after "))) == 6
     assert [counts[one] for one in ("lost", "doubled", "failed", "left")] == [0] * 4
 
