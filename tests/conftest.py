@@ -30,7 +30,9 @@ evaluation: {n_items: 4, max_new_tokens: 32}
 
 
 # The files that take longest, by minutes; the last ones begun are then short, and no worker waits long for the other.
-LONGEST = "notebooks montessori tapir three_engines loop lesson cluster ts_align vllm_engine smol backends".split()
+LONGEST = (
+    "notebooks tapir_open lesson shapes montessori tapir three_engines loop cluster ts_align vllm_engine smol backends"
+).split()
 
 
 def pytest_collection_modifyitems(items):

@@ -29,13 +29,14 @@ from workbench.runs.cache import shared_cache
 from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of
 from workbench.runs.recipe import Recipe, recipe_class
-from workbench.runs.recipe_engines import Compute
+from workbench.runs.recipe_parts import Compute
 from workbench.runs.run import open_run
 from workbench.runs.workers import Job, run_jobs
 
 PAUSE_S, N_ITEMS = 0.4, 8
 MODELS = {"models": {"teacher": "data/pocket/teacher", "students": {"tally": "data/pocket/tally-strong"}}}
 AS_HERE = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, **cluster.LOCAL}
+AS_HERE["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "240"  # by default 30, too few for a machine that is busy
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,13 @@ def machines(quick):
         patched.setitem(sys.modules, "rfc3987_syntax", None)
         from ray.cluster_utils import Cluster
 
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         # Nobody reads logs or adds machines here.
-        there = Cluster(
-            True, head_node_args={"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-        )
-        there.second = there.add_node()
+        quiet = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        there = Cluster(True, head_node_args=quiet | {"ray_client_server_port": port})
+        there.second, there.client = there.add_node(), f"ray://127.0.0.1:{port}"
         patched.setenv("RAY_ADDRESS", there.address)
         yield there
         cluster.disconnect()
@@ -166,6 +169,22 @@ def test_jobs_are_given_items_by_mail_and_start_no_processes(run):
     ran = run.manifest("looks")["jobs"]
     assert [one["job"] for one in ran] == ["1", "2", "3"] and not any(one["run again"] for one in ran)
     assert {one["machine"].partition("/")[0] for one in ran} == {socket.gethostname()}
+
+
+def test_a_cluster_at_an_address_is_given_the_same_jobs(runs, recipe, machines, tmp_path):
+    """By Ray's client, as from a machine outside; the items stay with the run here too."""
+    log = tmp_path / "log"
+    cluster.disconnect()
+    try:
+        run = open_run("afar", carried(recipe, machines.client))
+        frame = run.step("counts", count, 2, str(log), 0.0)
+    finally:
+        cluster.disconnect()
+    assert frame["value"].tolist() == [0] * N_ITEMS + [10] * N_ITEMS
+    ran = {one["job"] for one in run.manifest("counts")["jobs"]}
+    assert ran == {"part 0", "part 1"} and len(lines_of(log)) == len(frame)
+    with closing(shared_cache()) as items:
+        assert len(items.get_many("number", list(frame["key"]))) == len(frame)
 
 
 def test_frames_are_those_of_one_process(recipe_values, tmp_path, monkeypatch, machines):

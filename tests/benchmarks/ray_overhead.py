@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench.runs import cluster, progress
 from workbench.runs.cache import shared_cache
-from workbench.runs.recipe_engines import Compute
+from workbench.runs.recipe_parts import Compute
 from workbench.runs.workers import Job, run_jobs
 
 SECONDS, N_ITEMS = 1.0, 10

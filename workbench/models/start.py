@@ -18,7 +18,7 @@ from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.vllm_engine import VllmEngine
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe import Recipe
-from workbench.runs.recipe_engines import OWN_SETTINGS, ROLES, EngineChoice
+from workbench.runs.recipe_parts import OWN_SETTINGS, ROLES, EngineChoice
 from workbench.runs.run import fingerprint
 from workbench.runs.workers import n_processes, run_jobs
 

@@ -21,8 +21,8 @@ from workbench.notebook.watch import watching
 from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import RecipeError, RunError, spoken
 from workbench.runs.recipe import Recipe, home
-from workbench.runs.recipe_engines import ROLES
 from workbench.runs.recipe_file import load_recipe
+from workbench.runs.recipe_parts import ROLES
 from workbench.runs.run import OF_RUN, Run, open_run, take_over
 
 INJECTED = "# Parameters"

@@ -18,7 +18,7 @@ from workbench.models.engine import Decoding, Request
 from workbench.models.loading import load_tokenizer, resolve
 from workbench.models.start import Role, choice_of, models_of, start_engine
 from workbench.runs.recipe import ALIGNED_ARMS, DISTILLED, Recipe, project_root
-from workbench.runs.recipe_engines import ROLES
+from workbench.runs.recipe_parts import ROLES
 from workbench.runs.workers import Job, n_processes, run_jobs
 from workbench.signals.by_name import PASSES as PASSES_A_DRAFT
 from workbench.signals.by_name import named_in

@@ -12,7 +12,7 @@ from workbench.models.openai_engine import URL_VARIABLE
 from workbench.models.start import models_of
 from workbench.report.cost_estimate import JUDGED, RATES, estimate, memory
 from workbench.runs.recipe import Recipe, project_root
-from workbench.runs.recipe_engines import ROLES
+from workbench.runs.recipe_parts import ROLES
 from workbench.runs.run import open_run
 from workbench.tasks.task import load_tasks
 from workbench.verdict.power import (

@@ -22,7 +22,7 @@ from typing import Any
 from workbench.runs import cache, progress
 from workbench.runs.errors import RunError
 from workbench.runs.identity import file_sha256, fingerprint
-from workbench.runs.recipe_engines import Compute
+from workbench.runs.recipe_parts import Compute
 
 MAX_RETRIES = 3  # of a job whose machine or process was lost; one that fails is not run again
 LOOK_EVERY_S = 30.0  # whether there is still a machine for the jobs that wait

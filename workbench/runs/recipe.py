@@ -14,12 +14,14 @@ from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from workbench.runs.recipe_engines import Compute, EngineChoice, Engines
 from workbench.runs.recipe_parts import (
     ROWS_AT_ONCE,
     Benchmarks,
+    Compute,
     Count,
     CountOrZero,
+    EngineChoice,
+    Engines,
     IfSet,
     Name,
     NamedPlace,

@@ -20,7 +20,7 @@ from workbench.models.trl import tuned
 from workbench.runs.cache import read_json, write_json
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
-from workbench.runs.recipe_engines import Engines
+from workbench.runs.recipe_parts import Engines
 from workbench.runs.run import Run, fingerprint
 from workbench.runs.seeding import stream_seed
 from workbench.runs.workers import run_jobs
