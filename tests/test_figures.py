@@ -417,3 +417,8 @@ def test_students_styles_and_arms_stand_in_one_order_everywhere(all_figures):
     shift = figures.style_shift(examples)
     assert [*dict.fromkeys(trace.name for trace in shift.data)] == ["untailored", "random pairs", "tailored"]
     assert [*shift.layout.yaxis.categoryarray][-2:] == ["unrecognised", "right answers"]
+
+
+def test_as_many_as_twelve_are_told_apart_by_their_marks():
+    styles = style.marks_by(pd.Series([f"signal {n}" for n in range(12)]))
+    assert len({(colour, symbol) for colour, symbol, _ in styles.values()}) == len(styles) == 12

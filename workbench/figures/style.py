@@ -98,8 +98,9 @@ def need(frame: pd.DataFrame, what: str, do: str) -> pd.DataFrame:
 
 
 def marks_by(values: pd.Series) -> dict[str, Style]:
-    """Return a style for each value, in the order in which they come."""
-    return dict(zip(values.unique(), itertools.cycle(MARKS)))
+    """Return a style for each value, in the order in which they come; where colours come again marks are open."""
+    opened = [(colour, f"{symbol}-open", dash) for colour, symbol, dash in MARKS]
+    return dict(zip(values.unique(), itertools.cycle([*MARKS, *opened])))
 
 
 def panelled(draw, rows: pd.DataFrame, x: str, y: str, panel: str = "", across: int = 0, **more) -> go.Figure:
