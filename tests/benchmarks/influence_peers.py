@@ -7,7 +7,8 @@ correlation with the exact influence, and how often a candidate with the rationa
 with another's (0.5 is chance).
 
 Run by hand, with Bergson beside the project's packages (in full it asks for packages that are not used here):
-    pip install --no-deps --target /tmp/bergson bergson==2.5.1 jaxtyping wadler-lindig natsort petname simple-parsing
+    pip install --no-deps --target /tmp/bergson bergson==2.5.1 jaxtyping wadler-lindig natsort petname simple-parsing \
+        docstring-parser ml-dtypes
     PYTHONPATH=.:/tmp/bergson python tests/benchmarks/influence_peers.py
 
 LESS's own code asks for torch 2.1 and a CUDA compiler. Its formula (arXiv:2402.04333: AdamW's direction for the
@@ -25,10 +26,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from influence_speed import _texts, _warm_job
+from influence_speed import Loop, _texts, _warm_job
 from torch import Tensor
 
-from workbench.models import loading
 from workbench.models.packed_losses import single
 from workbench.runs.workers import run_jobs
 from workbench.signals.influence import SnapshotStudent, measure
@@ -45,13 +45,11 @@ class Gradients:
     def __init__(self, student: str, warmed: Path, reference: pd.DataFrame):
         state = load_warmed(warmed)
         self.student = SnapshotStudent(student, state, "cpu", state.adamw["learning_rate"])
-        self.texts, self.reference = texts_of(self.student.loaded.tokenizer, reference), reference
-        n = sum(len(text.completion) for text in self.texts)
-        self.mean = sum(self.gradient_of(text).clone() * len(text.completion) for text in self.texts) / n
+        texts, self.reference = texts_of(self.student.loaded.tokenizer, reference), reference
+        n = sum(len(text.completion) for text in texts)
+        self.mean = sum(self.gradient_of(text).clone() * len(text.completion) for text in texts) / n
         # Bergson's own, since it throws gradients away and ours are windows on one vector.
-        self.model = loading.load(student, "float32", "cpu").model
-        for name, parameter in self.model.named_parameters():
-            parameter.data.copy_(state.tensors["weights"][name])
+        self.model = Loop(student, warmed, reference, 0.0).model
         torch.manual_seed(0)
         # Count sketch: a random sign and a random place for each weight, which keeps products as a dense one does.
         self.place = torch.randint(N_PROJECTED, self.mean.shape)
