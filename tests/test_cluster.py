@@ -171,6 +171,19 @@ def test_jobs_are_given_items_by_mail_and_start_no_processes(run):
     assert {one["machine"].partition("/")[0] for one in ran} == {socket.gethostname()}
 
 
+def test_an_address_where_no_cluster_is_is_refused_and_another_is_reached_after_it(run, runs, recipe, monkeypatch):
+    from ray.util.client import worker
+
+    monkeypatch.setattr(worker, "INITIAL_TIMEOUT_SEC", 0.1)
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there
+        address = f"ray://127.0.0.1:{taken.getsockname()[1]}"
+        cluster.disconnect()
+        with pytest.raises(RunError, match=f"The cluster {address} cannot be reached .*GRPC_ENABLE_FORK_SUPPORT=0 ray"):
+            open_run("nowhere", carried(recipe, address)).step("looks", look_twice)
+    assert len(run.step("looks", look_twice)) == 3
+
+
 def test_a_cluster_at_an_address_is_given_the_same_jobs(runs, recipe, machines, tmp_path):
     """By Ray's client, as from a machine outside; the items stay with the run here too."""
     log = tmp_path / "log"

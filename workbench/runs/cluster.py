@@ -28,7 +28,12 @@ MAX_RETRIES = 3  # of a job whose machine or process was lost; one that fails is
 LOOK_EVERY_S = 30.0  # whether there is still a machine for the jobs that wait
 REPORT_S = 300.0  # a machine that is busy takes a minute to start a process
 AT_ONCE = 10_000  # questions that may wait for the driver, one a job
-GUARDED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+GUARDED = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    # By default a process that Ray's client server starts dies at times as it begins (Ray's issue 63202).
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
 LOCAL = {
     # Made for other systems, but it is what has all parts of Ray listen on loopback alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -254,10 +259,11 @@ def _started(cluster: str):
     try:
         ray.init(cluster, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        ray.shutdown()  # or this process would take every other cluster for one at an address
         reason = " ".join(str(error).split())[:300]
         raise RunError(
-            f"The cluster {cluster} cannot be reached ({reason}); start it with RAY_AUTH_MODE=token ray start --head, "
-            "with the token of this user, or set compute.cluster to local."
+            f"The cluster {cluster} cannot be reached ({reason}); start it with RAY_AUTH_MODE=token "
+            "GRPC_ENABLE_FORK_SUPPORT=0 ray start --head, with the token of this user, or set compute.cluster to local."
         ) from error
     return ray
 
