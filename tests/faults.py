@@ -19,7 +19,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -28,11 +30,11 @@ from reliability_table import record, table
 
 from workbench.cli import check
 from workbench.loop.reviews import Reviews
-from workbench.runs import cluster, progress, workers
+from workbench.runs import cache, cluster, progress, workers
 from workbench.runs import run as run_module
 from workbench.runs.cache import Cache, record_test_access, temporary_folder, write_json
 from workbench.runs.errors import NO_MEMORY, DataError, ModelError, RecipeError, RunError, in_our_words
-from workbench.runs.identity import content_of
+from workbench.runs.identity import content_of, file_sha256
 from workbench.runs.recipe import Recipe, parse_yaml
 from workbench.runs.recipe_file import load_recipe
 from workbench.runs.run import Step, open_run, restore, runs_table, take_over
@@ -180,13 +182,40 @@ def live() -> dict:
     cluster.code_fingerprint.cache_clear()
     with in_our_words(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(cluster, "machine", lambda: "here")
-        _, facts, *seen = cluster.report(run.path / "numbers" / "manifest.json")
-        found["code"] = workers._code_age(), facts["code"], len(seen)
+        facts = cluster.report()[1]
+        found["code"] = workers._code_age(), facts["code"]
+    found["apart"] = _carried(run.path.parent / "apart")
     for asked in (lambda: run.read("drafts"), lambda: open_run("none"), lambda: load_recipe("none")):
         found[f"error {len(found)}"] = _said(asked)
     margin = recipe.evaluation.model_copy(update={"margin": 0.1})
     found["refused"] = _said(lambda: open_run("demo", recipe.model_copy(update={"evaluation": margin})))
     return found
+
+
+class NoNetwork:
+    """Objects of a cluster without one."""
+
+    def put(self, value: bytes) -> bytes:
+        return value
+
+    get = put
+
+
+def _carried(apart: Path) -> bool:
+    """Have a file sent to a machine that sees no folder of the run, and sent home from there."""
+    driver, holds = object.__new__(cluster._Driver), cluster._holds
+    driver.ray, driver.sent, sums = NoNetwork(), {}, {"LICENSE": file_sha256(PROJECT / "LICENSE")}
+    with in_our_words(), pytest.MonkeyPatch.context() as patched:
+        patched.setitem(sys.modules, "ray", driver.ray)
+        patched.setattr(cache, "elsewhere", SimpleNamespace(ask=partial(driver.answer, [])))
+        patched.setenv("XDG_CACHE_HOME", str(apart))
+        patched.setattr(cluster, "files_of", lambda name: (PROJECT, sums))
+        patched.setattr(cluster, "_known", {})
+        patched.setattr(cluster, "_holds", lambda folder, sums: folder != PROJECT and holds(folder, sums))
+        driver.answer([], "sign", str(apart), "host-1.json", "{}")
+        cluster.send_home(cluster.folder_here("model"), apart / "home", sums)
+        cluster._sees(apart / "home" / "LICENSE", b"")  # a machine on which that fails is one apart
+        return (apart / "home" / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
 
 
 def _said(work: Callable) -> str:

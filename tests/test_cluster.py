@@ -6,6 +6,8 @@ What is not seen here: machines without a common file system, other processors, 
 import ast
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,14 +15,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
-from conftest import PROJECT
+import small_classroom
+from conftest import PROJECT, not_run
 from notebook_steps import compute
 
 from workbench.notebook.watch import look
@@ -30,10 +33,11 @@ from workbench.runs.errors import RunError
 from workbench.runs.identity import content_of
 from workbench.runs.recipe import Recipe, recipe_class
 from workbench.runs.recipe_parts import Compute
-from workbench.runs.run import open_run
+from workbench.runs.run import MANIFEST, open_run
 from workbench.runs.workers import Job, run_jobs
 
 PAUSE_S, N_ITEMS = 0.4, 8
+BOTH_CPUS = Compute.model_validate({"cluster": "auto", "per_job": {"cpus": 2}})
 MODELS = {"models": {"teacher": "data/pocket/teacher", "students": {"tally": "data/pocket/tally-strong"}}}
 AS_HERE = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, **cluster.LOCAL}
 AS_HERE["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "240"  # by default 30, too few for a machine that is busy
@@ -255,11 +259,64 @@ def test_a_job_that_no_machine_can_take_is_refused(run):
         run_jobs(process_of, [1], 0, "never")
 
 
-def test_a_machine_that_does_not_see_the_runs_folder_is_refused(run, monkeypatch):
-    cluster.disconnect()
-    monkeypatch.setattr(cluster.cache, "atomic_write", lambda path, data: None)
-    with pytest.raises(RunError, match="does not see the run's folder .*; set WORKBENCH_RUNS to a folder that all"):
-        run.step("looks", look_twice)
+def stand(address: str) -> None:
+    """Be a machine of two CPUs until this process is ended."""
+    sys.modules["rfc3987_syntax"] = None
+    from ray._private import node, parameter
+
+    its = {"num_cpus": 2, "object_store_memory": 150 * 1024**2, "include_log_monitor": False, "node_manager_port": 0}
+    ports = {"min_worker_port": 0, "max_worker_port": 0, "dashboard_agent_listen_port": None}
+    node.Node(parameter.RayParams(gcs_address=address, **its, **ports), head=False, spawn_reaper=True)
+    signal.pause()
+
+
+@contextmanager
+def machine_apart(machines, hidden: list[Path], own: Path):
+    """A machine of two CPUs that sees none of these folders: an empty one is mounted over each."""
+    script = "".join(f"mount -t tmpfs none {shlex.quote(str(folder))} && " for folder in hidden)
+    apart = ["unshare", "--mount", "--map-root-user", "sh", "-c", f'{script} exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        not_run("the right to mount folders for oneself (unshare --mount --map-root-user)")
+    code = [sys.executable, "-c", "import sys, test_cluster; test_cluster.stand(*sys.argv[1:])", machines.address]
+    process = subprocess.Popen([*apart, *code], env=os.environ | {"XDG_CACHE_HOME": str(own)})
+    try:
+        wait_until(lambda: process.poll() is not None or cluster._connected(BOTH_CPUS).machines(BOTH_CPUS))
+        assert process.poll() is None
+        yield
+    finally:
+        cluster.disconnect()
+        process.terminate()
+        process.wait()
+
+
+def test_a_machine_that_sees_no_file_of_the_run_is_sent_models_and_sends_home_what_it_trained(
+    classroom, tmp_path, monkeypatch, machines
+):
+    """Nothing is common but the code: neither the run's folder nor tasks and models; by influence, with warm states."""
+    from test_montessori import STAGES, STATE, small
+
+    arms = {"arms": ["base", "untailored", "tailored"]}
+    recipe, whole, own = small(classroom, evaluation=arms), {}, tmp_path / "own"
+    for name, how in (("alone", {"workers": 1}), ("there", {"cluster": "auto", "per_job": {"cpus": 2}})):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / name))
+        compute = Compute.model_validate(how | {"device": "cpu", "batch_size": 12})
+        work = open_run("run", recipe.model_copy(update={"compute": compute}))
+        hidden = [tmp_path / name, classroom, PROJECT / "data" / "pocket"]
+        with machine_apart(machines, hidden, own) if name == "there" else nullcontext():
+            for stage in STAGES:
+                small_classroom.compute(stage, work)
+            ran = [job["what"] for step in work.steps() for job in work.manifest(step).get("jobs", [])]
+            if name == "there":  # as after a kill before the step was finished: what came home is not trained again
+                (work.path / "students" / MANIFEST).unlink()
+                small_classroom.compute("training", work)
+        files = [path for kind in ("parquet", "safetensors") for path in work.path.rglob(f"*.{kind}")]
+        whole[name] = {path.relative_to(work.path): path.read_bytes() for path in files}
+    assert whole["alone"] == whole["there"] and len(whole["there"]) > 20
+    assert {"measuring influence", "training students", "answering test items"} <= set(ran)
+    assert not work.manifest("students").get("jobs")
+    fetched = [path.name for path in own.rglob("*.safetensors")]
+    assert {STATE, "model.safetensors"} == set(fetched) and not list(own.glob("*/trained/*/*"))
 
 
 def test_a_machine_with_another_torch_is_refused(run, machines, quick, tmp_path):

@@ -16,7 +16,7 @@ from one_change import Replay, overlooked, recording
 from small_classroom import STAGES, TASKS, compute, recipe_of, run_until_killed, run_whole
 
 from workbench import loop, signals
-from workbench.loop import prompts
+from workbench.loop import drafting, prompts
 from workbench.loop.budgets import _take
 from workbench.loop.reviews import Reviews, apply_reviews, newer_than_alignment, reviews_in_force
 from workbench.loop.writing import why_dropped
@@ -191,6 +191,19 @@ def test_a_probe_is_what_the_student_answers_when_asked_alone(run, classroom):
     assert answers == some["answer"].tolist()
     graded = [answers_module.grade(a, items.loc[i, "target"]) for a, i in zip(answers, some["item_id"], strict=True)]
     assert graded == some["correct"].tolist()
+
+
+def test_rationales_of_a_task_are_written_by_several_jobs_as_by_one(copy, monkeypatch):
+    tasks, asked = load_tasks(copy.recipe), []
+    run_jobs = drafting.run_engine_jobs
+    monkeypatch.setattr(drafting, "run_engine_jobs", lambda fn, jobs, *a: asked.extend(jobs) or run_jobs(fn, jobs, *a))
+    monkeypatch.setattr(drafting, "DRAFTS_A_JOB", 9)
+    techniques = {name: task.techniques for name, task in tasks.items()}
+    frames = copy.read("questions"), copy.read("drafts")
+    teacher, sampling = teacher_of(copy.recipe), Decoding(60, temperature=copy.recipe.drafting.rationale_temperature)
+    again = loop.draft_rationales(teacher, tasks, frames[0], techniques, sampling, copy.recipe.seeds[0])
+    pd.testing.assert_frame_equal(again, frames[1])
+    assert [job.said.rpartition(", ")[2] for job in asked][:4] == [f"from question {n}" for n in (1, 3, 5, 7)]
 
 
 def test_a_rationale_that_was_cut_off_is_counted_and_neither_probed_nor_taught(copy, classroom):

@@ -18,6 +18,7 @@ from workbench.runs.workers import Job
 from workbench.tasks.task import Task
 
 VERSION = 5
+DRAFTS_A_JOB = 256  # of one task, so that several machines can share it
 Techniques = Mapping[str, Mapping[str, str]]  # task -> name -> instruction
 
 
@@ -73,10 +74,13 @@ def draft_rationales(
         techniques: Name and instruction of each, by task; an empty instruction asks plainly.
     """
     kept = questions[questions["kept"]]
-    jobs = [
-        Job(f"rationales of {name}", (teacher, task, kept[kept["task"] == name], techniques[name], sampling, seed))
-        for name, task in tasks.items()
-    ]
+    jobs = []
+    for name, task in tasks.items():
+        own, at_once = kept[kept["task"] == name], max(DRAFTS_A_JOB // len(techniques[name]), 1)
+        for start in range(0, max(len(own), 1), at_once):
+            said = f"rationales of {name}" + f", from question {start + 1}" * (len(own) > at_once)
+            given = (teacher, task, own.iloc[start : start + at_once], techniques[name], sampling, seed)
+            jobs.append(Job(said, given))
     rows = [row for own in run_engine_jobs(_rationales, jobs, teacher, "drafting rationales") for row in own]
     frame = schemas.build(rows, "drafts")
     frame.attrs["counts"] = {"drafts": len(frame), "drafts without an answer": (frame["answer"] == "").sum()}

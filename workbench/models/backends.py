@@ -13,7 +13,7 @@ import torch
 
 from workbench.models import loading, trl
 from workbench.models.backend_process import unsloth_folder
-from workbench.runs import progress
+from workbench.runs import cluster, progress
 from workbench.runs.cache import read_json, temporary_folder
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.recipe import ALIGNED_ARMS, DISTILLED, Alignment, Recipe, Training, parse_yaml, project_root
@@ -114,6 +114,11 @@ def _in_processes(
     recipe: Recipe, settings: Alignment | Training, rows: pd.DataFrame, work: Path, seed: int, **more
 ) -> dict:
     stage = "training" if isinstance(settings, Training) else "alignment"
+    if cluster.apart():
+        raise ModelError(
+            f"{stage}.backend {settings.backend} trains only on machines that see the run's folder; put WORKBENCH_RUNS "
+            "and the models on a disk that all machines share, or take another backend."
+        )
     job = {
         "stage": stage,
         "backend": settings.backend,

@@ -16,6 +16,7 @@ from torch.utils.benchmark import Timer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from workbench.runs import cluster
 from workbench.runs.cache import read_json
 from workbench.runs.errors import NO_MEMORY, ModelError, in_words
 from workbench.runs.identity import unlike
@@ -73,6 +74,10 @@ def resolve(ref: str | Path) -> Path:
     Raises:
         ModelError: If it is neither, or a model trained here that is not what was written.
     """
+    if cluster.inside():
+        folder = cluster.folder_here(str(ref))
+        require_whole(folder)
+        return folder
     path = Path(ref).expanduser()
     folder = path if path.is_absolute() else project_root() / path
     if folder.is_dir():
@@ -98,6 +103,21 @@ def resolve(ref: str | Path) -> Path:
         ) from error
 
 
+def _files_of(ref: str) -> tuple[Path, dict[str, str]]:
+    """Return a model's folder and the SHA-256 of each file that another machine needs of it."""
+    folder = resolve(ref)
+    if names := read_json(folder / DONE, Trained).get("files"):
+        return folder, {name: file_sha256(folder / name) for name in (*names, DONE)}
+    return folder, {path.relative_to(folder).as_posix(): file_sha256(path) for path in _fingerprinted(folder)}
+
+
+cluster.files_of = _files_of
+
+
+def _fingerprinted(folder: Path) -> list[Path]:
+    return sorted({path for pattern in FINGERPRINTED for path in folder.glob(pattern) if path.is_file()})
+
+
 def fingerprint_model(folder: str | Path) -> str:
     """Return a hash of everything in a model folder that can change what the model writes, its adapter's base included.
 
@@ -105,8 +125,7 @@ def fingerprint_model(folder: str | Path) -> str:
     """
     folder = resolve(folder)
     _refuse_weights_outside(folder)
-    files = sorted({path for pattern in FINGERPRINTED for path in folder.glob(pattern) if path.is_file()})
-    parts = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    parts = {path.relative_to(folder).as_posix(): file_sha256(path) for path in _fingerprinted(folder)}
     base = _adapter_base(folder)
     return fingerprint([parts, fingerprint_model(base) if base else ""])
 

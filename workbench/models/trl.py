@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from workbench.models import loading
 from workbench.models.loading import DONE
-from workbench.runs import progress
+from workbench.runs import cluster, progress
 from workbench.runs.cache import read_json, runs_folder, write_json
 from workbench.runs.errors import ModelError, RunError
 from workbench.runs.identity import file_sha256
@@ -170,7 +170,11 @@ def tune_all(jobs: list[TuneJob], at_once: int, describe: str, counted: str) -> 
         Whose each is, and model, its name in the folder; and the points of all curves: whose, step, metric and value,
         of each last its tokens.
     """
-    results = run_jobs(_tune, jobs, at_once, describe)
+    # A machine of a cluster may not see what is there already.
+    there = {job.folder for job in jobs if cluster.carries() and any(_whole(p, job.key) for p in _where(job.folder))}
+    missing = [job for job in jobs if job.folder not in there]
+    made = dict(zip((job.folder for job in missing), run_jobs(_tune, missing, at_once, describe), strict=True))
+    results = [made.get(job.folder) or _tune(job) for job in jobs]
     frame = pd.DataFrame([{**job.whose, "model": job.folder.name} for job in jobs])
     frame.attrs |= {"counts": {counted: len(jobs)}, "tokens": sum(result.n_tokens for result in results)}
     points = [
@@ -188,11 +192,14 @@ def _tune(job: TuneJob) -> Tuned:
 def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
     """Return what is in the folder if it was trained for this key, else take it from another run, else train into it.
 
+    On a machine of a cluster that does not see the folder, it is trained there and sent home.
+
     Args:
         key: Hash of everything that can change the weights.
         train: Leaves the model's files in the folder it is given and returns curve, n_tokens, steps. What it finds
             there comes from a run of the same key that was killed.
     """
+    wanted, folder = folder, cluster.place_of(folder)
     record = _whole(folder, key)
     if not record:
         if folder.exists():
@@ -200,14 +207,14 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
         work = folder.with_name(f"{folder.name}.{key}.unfinished")
         work.mkdir(parents=True, exist_ok=True)
         try:
-            if there := next((path for path in _elsewhere(folder) if _whole(path, key)), None):
+            if there := next((path for path in _where(folder)[1:] if _whole(path, key)), None):
                 shutil.copytree(there, work, dirs_exist_ok=True)
                 record = read_json(work / DONE)
             else:
                 record = {"key": key} | train(work)
                 shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
             # What was copied must be what was written there.
-            write_json(work / DONE, {"files": _checksums(work)} | record)
+            write_json(work / DONE, record := {"files": _checksums(work)} | record)
             os.replace(work, folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
@@ -217,7 +224,9 @@ def tuned(folder: Path, key: str, train: Callable[[Path], dict]) -> Tuned:
                 f"{folder} could not be written ({reason}), nothing earlier is lost; "
                 "free some space and run the same command again."
             ) from error
-    return Tuned(folder, record["curve"], record["n_tokens"], record["steps"])
+    if folder != wanted:
+        cluster.send_home(folder, wanted, {**record["files"], DONE: file_sha256(folder / DONE)})
+    return Tuned(wanted, record["curve"], record["n_tokens"], record["steps"])
 
 
 def _whole(folder: Path, key: str) -> dict:
@@ -236,14 +245,15 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
-def _elsewhere(folder: Path) -> list[Path]:
-    """Return the same folder of other runs."""
+def _where(folder: Path) -> list[Path]:
+    """Return a folder, and the same of other runs."""
     runs = runs_folder()
     if runs not in folder.parents:
-        return []
+        return [folder]
     # A step that replaces another is made beside it.
     _, *inside = (part.removesuffix(NEXT) for part in folder.relative_to(runs).parts)
-    return [path.parent for path in sorted(runs.glob("/".join(["*", *inside, DONE]))) if path.parent != folder]
+    others = (path.parent for path in sorted(runs.glob("/".join(["*", *inside, DONE]))))
+    return [folder, *(path for path in others if path != folder)]
 
 
 def model_folder(*names: str | int) -> str:

@@ -2,31 +2,35 @@
 
 Finished items stay the driver's: a job asks it for them, and hands it new ones, through a mailbox on the driver's
 machine, so that no job opens the file they lie in, a job that is run again finds what it had finished, and nothing is
-written once the driver is gone. Models and signs of life are written into the run's folder, which all machines must
-see. Ray is imported when a recipe names a cluster, and not before.
+written once the driver is gone. A machine that does not see the run's folder is sent the models that it has not, and
+sends home what it trained, through Ray's object store. Ray is imported when a recipe names a cluster, and not before.
 """
 
 import asyncio
+import hashlib
 import importlib.metadata
 import os
 import platform
 import secrets
+import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache as once
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workbench.runs import cache, progress
 from workbench.runs.errors import RunError
-from workbench.runs.identity import file_sha256, fingerprint
+from workbench.runs.identity import file_sha256, fingerprint, unlike
 from workbench.runs.recipe_parts import Compute
 
 MAX_RETRIES = 3  # of a job whose machine or process was lost; one that fails is not run again
 LOOK_EVERY_S = 30.0  # whether there is still a machine for the jobs that wait
 REPORT_S = 300.0  # a machine that is busy takes a minute to start a process
+SEEN = "seen"  # a file beside the signs of life, which tells a job whether its machine sees the run's folder
 AT_ONCE = 10_000  # questions that may wait for the driver, one a job
 GUARDED = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,6 +51,10 @@ _compute: Compute | None = None  # of the step that is computed
 _ran: list[dict] = []  # where its jobs ran
 _driver: "_Driver | None" = None
 _inside = False  # this process carries out a job
+_apart = False  # on a machine that does not see the run's folder
+_known: dict[str, Path] = {}  # where this machine has the folders that the job asked for
+# What a driver tells of a folder by the name of a model: where it is, and the SHA-256 of each file that counts.
+files_of: Callable[[str], tuple[Path, dict[str, str]]] | None = None
 
 
 @contextmanager
@@ -69,6 +77,11 @@ def carries() -> bool:
 def inside() -> bool:
     """Say whether this process carries out a job of a cluster: what that starts, it does itself."""
     return _inside
+
+
+def apart() -> bool:
+    """Say whether this process carries out a job on a machine that does not see the run's folder."""
+    return _apart
 
 
 def places() -> int:
@@ -180,23 +193,15 @@ class _Driver:
         """Have every machine that is new report what it computes with; see `facts`.
 
         Raises:
-            RunError: If one differs from this one, or does not see the run's folder.
+            RunError: If one differs from this one.
         """
         new = {node: there for node, there in self.machines(compute).items() if node not in self.alike}
-        seen, token = progress.folder().absolute() / "seen", secrets.token_hex(8)
-        if new:
-            cache.atomic_write(seen, token.encode())
         ask = self.ray.remote(num_cpus=0, max_retries=MAX_RETRIES)(report)
-        asked = {node: ask.options(scheduling_strategy=self.affinity(node)).remote(seen) for node in new}
+        asked = {node: ask.options(scheduling_strategy=self.affinity(node)).remote() for node in new}
         kinds = _accelerators(self.ray.cluster_resources())
         for node, ref in asked.items():
-            name, there, kind, read = self.ray.get(ref, timeout=REPORT_S)
+            name, there, kind = self.ray.get(ref, timeout=REPORT_S)
             require_alike(name, there)
-            if read != token:
-                raise RunError(
-                    f"Machine {name} does not see the run's folder {seen.parents[2]}; set WORKBENCH_RUNS to a folder "
-                    "that all machines share, or take it out."
-                )
             if kind != processor() or _accelerators(new[node]) != kinds:
                 said = f"Machine {name} has another kind of processor ({kind}), so that last bits may differ."
                 warnings.warn(said, stacklevel=2)
@@ -206,7 +211,9 @@ class _Driver:
         """Return the results of jobs, answering their questions meanwhile; see `run_jobs`."""
         ray, per_job = self.ray, compute.per_job
         task = ray.remote(num_cpus=per_job.cpus, num_gpus=per_job.gpus, max_retries=MAX_RETRIES)(_carry_out)
-        given = (self.box, facts(), str(cache.runs_folder()), call, progress.folder().absolute(), fn)
+        signs, self.sent = progress.folder().absolute(), {}
+        cache.atomic_write(signs / SEEN, seen := secrets.token_hex(8).encode())
+        given = (self.box, facts(), str(cache.runs_folder()), seen, call, signs, fn)
         refs = {task.remote(*given, index, job): index for index, job in enumerate(jobs)}
         results, began = [None] * len(jobs), [[] for _ in jobs]
         while refs:
@@ -216,7 +223,7 @@ class _Driver:
             elif ready[0] == self.next:
                 number, question = ray.get(self.next)
                 self.next = self.box.next.remote()
-                self.box.answer.remote(number, _answer(began, *question))
+                self.box.answer.remote(number, self.answer(began, *question))
                 if question[0] == "begun" and len(began[question[1]]) > MAX_RETRIES + 1:
                     # Where memory runs out Ray itself tries for ever.
                     raise RunError(_lost(describe, jobs[question[1]]))
@@ -227,6 +234,25 @@ class _Driver:
         for job, nodes in zip(jobs, began, strict=True):
             _ran.append({"what": describe, "job": repr(job), "machine": nodes[-1], "run again": len(nodes) - 1})
         return results
+
+    def answer(self, began: list[list[str]], what: str, *given: Any) -> Any:
+        """Answer a job's question: to have begun or be doing something, to be given items or files, to keep them."""
+        if what == "begun":
+            index, machine = given
+            return began[index].append(machine)
+        if what == "files":
+            return files_of(*given)
+        if what == "file":
+            path, sha256 = given
+            if sha256 not in self.sent:
+                self.sent[sha256] = self.ray.put(Path(path).read_bytes())
+            return [self.sent[sha256]]  # in a list it travels as a reference
+        if what == "folder":
+            folder, sums, sent = given
+            return put_down(Path(folder), sums, lambda name: self.ray.get(sent[name]))
+        if what == "sign":
+            return progress.put(*given)
+        return getattr(cache.shared_cache(), what)(*given)
 
     def result(self, ref, job: Any, describe: str) -> Any:
         """Return what a job made; raises as `run_jobs`."""
@@ -278,14 +304,6 @@ def _accelerators(resources: Iterable[str]) -> set[str]:
     return {name for name in resources if name.startswith("accelerator_type:")}
 
 
-def _answer(began: list[list[str]], what: str, *given: Any) -> Any:
-    """Answer a job's question: to have begun, to be given items, to keep items."""
-    if what == "begun":
-        index, machine = given
-        return began[index].append(machine)
-    return getattr(cache.shared_cache(), what)(*given)
-
-
 class MailedCache(cache.Cache):
     """Finished items as a job on a cluster knows them: the driver reads and keeps them, and counts them."""
 
@@ -306,18 +324,106 @@ class MailedCache(cache.Cache):
 
 
 def _carry_out(
-    box: Any, expected: dict, runs: str, call: Callable, signs: Path, fn: Callable, index: int, job: Any
+    box: Any, expected: dict, runs: str, seen: bytes, call: Callable, signs: Path, fn: Callable, index: int, job: Any
 ) -> Any:
     """Compute one job of a cluster, in a process on one of its machines."""
     import ray
 
-    global _inside
+    global _inside, _apart
     # A machine that joined meanwhile was not asked before.
     require_alike(machine(), facts(), expected)
-    os.environ["WORKBENCH_RUNS"], _inside = runs, True
+    _inside, _apart = True, not _sees(signs / SEEN, seen)
+    _known.clear()
+    os.environ["WORKBENCH_RUNS"] = str(own_folder() / "runs") if _apart else runs
     cache.elsewhere = MailedCache(lambda *question: ray.get(box.ask.remote(*question)))
     cache.elsewhere.ask("begun", index, machine())
+    progress.mail = partial(cache.elsewhere.ask, "sign") if _apart else None
     return call(signs, fn, job, machine())
+
+
+def _sees(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def own_folder() -> Path:
+    """Return where a machine that does not see the run's folder keeps what it was sent, and what it trains."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "responsive-teaching-workbench"
+
+
+def folder_here(name: str) -> Path:
+    """Return where a job's machine has the folder that the driver knows by a name: where the driver has it, or a copy.
+
+    Raises:
+        RunError: If it cannot be fetched.
+    """
+    if own_folder() in Path(name).parents:
+        return Path(name)  # a copy, or what was trained here
+    if name not in _known:
+        ask = cache.elsewhere.ask
+        there, sums = ask("files", name)
+        copy = own_folder() / "models" / fingerprint(sums)
+        _known[name] = next((one for one in (there, copy) if _holds(one, sums)), copy)
+        if not _holds(_known[name], sums):
+            put_down(copy, sums, lambda file: _get(ask("file", str(there / file), sums[file])))
+        _known[str(_known[name])] = _known[name]
+    return _known[name]
+
+
+def _get(reference: list) -> bytes:
+    import ray
+
+    return ray.get(reference[0])
+
+
+def place_of(folder: Path) -> Path:
+    """Return where a job puts the model that the run is to have in this folder: there, or on its machine until sent."""
+    return own_folder() / "trained" / fingerprint(str(folder)) / folder.name if _apart else folder
+
+
+def send_home(made: Path, folder: Path, sums: Mapping[str, str]) -> None:
+    """Have the driver keep what a job made on its own machine; the driver checks the checksums."""
+    import ray
+
+    sent = {name: ray.put((made / name).read_bytes()) for name in sums}
+    cache.elsewhere.ask("folder", str(folder), dict(sums), sent)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def put_down(folder: Path, sums: Mapping[str, str], read: Callable[[str], bytes]) -> None:
+    """Write a folder that came from another machine, whole or not at all.
+
+    Args:
+        folder: To be; one that is there and is another goes.
+        sums: The SHA-256 of each file, by its place in the folder.
+        read: Returns the bytes of a file.
+
+    Raises:
+        RunError: If a file is not what was sent, or cannot be written.
+    """
+    arriving = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.arriving")
+    try:
+        for name, sha256 in sums.items():
+            data = read(name)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise RunError(f"{name} of {folder} is not what was sent from another machine; run again.")
+            cache.atomic_write(arriving / name, data)
+        if not _holds(folder, sums):  # several jobs may want the same
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(arriving, folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder} could not be written ({error.strerror}), nothing earlier is lost; free some space and run the "
+            "same command again."
+        ) from error
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+
+
+def _holds(folder: Path, sums: Mapping[str, str]) -> bool:
+    return not any(unlike(folder / name, sha256) for name, sha256 in sums.items())
 
 
 def machine() -> str:
@@ -327,9 +433,9 @@ def machine() -> str:
     return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
 
 
-def report(seen: Path) -> tuple[str, dict[str, str], str, str]:
-    """Return what this machine is called, its facts, its kind of processor, and what it reads in a file."""
-    return machine(), facts(), processor(), seen.read_text() if seen.is_file() else ""
+def report() -> tuple[str, dict[str, str], str]:
+    """Return what this machine is called, its facts, and its kind of processor."""
+    return machine(), facts(), processor()
 
 
 def facts() -> dict[str, str]:

@@ -39,14 +39,21 @@ class _Signs:
             return
         self.written_s = time.monotonic()
         # Processes of several machines may have one number.
-        path = self.folder / f"{self.values['host']}-{os.getpid()}.json"
-        with contextlib.suppress(*BORNE):
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(seal({**self.values, "at": time.time()}), encoding="utf-8")
-            os.replace(temporary, path)
+        name = f"{self.values['host']}-{os.getpid()}.json"
+        (mail or put)(str(self.folder), name, seal({**self.values, "at": time.time()}))
 
 
 _signs: _Signs | None = None
+mail: Callable[[str, str, str], None] | None = None  # as `put`, where another process has the folder
+
+
+def put(folder: str, name: str, text: str) -> None:
+    """Write the signs of one process."""
+    path = Path(folder) / name
+    with contextlib.suppress(*BORNE):
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def this_process() -> dict:

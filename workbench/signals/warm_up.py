@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.models import loading
 from workbench.models.packed_losses import Text, single, token_losses
 from workbench.models.trl import Tuned, encode, tuned
+from workbench.runs import cluster
 from workbench.runs.cache import atomic_write
 from workbench.runs.errors import ModelError
 from workbench.runs.run import file_sha256, fingerprint
@@ -171,7 +172,7 @@ def save_warmed(warmed: OptimizerSnapshot, folder: Path) -> None:
 
 def load_warmed(folder: Path) -> OptimizerSnapshot:
     """Read a warmed state; a ModelError if there is none, or it is damaged."""
-    path = Path(folder) / STATE
+    path = (loading.resolve(folder) if cluster.inside() else Path(folder)) / STATE
     if not path.is_file():
         raise ModelError(f"There is no warmed state {path}; make it with warm_up.")
     try:
