@@ -1,9 +1,11 @@
 import gc
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from workbench.runs.recipe import Recipe, parse_yaml, recipe_class
@@ -100,14 +102,24 @@ def seen(monkeypatch) -> list:
     return trainers
 
 
+def built_once(tmp_path_factory, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder that the first of the processes that want it builds."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            (unfinished := folder.with_suffix(".unfinished")).mkdir()
+            build(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory) -> Path:
     """A folder with the tasks and models of the small classroom, built once; read it only, or copy it."""
     import small_classroom
 
-    folder = tmp_path_factory.mktemp("classroom")
-    small_classroom.build(folder)
-    return folder
+    return built_once(tmp_path_factory, "small-classroom", small_classroom.build)
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +133,8 @@ def small_run(small_models, tmp_path_factory) -> Path:
     """A folder of runs with the run "loop" of the small classroom, up to its alignment; read it only, or copy it."""
     import small_classroom
 
-    from workbench.runs.run import open_run
-
-    folder = tmp_path_factory.mktemp("small") / "runs"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("WORKBENCH_RUNS", str(folder))
-        run = open_run("loop", small_classroom.recipe_of(small_models))
-        for stage in ("drafting", "probing", "alignment"):
-            small_classroom.compute(stage, run)
-    return folder
+    recipe, stages = small_classroom.recipe_of(small_models), small_classroom.STAGES[:3]
+    return built_once(tmp_path_factory, "small-run", lambda runs: small_classroom.run_whole(runs, recipe, stages))
 
 
 @pytest.fixture(scope="session")

@@ -57,9 +57,9 @@ def test_a_gain_that_falls_with_the_score_is_no_parting():
 
 
 def test_false_warnings_are_rare_and_true_ones_are_found():
-    """120 drawn worlds each: a gain that stays where it is, and one that falls by 12 points at the end."""
+    """60 drawn worlds each: a gain that stays where it is, and one that falls by 12 points at the end."""
     flat, falls = (
-        np.mean([partings(rounds(SCORES, gains, key))["parted"].any() for key in range(120)])
+        np.mean([partings(rounds(SCORES, gains, key))["parted"].any() for key in range(60)])
         for gains in ((0.1,) * 4, (0.1, 0.1, 0.1, -0.02))
     )
     assert flat <= 0.05 and falls >= 0.5

@@ -1,7 +1,9 @@
+import gc
 import json
 import re
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,20 @@ def test_a_saved_model_loads_whole(folder):
     assert loaded.fingerprint == fingerprint_model(folder)
     assert load(folder, dtype="bfloat16", device="cpu").model.dtype == torch.bfloat16
     assert repr(loaded) == f"LoadedModel({folder}, float32 on cpu, fingerprint {loaded.fingerprint})"
+
+
+def test_collecting_garbage_passes_over_imports_and_takes_models(folder, monkeypatch):
+    gc.unfreeze()
+    monkeypatch.setattr(loading, "_n_imported", 0)
+    load(folder)
+    assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
+    model = load(folder).model
+    model.itself = [model]  # so that only a collection finds it
+    gone = weakref.ref(model)
+    del model
+    assert gone() is not None
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_relative_folder_is_under_the_project(folder, tmp_path, monkeypatch):

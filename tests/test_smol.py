@@ -10,7 +10,7 @@ import torch
 from conftest import PROJECT, not_run
 
 from data.smol import make, teaching
-from workbench.cli.rehearse import in_words
+from workbench.cli import rehearse
 from workbench.loop import prompts
 from workbench.models.engine import Decoding, Request
 from workbench.models.loading import load, render, resolve
@@ -18,6 +18,7 @@ from workbench.models.transformers_engine import TransformersEngine
 from workbench.models.trl import encode, tune_sft
 from workbench.runs.errors import ModelError
 from workbench.runs.recipe_file import load_recipe
+from workbench.runs.recipe_parts import Compute
 from workbench.tasks.answers import Answers
 from workbench.tasks.task import load_tasks
 
@@ -82,8 +83,10 @@ def test_one_step_of_an_adapter_moves_it(smol, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_is_rehearsed(small, runs):
-    said = list(in_words(small))
+def test_the_recipe_is_rehearsed(small, runs, monkeypatch):
+    for name, n in {"N_QUESTIONS": 2, "N_WORKED": 1, "N_ITEMS": 3}.items():
+        monkeypatch.setattr(rehearse, name, n)
+    said = list(rehearse.in_words(small.model_copy(update={"compute": Compute(workers=1, device="cpu")})))
     assert "addition, answers, one-shot:" in "\n".join(said) and "orth starting" in said[-1]
 
 

@@ -25,13 +25,14 @@ EVIL = "\x1b[31m<img src=x onerror=alert(1)>\u202egpj\x07\r"
 DRAFTING = """
 import time
 from workbench.runs import progress as heartbeat
-from workbench.runs.cache import Cache
+from workbench.runs.cache import Cache, runs_folder
 heartbeat.EVERY_S = 0
 put, calls = Cache.put_many, []
 def once_more(self, *arguments):
     put(self, *arguments)
     calls.append(1)
     if len(calls) == 2:
+        (runs_folder() / "hangs").touch()
         time.sleep(600)
 Cache.put_many = once_more
 from notebook_steps import compute
@@ -87,11 +88,11 @@ def wait_for(what, seconds: float = 120):
     raise AssertionError("waited in vain")
 
 
-def test_a_run_that_is_killed_is_said_to_be_gone_and_how_to_go_on(work, capsys):
+def test_a_run_that_is_killed_is_said_to_be_gone_and_how_to_go_on(work, runs, capsys):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])}
     process = subprocess.Popen([sys.executable, "-c", DRAFTING], env=env, cwd=PROJECT, stderr=subprocess.PIPE)
     try:
-        wait_for(lambda: look(work).texts or process.poll() is not None)
+        wait_for(lambda: (runs / "hangs").exists() or process.poll() is not None)
         now = look(work)
         assert now.state == "working", process.stderr.read() if process.poll() is not None else now
         (row,) = now.steps[now.steps["state"] == "working"].to_dict("records")
