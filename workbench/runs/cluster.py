@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.runs import cache, progress
-from workbench.runs.errors import RunError
+from workbench.runs.errors import RunError, in_our_words
 from workbench.runs.identity import file_sha256, fingerprint, unlike
 from workbench.runs.recipe_parts import Compute
 
@@ -392,6 +392,7 @@ def send_home(made: Path, folder: Path, sums: Mapping[str, str]) -> None:
     shutil.rmtree(made, ignore_errors=True)
 
 
+@in_our_words()
 def put_down(folder: Path, sums: Mapping[str, str], read: Callable[[str], bytes]) -> None:
     """Write a folder that came from another machine, whole or not at all.
 
@@ -413,11 +414,6 @@ def put_down(folder: Path, sums: Mapping[str, str], read: Callable[[str], bytes]
         if not _holds(folder, sums):  # several jobs may want the same
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(arriving, folder)
-    except OSError as error:
-        raise RunError(
-            f"{folder} could not be written ({error.strerror}), nothing earlier is lost; free some space and run the "
-            "same command again."
-        ) from error
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
 
