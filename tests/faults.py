@@ -195,23 +195,26 @@ def live() -> dict:
 class NoNetwork:
     """Objects of a cluster without one."""
 
+    exceptions = SimpleNamespace(ObjectLostError=KeyError)
+
     def put(self, value: bytes) -> bytes:
         return value
 
-    get = put
+    get = wait = put
 
 
 def _carried(apart: Path) -> bool:
     """Have a file sent to a machine that sees no folder of the run, and sent home from there."""
-    driver, holds = object.__new__(cluster._Driver), cluster._holds
-    driver.ray, driver.sent, sums = NoNetwork(), {}, {"LICENSE": file_sha256(PROJECT / "LICENSE")}
+    driver, sums = object.__new__(cluster._Driver), {"LICENSE": file_sha256(PROJECT / "LICENSE")}
+    driver.ray, driver.sent = NoNetwork(), {}
     with in_our_words(), pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, "ray", driver.ray)
         patched.setattr(cache, "elsewhere", SimpleNamespace(ask=partial(driver.answer, [])))
         patched.setenv("XDG_CACHE_HOME", str(apart))
-        patched.setattr(cluster, "files_of", lambda name: (PROJECT, sums))
+        patched.setattr(cluster, "find", lambda name: PROJECT)
+        told = iter((sums, {}))  # the driver's answer, and then what the machine itself finds there
+        patched.setattr(cluster, "sums_of", lambda folder: next(told))
         patched.setattr(cluster, "_known", {})
-        patched.setattr(cluster, "_holds", lambda folder, sums: folder != PROJECT and holds(folder, sums))
         driver.answer([], "sign", str(apart), "host-1.json", "{}")
         cluster.send_home(cluster.folder_here("model"), apart / "home", sums)
         cluster._sees(apart / "home" / "LICENSE", b"")  # a machine on which that fails is one apart

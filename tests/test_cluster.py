@@ -4,6 +4,7 @@ What is not seen here: machines without a common file system, other processors, 
 """
 
 import ast
+import hashlib
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ from collections import Counter
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -173,6 +175,31 @@ def test_jobs_are_given_items_by_mail_and_start_no_processes(run):
     ran = run.manifest("looks")["jobs"]
     assert [one["job"] for one in ran] == ["1", "2", "3"] and not any(one["run again"] for one in ran)
     assert {one["machine"].partition("/")[0] for one in ran} == {socket.gethostname()}
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x"])
+def test_what_is_sent_stays_in_its_folder(tmp_path, name):
+    with pytest.raises(RunError, match="is no file of a model's folder"):
+        cluster.put_down(tmp_path / "models" / "one", {name: hashlib.sha256(b"").hexdigest()}, lambda name: b"")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_was_changed_on_its_way_is_refused_and_what_was_left_goes(tmp_path):
+    for name in ("one.arriving", "one.0123456789abcdef.unfinished", "two.arriving"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match="a of .*one is not what was sent from another machine; run again"):
+        cluster.put_down(tmp_path / "one", {"a": hashlib.sha256(b"a").hexdigest()}, lambda name: b"b")
+    assert [path.name for path in tmp_path.iterdir()] == ["two.arriving"]
+
+
+def test_weights_whose_machine_is_lost_on_their_way_are_left_and_the_run_goes_on(tmp_path):
+    def lost(ref):
+        raise LookupError
+
+    driver = object.__new__(cluster._Driver)
+    driver.ray = SimpleNamespace(exceptions=SimpleNamespace(ObjectLostError=LookupError), wait=print, get=lost)
+    assert driver.answer([], "folder", str(tmp_path / "model"), {"a": "0"}, {"a": "its reference"}) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_address_where_no_cluster_is_is_refused_and_another_is_reached_after_it(run, runs, recipe, monkeypatch):

@@ -61,8 +61,13 @@ def test_a_saved_model_loads_whole(folder):
 def test_collecting_garbage_passes_over_imports_and_takes_models(folder, monkeypatch):
     gc.unfreeze()
     monkeypatch.setattr(loading, "_n_imported", 0)
-    load(folder)
+    monkeypatch.setattr(loading, "_alive", weakref.WeakSet())
+    first = load(folder)
     assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
+    gc.unfreeze()
+    monkeypatch.setattr(loading, "_n_imported", 0)
+    load(folder)
+    assert gc.get_freeze_count() == 0, f"{first} would never be freed"
     model = load(folder).model
     model.itself = [model]  # so that only a collection finds it
     gone = weakref.ref(model)

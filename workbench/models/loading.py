@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,7 @@ TEMPLATE_S = 5.0  # one takes about a millisecond
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _n_imported = 0  # modules, when they were last left out of garbage collection
+_alive = weakref.WeakSet()  # models that were loaded
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,15 +110,14 @@ def resolve(ref: str | Path) -> Path:
         ) from error
 
 
-def _files_of(ref: str) -> tuple[Path, dict[str, str]]:
-    """Return a model's folder and the SHA-256 of each file that another machine needs of it."""
-    folder = resolve(ref)
-    if names := read_json(folder / DONE, Trained).get("files"):
-        return folder, {name: file_sha256(folder / name) for name in (*names, DONE)}
-    return folder, {path.relative_to(folder).as_posix(): file_sha256(path) for path in _fingerprinted(folder)}
+def _sums_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a model's folder that another machine needs."""
+    recorded = [folder / name for name in (*read_json(folder / DONE, Trained).get("files", {}), DONE)]
+    paths = {path for path in (*recorded, *_fingerprinted(folder)) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(paths)}
 
 
-cluster.files_of = _files_of
+cluster.find, cluster.sums_of = resolve, _sums_of
 
 
 def _fingerprinted(folder: Path) -> list[Path]:
@@ -173,16 +174,18 @@ def load(
         raise ModelError(
             f"Model folder {folder} cannot be loaded ({_first_line(error)}); restore its files or build it again."
         ) from error
+    _alive.add(model)
     return LoadedModel(model.eval(), tokenizer, fingerprint_model(folder), str(ref))
 
 
 def _leave_imports_uncollected() -> None:
     """Have Python's garbage collection pass over what was imported, and stays: half a million objects.
 
-    It is asked for whenever a model is put down, here and by accelerate, and took 0.8 s each time.
+    It is asked for whenever a model is put down, here and by accelerate, and took 0.8 s each time. What is passed over
+    is never freed, so no model may be there.
     """
     global _n_imported
-    if len(sys.modules) > _n_imported + MANY_MODULES:
+    if len(sys.modules) > _n_imported + MANY_MODULES and not _alive:
         gc.collect()
         gc.freeze()
         _n_imported = len(sys.modules)

@@ -16,9 +16,10 @@ import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache as once
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ _driver: "_Driver | None" = None
 _inside = False  # this process carries out a job
 _apart = False  # on a machine that does not see the run's folder
 _known: dict[str, Path] = {}  # where this machine has the folders that the job asked for
-# What a driver tells of a folder by the name of a model: where it is, and the SHA-256 of each file that counts.
-files_of: Callable[[str], tuple[Path, dict[str, str]]] | None = None
+find: Callable[[str], Path] | None = None  # returns a model's folder by its name
+sums_of: Callable[[Path], dict[str, str]] | None = None  # returns the SHA-256 of each file of it that counts
 
 
 @contextmanager
@@ -162,7 +163,7 @@ class _Driver:
     """This process as the driver of jobs: its connection, its mailbox, and the machines that are known to be alike."""
 
     def __init__(self, asked: tuple[str, str]):
-        self.asked, self.alike = asked, set()
+        self.asked, self.alike, self.sent = asked, set(), {}
         self.ray = _started(asked[0])
         here = self.affinity(self.ray.get_runtime_context().get_node_id())
         actor = self.ray.remote(num_cpus=0, max_concurrency=AT_ONCE, scheduling_strategy=here)(Mailbox)
@@ -211,7 +212,7 @@ class _Driver:
         """Return the results of jobs, answering their questions meanwhile; see `run_jobs`."""
         ray, per_job = self.ray, compute.per_job
         task = ray.remote(num_cpus=per_job.cpus, num_gpus=per_job.gpus, max_retries=MAX_RETRIES)(_carry_out)
-        signs, self.sent = progress.folder().absolute(), {}
+        signs = progress.folder().absolute()
         cache.atomic_write(signs / SEEN, seen := secrets.token_hex(8).encode())
         given = (self.box, facts(), str(cache.runs_folder()), seen, call, signs, fn)
         refs = {task.remote(*given, index, job): index for index, job in enumerate(jobs)}
@@ -233,6 +234,7 @@ class _Driver:
                 progress.jobs(describe, len(jobs) - len(refs), len(jobs))
         for job, nodes in zip(jobs, began, strict=True):
             _ran.append({"what": describe, "job": repr(job), "machine": nodes[-1], "run again": len(nodes) - 1})
+        self.sent = {}
         return results
 
     def answer(self, began: list[list[str]], what: str, *given: Any) -> Any:
@@ -241,7 +243,7 @@ class _Driver:
             index, machine = given
             return began[index].append(machine)
         if what == "files":
-            return files_of(*given)
+            return (there := find(*given)), sums_of(there)
         if what == "file":
             path, sha256 = given
             if sha256 not in self.sent:
@@ -249,10 +251,18 @@ class _Driver:
             return [self.sent[sha256]]  # in a list it travels as a reference
         if what == "folder":
             folder, sums, sent = given
-            return put_down(Path(folder), sums, lambda name: self.ray.get(sent[name]))
+            # Of a job whose machine is lost by now: it is run again.
+            with suppress(self.ray.exceptions.ObjectLostError):
+                put_down(Path(folder), sums, lambda name: self.fetch(sent[name]))
+            return None
         if what == "sign":
             return progress.put(*given)
         return getattr(cache.shared_cache(), what)(*given)
+
+    def fetch(self, ref) -> bytes:
+        """Return an object of another machine; a client's `get` alone would begin again every two seconds."""
+        self.ray.wait([ref])
+        return self.ray.get(ref)
 
     def result(self, ref, job: Any, describe: str) -> Any:
         """Return what a job made; raises as `run_jobs`."""
@@ -364,11 +374,12 @@ def folder_here(name: str) -> Path:
     if name not in _known:
         ask = cache.elsewhere.ask
         there, sums = ask("files", name)
-        copy = own_folder() / "models" / fingerprint(sums)
-        _known[name] = next((one for one in (there, copy) if _holds(one, sums)), copy)
-        if not _holds(_known[name], sums):
-            put_down(copy, sums, lambda file: _get(ask("file", str(there / file), sums[file])))
-        _known[str(_known[name])] = _known[name]
+        if not there.is_dir() or sums_of(there) != sums:
+            path, there = there, own_folder() / "models" / fingerprint(sums)
+            with cache.held(there.with_suffix(".lock"), f"the copy of {name}", wait=True):
+                if not _holds(there, sums):
+                    put_down(there, sums, lambda file: _get(ask("file", str(path / file), sums[file])))
+        _known[name] = _known[str(there)] = there
     return _known[name]
 
 
@@ -404,16 +415,21 @@ def put_down(folder: Path, sums: Mapping[str, str], read: Callable[[str], bytes]
     Raises:
         RunError: If a file is not what was sent, or cannot be written.
     """
-    arriving = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.arriving")
+    arriving = folder.with_name(f"{folder.name}.arriving")
+    for left in [arriving, *folder.parent.glob(f"{escape(folder.name)}.{'[0-9a-f]' * 16}.unfinished")]:
+        shutil.rmtree(left, ignore_errors=True)  # by whoever was killed at it
     try:
         for name, sha256 in sums.items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise RunError(
+                    f"{name!r} is no file of a model's folder; mend the files of {folder.name}, or leave it."
+                )
             data = read(name)
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise RunError(f"{name} of {folder} is not what was sent from another machine; run again.")
             cache.atomic_write(arriving / name, data)
-        if not _holds(folder, sums):  # several jobs may want the same
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(arriving, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(arriving, folder)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
 
