@@ -1,8 +1,10 @@
 """The house: a room imports only from the rooms before it, and what the rooms must not know of one another."""
 
 import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator
 from functools import reduce
 from graphlib import TopologicalSorter
@@ -18,7 +20,8 @@ ROOMS = "runs tasks models loop signals methods verdict studies figures report n
 AT_THE_TOP = 6
 FILES_IN_A_ROOM = {room: range(3, {"signals": 17}.get(room, 13)) for room in ROOMS}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 600, 60
-# What there is; the aim is 3,500 and 12,000, and neither may grow.
+# The bounds of what a reader takes in, for code alone; what there is with all that explains it may not grow either.
+CODE_OF_THE_CORE, CODE_IN_ALL = 4_500, 15_000
 LINES_OF_THE_CORE, LINES_IN_ALL = 6_456, 22_397
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
 MODELS = {"torch", "transformers", "trl", "peft", "vllm"}
@@ -213,10 +216,30 @@ def test_the_reader_of_imports_sees_every_form(monkeypatch, tmp_path):
     assert imports("probe") >= {"workbench.runs.run", "workbench.tasks.task", "workbench.models"}
 
 
+def code_lines(text: str) -> int:
+    """Return how many lines of a file are code: neither blank, nor a comment, nor part of a docstring."""
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in silent]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        may_explain = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if may_explain and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_lines_of_code_are_counted_without_what_explains_them():
+    text = '"""Said."""\n\nX = """one\ntwo"""  # why\n\n\ndef f():\n    """Said."""\n    # why\n    return X\n'
+    assert code_lines(text) == 4
+
+
 def test_the_library_does_not_grow():
-    lines = {module: path.read_text(encoding="utf-8").count("\n") for module, path in FILES.items()}
+    texts = {module: path.read_text(encoding="utf-8") for module, path in FILES.items()}
     core = {"runs.run", "tasks.task", "tasks.answers"}
-    assert sum(n for name, n in lines.items() if room_of(name) in ("methods", "loop", "signals") or name in core) <= (
-        LINES_OF_THE_CORE
-    )
-    assert sum(lines.values()) <= LINES_IN_ALL
+    core |= {name for name in texts if room_of(name) in ("methods", "loop", "signals")}
+    for count, of_the_core, in_all in (
+        (lambda text: text.count("\n"), LINES_OF_THE_CORE, LINES_IN_ALL),
+        (code_lines, CODE_OF_THE_CORE, CODE_IN_ALL),
+    ):
+        lines = {module: count(text) for module, text in texts.items()}
+        assert sum(lines[name] for name in core) <= of_the_core and sum(lines.values()) <= in_all
