@@ -46,7 +46,6 @@ alignment: {beta: 0.1, learning_rate: 5.0e-5, n_epochs: 1, batch_size: 4, max_le
 tailoring: {n_examples: 8, max_new_tokens: 120}
 training: {learning_rate: 1.0e-3, n_epochs: 1, batch_size: 4, max_length: 512}
 evaluation: {n_items: 8, max_new_tokens: 120}
-compute: {workers: 1}  # processes that would each import torch anew; own_method below has them
 """
 
 
