@@ -217,7 +217,7 @@ def _carried(apart: Path) -> bool:
         patched.setattr(cluster, "_known", {})
         driver.answer([], "sign", str(apart), "host-1.json", "{}")
         cluster.send_home(cluster.folder_here("model"), apart / "home", sums)
-        cluster._sees(apart / "home" / "LICENSE", b"")  # a machine on which that fails is one apart
+        cluster._sees(apart / "home" / "LICENSE", "")  # a machine on which that fails is one apart
         return (apart / "home" / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
 
 

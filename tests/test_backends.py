@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -201,6 +202,13 @@ def test_recipes_without_these_means_keep_their_keys(folder):
 def test_one_model_at_a_time_is_launched(folder):
     assert recipe_of(folder, compute=TWO | {"workers": 4}).compute.trained_at_once == 1
     assert recipe_of(folder, compute={"workers": 4}).compute.trained_at_once == 4
+
+
+def test_a_machine_that_does_not_see_the_run_starts_no_process_that_would_have_to(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(backends.cluster, "_apart", True)
+    recipe = recipe_of(folder, training=UNSLOTH)
+    with pytest.raises(ModelError, match="training.backend unsloth trains only on machines that see the run's folder"):
+        backends.tune_sft(recipe, str(folder), pd.DataFrame(columns=["prompt", "completion"]), 1, tmp_path, 0)
 
 
 def test_unsloth_lies_apart():

@@ -22,7 +22,7 @@ FILES_IN_A_ROOM = {room: range(3, {"signals": 17}.get(room, 13)) for room in ROO
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 600, 60
 # The bounds of what a reader takes in, for code alone; what there is with all that explains it may not grow either.
 CODE_OF_THE_CORE, CODE_IN_ALL = 4_500, 15_000
-LINES_OF_THE_CORE, LINES_IN_ALL = 6_456, 22_397
+LINES_OF_THE_CORE, LINES_IN_ALL = 6_456, 22_393
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
 MODELS = {"torch", "transformers", "trl", "peft", "vllm"}
 

@@ -212,8 +212,8 @@ class _Driver:
         """Return the results of jobs, answering their questions meanwhile; see `run_jobs`."""
         ray, per_job = self.ray, compute.per_job
         task = ray.remote(num_cpus=per_job.cpus, num_gpus=per_job.gpus, max_retries=MAX_RETRIES)(_carry_out)
-        signs = progress.folder().absolute()
-        cache.atomic_write(signs / SEEN, seen := secrets.token_hex(8).encode())
+        signs, seen = progress.folder().absolute(), secrets.token_hex(8)
+        progress.put(str(signs), SEEN, seen)
         given = (self.box, facts(), str(cache.runs_folder()), seen, call, signs, fn)
         refs = {task.remote(*given, index, job): index for index, job in enumerate(jobs)}
         results, began = [None] * len(jobs), [[] for _ in jobs]
@@ -334,7 +334,7 @@ class MailedCache(cache.Cache):
 
 
 def _carry_out(
-    box: Any, expected: dict, runs: str, seen: bytes, call: Callable, signs: Path, fn: Callable, index: int, job: Any
+    box: Any, expected: dict, runs: str, seen: str, call: Callable, signs: Path, fn: Callable, index: int, job: Any
 ) -> Any:
     """Compute one job of a cluster, in a process on one of its machines."""
     import ray
@@ -351,9 +351,9 @@ def _carry_out(
     return call(signs, fn, job, machine())
 
 
-def _sees(path: Path, content: bytes) -> bool:
+def _sees(path: Path, content: str) -> bool:
     try:
-        return path.read_bytes() == content
+        return path.read_text(encoding="utf-8") == content
     except OSError:
         return False
 
@@ -369,6 +369,8 @@ def folder_here(name: str) -> Path:
     Raises:
         RunError: If it cannot be fetched.
     """
+    import ray
+
     if own_folder() in Path(name).parents:
         return Path(name)  # a copy, or what was trained here
     if name not in _known:
@@ -378,15 +380,9 @@ def folder_here(name: str) -> Path:
             path, there = there, own_folder() / "models" / fingerprint(sums)
             with cache.held(there.with_suffix(".lock"), f"the copy of {name}", wait=True):
                 if not _holds(there, sums):
-                    put_down(there, sums, lambda file: _get(ask("file", str(path / file), sums[file])))
+                    put_down(there, sums, lambda file: ray.get(ask("file", str(path / file), sums[file])[0]))
         _known[name] = _known[str(there)] = there
     return _known[name]
-
-
-def _get(reference: list) -> bytes:
-    import ray
-
-    return ray.get(reference[0])
 
 
 def place_of(folder: Path) -> Path:

@@ -48,7 +48,7 @@ mail: Callable[[str, str, str], None] | None = None  # as `put`, where another p
 
 
 def put(folder: str, name: str, text: str) -> None:
-    """Write the signs of one process."""
+    """Write a file of signs, such as those of one process."""
     path = Path(folder) / name
     with contextlib.suppress(*BORNE):
         temporary = path.with_suffix(".tmp")
