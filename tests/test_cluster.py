@@ -62,6 +62,7 @@ def machines(quick):
         patched.setitem(sys.modules, "rfc3987_syntax", None)
         from ray.cluster_utils import Cluster
 
+        cluster.read_settings()  # another test of this process may have imported Ray
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -197,7 +198,8 @@ def test_weights_whose_machine_is_lost_on_their_way_are_left_and_the_run_goes_on
         raise LookupError
 
     driver = object.__new__(cluster._Driver)
-    driver.ray = SimpleNamespace(exceptions=SimpleNamespace(ObjectLostError=LookupError), wait=print, get=lost)
+    known = {"exceptions": SimpleNamespace(ObjectLostError=LookupError), "wait": lambda refs: (refs, []), "get": lost}
+    driver.ray = SimpleNamespace(**known)
     assert driver.answer([], "folder", str(tmp_path / "model"), {"a": "0"}, {"a": "its reference"}) is None
     assert not list(tmp_path.iterdir())
 
@@ -407,14 +409,15 @@ def drive(runs: str, recipe: str, log: str, n_jobs: str) -> None:
 
 
 def driver(runs: Path, recipe: Recipe, log: Path, n_jobs: int, environment: dict) -> subprocess.Popen:
-    code = "import sys, test_cluster; test_cluster.drive(*sys.argv[1:])"
+    # Ray first, as vLLM imports it, before anything has set what it is to do.
+    code = "import ray, sys, test_cluster; test_cluster.drive(*sys.argv[1:])"
     given = [str(runs), json.dumps(recipe.model_dump()), str(log), str(n_jobs)]
-    return subprocess.Popen([sys.executable, "-c", code, *given], env=os.environ | environment)
+    return subprocess.Popen([sys.executable, "-c", code, *given], env=environment)
 
 
 def test_a_run_that_is_killed_leaves_nothing_behind_and_goes_on_where_it_was(run, runs, recipe, tmp_path):
     log = tmp_path / "log"
-    process = driver(runs, carried(recipe), log, 2, {})
+    process = driver(runs, carried(recipe), log, 2, dict(os.environ))
     wait_until(lambda: {"0/1", "1/1"} <= set(lines_of(log)))
     process.kill()
     process.wait()
@@ -431,8 +434,9 @@ def test_a_run_that_is_killed_leaves_nothing_behind_and_goes_on_where_it_was(run
 
 
 def test_a_cluster_of_this_machine_listens_on_loopback_and_ends_with_its_run(runs, recipe, tmp_path, quick):
-    log, plain = tmp_path / "log", {"RAY_ADDRESS": "", "PYTHONPATH": quick}
-    process = driver(runs, carried(recipe, "local"), log, 1, plain)
+    log, ours = tmp_path / "log", {**AS_HERE, **cluster.GUARDED, "RAY_ADDRESS": ""}
+    plain = {name: value for name, value in os.environ.items() if name not in ours}
+    process = driver(runs, carried(recipe, "local"), log, 1, plain | {"PYTHONPATH": quick})
     wait_until(lambda: lines_of(log))
     family = psutil.Process(process.pid).children(recursive=True)
     listening = {

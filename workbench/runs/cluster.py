@@ -204,8 +204,7 @@ class _Driver:
             name, there, kind = self.ray.get(ref, timeout=REPORT_S)
             require_alike(name, there)
             if kind != processor() or _accelerators(new[node]) != kinds:
-                said = f"Machine {name} has another kind of processor ({kind}), so that last bits may differ."
-                warnings.warn(said, stacklevel=2)
+                warnings.warn(f"Machine {name} has another processor ({kind}); last bits may differ.", stacklevel=2)
         self.alike |= set(new)
 
     def carry(self, compute: Compute, call: Callable, fn: Callable, jobs: list, describe: str) -> list:
@@ -230,7 +229,7 @@ class _Driver:
                     raise RunError(_lost(describe, jobs[question[1]]))
             else:
                 index = refs.pop(ready[0])
-                results[index] = self.result(ready[0], jobs[index], describe)
+                results[index], _ = self.result(ready[0], jobs[index], describe)
                 progress.jobs(describe, len(jobs) - len(refs), len(jobs))
         for job, nodes in zip(jobs, began, strict=True):
             _ran.append({"what": describe, "job": repr(job), "machine": nodes[-1], "run again": len(nodes) - 1})
@@ -251,18 +250,13 @@ class _Driver:
             return [self.sent[sha256]]  # in a list it travels as a reference
         if what == "folder":
             folder, sums, sent = given
-            # Of a job whose machine is lost by now: it is run again.
+            # Of a job whose machine is lost by now: it is run again. A client's `get` alone would begin anew every 2 s.
             with suppress(self.ray.exceptions.ObjectLostError):
-                put_down(Path(folder), sums, lambda name: self.fetch(sent[name]))
+                put_down(Path(folder), sums, lambda name: self.ray.get(self.ray.wait([sent[name]])[0][0]))
             return None
         if what == "sign":
             return progress.put(*given)
         return getattr(cache.shared_cache(), what)(*given)
-
-    def fetch(self, ref) -> bytes:
-        """Return an object of another machine; a client's `get` alone would begin again every two seconds."""
-        self.ray.wait([ref])
-        return self.ray.get(ref)
 
     def result(self, ref, job: Any, describe: str) -> Any:
         """Return what a job made; raises as `run_jobs`."""
@@ -291,6 +285,7 @@ def _started(cluster: str):
         raise RunError(
             f"compute.cluster is {cluster}, but Ray is not installed; run: make ray, or set it to none."
         ) from None
+    read_settings()
     own = {"num_cpus": os.cpu_count(), "include_dashboard": False} if cluster == "local" else {}
     try:
         ray.init(cluster, log_to_driver=False, logging_level="ERROR", **own)
@@ -302,6 +297,15 @@ def _started(cluster: str):
             "GRPC_ENABLE_FORK_SUPPORT=0 ray start --head, with the token of this user, or set compute.cluster to local."
         ) from error
     return ray
+
+
+def read_settings() -> None:
+    """Have Ray read its settings again: whatever imported it before us, vLLM for one, did so without ours."""
+    from ray import _raylet
+    from ray._private import ray_constants as read
+
+    _raylet.Config.initialize("")
+    read.ENABLE_RAY_CLUSTER = read.env_bool(read.ENABLE_RAY_CLUSTERS_ENV_VAR, read.ENABLE_RAY_CLUSTER)
 
 
 def _room(resources: Mapping[str, float], compute: Compute) -> int:
@@ -346,9 +350,9 @@ def _carry_out(
     _known.clear()
     os.environ["WORKBENCH_RUNS"] = str(own_folder() / "runs") if _apart else runs
     cache.elsewhere = MailedCache(lambda *question: ray.get(box.ask.remote(*question)))
-    cache.elsewhere.ask("begun", index, machine())
+    begun = box.ask.remote("begun", index, machine())  # not waited for: a question takes its time there and back
     progress.mail = partial(cache.elsewhere.ask, "sign") if _apart else None
-    return call(signs, fn, job, machine())
+    return call(signs, fn, job, machine()), ray.get(begun)
 
 
 def _sees(path: Path, content: str) -> bool:
@@ -379,7 +383,7 @@ def folder_here(name: str) -> Path:
         if not there.is_dir() or sums_of(there) != sums:
             path, there = there, own_folder() / "models" / fingerprint(sums)
             with cache.held(there.with_suffix(".lock"), f"the copy of {name}", wait=True):
-                if not _holds(there, sums):
+                if any(unlike(there / file, sha256) for file, sha256 in sums.items()):
                     put_down(there, sums, lambda file: ray.get(ask("file", str(path / file), sums[file])[0]))
         _known[name] = _known[str(there)] = there
     return _known[name]
@@ -428,10 +432,6 @@ def put_down(folder: Path, sums: Mapping[str, str], read: Callable[[str], bytes]
         os.replace(arriving, folder)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
-
-
-def _holds(folder: Path, sums: Mapping[str, str]) -> bool:
-    return not any(unlike(folder / name, sha256) for name, sha256 in sums.items())
 
 
 def machine() -> str:
