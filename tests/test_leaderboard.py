@@ -9,6 +9,7 @@ import pytest
 from probed_run import recipe_of, store, write_run
 
 from workbench import figures
+from workbench.runs.errors import RunError
 from workbench.studies import leaderboard
 from workbench.studies.leaderboard import POSED, _Table, agreement, board, centred, compare, groups_of, leaks
 from workbench.verdict.intervals import percentiles
@@ -160,6 +161,28 @@ def test_groups_are_the_same_for_all_signals_and_an_unscored_draft_is_never_the_
     assert all(own["question_id"].is_unique and len(own) == len(TASKS) * N_QUESTIONS for own in named.values())
     assert "sums0tally" not in set(named["best true"]["draft_id"]) and "sums0tally" in set(named["tally"]["draft_id"])
     pd.testing.assert_frame_equal(groups_of(signals, ["true", "same"], 1), groups)
+
+
+def test_techniques_that_each_task_calls_by_other_names_go_together():
+    signals, groups, _ = made({"true": 1.0})
+    others = {"diary": "aloud", "meter": "bare", "story": "columns", "tally": "drawn"}
+    names = signals["technique"].where(signals["task"] == TASKS[0], signals["technique"].map(others))
+    again = groups_of(signals.assign(technique=names), ["true"], 1)
+    before, after = (
+        {name: set(own["draft_id"]) for joined, own in of.groupby("group") for name in joined.split("; ")}
+        for of in (groups, again)
+    )
+    assert {name: before.pop(name) for name in TECHNIQUES} == {
+        name: after.pop("/".join(sorted((name, others[name])))) for name in TECHNIQUES
+    }
+    assert before == after
+
+
+def test_drafts_that_form_no_group_are_refused():
+    signals, _, _ = made({"true": 1.0})
+    lost = np.where(signals["question_id"].str[-1].astype(int) % 2, "tally", "story")
+    with pytest.raises(RunError, match="No question has a usable draft of every technique for s; draft more questions"):
+        groups_of(signals[signals["technique"] != lost], ["true"], 1)
 
 
 def test_probes_that_leak_are_counted_and_left_out(runs):

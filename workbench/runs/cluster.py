@@ -356,10 +356,9 @@ def _carry_out(
 
 
 def _sees(path: Path, content: str) -> bool:
-    try:
+    with suppress(OSError):
         return path.read_text(encoding="utf-8") == content
-    except OSError:
-        return False
+    return False
 
 
 def own_folder() -> Path:

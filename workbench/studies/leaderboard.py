@@ -110,26 +110,27 @@ def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
 def groups_of(signals: pd.DataFrame, leaders: Sequence[str], seed: int) -> pd.DataFrame:
     """Return the common groups: columns student, group (its names, joined by "; "), question_id, draft_id.
 
-    Only questions with a draft of every technique are in any; ties are broken at random, and groups of the same drafts
-    are one.
+    Techniques of several tasks go together by the order of their names. Only questions with a draft of every technique
+    of their task are in any group; ties are broken at random, and groups of the same drafts are one.
     """
     wide = signals.pivot_table(index=["student", "question_id", "draft_id"], columns="signal", values="value")
     known = signals.drop_duplicates(["student", "draft_id"]).set_index(["student", "question_id", "draft_id"])
     rows = []
     for student, own in known.groupby(level="student", sort=False):
-        own = own.reset_index()
-        n_of = own.groupby("question_id")["technique"].transform("nunique")
-        own = own[n_of == own["technique"].nunique()]
+        own, of_task = own.reset_index(), own.reset_index().groupby("task")["technique"]
+        place = of_task.transform(lambda names: names.astype("category").cat.codes)
+        own["name"] = own.groupby(place)["technique"].transform(lambda names: "/".join(sorted(set(names))))
+        own = own[own.groupby("question_id")["technique"].transform("nunique") == of_task.transform("nunique")]
+        if own.empty:
+            raise RunError(f"No question has a usable draft of every technique for {student}; draft more questions.")
         own = own.iloc[stream(seed, "leaderboard", student).permutation(len(own))].reset_index(drop=True)
-        picked = {name: part["draft_id"] for name, part in own.groupby("technique")}
+        picked = {name: part["draft_id"] for name, part in own.groupby("name")}
         picked["random"] = own.drop_duplicates("question_id")["draft_id"]
         for name in leaders:
             value = own["draft_id"].map(wide.loc[student][name].droplevel("question_id")).dropna()
             of_question = value.groupby(own["question_id"])
-            picked |= {
-                f"best {name}": own["draft_id"][of_question.idxmax()],
-                f"worst {name}": own["draft_id"][of_question.idxmin()],
-            }
+            for end, at in (("best", of_question.idxmax()), ("worst", of_question.idxmin())):
+                picked[f"{end} {name}"] = own["draft_id"][at]
         same: dict[tuple, list[str]] = {}
         for name, ids in picked.items():
             same.setdefault(tuple(sorted(ids)), []).append(name)
