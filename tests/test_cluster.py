@@ -330,7 +330,8 @@ def machine_apart(machines, hidden: list[Path], own: Path):
         environment["PYTHONPATH"] = os.pathsep.join([str(own / "first"), os.environ["PYTHONPATH"]])
     process = subprocess.Popen([*(mounted or [[]])[0], *code], env=environment)
     try:
-        wait_until(lambda: process.poll() is not None or cluster._connected(BOTH_CPUS).machines(BOTH_CPUS))
+        wanted = BOTH_CPUS.model_copy(update={"cluster": machines.client})
+        wait_until(lambda: process.poll() is not None or cluster._connected(wanted).machines(wanted))
         assert process.poll() is None
         yield
     finally:
@@ -347,7 +348,7 @@ def test_a_machine_that_sees_no_file_of_the_run_is_sent_models_and_sends_home_wh
 
     arms = {"arms": ["base", "untailored", "tailored"]}
     recipe, whole, own = small(classroom, evaluation=arms), {}, tmp_path / "own"
-    for name, how in (("alone", {"workers": 1}), ("there", {"cluster": "auto", "per_job": {"cpus": 2}})):
+    for name, how in (("alone", {"workers": 1}), ("there", {"cluster": machines.client, "per_job": {"cpus": 2}})):
         (tmp_path / name).mkdir()
         monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / name))
         compute = Compute.model_validate(how | {"device": "cpu", "batch_size": 12})
