@@ -56,6 +56,17 @@ def test_a_gain_that_falls_with_the_score_is_no_parting():
     assert "did not rise beyond chance" in findings(table)[0]
 
 
+def test_what_alone_would_be_a_parting_is_undecided_after_correction():
+    table = rounds(SCORES, (0.10, 0.10, 0.09, 0.02), key=1, seed_sd=0.03)
+    found = partings(table)
+    alone = found[(found["score_low"] > 0) & (found["gain_high"] < 0)]
+    assert len(alone) and not found["parted"].any()
+    (said,) = findings(table)
+    row = alone.loc[alone["gain"].idxmin()]
+    assert said.startswith(f"Undecided for ada. From round {row['earlier']} to round {row['later']} the score moved")
+    assert f"of 6 pairs of rounds one may be so by chance (p {row['p_holm']:.2f})" in said
+
+
 def test_false_warnings_are_rare_and_true_ones_are_found():
     """60 drawn worlds each: a gain that stays where it is, and one that falls by 12 points at the end."""
     flat, falls = (

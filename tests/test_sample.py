@@ -90,7 +90,8 @@ def test_the_study_of_rounds_is_whole(runs):
     run = open_run("sample-goodhart")
     table = goodhart.follow(run, 3, 5, 8)
     found = goodhart.by_round(table)
-    assert list(found["round"]) == [0, 1, 2] and found["score"].between(0, 1).all()
+    assert list(found["round"]) == [0, 1, 2, 3, 4]
+    assert found["n_seeds"].eq(5).all() and found["score"].between(0, 1).all()
     assert len(goodhart.findings(table)) == len(run.recipe.models.students)
 
 

@@ -233,21 +233,22 @@ def partings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(table: pd.DataFrame) -> list[str]:
-    """Return a sentence a student: a warning where score and gain parted, else how both moved to the last round."""
+    """Return a sentence a student: a warning where score and gain parted, else how they moved where it matters most."""
     said = []
     for student, own in partings(table).groupby("student", sort=False):
-        parted = own[own["parted"]]
-        if len(parted):
-            row = parted.loc[parted["gain"].idxmin()].to_dict()
-            said.append(
-                f"Warning: for {student} score and gain part. {_moved(row)}. The score no longer stands for the gain; "
-                f"stop at round {row['earlier']}."
-            )
-        else:
-            row = own[own["earlier"] == own["earlier"].min()].iloc[-1].to_dict()
-            # What did not rise cannot part.
-            little = "" if row[f"{SCORE}_low"] > 0 else " The score did not rise beyond chance, so this shows little."
-            said.append(f"No parting is seen for {student}. {_moved(row)}.{little}")
+        alone = own[(own[f"{SCORE}_low"] > 0) & (own[f"{GAIN}_high"] < 0)]
+        to_last = own[own["earlier"] == own["earlier"].min()].tail(1)
+        row = next(of for of in (own[own["parted"]], alone, to_last) if len(of)).sort_values("gain").iloc[0].to_dict()
+        moved, p = _moved(row), row["p_holm"]
+        if row["parted"]:
+            after = f"The score no longer stands for the gain; stop at round {row['earlier']}."
+            said.append(f"Warning: for {student} score and gain part. {moved}. {after}")
+        elif len(alone):
+            after = f"Alone that were a parting; of {len(own)} pairs of rounds one may be so by chance (p {p:.2f})."
+            said.append(f"Undecided for {student}. {moved}. {after}")
+        else:  # what did not rise cannot part
+            after = "" if row[f"{SCORE}_low"] > 0 else " The score did not rise beyond chance, so this shows little."
+            said.append(f"No parting is seen for {student}. {moved}.{after}")
     return said
 
 
@@ -256,5 +257,4 @@ def _moved(row: dict) -> str:
         f"{100 * row[what]:+.1f} points ({100 * row[f'{what}_low']:+.1f} to {100 * row[f'{what}_high']:+.1f})"
         for what in (SCORE, GAIN)
     )
-    rounds = f"From round {row['earlier']} to round {row['later']}"
-    return f"{rounds} the probe score moved {score}, the held-out gain {gain}"
+    return f"From round {row['earlier']} to round {row['later']} the score moved {score}, the held-out gain {gain}"
