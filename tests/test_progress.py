@@ -16,7 +16,7 @@ from workbench.runs.workers import run_jobs
 def step(runs, recipe):
     """A step of a run, begun in this process."""
     begun = Step(open_run("watched", recipe), "drafts-of-mine")
-    begun.begin("f" * 16)
+    progress.begin(begun.begin("f" * 16))
     yield begun
     progress.end()
 
@@ -43,7 +43,7 @@ def test_a_step_says_that_it_lives_from_its_beginning_to_its_end(step):
 
 def test_a_step_that_replaces_another_gives_its_signs_beside_it(step):
     step.finish("f" * 16, double, {}, {}, pd.DataFrame({"n": [1]}), 1.0)
-    folder = step.begin("e" * 16)
+    progress.begin(folder := step.begin("e" * 16))
     assert len(progress.read(folder)) == 1 and progress.read(step.path) == []
     step.finish("e" * 16, double, {}, {}, pd.DataFrame({"n": [2]}), 1.0)
     assert step.manifest["key"] == "e" * 16 and not (step.path / progress.FOLDER).exists()
@@ -108,5 +108,4 @@ def test_without_a_step_nothing_is_written(runs, tmp_path):
     progress.end()
     progress.made([{"text": "t"}])
     progress.steps("m", 1, 2, {"loss": 1.0})
-    progress.stop("why")
     assert progress.folder() is None and not list(tmp_path.rglob("*.json"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
@@ -57,7 +58,9 @@ def begun(work, monkeypatch):
 
 
 def begin(work, step: str):
-    return Step(work, step).begin("f" * 16)
+    folder = Step(work, step).begin("f" * 16)
+    progress.begin(folder)
+    return folder
 
 
 def things(n: int) -> dict[str, pd.DataFrame]:
@@ -117,12 +120,13 @@ def test_every_state_has_its_words(work):
     finish(work, "questions")
     assert look(work).state == "between steps"
     assert "questions is finished, drafts has not begun; to go on: workbench run" in look(work).said
-    begin(work, "drafts")
+    drafts = begin(work, "drafts")
     assert look(work).state == "working" and look(work).steps["state"].tolist()[:2] == ["finished", "working"]
     assert row_of(look(work), "questions")[["items", "tokens"]].tolist() == ["3 things", "15"]
     late = look(work, time.time() + 100)
     assert late.state == "silent" and "though process" in late.said and "of drafts for 100 s" in late.said
-    progress.stop(f"no {EVIL}")
+    with pytest.raises(ValueError, match="^no "), progress.of(drafts, nullcontext()):
+        raise ValueError(f"no {EVIL}")
     stopped = look(work)
     assert stopped.state == "stopped" and "Finished items are kept" in stopped.said and "\x1b" not in stopped.said
     finish(work, *watch.expected_steps(work))

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ def this_process() -> dict:
     return {"pid": os.getpid(), "born": psutil.Process().create_time(), "host": socket.gethostname()}
 
 
+@contextlib.contextmanager
+def of(step: Path, shown: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Give signs of life of the step, or of other work, whose folder is given, and have them shown."""
+    global _signs
+    begin(step)
+    try:
+        with shown:
+            yield
+        end()
+    except BaseException as error:
+        # The kernel lives on: without this the run would look as if it did too.
+        if _signs is not None:
+            _signs.give(at_once=True, stopped=f"{type(error).__name__}: {error}"[:N_CHARACTERS])
+        _signs = None
+        raise
+
+
 def begin(step: Path) -> None:
     """Say that this process begins to compute the step whose folder is given; earlier signs of it go."""
     global _signs
@@ -84,14 +101,6 @@ def forget(step: Path) -> None:
     """Take the signs away that lie in a step's folder."""
     with contextlib.suppress(*BORNE):
         shutil.rmtree(step / FOLDER, ignore_errors=True)
-
-
-def stop(reason: str) -> None:
-    """Say that the step was stopped before its end, and why."""
-    global _signs
-    if _signs is not None:
-        _signs.give(at_once=True, stopped=reason[:N_CHARACTERS])
-        _signs = None
 
 
 def folder() -> Path | None:

@@ -110,16 +110,11 @@ class Run:
     def _compute(self, step: "Step", key: str, function: Callable, inputs: dict, arguments) -> None:
         folder, began = step.begin(key), time.monotonic()
         given = {"folder": folder} if "folder" in inspect.signature(function).parameters else {}
-        try:
-            with self.watching(step.name), cluster.carrying(self.recipe.compute) as ran:
-                made = function(*arguments, **given)
+        with progress.of(folder, self.watching(step.name)), cluster.carrying(self.recipe.compute) as ran:
+            made = function(*arguments, **given)
             parents, seconds = self._parents(step.name, inputs), time.monotonic() - began
             step.finish(key, function, inputs, parents, made, seconds, ran)
-            print(f"{ENDED}{spoken(step.name)}: {step.in_words()}, {step.manifest['seconds']:.0f} s")
-        except BaseException as error:
-            # The kernel lives on: without this the run would look as if it did too.
-            progress.stop(f"{type(error).__name__}: {error}")
-            raise
+        print(f"{ENDED}{spoken(step.name)}: {step.in_words()}, {step.manifest['seconds']:.0f} s")
 
     @in_our_words()
     def read(self, name: str, frame: str = "") -> pd.DataFrame:
@@ -249,7 +244,6 @@ class Step:
         if folder.exists() and read_json(folder / BEGUN).get("key") != key:
             _rename(folder, self.path, read_json(folder / BEGUN).get("key", "unknown"))
         write_json(folder / BEGUN, {"key": key})
-        progress.begin(folder)
         return folder
 
     def finish(

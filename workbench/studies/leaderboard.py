@@ -18,6 +18,7 @@ import pandas as pd
 from workbench.methods import FIRST_RECIPE
 from workbench.models import loading
 from workbench.models.start import students_of, teacher_of
+from workbench.runs import progress
 from workbench.runs.cache import atomic_write
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import ONE_SHOT, Recipe
@@ -63,13 +64,12 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
     if unknown := set(names) - set(PASSES):
         raise RunError(f"There is no signal {min(unknown)!r}; there are {', '.join(PASSES)}.")
     recipe, drafts, probes = run.recipe, run.read("drafts"), run.read("probes")
-    students, items, costs = students_of(recipe), run.read("preference_set"), []
+    students, items, costs, parts = students_of(recipe), run.read("preference_set"), [], []
     kept = drafts[drafts["answer"] != ""]
     if "influence" in names:
         n_warm_up = max(1, min(INFLUENCE.n_warm_up, recipe.drafting.n_questions // 4))
         settings = INFLUENCE.model_copy(update={"n_warm_up": n_warm_up})
         kept = kept[~kept["question_id"].isin(warm_up_questions(run.read("questions"), n_warm_up))]
-    parts = []
     for name in names:
         at, some = f"{AT}/{name}", drafts
         if name == "influence":
@@ -196,8 +196,7 @@ def train(
         return pd.read_parquet(run.path / "leaderboard.parquet")
     recipe, tasks, drafts = run.recipe, load_tasks(run.recipe), run.read("drafts").set_index("draft_id")
     names, asked, targets = held_out(run, tasks)
-    place = pd.Series(names).groupby(names).cumcount()
-    chosen = [n for n in range(len(names)) if place[n] < n_asked]
+    chosen = sorted(n for name in tasks for n in [n for n, of in enumerate(names) if of == name][:n_asked])
     readers, right = zip(*(targets[n] for n in chosen), strict=True)
     given = ["".join(asked[n]) for n in chosen], list(readers), list(right), recipe.evaluation.max_new_tokens
     questions, plan, epochs = Questions(*given), [], {}
@@ -214,7 +213,8 @@ def train(
         Job(f"{student} on {group}, seed {seed}", (recipe, student, seed, rows, questions, batch, at))
         for student, group, seed, rows, at in plan
     ]
-    told = run_jobs(_train_one, jobs, recipe.compute.workers, "training on groups")
+    with progress.of(run.path / AT, run.watching("training on groups")):
+        told = run_jobs(_train_one, jobs, recipe.compute.workers, "training on groups")
     where = {"task": [names[n] for n in chosen], "item": chosen}
     frames = [
         pd.DataFrame(where)

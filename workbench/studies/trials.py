@@ -17,6 +17,7 @@ from workbench.models.backends import tune_sft
 from workbench.models.loading import fingerprint_model, resolve
 from workbench.models.start import Model
 from workbench.models.trl import tuned
+from workbench.runs import progress
 from workbench.runs.cache import read_json, write_json
 from workbench.runs.errors import RunError
 from workbench.runs.recipe import Recipe
@@ -50,12 +51,8 @@ class FineTuneJob:
         return f"trial {self.folder.name}"
 
 
-def answer_trials(recipe: Recipe, trials: list[FineTuneJob], describe: str) -> list[list[tuple[str, bool]]]:
-    """Return for each trial what was written to each question and whether its answer is right, in the order asked."""
-    return run_jobs(_run_trial, trials, recipe.compute.workers, describe)
-
-
-def _run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
+def run_trial(trial: FineTuneJob) -> list[tuple[str, bool]]:
+    """Return what was written to each question and whether its answer is right, in the order asked."""
     recipe, ref = trial.recipe, trial.recipe.models.students[trial.student]
     rows = None if trial.rows is None else trial.rows[["prompt", "completion"]]
     lines = None if rows is None else rows.to_numpy().tolist()
@@ -102,7 +99,8 @@ def train_and_ask(
         folder = run.path / at.format(**own)
         trials.append(FineTuneJob(recipe, own["student"], rows, asked, targets, own["seed"], folder, n_batches))
     items = {"task": names, "item_id": [f"{n:04}" for n in range(len(names))]}
-    answered = zip(sets, answer_trials(recipe, trials, describe), strict=True)
+    with progress.of(run.path / Path(at).parts[0], run.watching(describe)):
+        answered = zip(sets, run_jobs(run_trial, trials, recipe.compute.workers, describe), strict=True)
     frames = [pd.DataFrame(own | items | {"correct": [right for _, right in told]}) for (own, *_), told in answered]
     return pd.concat(frames, ignore_index=True)
 
@@ -143,8 +141,7 @@ def format_of(rationale: str) -> tuple[int, float]:
 
 def held_out(run: Run, tasks: dict[str, Task]) -> tuple[list[str], list[tuple[str, str]], list[tuple[Answers, str]]]:
     """Return task, prompt and target (as jobs take them) of the validation questions outside the preference set."""
-    chosen = run.read("preference_set")
-    probed = set(chosen[chosen["chosen"]]["item_id"])
+    probed = set(run.read("preference_set").query("chosen")["item_id"])
     found = [
         (name, ("", prompts.naive_prompt(task.description, item.question, task.prompts)), (task.answers, item.target))
         for name, task in tasks.items()

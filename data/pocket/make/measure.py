@@ -17,7 +17,8 @@ from data.pocket.make.rationales import rationale_for
 from workbench.loop import prompts
 from workbench.runs.recipe import Recipe
 from workbench.runs.seeding import stream
-from workbench.studies.trials import FineTuneJob, answer_trials
+from workbench.runs.workers import run_jobs
+from workbench.studies.trials import FineTuneJob, run_trial
 from workbench.tasks.pocket_styles import STYLES, style_of
 from workbench.tasks.task import Task, load_tasks
 from workbench.verdict.intervals import auc, wilson
@@ -95,7 +96,7 @@ def measure(recipe: Recipe, names: list[str], curves: bool = False) -> pd.DataFr
                     )
                 )
                 labels.append((name, case, [task.name for _, _, task in asked]))
-        answered = answer_trials(recipe, trials, "measuring")
+        answered = run_jobs(run_trial, trials, recipe.compute.workers, "measuring")
     rows = []
     for (name, case, of_task), told in zip(labels, answered, strict=True):
         frame = pd.DataFrame(told, columns=["text", "right"]).assign(task=of_task)
