@@ -50,7 +50,6 @@ CALLS = set(
 CALLS |= set("copytree copy2 read_text read_bytes write_text write_bytes".split())
 FILES = [*sorted((PROJECT / "workbench" / "runs").glob("*.py")), PROJECT / "workbench" / "loop" / "reviews.py"]
 ASIDE = "-old"  # what somebody renames a damaged file or folder to
-cluster.code_fingerprint()  # hashes of the library's files are known from then on, whoever asks again
 VERDICT = {"decision": "undecided", "student": "s", "models": "pocket", "warnings": [], "primary": {}}
 PAIR = dict.fromkeys(("pair_id", "student", "kind", "task", "chosen_id", "rejected_id"), "x")
 
@@ -241,6 +240,10 @@ def in_a_folder(folder: Path) -> Iterator[None]:
         patched.setenv("WORKBENCH_RUNS", str(folder))
         patched.setattr(run_module, "VERSIONED", ())
         patched.setattr(run_module, "_git_commit", lambda: "")
+        # What other processes have there would be counted, and be gone the next time.
+        patched.setattr(tempfile, "tempdir", str(folder.parent))
+        cluster.code_fingerprint.cache_clear()
+        cluster.code_fingerprint()  # hashes of the library's files are known, also where others took their place
         yield
         progress.end()
 

@@ -393,9 +393,11 @@ def test_an_interrupt_leaves_nothing_behind(run, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        run.step("counts", count, 2, str(log), 4 * PAUSE_S)  # long enough for a machine that is busy
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.step("counts", count, 2, str(log), 4 * PAUSE_S)  # long enough for a machine that is busy
+    finally:
+        signal.signal(signal.SIGINT, before)
     stopped = lines_of(log)
     time.sleep(6 * PAUSE_S)
     assert lines_of(log) == stopped and len(stopped) < 2 * N_ITEMS

@@ -147,7 +147,7 @@ def test_several_processes_write_at_once_and_nothing_is_lost(path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join()
+        writer.join(120)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert len(standing(Reviews(path).events())) == 60
 
@@ -165,7 +165,7 @@ def test_a_killed_process_loses_nothing_that_it_said(path):
     child.start()
     heard = [hears.recv() for _ in range(30)]
     os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    child.join(120)
     while hears.poll():
         heard.append(hears.recv())
     held = standing(Reviews(path).events())

@@ -55,6 +55,19 @@ def test_every_job_has_one_thread_and_this_process_keeps_its_own(workers):
     assert ({process for _, process in found} == {os.getpid()}) is (workers == 1)
 
 
+def where_runs_are(_) -> str:
+    from workbench.runs.cache import runs_folder
+
+    return str(runs_folder())
+
+
+def test_jobs_find_runs_where_they_are_now(tmp_path, monkeypatch):
+    """Processes stay for the next call, and were started when they may have been elsewhere."""
+    for name in ("one", "other"):
+        monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / name))
+        assert run_jobs(where_runs_are, [0, 1], 2, "looking") == [str(tmp_path / name)] * 2
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_names_its_job(workers):
     with pytest.raises(RunError, match="squares failed at job 99: ValueError: 99 is too many") as error:

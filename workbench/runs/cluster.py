@@ -97,7 +97,7 @@ def places() -> int:
 def run_jobs(call: Callable[..., Any], fn: Callable[..., Any], jobs: list, describe: str) -> list:
     """Return what fn makes of each job, in their order, computed by the cluster.
 
-    call(signs, fn, job, where) computes one of them; the rest as for workers.run_jobs.
+    call(runs, signs, fn, job, where) computes one of them; the rest as for workers.run_jobs.
 
     Raises:
         RunError: If a machine differs from this one, a job fails, or it is lost more than MAX_RETRIES times.
@@ -348,11 +348,10 @@ def _carry_out(
     require_alike(machine(), facts(), expected)
     _inside, _apart = True, not _sees(signs / SEEN, seen)
     _known.clear()
-    os.environ["WORKBENCH_RUNS"] = str(own_folder() / "runs") if _apart else runs
     cache.elsewhere = MailedCache(lambda *question: ray.get(box.ask.remote(*question)))
     begun = box.ask.remote("begun", index, machine())  # not waited for: a question takes its time there and back
     progress.mail = partial(cache.elsewhere.ask, "sign") if _apart else None
-    return call(signs, fn, job, machine()), ray.get(begun)
+    return call(str(own_folder() / "runs") if _apart else runs, signs, fn, job, machine()), ray.get(begun)
 
 
 def _sees(path: Path, content: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.runs import cluster, progress
+from workbench.runs.cache import runs_folder
 from workbench.runs.errors import RunError, in_our_words
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # as in malloc.h
@@ -52,7 +53,7 @@ def run_jobs(fn: Callable[..., Any], jobs: list, workers: int, describe: str) ->
         return _run_here(fn, jobs, describe)
     results = [None] * len(jobs)
     executor = _executor(workers, _code_age())
-    futures = {executor.submit(_call, progress.folder(), fn, job): index for index, job in enumerate(jobs)}
+    futures = {executor.submit(_call, str(runs_folder()), progress.folder(), fn, job): n for n, job in enumerate(jobs)}
     try:
         for done, future in enumerate(as_completed(futures), 1):
             results[futures[future]] = _outcome(future.result, jobs[futures[future]], describe)
@@ -76,7 +77,8 @@ def n_at_once(workers: int) -> int:
     return cluster.places() or n_processes(workers)
 
 
-def _call(signs: Path | None, fn: Callable[[Any], Any], job: Any, where: str = "") -> Any:
+def _call(runs: str, signs: Path | None, fn: Callable[[Any], Any], job: Any, where: str = "") -> Any:
+    os.environ["WORKBENCH_RUNS"] = runs  # as it is now, and not when this process was started
     _keep_freed_memory()
     # Where OpenMP is loaded before Python, as vLLM arranges it for processes begun after it, the variable is too late.
     with one_thread():
@@ -91,8 +93,7 @@ def _do(fn: Callable[..., Any], job: Any) -> Any:
 def _executor(workers: int, code_age: float) -> ProcessPoolExecutor:
     """Return processes that stay for the next call: they take longer to start than many a stage takes to run.
 
-    By the standard library: on two busy cores joblib's loky gave the same numbers, but took 8.6 s to import and start
-    where this took 1.4, and 8 ms for an empty job where this took 2 to 3.
+    By the standard library: on two busy cores joblib's loky took 8.6 s to import and start where this took 1.4.
     """
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker)
 
