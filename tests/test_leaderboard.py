@@ -185,6 +185,17 @@ def test_drafts_that_form_no_group_are_refused():
         groups_of(signals[signals["technique"] != lost], ["true"], 1)
 
 
+def test_whether_a_draft_is_right_is_unknown_where_its_task_has_no_rule(runs):
+    run = write_run("unruled", recipe_of(3, 8, ("ada",)))
+    drafts = run.read("drafts")
+    for gold, known in (("", False), (drafts["answer"], True)):
+        store(run, drafts=drafts.assign(gold=gold, correct=known))
+        signals, _ = leaderboard.signals_of(run, [])
+        assert set(signals["signal"]) == {"length", "right"}
+        assert signals.query("signal == 'right'")["value"].notna().eq(known).all()
+        assert signals.query("signal == 'length'")["value"].notna().all()
+
+
 def test_probes_that_leak_are_counted_and_left_out(runs):
     run = write_run("leaky", recipe_of(3, 8, ("ada",)))
     probes, drafts = run.read("probes"), run.read("drafts")

@@ -88,12 +88,14 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
         if forward is None:
             forward = backward + own["n"].mean() * (1 if name == "influence" else 1 + probes["n_tokens"].mean())
         costs.append((name, forward, backward, run.manifest(asked)["seconds"] / max(1, len(students) * len(some))))
+    unknown = kept["task"].map(kept.groupby("task")["gold"].max() == "")  # of a task without a rule nothing is
     for name, column in CONTROLS.items():
-        own = kept.assign(signal=name, value=kept[column].astype(float))
+        own = kept.assign(signal=name, value=kept[column].astype(float).mask(unknown & (name == "right")))
         parts.append(pd.concat([own.assign(student=student) for student in students]))
-    columns = ["student", "draft_id", "task", "question_id", "technique", "signal", "value"]
     costs = pd.DataFrame(costs, columns=["signal", "forward", "backward", "seconds"])
-    return pd.concat(parts, ignore_index=True)[columns], costs
+    return pd.concat(parts, ignore_index=True)[
+        "student draft_id task question_id technique signal value".split()
+    ], costs
 
 
 def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
