@@ -83,19 +83,17 @@ def signals_of(run: Run, names: Sequence[str], n_measured: int = 0) -> tuple[pd.
             found = run.step(at, measure_signals, probes, some, students, *given)["signals"]
         own = found[found["item_kind"] == "rationale"].merge(kept, on="draft_id")
         parts.append(own.assign(signal=name))
-        asked = "probes" if name in (ONE_SHOT, "self_consistency") else at
-        forward, backward = PASSES[name]
+        asked, (forward, backward) = "probes" if name in (ONE_SHOT, "self_consistency") else at, PASSES[name]
         if forward is None:
             forward = backward + own["n"].mean() * (1 if name == "influence" else 1 + probes["n_tokens"].mean())
         costs.append((name, forward, backward, run.manifest(asked)["seconds"] / max(1, len(students) * len(some))))
-    unknown = kept["task"].map(kept.groupby("task")["gold"].max() == "")  # of a task without a rule nothing is
+    ruled = kept.groupby("task")["gold"].transform("max") != ""  # elsewhere nobody knows what is right
     for name, column in CONTROLS.items():
-        own = kept.assign(signal=name, value=kept[column].astype(float).mask(unknown & (name == "right")))
-        parts.append(pd.concat([own.assign(student=student) for student in students]))
+        own = kept.assign(signal=name, value=kept[column].astype(float).where(ruled | (name != "right")))
+        parts += [own.assign(student=student) for student in students]
+    columns = ["student", "draft_id", "task", "question_id", "technique", "signal", "value"]
     costs = pd.DataFrame(costs, columns=["signal", "forward", "backward", "seconds"])
-    return pd.concat(parts, ignore_index=True)[
-        "student draft_id task question_id technique signal value".split()
-    ], costs
+    return pd.concat(parts, ignore_index=True)[columns], costs
 
 
 def _influences(run: Run, settings: Influence, at: str) -> pd.DataFrame:
