@@ -22,18 +22,17 @@ def truth_and_cost(board: pd.DataFrame, costs: pd.DataFrame, steps: int, models:
     rows = rows[(rows["student"] == whom) & (rows["steps"] == steps)]
     rows = rows.merge(costs, on="signal", how="left").fillna({"forward": 0.5, "backward": 0, "seconds": 0})
     rows = rows.rename(columns={"spearman_low": "low", "spearman_high": "high"}).sort_values("spearman")
-    length = f"{steps} steps" if steps else "one epoch"
-    labels = {"forward": "passes forward for one draft (log scale; controls at 1/2)"}
+    rows["beside"] = rows["forward"] * 1.08 ** rows.groupby("forward").cumcount()
+    labels = {"beside": "passes forward for one draft (log scale; equal ones side by side, controls at 1/2)"}
     labels |= {"spearman": "rank correlation with measured gain"}
-    fig = marks(
-        rows, "forward", "spearman", "signal", marks_by(rows["signal"]), interval="spearman", log_x=True, labels=labels
-    )
+    by = marks_by(board["signal"])  # the same marks at every length
+    fig = marks(rows, "beside", "spearman", "signal", by, interval="spearman", log_x=True, labels=labels)
     said = spell_each(rows.dropna(subset="spearman").iloc[::-1], "signal", "spearman", "")
     return finish(
         fig.add_hline(y=0, **style.LEVEL),
         "Which signal tells what training gains, and at what cost?",
-        f"{rows['n_groups'].iloc[0]} common groups of drafts, {length}, {named(whom)}; 95 % intervals over seeds, "
-        "draft questions and held-out questions",
+        f"{rows['n_groups'].iloc[0]} common groups of drafts, {f'{steps} steps' if steps else 'one epoch'}, "
+        f"{named(whom)}; 95 % intervals over seeds, draft questions and held-out questions",
         "Each mark is a way to ask a student about a draft. Up: what it says of a group of drafts goes with what "
         "training on the group gains. Left: cheap. Length and right are controls: nobody is asked.",
         f"From the best to the worst: {said}.",
