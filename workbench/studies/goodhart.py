@@ -244,7 +244,7 @@ def findings(table: pd.DataFrame) -> list[str]:
             after = f"The score no longer stands for the gain; stop at round {row['earlier']}."
             said.append(f"Warning: for {student} score and gain part. {moved}. {after}")
         elif len(alone):
-            after = f"Alone that were a parting; of {len(own)} pairs of rounds one may be so by chance (p {p:.2f})."
+            after = f"Alone that would be a parting; of {len(own)} pairs of rounds one may be so by chance (p {p:.2f})."
             said.append(f"Undecided for {student}. {moved}. {after}")
         else:  # what did not rise cannot part
             after = "" if row[f"{SCORE}_low"] > 0 else " The score did not rise beyond chance, so this shows little."
