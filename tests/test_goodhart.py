@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import small_classroom
 
 from workbench import figures
+from workbench.runs import progress
 from workbench.runs.errors import DataError, RunError
 from workbench.runs.run import open_run
 from workbench.runs.seeding import stream
@@ -132,7 +134,18 @@ def test_rounds_are_followed_killed_and_gone_on_with(aligned, monkeypatch, capsy
     process.join()
     assert process.exitcode == -9 and not kept.exists()
     before = {name: run.manifest(name) for name in ("drafts", "signals", "examples")}
+    shown = {}
+
+    @contextmanager
+    def watching(step):
+        shown[step] = progress.folder()
+        yield
+
+    run.watching = watching
     table = follow(run, 2, 2, 2)
+    # Trainings are no step, and say all the same how far they are.
+    assert shown["training on rounds"] == run.path / "goodhart" / progress.FOLDER and progress.folder() is None
+    assert not shown["training on rounds"].exists()
     pd.testing.assert_frame_equal(pd.read_parquet(kept), table)
     assert set(table["round"]) == {0, 1, 2} and set(table["seed"]) == {1, 2}
     shares = table[table["what"] == "score"]

@@ -77,8 +77,17 @@ def test_a_signal_that_tells_the_truth_leads_and_one_that_lies_is_last():
     matrix = agreement(signals)
     assert matrix.loc["true", "lying"] == pytest.approx(-1.0) and matrix.loc["true", "true"] == pytest.approx(1.0)
     costs = pd.DataFrame({"signal": ["true", "lying"], "forward": [1.0, 50.0], "backward": [0, 0], "seconds": [0.1, 2]})
-    figure = figures.truth_and_cost(found.reset_index(), costs, 0)
+    figure, later = (figures.truth_and_cost(found.reset_index(), costs, steps) for steps in (0, 4))
     assert "true" in figures.sentence(figure)
+    marks = [{one.name: (one.marker.color, one.marker.symbol) for one in drawn.data} for drawn in (figure, later)]
+    assert marks[0] == marks[1] and len(set(marks[0].values())) == 3
+
+
+def test_signals_of_one_cost_stand_side_by_side():
+    signals, groups, answers = made({"true": 1.0, "same": 1.0})
+    costs = pd.DataFrame({"signal": ["true", "same"], "forward": [1.0, 1.0], "backward": [0, 0], "seconds": [0.1, 2]})
+    figure = figures.truth_and_cost(board(signals, groups, answers), costs, 0)
+    assert len({float(one.x[0]) for one in figure.data}) == 2
 
 
 def test_intervals_hold_what_would_be_estimated_from_other_drafts_seeds_and_questions():
