@@ -1,6 +1,6 @@
 """Jobs on a Ray cluster: two machines of one CPU each, which are processes here; one goes, one differs, runs end.
 
-What is not seen here: machines without a common file system, other processors, GPUs.
+What is not seen here: a second computer, other processors, GPUs.
 """
 
 import ast

@@ -117,7 +117,8 @@ def groups_of(signals: pd.DataFrame, leaders: Sequence[str], seed: int) -> pd.Da
     known = signals.drop_duplicates(["student", "draft_id"]).set_index(["student", "question_id", "draft_id"])
     rows = []
     for student, own in known.groupby(level="student", sort=False):
-        own, of_task = own.reset_index(), own.reset_index().groupby("task")["technique"]
+        own = own.reset_index()
+        of_task = own.groupby("task")["technique"]
         place = of_task.transform(lambda names: names.astype("category").cat.codes)
         own["name"] = own.groupby(place)["technique"].transform(lambda names: "/".join(sorted(set(names))))
         own = own[own.groupby("question_id")["technique"].transform("nunique") == of_task.transform("nunique")]
@@ -196,7 +197,7 @@ def train(
         return pd.read_parquet(run.path / "leaderboard.parquet")
     recipe, tasks, drafts = run.recipe, load_tasks(run.recipe), run.read("drafts").set_index("draft_id")
     names, asked, targets = held_out(run, tasks)
-    chosen = sorted(n for name in tasks for n in [n for n, of in enumerate(names) if of == name][:n_asked])
+    chosen = pd.Series(names).groupby(names).head(n_asked).index.tolist()
     readers, right = zip(*(targets[n] for n in chosen), strict=True)
     given = ["".join(asked[n]) for n in chosen], list(readers), list(right), recipe.evaluation.max_new_tokens
     questions, plan, epochs = Questions(*given), [], {}
